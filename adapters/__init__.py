@@ -1,0 +1,1 @@
+"""Bindings of lazycast for particular inference engines, one file each."""

@@ -1,0 +1,146 @@
+"""A `Link` for engines whose sends and receives block: two threads a neighbour.
+
+A backend brings one `Pipe` per neighbour; this module brings queues, threads, farewells and the end of each.
+
+Guarantees:
+
+* A pipe's `send` is called by one thread only, its `recv_*` by one other only.
+* A message leaves whole or not at all; the farewell is the last thing a pipe sends.
+* A farewell is answered with one's own at once, so that the peer's listener returns from its receive: some engines
+  (gloo) can neither interrupt a blocked receive nor exit beside one.
+* Lock order: none. The queues are the only shared state; a peer's end is told by its listener alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from lazycast.backend import Link, Sink
+
+logger = logging.getLogger("lazycast")
+
+
+class PipeClosed(Exception):
+    """Raised by a pipe whose other end is gone, in either direction."""
+
+
+class Pipe(ABC):
+    """A blocking, ordered connection with one neighbour. An empty header is the farewell; pipes just carry it."""
+
+    @abstractmethod
+    def send(self, header: bytes, body: memoryview | None) -> None:
+        """Send one message; block until `body` may be reused. Raises PipeClosed."""
+
+    @abstractmethod
+    def recv_header(self) -> tuple[bytes, int]:
+        """Wait for a message; return its header and its body's size. Raises PipeClosed."""
+
+    @abstractmethod
+    def recv_body(self, into: memoryview) -> None:
+        """Receive the body announced by the last `recv_header` (size > 0). Raises PipeClosed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up the connection and wake whoever is blocked in it, if the engine can. Idempotent."""
+
+    def close_after_fork(self) -> None:
+        """In a forked child: close inherited descriptors. By default there are none that we can reach."""
+
+
+_Message = tuple[bytes, "memoryview | None"]
+_FAREWELL: _Message = (b"", None)
+
+
+class _Neighbour:
+    """One peer: its pipe, its outbox, its two threads."""
+
+    def __init__(self, peer: int, pipe: Pipe, sink: Sink, name: str) -> None:
+        self.peer = peer
+        self.pipe = pipe
+        self._sink = sink
+        self._outbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
+        self._send_error: BaseException | None = None
+        self._ended = False
+        self.sender = threading.Thread(target=self._send_loop, name=f"{name}-send-{peer}", daemon=True)
+        self.listener = threading.Thread(target=self._listen_loop, name=f"{name}-recv-{peer}", daemon=True)
+        self.sender.start()
+        self.listener.start()
+
+    def put(self, message: _Message) -> None:
+        if message is _FAREWELL or not self._ended:
+            self._outbox.put(message)
+
+    def _send_loop(self) -> None:
+        while True:
+            message = self._outbox.get()
+            try:
+                self.pipe.send(*message)
+            except PipeClosed as exc:
+                self._send_error = exc
+                self.pipe.close()  # the listener tells the end, once
+                return
+            if message is _FAREWELL:
+                return
+            del message  # a body must not stay alive while this thread waits for the next one
+
+    def _listen_loop(self) -> None:
+        sink, pipe, peer = self._sink, self.pipe, self.peer
+        reason: str | None = None
+        try:
+            while True:
+                header, nbytes = pipe.recv_header()
+                if not header:
+                    break
+                if nbytes:
+                    into = sink.place(peer, header, nbytes)
+                    pipe.recv_body(into)
+                    del into
+                sink.deliver(peer, header)
+        except PipeClosed as exc:
+            reason = str(self._send_error or exc) or "connection closed without a farewell"
+        except Exception as exc:  # a sink must not raise; if it does, this peer can no longer be served
+            logger.exception("lazycast: the receiver of rank %d failed; its messages are no longer read", peer)
+            reason = f"receiving failed here: {exc!r}"
+        self._ended = True
+        self.put(_FAREWELL)  # the answer to a farewell; after a loss it only stops the sender
+        sink.gone(peer, reason)
+
+
+class ThreadedLink(Link):
+    """Serve pipes with threads. See the module's text for what it guarantees."""
+
+    def __init__(self, pipes: Mapping[int, Pipe], sink: Sink, *, name: str, max_body_nbytes: int | None = None) -> None:
+        if max_body_nbytes is not None:
+            self.max_body_nbytes = max_body_nbytes
+        self._closed = False
+        self._neighbours = {peer: _Neighbour(peer, pipe, sink, name) for peer, pipe in pipes.items()}
+
+    def send(self, peer: int, header: bytes, body: memoryview | None = None) -> None:
+        self._neighbours[peer].put((header, body if body is not None and body.nbytes else None))
+
+    def close(self, *, timeout_s: float) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        deadline = time.monotonic() + timeout_s
+        for neighbour in self._neighbours.values():
+            neighbour.put(_FAREWELL)
+        for neighbour in self._neighbours.values():
+            for thread in (neighbour.sender, neighbour.listener):
+                thread.join(max(0.0, deadline - time.monotonic()))
+        for neighbour in self._neighbours.values():
+            neighbour.pipe.close()  # wakes, where the engine can, who did not get an answer
+        for neighbour in self._neighbours.values():
+            for thread in (neighbour.sender, neighbour.listener):
+                thread.join(0.2)
+                if thread.is_alive():
+                    logger.warning("lazycast: rank %d did not answer the farewell; a thread is left behind", neighbour.peer)
+
+    def close_after_fork(self) -> None:
+        for neighbour in self._neighbours.values():
+            neighbour.pipe.close_after_fork()
