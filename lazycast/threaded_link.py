@@ -48,8 +48,9 @@ class Pipe(ABC):
     def close(self) -> None:
         """Give up the connection and wake whoever is blocked in it, if the engine can. Idempotent."""
 
+    @abstractmethod
     def close_after_fork(self) -> None:
-        """In a forked child: close inherited descriptors. By default there are none that we can reach."""
+        """In a forked child: close the inherited descriptors that can be reached, without a word to the peer."""
 
 
 _Message = tuple[bytes, "memoryview | None"]
@@ -139,7 +140,8 @@ class ThreadedLink(Link):
             for thread in (neighbour.sender, neighbour.listener):
                 thread.join(0.2)
                 if thread.is_alive():
-                    logger.warning("lazycast: rank %d did not answer the farewell; a thread is left behind", neighbour.peer)
+                    logger.warning("lazycast: rank %d did not answer the farewell", neighbour.peer)
+                    break
 
     def close_after_fork(self) -> None:
         for neighbour in self._neighbours.values():

@@ -1,0 +1,173 @@
+"""Ranks of a torch.distributed group, connected by gloo.
+
+Guarantees:
+
+* Contexts are made from the group's store alone: `new_group` needs all ranks of the default group, and its local form
+  derives its name from the ranks, so that a third one on the same ranks hangs (torch 2.13).
+* Each context has a generation counted in the store, so no two ever share keys, and its own `ProcessGroupGloo` outside
+  torch's registry. The user's group is never used for communication; it may be an NCCL group.
+* Receives name their source: one from anybody never notices a death, a named one fails at once and idles without CPU.
+* All ranks are group-local: `root=0` is the group's first rank, whatever its global rank is.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+from lazycast.backend import Backend, Context, Link, Sink
+from lazycast.errors import BackendError, BackendUnavailableError, CastTimeoutError
+from lazycast.threaded_link import Pipe, PipeClosed, ThreadedLink
+
+try:
+    import torch
+    import torch.distributed as dist
+except ImportError as exc:
+    raise BackendUnavailableError(
+        "the torch backend needs torch: pip install 'lazycast[torch]' (or torch as your platform wants it)"
+    ) from exc
+
+if not dist.is_available():
+    raise BackendUnavailableError("this build of torch has no torch.distributed; install one that does")
+
+_PREFIX = struct.Struct("<IQ")  # header bytes, body bytes
+# Every message begins with one gloo message of at most this size, which a small body shares with its header. gloo
+# takes a message into a larger buffer, so the receiver need not know how long it is.
+_HEAD_NBYTES = 64 << 10
+_HEAD_TAG, _BODY_TAG = 1, 2
+_FOR_EVER = timedelta(days=3650)
+
+
+def _tensor(buffer: memoryview) -> torch.Tensor:
+    if buffer.readonly:  # torch has no read-only tensors, and warns
+        buffer = memoryview(bytearray(buffer))
+    return torch.frombuffer(buffer, dtype=torch.uint8)
+
+
+class _GlooPipe(Pipe):
+    """One neighbour in a ProcessGroupGloo."""
+
+    def __init__(self, group: dist.ProcessGroupGloo, peer: int) -> None:
+        self._group = group
+        self._peer = peer
+        self._head = torch.empty(_HEAD_NBYTES, dtype=torch.uint8)
+        self._head_view = memoryview(self._head.numpy())
+        self._inline: memoryview | None = None
+
+    def send(self, header: bytes, body: memoryview | None) -> None:
+        nbytes = body.nbytes if body is not None else 0
+        head = bytearray(_PREFIX.pack(len(header), nbytes) + header)
+        inline = body is not None and len(head) + nbytes <= _HEAD_NBYTES
+        if body is not None and inline:
+            head += body
+        self._wait(self._group.send, _tensor(memoryview(head)), _HEAD_TAG)
+        if body is not None and not inline:
+            self._wait(self._group.send, _tensor(body), _BODY_TAG)
+
+    def recv_header(self) -> tuple[bytes, int]:
+        self._wait(self._group.recv, self._head, _HEAD_TAG)
+        header_nbytes, nbytes = _PREFIX.unpack_from(self._head_view)
+        end = _PREFIX.size + header_nbytes
+        inline = end + nbytes <= _HEAD_NBYTES
+        self._inline = self._head_view[end : end + nbytes] if inline else None
+        return bytes(self._head_view[_PREFIX.size : end]), nbytes
+
+    def recv_body(self, into: memoryview) -> None:
+        if self._inline is not None:
+            into[:] = self._inline
+        else:
+            self._wait(self._group.recv, _tensor(into), _BODY_TAG)
+
+    def _wait(self, operation, tensor, tag) -> None:  # type: ignore[no-untyped-def]
+        try:
+            operation([tensor], self._peer, tag).wait()
+        except RuntimeError as exc:
+            raise PipeClosed(str(exc).splitlines()[0]) from exc
+
+    def close(self) -> None:
+        """Nothing wakes a blocked gloo receive (torch 2.13); the farewells have, or the peer's death has."""
+
+    def close_after_fork(self) -> None:
+        """gloo owns the descriptors; they are close-on-exec, but a plain fork keeps copies until the child ends."""
+
+
+class _TorchContext(Context):
+    """Keys of one generation in the group's store."""
+
+    def __init__(self, rank: int, size: int, store: dist.Store, generation: int) -> None:
+        self._rank, self._size = rank, size
+        self._store = dist.PrefixStore(f"lazycast/{generation}", store)
+        self._rounds = 0
+
+    def exchange(self, blob: bytes, *, timeout_s: float) -> list[bytes]:
+        self._rounds += 1
+        deadline_s = time.monotonic() + timeout_s
+        keys = [f"{self._rounds}/{rank}" for rank in range(self._size)]
+        self._store.set(keys[self._rank], blob)
+        blobs = []
+        for rank, key in enumerate(keys):
+            try:
+                self._store.wait([key], timedelta(seconds=max(0.001, deadline_s - time.monotonic())))
+                blobs.append(self._store.get(key))
+            except dist.DistStoreError as exc:
+                missing = [r for r in range(rank, self._size) if not self._store.check([keys[r]])]
+                raise CastTimeoutError(
+                    f"lazycast handshake over the torch store: rank {', '.join(map(str, missing))} (group-local) did "
+                    f"not come within {timeout_s:g} s; every rank of the group must construct its object, in the same "
+                    "order"
+                ) from exc
+            except RuntimeError as exc:
+                raise BackendError(f"the group's store failed during the handshake: {exc}") from exc
+        return blobs
+
+    def connect(self, neighbours: Sequence[int], sink: Sink, *, timeout_s: float) -> Link:
+        try:
+            group = dist.ProcessGroupGloo(
+                dist.PrefixStore("gloo", self._store), self._rank, self._size, timedelta(seconds=timeout_s)
+            )
+            group.set_timeout(_FOR_EVER)
+        except RuntimeError as exc:
+            raise BackendError(f"gloo could not connect the ranks: {exc}") from exc
+        pipes: dict[int, Pipe] = {peer: _GlooPipe(group, peer) for peer in neighbours}
+        return ThreadedLink(pipes, sink, name=f"lazycast-torch-{self._rank}")
+
+    def close(self) -> None:
+        """The store is the user's group's; the keys of a generation are small and never read again."""
+
+
+class TorchBackend(Backend):
+    """Connects the ranks of a torch.distributed process group.
+
+    Args:
+        group: a process group of any backend that this process belongs to; the default group if None.
+    """
+
+    name = "torch"
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        if not dist.is_initialized():
+            raise BackendUnavailableError(
+                "torch.distributed is not initialised: call torch.distributed.init_process_group() first (under "
+                "torchrun: init_process_group('gloo') is enough)"
+            )
+        rank = dist.get_rank(group)
+        if rank < 0:
+            raise BackendUnavailableError(
+                f"this process (global rank {dist.get_rank()}) is not in the given group; only its members may "
+                "construct the object"
+            )
+        self.rank, self.size = rank, dist.get_world_size(group)
+        pg = group if group is not None else dist.distributed_c10d._get_default_group()
+        self._store: dist.Store = dist.distributed_c10d._get_process_group_store(pg)
+
+    @classmethod
+    def from_environment(cls) -> TorchBackend:
+        """Use the default group."""
+        return cls()
+
+    def open(self, *, timeout_s: float) -> Context:
+        # Counted in the store and not in this process: a group that is destroyed and made anew may get the same store.
+        generation = self._store.add(f"lazycast/opened/{self.rank}", 1)
+        return _TorchContext(self.rank, self.size, self._store, generation)

@@ -1,0 +1,47 @@
+"""Broadcast a raw payload plus the callable that makes the object from it; every rank gets the object.
+
+See `LazyBroadcast`. Importing this package imports neither torch nor mpi4py.
+"""
+
+from lazycast.api import LazyBroadcast
+from lazycast.errors import (
+    BackendError,
+    BackendUnavailableError,
+    CastTimeoutError,
+    ClosedError,
+    ConfigMismatchError,
+    DecodeError,
+    EncodeError,
+    KeyInUseError,
+    LazycastError,
+    MaterializeError,
+    PeerLostError,
+    ReentrantCallError,
+    RemoteError,
+    TrustError,
+)
+from lazycast.future import CastFuture
+from lazycast.stats import Stats, Timing
+from lazycast.version import __version__
+
+__all__ = [
+    "BackendError",
+    "BackendUnavailableError",
+    "CastFuture",
+    "CastTimeoutError",
+    "ClosedError",
+    "ConfigMismatchError",
+    "DecodeError",
+    "EncodeError",
+    "KeyInUseError",
+    "LazyBroadcast",
+    "LazycastError",
+    "MaterializeError",
+    "PeerLostError",
+    "ReentrantCallError",
+    "RemoteError",
+    "Stats",
+    "Timing",
+    "TrustError",
+    "__version__",
+]

@@ -1,0 +1,317 @@
+"""`LazyBroadcast`, the face of the library."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Collection
+from types import TracebackType
+from typing import Any, Generic, TypeVar, cast
+
+from lazycast import discovery, handshake, lifetime, wire
+from lazycast.backend import Backend
+from lazycast.engine.follower import FollowerLane
+from lazycast.engine.performer import Group
+from lazycast.engine.root import RootLane
+from lazycast.engine.solo import SoloLane
+from lazycast.errors import CastTimeoutError
+from lazycast.future import CastFuture
+from lazycast.missing import MISSING, Missing
+from lazycast.options import DEFAULT_MAX_INFLIGHT_NBYTES, Options, check
+from lazycast.stats import Stats
+from lazycast.wire import Key
+
+P = TypeVar("P")
+V = TypeVar("V")
+
+logger = logging.getLogger("lazycast")
+
+#: What `close` allows for by default, and at interpreter exit (seconds).
+_CLOSE_TIMEOUT_S = 30.0
+_EXIT_TIMEOUT_S = 5.0
+#: By how much a blocking call outlives its time limit before it stops trusting the engine to end it (seconds).
+_GRACE_S = 5.0
+
+
+class LazyBroadcast(Generic[P, V]):
+    """Casts raw payloads from one rank to all, with the callable that makes the object every rank gets.
+
+    Args:
+        materialize: `callable(payload) -> value`; None casts the payload itself. The root's rules; other ranks need
+            not have it.
+        backend: "auto" (torch.distributed if its default group is initialised, else MPI if started by its launcher,
+            else local), a name found among the entry points `lazycast.backends`, or a `Backend`.
+        root: the rank that owns the payloads, 0-based, local to the backend's group.
+        name: part of the handshake; objects with other names never cross.
+        placement: who materializes: "every" rank on arrival; on "demand", when it asks; the "root", which casts the
+            value; "auto", today the same as "every".
+        agree: encoding, decoding and materializing succeed on every rank or fail on every rank with the same error.
+            Costs a round trip. "demand" makes no such promise.
+        values: "private": what a rank gets is its own to write to. ("copy" is the same today.)
+        trust: "pickle": ranks trust each other, as with torch's and MPI's object collectives.
+        max_inflight, max_inflight_nbytes: how many casts, and bytes of payload, the slowest rank may have that it has
+            not asked for; beyond it the root's calls block.
+        timeout_s: how long construction, and each call that does not say otherwise, may wait (seconds).
+        warn_after_s: a call that waits longer than this is logged once, with whom it waits for (seconds).
+        executor: runs materializers in this process; by default some threads of lazycast's own.
+        owners, replicated, allow, arena_nbytes, shared_memory: reserved; only their defaults are supported today
+            (`shared_memory=False` too).
+
+    Raises:
+        ValueError, TypeError: an argument makes no sense; the other ranks raise ConfigMismatchError.
+        ConfigMismatchError: ranks differ in root, name, placement, agree, values, trust or version.
+        BackendUnavailableError: a library is missing or not initialised.
+        CastTimeoutError: some rank, which is named, did not construct its object in time.
+    Collective: every rank of the group constructs, in the same order.
+    Blocking: until all ranks have come, up to `timeout_s`.
+    Threads: one construction at a time on one group; the object itself is safe.
+    Memory: payloads and values as its methods say.
+    """
+
+    def __init__(
+        self,
+        materialize: Callable[[P], V] | None = None,
+        *,
+        backend: str | Backend = "auto",
+        root: int = 0,
+        name: str = "default",
+        placement: str = "auto",
+        owners: Collection[int] | None = None,
+        replicated: bool = False,
+        agree: bool = True,
+        values: str = "private",
+        trust: str = "pickle",
+        allow: Collection[str] | None = None,
+        max_inflight: int = 64,
+        max_inflight_nbytes: int = DEFAULT_MAX_INFLIGHT_NBYTES,
+        arena_nbytes: int | None = None,
+        shared_memory: bool | str = "auto",
+        timeout_s: float = 300.0,
+        warn_after_s: float = 30.0,
+        executor: concurrent.futures.Executor | None = None,
+    ) -> None:
+        self._backend = discovery.resolve(backend)
+        options = Options(
+            materialize=materialize,
+            root=root,
+            name=name,
+            placement=placement,
+            agree=agree,
+            values=values,
+            trust=trust,
+            max_inflight=max_inflight,
+            max_inflight_nbytes=max_inflight_nbytes,
+            timeout_s=timeout_s,
+            warn_after_s=warn_after_s,
+            executor=executor,
+        )
+        reserved: dict[str, object] = {
+            "owners": owners,
+            "replicated": replicated,
+            "allow": allow,
+            "arena_nbytes": arena_nbytes,
+            "shared_memory": shared_memory,
+        }
+        self._options = options
+        self._lane = self._meet(options, check(options, self._backend.size, reserved))
+        lifetime.watch(self)
+
+    def _meet(self, options: Options, error: Exception | None) -> RootLane | FollowerLane | SoloLane:
+        """Meet the other ranks, whatever this one has to say, and build the lane."""
+        limit = options.timeout_s
+        timeout_s = float(limit) if isinstance(limit, (int, float)) and limit > 0 else 300.0
+        backend, deadline_s = self._backend, time.monotonic() + timeout_s
+        context = backend.open(timeout_s=timeout_s)
+        try:
+            mine = handshake.hello(backend.rank, options.agreed(), error)
+            left_s = max(0.001, deadline_s - time.monotonic())
+            blobs = context.exchange(handshake.encode(mine), timeout_s=left_s)
+            hellos = [handshake.decode(blob, rank) for rank, blob in enumerate(blobs)]
+            disagreement = handshake.disagreement(hellos)
+            if error is not None:
+                raise error
+            if disagreement is not None:
+                raise disagreement
+            group = Group(backend.rank, backend.size, options.root, [h.host for h in hellos])
+            lane: RootLane | FollowerLane | SoloLane
+            if backend.size == 1:
+                lane = SoloLane(group, options)
+            elif backend.rank == options.root:
+                lane = RootLane(group, options, context)
+            else:
+                lane = FollowerLane(group, options, context)
+            lane.start(timeout_s=max(0.001, deadline_s - time.monotonic()))
+        except BaseException:
+            context.close()
+            raise
+        return lane
+
+    @property
+    def rank(self) -> int:
+        """This process's place in the group, 0-based and group-local."""
+        return self._backend.rank
+
+    @property
+    def size(self) -> int:
+        """The number of ranks."""
+        return self._backend.size
+
+    @property
+    def root(self) -> int:
+        """The rank that owns the payloads, group-local."""
+        return self._options.root
+
+    @property
+    def is_root(self) -> bool:
+        """Whether this rank is the root."""
+        return self.rank == self.root
+
+    def __repr__(self) -> str:
+        options = self._options
+        return (
+            f"<LazyBroadcast {options.name!r} rank {self.rank} of {self.size}, root {self.root}, "
+            f"backend {self._backend.name}, placement {options.placement}>"
+        )
+
+    def broadcast(
+        self,
+        payload: P | Missing = MISSING,
+        *,
+        materialize: Callable[[P], V] | None = None,
+        key: Key | None = None,
+        timeout_s: float | None = None,
+    ) -> V:
+        """Cast `payload` to every rank and return the value.
+
+        Args:
+            payload: any picklable object; ignored except on the root. Arrays of any shape travel out of band.
+            materialize: for this cast instead of the object's; ignored except on the root.
+            key: a str, int (64 bits) or bytes (both up to 1 KiB) that names the cast, so that ranks may ask in any
+                order. Per key the n-th call gets the n-th cast. Without one, a rank's n-th call without a key gets
+                the root's n-th.
+            timeout_s: instead of the object's (seconds).
+        Returns: what the materializer made, or the payload without one. On the root without a materializer, the
+            payload itself.
+        Raises:
+            EncodeError: the payload does not pickle (root). RemoteError: the same, on the others.
+            MaterializeError, DecodeError: on every rank with `agree`, else where it happened.
+            KeyInUseError: a call with this key is pending on this rank.
+            CastTimeoutError: it took longer than `timeout_s`; names the phase and who is missing.
+            PeerLostError: a rank died. ClosedError: a rank, or this one, has closed its object.
+            TypeError: no payload on the root, or the materializer is not callable.
+            ReentrantCallError: called from a materializer or callback of this object.
+        Collective: every rank, in any order (matched by key) or in the same order (without).
+        Blocking: until the value is here, up to `timeout_s`.
+        Threads: safe; calls without a key from one thread per rank.
+        Memory: `payload` must not change until the call returns. The value is the caller's, to write to as well.
+        """
+        self._lane.guard("broadcast()")
+        lane, limit_s = self._lane, self._limit_s(timeout_s)
+        call = lane.call_here if isinstance(lane, SoloLane) else lane.call
+        future = call(payload, materialize, self._key(key), limit_s)
+        try:
+            return cast(V, future.result(limit_s + _GRACE_S))
+        except concurrent.futures.TimeoutError as exc:
+            if future.done():
+                raise
+            raise CastTimeoutError(f"the engine did not end a call in time:\n{self.dump()}", rank=self.rank) from exc
+
+    def broadcast_async(
+        self,
+        payload: P | Missing = MISSING,
+        *,
+        materialize: Callable[[P], V] | None = None,
+        key: Key | None = None,
+        timeout_s: float | None = None,
+    ) -> CastFuture[V]:
+        """Cast `payload` to every rank and return a future for the value.
+
+        Args: as for `broadcast`.
+        Returns: a `concurrent.futures.Future`, also awaitable. Its errors are those of `broadcast`.
+        Raises: at once, on the root: TypeError, KeyInUseError, CastTimeoutError (held up by back-pressure); on every
+            rank: KeyInUseError, ClosedError of this rank's own object. Everything else through the future.
+        Collective: every rank, in any order (matched by key) or in the same order (without).
+        Blocking: never, short of back-pressure on the root (`max_inflight`).
+        Threads: safe; calls without a key from one thread per rank.
+        Memory: `payload` must not change until the future is done.
+        """
+        future = self._lane.call(payload, materialize, self._key(key), self._limit_s(timeout_s))
+        return cast(CastFuture[V], future)
+
+    def discard(self, key: Key) -> None:
+        """Say that this rank will not ask for the next cast with `key`.
+
+        On the root, which does not ask, it withdraws a pending cast with this key if it has not been sent.
+        Collective: no. Blocking: never. Threads: safe.
+        """
+        if key is None:
+            raise TypeError("discard() needs a key")
+        self._lane.discard(cast(Key, self._key(key)))
+
+    def stats(self) -> Stats:
+        """Return counts and timings of this rank. Local, never blocks, cheap. Threads: safe."""
+        return self._lane.stats()
+
+    def dump(self) -> str:
+        """Return this rank's whole state as text for a human. Local, never blocks. Threads: safe."""
+        return self._lane.dump()
+
+    def close(self, *, timeout_s: float | None = None) -> None:
+        """Finish pending calls, fail those that do not finish, say farewell to the other ranks, and end all threads.
+
+        Args:
+            timeout_s: how long pending calls may take (seconds; by default 30 or the object's `timeout_s` if less).
+        After it, calls raise ClosedError here, and later casts fail with ClosedError naming this rank on the others.
+        Values outlive it. Twice is fine. Also called at interpreter exit.
+        Collective: no, but a cast needs all ranks, so close when this rank's last cast is done.
+        Blocking: up to `timeout_s`, and about a round trip. Threads: safe.
+        """
+        self._lane.guard("close()")
+        self._close(min(_CLOSE_TIMEOUT_S, self._options.timeout_s) if timeout_s is None else timeout_s)
+
+    def _close(self, timeout_s: float) -> None:
+        self._lane.close(timeout_s)
+        lifetime.forget(self)
+
+    def close_at_exit(self) -> None:
+        """Close as the interpreter exits. Never raises: there is nobody to tell."""
+        with contextlib.suppress(Exception):
+            self._close(min(_EXIT_TIMEOUT_S, self._options.timeout_s))
+
+    def after_fork_in_child(self) -> None:
+        """Detach a forked child: its copy of the object raises ClosedError; the parent's goes on."""
+        self._lane.after_fork_in_child()
+
+    def __enter__(self) -> LazyBroadcast[P, V]:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        # An exception may have kept this rank from calls that others make: do not wait for them as long as usual.
+        self.close(timeout_s=None if exc_type is None else min(1.0, self._options.timeout_s))
+
+    def _limit_s(self, timeout_s: float | None) -> float:
+        if timeout_s is None:
+            return self._options.timeout_s
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not timeout_s > 0:
+            raise ValueError(f"timeout_s must be a positive number of seconds, got {timeout_s!r}")
+        return float(timeout_s)
+
+    @staticmethod
+    def _key(key: Any) -> Key | None:
+        """Check a key. No rank can use a bad one, so nobody waits for this call."""
+        if key is None:
+            return None
+        if isinstance(key, bool) or not isinstance(key, (str, int, bytes)):
+            raise TypeError(f"a key is a str, int or bytes, got {type(key).__name__} {key!r}")
+        if isinstance(key, int):
+            if not -(1 << 63) <= key < 1 << 64:
+                raise ValueError(f"an int key has 64 bits, got {key}")
+        elif (
+            len(key) > wire.MAX_KEY_NBYTES or len(key if isinstance(key, bytes) else key.encode()) > wire.MAX_KEY_NBYTES
+        ):
+            raise ValueError(f"a key has at most {wire.MAX_KEY_NBYTES} bytes, got one of {len(key)}")
+        return key

@@ -1,0 +1,91 @@
+"""Finds the backend a user named, by entry point, so that third parties can bring their own.
+
+Order of `"auto"`: a backend that `using` has set for this thread; torch.distributed if its default group is
+initialised; MPI if this process was started by an MPI launcher; else the local backend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
+from importlib.metadata import entry_points
+
+from lazycast.backend import Backend
+from lazycast.errors import BackendError, BackendUnavailableError
+
+ENTRY_POINTS = "lazycast.backends"
+
+_current: ContextVar[Backend | None] = ContextVar("lazycast_backend", default=None)
+
+# What launchers of Open MPI, MPICH, Intel MPI and Slurm's PMI leave in the environment of a rank.
+_MPI_MARKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS")
+
+
+@contextlib.contextmanager
+def using(backend: Backend) -> Iterator[None]:
+    """Make `backend` what `backend="auto"` finds in this thread (and context)."""
+    token = _current.set(backend)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def names() -> list[str]:
+    """Return the names of all installed backends."""
+    return sorted({point.name for point in entry_points(group=ENTRY_POINTS)})
+
+
+def by_name(name: str) -> type[Backend]:
+    """Import the backend called `name`.
+
+    Raises: ValueError for an unknown name; BackendUnavailableError if its library is missing.
+    """
+    for point in entry_points(group=ENTRY_POINTS, name=name):
+        try:
+            found = point.load()
+        except BackendError:
+            raise
+        except ImportError as exc:
+            raise BackendUnavailableError(f"backend {name!r} ({point.value}) cannot be imported: {exc}") from exc
+        if not (isinstance(found, type) and issubclass(found, Backend)):
+            raise BackendUnavailableError(f"backend {name!r} ({point.value}) is not a lazycast.backend.Backend")
+        return found
+    raise ValueError(f"unknown backend {name!r}; installed are: 'auto', {', '.join(map(repr, names()))}")
+
+
+def _torch_is_initialised() -> bool:
+    # Only asked if somebody has imported it: a group can exist only then.
+    dist = sys.modules.get("torch.distributed")
+    return dist is not None and dist.is_available() and bool(dist.is_initialized())
+
+
+def _automatic() -> Backend:
+    current = _current.get()
+    if current is not None:
+        return current
+    if _torch_is_initialised():
+        return by_name("torch").from_environment()
+    if any(mark in os.environ for mark in _MPI_MARKS):
+        return by_name("mpi").from_environment()
+    if "LAZYCAST_RANK" not in os.environ and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise BackendUnavailableError(
+            f"this process is one of WORLD_SIZE={os.environ['WORLD_SIZE']} (torchrun?), but torch.distributed is not "
+            "initialised: call torch.distributed.init_process_group('gloo') before, or name the backend"
+        )
+    return by_name("local").from_environment()
+
+
+def resolve(backend: str | Backend) -> Backend:
+    """Return the backend for the `backend` argument of `LazyBroadcast`.
+
+    Raises: TypeError, ValueError for what is no backend; BackendUnavailableError with the remedy.
+    """
+    if isinstance(backend, Backend):
+        return backend
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a name or a Backend instance, got {type(backend).__name__}")
+    return _automatic() if backend == "auto" else by_name(backend).from_environment()

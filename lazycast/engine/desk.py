@@ -1,0 +1,346 @@
+"""The calls of one rank: who asked for what, until when, and how each call ends.
+
+Guarantees:
+
+* One lock guards all state of an object on a rank. It is held for decisions only: nothing is sent, settled, decoded or
+  run under it.
+* A future is settled exactly once, by whoever takes its ask off the books first (`_take`).
+* The engine thread keeps time: it warns, asks and gives up when an ask is due. It never runs a materializer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lazycast import failures
+from lazycast.engine.performer import Group, Performer, Result
+from lazycast.engine.waits import Stage, Wait, Waits, plan
+from lazycast.engine.workers import Workers, inside, role_of
+from lazycast.errors import CastTimeoutError, ClosedError, KeyInUseError, LazycastError, ReentrantCallError
+from lazycast.future import CastFuture
+from lazycast.options import Options
+from lazycast.stats import Counters, Stats
+from lazycast.wire import Key
+
+if TYPE_CHECKING:
+    from lazycast.engine.lane import Arrival
+
+logger = logging.getLogger("lazycast")
+
+
+@dataclass(eq=False)
+class Ask:
+    """One call of `broadcast` or `broadcast_async` on this rank."""
+
+    key: Key | None
+    timeout_s: float
+    future: CastFuture[Any]
+    number: int
+    since_s: float
+    wait: Wait[Ask] = field(init=False)
+    arrival: Arrival | None = None
+    taken: bool = False  # settled, or given up: what arrives for it is dropped
+    report: str | None = None  # what the root answered when this ask was about to time out
+
+
+class Desk(ABC):
+    """What all kinds of lanes share: the books on asks, and the clock."""
+
+    def __init__(self, group: Group, options: Options) -> None:
+        self._group = group
+        self._options = options
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._counters = Counters()
+        self._waits: Waits[Ask] = Waits()
+        self._pending: dict[Key, Ask] = {}  # asks with a key whose future is not done
+        self._asked = 0
+        self._closing = False
+        self._closed = threading.Event()
+        self._forked = False
+        self._performer = Performer(self, group, options.executor, f"lazycast-{options.name}-work")
+        self._callbacks = Workers(1, f"lazycast-{options.name}-callback")
+        self._wake = threading.Event()
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, name=f"lazycast-{options.name}-engine", daemon=True)
+
+    # Naming things
+
+    def _label(self, key: Key | None, seq: int | None, number: int | None = None) -> str:
+        which = f" #{seq}" if seq is not None else ""
+        if key is not None:
+            which += f" key {key!r}"
+        elif number is not None:
+            which += f" (unkeyed call number {number} here)"
+        rank, size, root, _ = self._group
+        return f"lazycast {self._options.name!r}: cast{which} on rank {rank} of {size}, root {root}"
+
+    def _ask_label(self, ask: Ask) -> str:
+        seq = ask.arrival.message.seq if ask.arrival is not None else None
+        return self._label(ask.key, seq, ask.number)
+
+    def _exception(self, ask_label: str, result: Result) -> LazycastError:
+        assert result.failure is not None
+        return failures.to_exception(result.failure, label=ask_label, rank=self._group.rank, cause=result.cause)
+
+    # Asking
+
+    @abstractmethod
+    def call(
+        self, payload: object, materialize: Callable[[Any], Any] | None, key: Key | None, timeout_s: float
+    ) -> CastFuture[Any]:
+        """Cast (root) or ask (elsewhere)."""
+
+    @abstractmethod
+    def discard(self, key: Key) -> None:
+        """This rank will not ask for the next cast with this key."""
+
+    def guard(self, what: str) -> None:
+        """Refuse a call that would wait for itself."""
+        role = role_of(self)
+        if role is not None:
+            raise ReentrantCallError(
+                f"{what} would block inside a {role} of the same lazycast object {self._options.name!r}, "
+                "which may be what it waits for; use broadcast_async and callbacks there"
+            )
+
+    def _refuse_if_closed(self) -> None:
+        """With the lock held, or in a forked child."""
+        if self._forked:
+            raise ClosedError(f"lazycast {self._options.name!r} belongs to the parent of this forked process")
+        if self._closing:
+            raise ClosedError(f"lazycast {self._options.name!r} is closed on this rank", rank=self._group.rank)
+
+    def _make_ask(self, key: Key | None, timeout_s: float, began_s: float, *, ask_root: bool) -> Ask:
+        """With the lock held: make an ask; every call counts, also one that is refused."""
+        self._asked += 1
+        future: CastFuture[Any] = CastFuture(
+            label=self._label(key, None, self._asked),
+            withdraw=lambda: self._cancel(ask),
+            run_callback=self._run_callback,
+            guard=lambda: self.guard("result()"),
+        )
+        ask = Ask(key, timeout_s, future, self._asked, began_s)
+        ask.wait = Wait(ask, began_s, plan(began_s, timeout_s, self._options.warn_after_s, ask=ask_root))
+        return ask
+
+    def _book(self, ask: Ask) -> None:
+        """With the lock held: put an ask on the books."""
+        if ask.key is not None:
+            self._pending[ask.key] = ask
+        self._counters.asked += 1
+        if self._waits.add(ask.wait):
+            self._wake.set()
+
+    def _key_in_use(self, key: Key) -> KeyInUseError:
+        return KeyInUseError(
+            f"{self._label(key, None)}: a call with this key is still pending here; wait for its future, or use "
+            "another key (this call counts: its cast is consumed on every rank)",
+            rank=self._group.rank,
+        )
+
+    def _run_callback(self, fn: Callable[[], None]) -> None:
+        def task() -> None:
+            with inside(self, "callback"):
+                fn()
+
+        self._callbacks.submit(task)
+
+    @abstractmethod
+    def _cancel(self, ask: Ask) -> bool:
+        """`CastFuture.cancel`."""
+
+    # Settling
+
+    def _take(self, ask: Ask) -> bool:
+        """With the lock held: take an ask off the books. True for the one caller who may settle its future."""
+        if ask.taken:
+            return False
+        ask.taken = True
+        self._waits.end(ask.wait)
+        if ask.key is not None and self._pending.get(ask.key) is ask:
+            del self._pending[ask.key]
+        self._changed.notify_all()
+        return True
+
+    def _settle(self, ask: Ask, result: Result) -> None:
+        if result.failure is not None and result.failure.kind == "withdrawn":
+            exc: LazycastError | None = None
+        elif result.failure is not None:
+            exc = self._exception(self._ask_label(ask), result)
+        else:
+            exc = None
+        with self._lock:
+            if not self._take(ask):
+                return
+            if result.failure is None:
+                self._counters.resolved += 1
+                self._counters.took("total", time.monotonic() - ask.since_s)
+            elif exc is None:
+                self._counters.cancelled += 1
+            else:
+                self._counters.count_failure(exc)
+        if result.failure is None:
+            ask.future.settle(result.value)
+        elif exc is None:
+            ask.future.settle_cancelled()
+        else:
+            ask.future.settle_error(exc)
+
+    def _settle_error(self, ask: Ask, exc: LazycastError) -> None:
+        with self._lock:
+            if not self._take(ask):
+                return
+            self._counters.count_failure(exc)
+        ask.future.settle_error(exc)
+
+    # Time
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except Exception as exc:  # a defect, but nobody may hang for it
+            logger.exception("lazycast %r: the engine failed", self._options.name)
+            self._engine_failed(exc)
+
+    def _loop(self) -> None:
+        while not self._stop:
+            self._wake.clear()
+            now_s = time.monotonic()
+            with self._lock:
+                due = self._waits.due(now_s)
+            for stage, ask in due:
+                self._on_due(stage, ask)
+            next_s = self._work()
+            with self._lock:
+                next_due_s = self._waits.next_s()
+            times = [t for t in (next_s, next_due_s) if t is not None]
+            self._wake.wait(max(0.0, min(times) - time.monotonic()) if times else None)
+
+    @abstractmethod
+    def _engine_failed(self, exc: Exception) -> None:
+        """Make sure that nobody waits for this rank any more."""
+
+    @abstractmethod
+    def _work(self) -> float | None:
+        """Engine thread: do what is queued; return when to come back at the latest."""
+
+    def _on_due(self, stage: Stage, ask: Ask) -> None:
+        if stage is Stage.ASK:
+            self._ask_root(ask)
+            return
+        text = self._describe(ask)
+        if stage is Stage.WARN:
+            waited_s = time.monotonic() - ask.since_s
+            logger.warning("%s: still waiting after %.1f s: %s", self._ask_label(ask), waited_s, text)
+        else:
+            message = f"{self._ask_label(ask)}: no value after {ask.timeout_s:g} s: {text}"
+            self._settle_error(ask, CastTimeoutError(message, rank=self._group.rank))
+
+    @abstractmethod
+    def _ask_root(self, ask: Ask) -> None:
+        """Find out from the root, if it is elsewhere, whom this ask waits for."""
+
+    @abstractmethod
+    def _describe(self, ask: Ask) -> str:
+        """Say in which phase an ask is, and for whom it waits."""
+
+    # The end
+
+    def close(self, timeout_s: float) -> None:
+        """Wait for pending calls up to `timeout_s`, fail the rest, say farewell, stop. Idempotent."""
+        with self._lock:
+            first, self._closing = not self._closing, True
+            self._changed.notify_all()
+        if not first:
+            self._closed.wait(timeout_s)
+            return
+        deadline_s = time.monotonic() + timeout_s
+        with self._lock:
+            while self._busy() and (left_s := deadline_s - time.monotonic()) > 0:
+                self._changed.wait(left_s)
+            left = self._waits.waiting()
+        for ask in left:
+            text = f"{self._ask_label(ask)}: this rank closed the object after waiting {timeout_s:g} s: "
+            self._settle_error(ask, ClosedError(text + self._describe(ask), rank=self._group.rank))
+        self._disconnect(max(1.0, deadline_s - time.monotonic()))
+        self._stop = True
+        self._wake.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(1.0)
+        self._performer.stop()
+        self._callbacks.stop()
+        self._closed.set()
+
+    @abstractmethod
+    def _disconnect(self, timeout_s: float) -> None:
+        """Say farewell to the other ranks."""
+
+    def _busy(self) -> bool:
+        """With the lock held: whether `close` has something to wait for."""
+        return len(self._waits) > 0
+
+    def after_fork_in_child(self) -> None:
+        """Only the forking thread is alive, and any lock may be held: touch none."""
+        self._forked = True
+
+    # Looking
+
+    def stats(self) -> Stats:
+        with self._lock:
+            counters, timing = self._counters, self._counters.timing
+            return Stats(
+                rank=self._group.rank,
+                size=self._group.size,
+                root=self._group.root,
+                placement=self._options.effective_placement,
+                placement_reason=self._options.placement_reason,
+                casts=counters.casts,
+                asked=counters.asked,
+                pending=len(self._waits),
+                unasked=self._unasked(),
+                resolved=counters.resolved,
+                cancelled=counters.cancelled,
+                failed=dict(counters.failed),
+                nbytes_sent=self._nbytes()[0],
+                nbytes_received=self._nbytes()[1],
+                queue=timing("queue"),
+                encode=timing("encode"),
+                decode=timing("decode"),
+                materialize=timing("materialize"),
+                agree=timing("agree"),
+                total=timing("total"),
+                blocked=timing("blocked"),
+            )
+
+    def _unasked(self) -> int:
+        """With the lock held: casts that nobody here has asked for."""
+        return 0
+
+    def dump(self) -> str:
+        rank, size, root, hosts = self._group
+        placement = f"{self._options.effective_placement} ({self._options.placement_reason})"
+        lines = [f"lazycast {self._options.name!r}: rank {rank} of {size} on {hosts[rank]}, root {root}, {placement=}"]
+        with self._lock:
+            state = "closed" if self._closed.is_set() else "closing" if self._closing else "open"
+            asks = self._waits.waiting()
+            extra = self._dump_lines()
+        lines += [f"  {state}", *extra]
+        now_s = time.monotonic()
+        lines += [f"  {self._ask_label(a)}: waiting {now_s - a.since_s:.3f} s: {self._describe(a)}" for a in asks]
+        lines.append(f"  bytes sent {self._nbytes()[0]}, received {self._nbytes()[1]}")
+        return "\n".join(lines)
+
+    def _dump_lines(self) -> list[str]:
+        """With the lock held: what else there is to see."""
+        return []
+
+    def _nbytes(self) -> tuple[int, int]:
+        """Bytes sent to and received from other ranks."""
+        return 0, 0

@@ -1,0 +1,216 @@
+"""The lane of a rank that is not the root: matches what arrives with what is asked for.
+
+Guarantees:
+
+* Every call counts: the n-th call with a key gets the root's n-th cast with it, also if one of the two was refused,
+  cancelled or timed out.
+* The root learns within a few milliseconds what has been asked for, in batches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lazycast.backend import Context
+from lazycast.engine.desk import Ask
+from lazycast.engine.lane import SPENT, Arrival, Lane
+from lazycast.engine.mailbox import Mailbox
+from lazycast.engine.performer import Group, Result
+from lazycast.future import CastFuture
+from lazycast.options import Options
+from lazycast.tree import path
+from lazycast.wire import AnyMessage, Cast, Code, Gone, Key, Query, Read, Status, Verdict
+
+#: How long reads are gathered before the root is told, unless a quarter of its window is reached.
+_READ_DELAY_S = 0.002
+
+
+class FollowerLane(Lane):
+    """See the module's text."""
+
+    def __init__(self, group: Group, options: Options, context: Context) -> None:
+        super().__init__(group, options, context)
+        self._mailbox: Mailbox[Ask, Arrival] = Mailbox()
+        self._reads: list[int] = []
+        self._reads_due_s: float | None = None
+        self._queries: dict[int, Ask] = {}
+        self._upstream = frozenset(path(group.rank, size=group.size, root=group.root)[:-1])
+
+    def call(
+        self, payload: object, materialize: Callable[[Any], Any] | None, key: Key | None, timeout_s: float
+    ) -> CastFuture[Any]:
+        refused = None
+        with self._lock:
+            self._refuse_if_closed()
+            ask = self._make_ask(key, timeout_s, time.monotonic(), ask_root=True)
+            if key is not None and key in self._pending:
+                refused = self._key_in_use(key)
+                ask.taken = True
+            else:
+                self._book(ask)
+            arrival = self._match(ask)
+            hopeless = self._end.failure if self._depends_on_end(arrival) else None
+        if arrival is not None:
+            self._after_match(arrival)
+        if refused is not None:
+            raise refused
+        if hopeless is not None:
+            self._settle(ask, Result(failure=hopeless))
+        return ask.future
+
+    def discard(self, key: Key) -> None:
+        with self._lock:
+            self._refuse_if_closed()
+            arrival = self._match(self._given_up_ask(key))
+        if arrival is not None:
+            self._after_match(arrival)
+
+    def _given_up_ask(self, key: Key | None) -> Ask:
+        """With the lock held: an ask that only consumes its arrival."""
+        ask = self._make_ask(key, 1.0, time.monotonic(), ask_root=False)
+        ask.taken = True
+        return ask
+
+    def _depends_on_end(self, arrival: Arrival | None) -> bool:
+        """With the lock held: whether this cast can come to nothing if the group has ended."""
+        if self._end.failure is None:
+            return False
+        if arrival is None:
+            return True
+        return arrival.final is None and (self._end.failure.kind == "lost" or arrival.message.agree)
+
+    def _match(self, ask: Ask) -> Arrival | None:
+        """With the lock held: find what has arrived for an ask. `_after_match` follows without the lock."""
+        arrival = self._mailbox.ask(ask.key, ask)
+        if arrival is not None:
+            self._join(ask, arrival)
+        return arrival
+
+    def _join(self, ask: Ask, arrival: Arrival) -> None:
+        """With the lock held: an ask and its arrival have met."""
+        arrival.ask, ask.arrival = ask, arrival
+        reports_later = arrival.message.agree and arrival.local is None and arrival.final is None
+        if not reports_later and not arrival.told_read and arrival.message.failure is None:
+            arrival.told_read = True
+            self._reads.append(arrival.message.seq)
+            if self._reads_due_s is None:
+                self._reads_due_s = time.monotonic() + _READ_DELAY_S
+                self._wake.set()
+            elif len(self._reads) == max(1, self._options.max_inflight // 4):
+                self._reads_due_s = 0.0
+                self._wake.set()
+
+    def _after_match(self, arrival: Arrival) -> None:
+        ask = arrival.ask
+        assert ask is not None
+        if arrival.final is not None:
+            result, arrival.final = arrival.final, SPENT
+            self._settle(ask, result)
+        elif ask.taken and not arrival.begun:
+            arrival.body = None
+        else:
+            self._begin(arrival)
+
+    def _cancel(self, ask: Ask) -> bool:
+        with self._lock:
+            if not self._take(ask):
+                return ask.future.cancelled()
+            self._counters.cancelled += 1
+        ask.future.settle_cancelled()
+        return True
+
+    # Messages
+
+    def on_message(self, message: AnyMessage, body: memoryview) -> None:
+        if isinstance(message, Cast):
+            self._on_cast(message, body)
+        elif isinstance(message, Verdict):
+            self._on_verdict(message)
+        elif isinstance(message, Code):
+            self._on_code(message, body)
+        elif isinstance(message, Status):
+            with self._lock:
+                ask = self._queries.pop(message.token, None)
+            if ask is not None:
+                ask.report = f"{message.phase}; missing: {_ranks(message.missing)}"
+        elif isinstance(message, Gone):
+            self._on_gone(message)
+
+    def _on_cast(self, message: Cast, body: memoryview) -> None:
+        arrival = Arrival(message, body)
+        with self._lock:
+            self._counters.casts += 1
+            if message.agree:
+                self._agreeing[message.seq] = arrival
+            ask = self._mailbox.arrive(message.key, arrival)
+            if ask is not None:
+                self._join(ask, arrival)
+        if message.failure is not None:
+            self._conclude(arrival, Result(failure=message.failure))
+        elif ask is not None:
+            self._after_match(arrival) if message.placement == "demand" else self._begin(arrival)
+        elif message.placement != "demand":
+            self._begin(arrival)
+
+    def _on_code(self, message: Code, body: memoryview) -> None:
+        if message.failure is None:
+            self._loader.learn(message.ident, bytes(body))
+        with self._lock:
+            parked = self._parked.pop(message.ident, [])
+        for arrival in parked:
+            if message.failure is None:
+                self._begin(arrival)
+            else:
+                self._local_done(arrival, Result(failure=message.failure))
+
+    def _handle_gone(self, message: Gone) -> None:
+        if message.failure.kind == "lost" or message.rank in self._upstream:
+            self._end_with(message.failure)
+
+    # Time
+
+    def _work(self) -> float | None:
+        with self._lock:
+            if self._reads_due_s is None or self._reads_due_s > time.monotonic():
+                return self._reads_due_s
+            reads, self._reads, self._reads_due_s = self._reads, [], None
+        self._relay.up(Read(self._group.rank, reads))
+        return None
+
+    def _ask_root(self, ask: Ask) -> None:
+        arrival = ask.arrival
+        if arrival is not None and arrival.local is None:
+            return  # we wait for ourselves
+        with self._lock:
+            if ask.taken:
+                return
+            self._queries = {n: a for n, a in self._queries.items() if not a.taken}
+            self._queries[ask.number] = ask
+        seq = arrival.message.seq if arrival is not None else None
+        self._relay.up(Query(self._group.rank, ask.number, seq, ask.key))
+
+    def _describe(self, ask: Ask) -> str:
+        rank, _, root, _ = self._group
+        arrival = ask.arrival
+        if arrival is not None and arrival.local is None:
+            what = "its code has not come from the root" if not arrival.begun else "decoding or materializing here"
+            return f"{what}; missing: {_ranks([rank if arrival.begun else root])}"
+        phase = "not arrived" if arrival is None else "agreeing"
+        return f"{phase}; {ask.report or f'missing: {_ranks([root])}'}"
+
+    def _unasked(self) -> int:
+        return len(self._mailbox.arrivals())
+
+    def _dump_lines(self) -> list[str]:
+        arrivals = self._mailbox.arrivals()
+        shown = ", ".join(f"#{a.message.seq} key {a.message.key!r}" for a in arrivals[:20])
+        return [
+            *super()._dump_lines(),
+            f"  arrived, not asked for: {len(arrivals)}" + (f" ({shown})" if arrivals else ""),
+        ]
+
+
+def _ranks(ranks: list[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}" if ranks else "nobody"

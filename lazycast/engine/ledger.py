@@ -1,0 +1,112 @@
+"""The root's books: who has read which cast, who has reported on it, and what follows. Plain data, no threads.
+
+Guarantees:
+
+* A cast gets exactly one verdict: a failure as soon as the first is reported, success when all ranks have.
+* An entry goes when its last report and its last read are in, so memory follows what is under way.
+* Every answer is a function of what was told before; the caller acts on it outside any lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from lazycast.wire import Failure, Key, Verdict
+
+
+@dataclass
+class _Entry:
+    key: Key | None
+    nbytes: int
+    unread: set[int]
+    unreported: set[int]
+    decided: bool = False
+
+
+@dataclass
+class _Load:
+    """What one rank has not read yet."""
+
+    casts: int = 0
+    nbytes: int = 0
+
+
+class Ledger:
+    """Keeps account of the casts a root has sent. `others` are the ranks beside the root. Not thread-safe."""
+
+    def __init__(self, root: int, others: Collection[int]) -> None:
+        self._root = root
+        self._others = frozenset(others)
+        self._load = {rank: _Load() for rank in others}
+        self._entries: dict[int, _Entry] = {}
+
+    def sent(self, seq: int, key: Key | None, nbytes: int, *, agree: bool) -> None:
+        """Book a cast that goes out now."""
+        unreported = {*self._others, self._root} if agree else set()
+        self._entries[seq] = _Entry(key, nbytes, set(self._others), unreported, decided=not agree)
+        for load in self._load.values():
+            load.casts += 1
+            load.nbytes += nbytes
+
+    def read(self, rank: int, seq: int) -> None:
+        """Book that a rank has asked for a cast."""
+        entry = self._entries.get(seq)
+        if entry is None or rank not in entry.unread:
+            return
+        entry.unread.discard(rank)
+        load = self._load[rank]
+        load.casts -= 1
+        load.nbytes -= entry.nbytes
+        self._forget_if_done(seq, entry)
+
+    def report(self, rank: int, seq: int, failure: Failure | None) -> Verdict | None:
+        """Book a rank's report; return the verdict if it follows from it."""
+        entry = self._entries.get(seq)
+        if entry is None or rank not in entry.unreported:
+            return None
+        entry.unreported.discard(rank)
+        verdict = None
+        if not entry.decided and (failure is not None or not entry.unreported):
+            entry.decided = True
+            verdict = Verdict(seq, failure)
+        self._forget_if_done(seq, entry)
+        return verdict
+
+    def gone(self, rank: int, failure: Failure) -> list[Verdict]:
+        """Book that a rank answers no more; return the verdicts that follow: failure, wherever it had not reported."""
+        verdicts = []
+        for seq, entry in list(self._entries.items()):
+            if rank in entry.unreported and not entry.decided:
+                entry.decided = True
+                verdicts.append(Verdict(seq, failure))
+            entry.unread.discard(rank)
+            entry.unreported.discard(rank)
+            self._forget_if_done(seq, entry)
+        self._load.pop(rank, None)
+        return verdicts
+
+    def _forget_if_done(self, seq: int, entry: _Entry) -> None:
+        if not entry.unread and not entry.unreported:
+            del self._entries[seq]
+
+    def unread(self) -> tuple[int, int]:
+        """Return casts and bytes that the slowest rank has not read (each the largest over the ranks)."""
+        loads = self._load.values()
+        return max((x.casts for x in loads), default=0), max((x.nbytes for x in loads), default=0)
+
+    def unread_by_rank(self, *, casts: int, nbytes: int) -> dict[int, list[tuple[int, Key | None]]]:
+        """Return, for each rank with at least so much unread, which casts those are: (number, key), oldest first."""
+        slow = {rank for rank, load in self._load.items() if load.casts >= casts or load.nbytes >= nbytes}
+        return {
+            rank: [(seq, entry.key) for seq, entry in sorted(self._entries.items()) if rank in entry.unread]
+            for rank in sorted(slow)
+        }
+
+    def unreported(self, seq: int) -> list[int]:
+        """Return the ranks whose report on a cast is missing."""
+        entry = self._entries.get(seq)
+        return sorted(entry.unreported) if entry is not None and not entry.decided else []
+
+    def __len__(self) -> int:
+        return len(self._entries)

@@ -1,0 +1,98 @@
+"""Runs user code for an object: on its own threads or a given executor. What user code raises comes back as data.
+
+Guarantees: every part that is handed in is followed by its `done`, once, also if the executor drops it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from lazycast import failures
+from lazycast.engine.workers import Workers, inside
+from lazycast.materializers import name_of
+from lazycast.wire import Failure, FailureKind
+
+
+class Group(NamedTuple):
+    """Who is who, as found at construction."""
+
+    rank: int
+    size: int
+    root: int
+    hosts: Sequence[str]
+
+
+class Result(NamedTuple):
+    """How a cast ended on this rank. `cause` is the original exception, where it happened."""
+
+    value: Any = None
+    failure: Failure | None = None
+    cause: BaseException | None = None
+
+
+def pool_threads(group: Group) -> int:
+    """Return how many materializers may run at once on this rank: its share of the cores it may use."""
+    beside = sum(host == group.hosts[group.rank] for host in group.hosts)
+    return max(1, len(os.sched_getaffinity(0)) // beside)
+
+
+class Performer:
+    """See the module's text. Thread-safe."""
+
+    def __init__(self, owner: object, group: Group, executor: concurrent.futures.Executor | None, name: str) -> None:
+        self._owner = owner
+        self._group = group
+        self._executor = executor
+        self._workers = Workers(pool_threads(group), name)
+
+    def failure(self, kind: FailureKind, what: str, exc: BaseException) -> Failure:
+        """Put an exception of this rank into the form that travels."""
+        rank = self._group.rank
+        return failures.from_exception(kind, what, exc, rank=rank, host=self._group.hosts[rank])
+
+    def materialize(self, fn: Callable[[Any], Any], payload: object) -> Result:
+        """Call a materializer in this thread."""
+        try:
+            return Result(fn(payload))
+        except BaseException as exc:  # KeyboardInterrupt and SystemExit too: every rank must learn of it
+            return Result(failure=self.failure("materialize", f"materializer {name_of(fn)!r} raised", exc), cause=exc)
+
+    def run(self, part: Callable[[], Result], done: Callable[[Result], None], *, here: bool = False) -> None:
+        """Run `part`, which runs user code, and then `done`, on a worker; or here if it is small."""
+
+        def task() -> None:
+            with inside(self._owner, "materializer"):
+                result = part()
+            done(result)
+
+        if here:
+            task()
+        elif self._executor is None:
+            self._workers.submit(task)
+        else:
+            self._submit(self._executor, task, done)
+
+    def _submit(
+        self, executor: concurrent.futures.Executor, task: Callable[[], None], done: Callable[[Result], None]
+    ) -> None:
+        def refused(exc: BaseException) -> None:
+            failure = self.failure("materialize", "the given executor did not run the materializer", exc)
+            done(Result(failure=failure, cause=exc))
+
+        def check(future: concurrent.futures.Future[None]) -> None:
+            if future.cancelled():
+                refused(RuntimeError("cancelled by the executor"))
+
+        try:
+            future = executor.submit(task)
+        except RuntimeError as exc:  # it was shut down
+            refused(exc)
+        else:
+            future.add_done_callback(check)
+
+    def stop(self) -> None:
+        """End the threads. A given executor stays the user's."""
+        self._workers.stop()

@@ -1,0 +1,386 @@
+"""The lane of the root: takes calls, encodes and sends them in order, keeps the ledger, gives verdicts.
+
+Guarantees:
+
+* `call` copies nothing and does no work on the payload; encoding happens on the engine thread, in the order of calls.
+  Only casts of one key (and those without one) wait for each other, and only while the root materializes.
+* A call that is refused, times out in the queue or is withdrawn consumes its cast: it is sent as a failure.
+* The root's own materializer starts after its payload has been encoded, since materializers may change their input.
+* Back-pressure: a call waits while the slowest rank has `max_inflight` casts, or `max_inflight_nbytes` bytes, unread;
+  the queue waits for the bytes too, so what is unread is at most that and one payload.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lazycast import codec
+from lazycast.backend import Context
+from lazycast.engine.desk import Ask
+from lazycast.engine.lane import Arrival, Lane
+from lazycast.engine.ledger import Ledger
+from lazycast.engine.performer import Group, Result
+from lazycast.errors import CastTimeoutError, ClosedError
+from lazycast.future import CastFuture
+from lazycast.materializers import Materializer, Shipper
+from lazycast.missing import MISSING
+from lazycast.options import Options
+from lazycast.wire import AnyMessage, Cast, Code, Failure, Gone, Key, MaterializerRef, Need, Query, Read, Report, Status
+
+
+@dataclass(eq=False)
+class _Call:
+    """One call from its queue to its sending."""
+
+    seq: int
+    key: Key | None
+    ask: Ask
+    materialize: Materializer | None = None
+    payload: Any = None
+    failure: Failure | None = None  # it was refused; or its value cannot be had
+    cause: BaseException | None = None
+    ready: bool = False
+    sending: bool = False
+    phase: str = "queued"
+
+
+class RootLane(Lane):
+    """See the module's text."""
+
+    def __init__(self, group: Group, options: Options, context: Context) -> None:
+        super().__init__(group, options, context)
+        self._ledger = Ledger(group.root, [rank for rank in range(group.size) if rank != group.root])
+        self._shipper = Shipper()
+        self._seqs = itertools.count(1)
+        self._queue: deque[_Call] = deque()  # called, not begun
+        self._lines: dict[Key | None, deque[_Call]] = {}  # begun or not, not sent: per key, in the order of calls
+        self._sendable: deque[_Call] = deque()  # ready and first of their line
+        self._unsent: dict[int, _Call] = {}  # by the ask's number
+
+    # Calls
+
+    def call(
+        self, payload: object, materialize: Callable[[Any], Any] | None, key: Key | None, timeout_s: float
+    ) -> CastFuture[Any]:
+        began_s = time.monotonic()
+        fn: Any = materialize if materialize is not None else self._options.materialize
+        refusal: Exception | None = None
+        if payload is MISSING:
+            refusal = TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
+        elif fn is not None and not callable(fn):
+            refusal = TypeError(f"{self._label(key, None)}: materialize must be callable, got {type(fn).__name__}")
+        with self._lock:
+            self._refuse_if_closed()
+            ask = self._make_ask(key, timeout_s, began_s, ask_root=False)
+            if refusal is None and key is not None and key in self._pending:
+                refusal = self._key_in_use(key)
+            if refusal is None:
+                self._book(ask)
+                refusal = self._wait_for_room(ask, began_s)
+            end = self._end.failure
+            if end is not None and end.kind == "lost":
+                call = None
+            else:
+                call = self._enqueue(key, ask, payload, fn, refusal, end)
+        if refusal is not None:
+            raise refusal
+        if call is None:
+            assert end is not None
+            self._settle(ask, Result(failure=end))
+        return ask.future
+
+    def _enqueue(
+        self, key: Key | None, ask: Ask, payload: object, fn: Any, refusal: Exception | None, end: Failure | None
+    ) -> _Call:
+        """With the lock held: put a call, or its refusal, into the queue."""
+        call = _Call(next(self._seqs), key, ask)
+        if refusal is not None:
+            if self._take(ask):
+                self._counters.count_failure(refusal)
+            call.failure = self._performer.failure("refused", "the root's call was refused", refusal)
+        elif end is not None:
+            call.failure = end
+        else:
+            call.payload, call.materialize = payload, fn
+        self._queue.append(call)
+        self._lines.setdefault(key, deque()).append(call)
+        self._unsent[ask.number] = call
+        self._wake.set()
+        return call
+
+    def _wait_for_room(self, ask: Ask, began_s: float) -> Exception | None:
+        """With the lock held: wait while the slowest rank has too much unread. Returns an error to raise."""
+        blocked = False
+        while not self._has_room() and self._end.failure is None:
+            if not blocked:
+                blocked = True
+                self.guard("broadcast_async() under back-pressure")
+            if self._closing:
+                return ClosedError(f"{self._ask_label(ask)}: closed here before it was sent", rank=self._group.rank)
+            left_s = ask.wait.deadline_s - time.monotonic()
+            if ask.taken or left_s <= 0:
+                return CastTimeoutError(
+                    f"{self._ask_label(ask)}: not sent within {ask.timeout_s:g} s: {self._held_back()}",
+                    rank=self._group.rank,
+                )
+            self._changed.wait(left_s)
+        if blocked:
+            self._counters.took("blocked", time.monotonic() - began_s)
+        return None
+
+    def _has_room(self) -> bool:
+        casts, nbytes = self._ledger.unread()
+        options = self._options
+        return casts + len(self._unsent) < options.max_inflight and nbytes < options.max_inflight_nbytes
+
+    def _held_back(self) -> str:
+        """With the lock held: say who has not read what."""
+        casts, nbytes = self._ledger.unread()
+        by_rank = self._ledger.unread_by_rank(casts=max(1, casts), nbytes=max(1, nbytes))
+        said = "; ".join(
+            f"rank {rank} has not asked for {len(casts)} casts: "
+            + ", ".join(f"#{seq}" + (f" key {key!r}" if key is not None else "") for seq, key in casts[:8])
+            + (", ..." if len(casts) > 8 else "")
+            for rank, casts in by_rank.items()
+        )
+        limits = f"max_inflight={self._options.max_inflight}, max_inflight_nbytes={self._options.max_inflight_nbytes}"
+        return f"held back by {limits}: {said or f'{len(self._unsent)} calls are queued here'}"
+
+    def discard(self, key: Key) -> None:
+        with self._lock:
+            self._refuse_if_closed()
+            ask = self._pending.get(key)
+        if ask is not None:
+            self._cancel(ask)
+
+    def _cancel(self, ask: Ask) -> bool:
+        with self._lock:
+            call = self._unsent.get(ask.number)
+            if call is None or call.sending or not self._take(ask):
+                return ask.future.cancelled()
+            self._counters.cancelled += 1
+            rank = self._group.rank
+            call.failure = Failure("withdrawn", rank, self._group.hosts[rank], "the root withdrew this cast")
+        ask.future.settle_cancelled()
+        return True
+
+    # The engine thread: begin, send
+
+    def _work(self) -> float | None:
+        while True:
+            with self._lock:
+                call = self._queue.popleft() if self._queue else None
+            if call is not None:
+                self._begin_call(call)
+                continue
+            with self._lock:
+                call = self._next_to_send()
+            if call is None:
+                return None
+            self._send(call)
+
+    def _begin_call(self, call: _Call) -> None:
+        call.phase = "waiting to be sent"
+        with self._lock:
+            self._counters.took("queue", time.monotonic() - call.ask.since_s)
+        fn = call.materialize
+        if call.failure is not None or fn is None or self._options.effective_placement != "root":
+            self._make_ready(call)
+            return
+        call.phase = "materializing on the root"
+        payload, call.payload, call.materialize = call.payload, None, None
+
+        def done(result: Result) -> None:
+            with self._lock:
+                call.payload = result.value
+                if result.failure is not None and call.failure is None:
+                    call.failure, call.cause = result.failure, result.cause
+            self._make_ready(call)
+
+        self._performer.run(lambda: self._materialize(fn, payload), done)
+
+    def _make_ready(self, call: _Call) -> None:
+        with self._lock:
+            call.ready = True
+            call.phase = "waiting to be sent"
+            if self._lines[call.key][0] is call:
+                self._sendable.append(call)
+        self._wake.set()
+
+    def _next_to_send(self) -> _Call | None:
+        """With the lock held: take the next call that may go out now."""
+        if not self._sendable:
+            return None
+        _, nbytes = self._ledger.unread()
+        if nbytes >= self._options.max_inflight_nbytes and self._sendable[0].failure is None:
+            return None  # a read will wake us
+        call = self._sendable.popleft()
+        line = self._lines[call.key]
+        line.popleft()
+        if not line:
+            del self._lines[call.key]
+        elif line[0].ready:
+            self._sendable.append(line[0])
+        if call.failure is None and call.ask.taken:
+            text = f"the root's call had waited {call.ask.timeout_s:g} s when its turn came"
+            rank = self._group.rank
+            call.failure = Failure("timeout", rank, self._group.hosts[rank], text)
+        call.sending = True
+        return call
+
+    def _send(self, call: _Call) -> None:
+        body, cast, code = memoryview(b""), None, None
+        began_s = time.monotonic()
+        if call.failure is None:
+            call.phase = "encoding"
+            try:
+                cast, body, code = self._encode(call)
+            except BaseException as exc:  # MemoryError, and whatever a payload's own code raises
+                call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
+        if cast is None:
+            assert call.failure is not None
+            cast = Cast(call.seq, call.key, self._options.effective_placement, False, None, failure=call.failure)
+        arrival = Arrival(cast, None, ask=call.ask, begun=True)
+        with self._lock:
+            call.ask.arrival = arrival
+            self._counters.casts += 1
+            if cast.failure is None:
+                self._counters.took("encode", time.monotonic() - began_s)
+                self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree)
+                if cast.agree:
+                    self._agreeing[cast.seq] = arrival
+            del self._unsent[call.ask.number]
+            self._changed.notify_all()
+        if code is not None:
+            self._relay.down(*code)
+        self._relay.down(cast, body)
+        if call.failure is not None:
+            self._conclude(arrival, Result(failure=call.failure, cause=call.cause))
+        else:
+            self._own_part(arrival, call)
+
+    def _encode(self, call: _Call) -> tuple[Cast, memoryview, tuple[Code, memoryview] | None]:
+        """Encode a payload and name its materializer. Raises whatever user code raises."""
+        ref: MaterializerRef | None = None
+        code = None
+        if call.materialize is not None:
+            ref, fresh = self._shipper.ship(call.materialize)
+            if fresh is not None:
+                code = Code(next(self._seqs), ref.ident, len(fresh)), memoryview(fresh)
+        encoded = codec.encode(call.payload)
+        body = codec.allocate(encoded.nbytes)
+        encoded.write_into(body)
+        placement = self._options.effective_placement
+        agree = self._options.agree and placement != "demand"
+        layout = encoded.layout
+        cast = Cast(call.seq, call.key, placement, agree, ref, encoded.nbytes, layout.stream_nbytes, layout.frames)
+        return cast, body, code
+
+    def _own_part(self, arrival: Arrival, call: _Call) -> None:
+        payload, fn = call.payload, call.materialize
+        call.payload = call.materialize = None
+        if fn is None:
+            self._local_done(arrival, Result(payload))
+        else:
+            self._performer.run(
+                lambda: self._materialize(fn, payload), lambda result: self._local_done(arrival, result)
+            )
+
+    # Messages
+
+    def on_message(self, message: AnyMessage, body: memoryview) -> None:
+        if isinstance(message, Report):
+            self._on_report(message)
+        elif isinstance(message, Read):
+            with self._lock:
+                for seq in message.seqs:
+                    self._ledger.read(message.rank, seq)
+                self._changed.notify_all()
+            self._wake.set()
+        elif isinstance(message, Need):
+            self._on_need(message)
+        elif isinstance(message, Query):
+            self._on_query(message)
+        elif isinstance(message, Gone):
+            self._on_gone(message)
+
+    def _on_report(self, message: Report) -> None:
+        with self._lock:
+            if message.read and message.rank != self._group.rank:
+                self._ledger.read(message.rank, message.seq)
+                self._changed.notify_all()
+            verdict = self._ledger.report(message.rank, message.seq, message.failure)
+        if self._sendable:
+            self._wake.set()
+        if verdict is not None:
+            self._relay.down(verdict)
+            self._on_verdict(verdict)
+
+    def _on_need(self, message: Need) -> None:
+        try:
+            code = self._shipper.code_for(message.ident)
+        except codec.CannotEncode as exc:
+            failure = self._performer.failure("encode", "a materializer's code could not be sent", exc)
+            self._relay.down(Code(next(self._seqs), message.ident, failure=failure))
+        else:
+            self._relay.down(Code(next(self._seqs), message.ident, len(code)), memoryview(code))
+
+    def _on_query(self, message: Query) -> None:
+        root = self._group.root
+        with self._lock:
+            if message.seq is not None:
+                phase, missing = "agreeing", self._ledger.unreported(message.seq)
+            elif message.key in self._lines:
+                first = self._lines[message.key][0]
+                held = f", {self._held_back()}" if not self._has_room() else ""
+                phase, missing = f"{first.phase} on the root as #{first.seq}{held}", [root]
+            else:
+                held = f" ({self._held_back()})" if not self._has_room() else ""
+                phase, missing = f"the root has not made this call{held}", [root]
+        self._relay.one(Status(message.rank, message.token, phase, missing))
+
+    def _handle_gone(self, message: Gone) -> None:
+        if message.failure.kind == "lost":
+            self._end_with(message.failure)
+            return
+        with self._lock:
+            if self._end.failure is None:
+                self._end.failure = message.failure  # later calls fail on every rank, naming who closed
+            verdicts = self._ledger.gone(message.rank, message.failure)
+            self._changed.notify_all()
+        for verdict in verdicts:
+            self._relay.down(verdict)
+            self._on_verdict(verdict)
+
+    # Looking
+
+    def _ask_root(self, ask: Ask) -> None:
+        raise AssertionError("the root's waits have no such stage")
+
+    def _busy(self) -> bool:
+        return bool(self._unsent) or super()._busy()
+
+    def _describe(self, ask: Ask) -> str:
+        rank = self._group.rank
+        with self._lock:
+            call = self._unsent.get(ask.number)
+            if ask.arrival is not None and ask.arrival.local is None:
+                return f"materializing here; missing: rank {rank}"
+            if ask.arrival is not None:
+                missing = self._ledger.unreported(ask.arrival.message.seq)
+                return f"agreeing; missing: rank {', '.join(map(str, missing))}"
+            held = f", {self._held_back()}" if not self._has_room() else ""
+            return f"{call.phase if call is not None else 'waiting for room'} on the root{held}; missing: rank {rank}"
+
+    def _dump_lines(self) -> list[str]:
+        casts, nbytes = self._ledger.unread()
+        queued, booked = len(self._unsent), len(self._ledger)
+        books = (
+            f"  {queued} queued here, {booked} on the books; the slowest rank has {casts} casts, {nbytes} bytes unread"
+        )
+        return [*super()._dump_lines(), books]

@@ -1,0 +1,95 @@
+"""The lane of a group of one: the materializer is called directly; nothing is pickled, sent or agreed upon.
+
+Guarantees: the API, the errors and the rules about keys are those of a larger group. `call` returns at once; the
+materializer runs on a worker, or, for `call_here`, in the calling thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lazycast.engine.desk import Ask, Desk
+from lazycast.engine.performer import Result
+from lazycast.future import CastFuture
+from lazycast.missing import MISSING
+from lazycast.wire import Key
+
+
+class SoloLane(Desk):
+    """See the module's text."""
+
+    def start(self, *, timeout_s: float) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def call(
+        self, payload: object, materialize: Callable[[Any], Any] | None, key: Key | None, timeout_s: float
+    ) -> CastFuture[Any]:
+        return self._call(payload, materialize, key, timeout_s, here=False)
+
+    def call_here(
+        self, payload: object, materialize: Callable[[Any], Any] | None, key: Key | None, timeout_s: float
+    ) -> CastFuture[Any]:
+        return self._call(payload, materialize, key, timeout_s, here=True)
+
+    def _call(
+        self, payload: object, materialize: object, key: Key | None, timeout_s: float, *, here: bool
+    ) -> CastFuture[Any]:
+        fn: Any = materialize if materialize is not None else self._options.materialize
+        if payload is MISSING:
+            raise TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
+        if fn is not None and not callable(fn):
+            raise TypeError(f"{self._label(key, None)}: materialize must be callable, got {type(fn).__name__}")
+        with self._lock:
+            self._refuse_if_closed()
+            ask = self._make_ask(key, timeout_s, time.monotonic(), ask_root=False)
+            if key is not None and key in self._pending:
+                raise self._key_in_use(key)
+            self._book(ask)
+            self._counters.casts += 1
+        if fn is None:
+            self._settle(ask, Result(payload))
+        else:
+            self._performer.run(lambda: self._part(ask, fn, payload), lambda r: self._settle(ask, r), here=here)
+        return ask.future
+
+    def _part(self, ask: Ask, fn: Callable[[Any], Any], payload: object) -> Result:
+        if ask.taken:
+            return Result()
+        began_s = time.monotonic()
+        result = self._performer.materialize(fn, payload)
+        with self._lock:
+            self._counters.took("materialize", time.monotonic() - began_s)
+        return result
+
+    def discard(self, key: Key) -> None:
+        with self._lock:
+            self._refuse_if_closed()
+            ask = self._pending.get(key)
+        if ask is not None:
+            self._cancel(ask)
+
+    def _cancel(self, ask: Ask) -> bool:
+        with self._lock:
+            if not self._take(ask):
+                return ask.future.cancelled()
+            self._counters.cancelled += 1
+        ask.future.settle_cancelled()
+        return True
+
+    def _work(self) -> float | None:
+        return None
+
+    def _ask_root(self, ask: Ask) -> None:
+        raise AssertionError("the root's waits have no such stage")
+
+    def _describe(self, ask: Ask) -> str:
+        return "materializing here; missing: rank 0"
+
+    def _engine_failed(self, exc: Exception) -> None:
+        """Only the clock has stopped; casts go on."""
+
+    def _disconnect(self, timeout_s: float) -> None:
+        """There is nobody."""

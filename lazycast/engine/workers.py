@@ -1,0 +1,105 @@
+"""The threads that run user code: a pool for materializers, one thread for callbacks.
+
+Guarantees:
+
+* Threads start on first use, are daemons, and end with `stop`; a materializer that never returns cannot keep the
+  interpreter from exiting (a `ThreadPoolExecutor` would).
+* What is submitted runs: where no thread can be started any more (interpreter exit), in the submitting thread.
+* While user code of an object runs, `inside` knows; a blocking call on that object is refused instead of waiting for
+  itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+logger = logging.getLogger("lazycast")
+
+Task = Callable[[], None]
+
+_here = threading.local()
+
+
+@contextlib.contextmanager
+def inside(owner: object, role: str) -> Iterator[None]:
+    """Mark this thread as running user code (`role`: "materializer", "callback") on behalf of `owner`."""
+    stack: list[tuple[object, str]] = _here.__dict__.setdefault("stack", [])
+    stack.append((owner, role))
+    try:
+        yield
+    finally:
+        stack.pop()
+
+
+def role_of(owner: object) -> str | None:
+    """Return the role in which this thread runs user code for `owner`, or None."""
+    for marked, role in reversed(_here.__dict__.get("stack", [])):
+        if marked is owner:
+            return str(role)
+    return None
+
+
+class Workers:
+    """Up to `threads` daemon threads with one queue. Thread-safe."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self._limit = threads
+        self._name = name
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._under_way = 0
+        self._stopped = False
+
+    def submit(self, task: Task) -> None:
+        """Run `task`, which must not raise, on a worker."""
+        with self._lock:
+            self._under_way += 1
+            if self._under_way > len(self._threads) and len(self._threads) < self._limit and not self._stopped:
+                self._start_one()
+            if self._threads and not self._stopped:
+                self._tasks.put(task)
+                return
+        self._run(task)
+
+    def _start_one(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is exiting: the threads there are must do, or the caller's
+            return
+        self._threads.append(thread)
+
+    def _run(self, task: Task) -> None:
+        try:
+            task()
+        except Exception:
+            logger.exception("lazycast: a worker's task raised")
+        finally:
+            with self._lock:
+                self._under_way -= 1
+
+    def _work(self) -> None:
+        while True:
+            task = self._tasks.get()
+            if task is None:
+                return
+            self._run(task)
+            del task  # what it holds must not live until the next one comes
+
+    def stop(self, timeout_s: float = 1.0) -> None:
+        """End the threads after what is queued; wait for them up to `timeout_s`."""
+        with self._lock:
+            if self._stopped:
+                return
+            self._stopped = True
+            threads = list(self._threads)
+        for _ in threads:
+            self._tasks.put(None)
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(timeout_s)

@@ -1,0 +1,84 @@
+"""Failures as data: from an exception to what travels, and back to the exception each rank raises."""
+
+from __future__ import annotations
+
+import traceback
+
+from lazycast.errors import (
+    ClosedError,
+    DecodeError,
+    EncodeError,
+    LazycastError,
+    MaterializeError,
+    PeerLostError,
+    RemoteError,
+)
+from lazycast.wire import Failure, FailureKind
+
+_MAX_MESSAGE = 2 << 10
+_MAX_TRACEBACK = 16 << 10
+
+# What a failure is raised as on the rank where it happened, and on the others.
+_AT_HOME: dict[FailureKind, type[LazycastError]] = {
+    "encode": EncodeError,
+    "decode": DecodeError,
+    "materialize": MaterializeError,
+    "lost": PeerLostError,
+    "closed": ClosedError,
+}
+_ABROAD: dict[FailureKind, type[LazycastError]] = {
+    "decode": DecodeError,
+    "materialize": MaterializeError,
+    "lost": PeerLostError,
+    "closed": ClosedError,
+}
+
+
+def _clip(text: str, limit: int) -> str:
+    """Shorten from the middle, and make the text encodable: an error's text may hold lone surrogates."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+
+
+def _describe(exc: BaseException) -> str:
+    try:
+        text = str(exc)
+    except Exception as broken:
+        text = f"<its text cannot be had: {type(broken).__name__}>"
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+
+
+def _format(exc: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(exc))
+    except Exception as broken:
+        return f"<the traceback of {type(exc).__name__} cannot be had: {type(broken).__name__}>"
+
+
+def from_exception(kind: FailureKind, what: str, exc: BaseException, *, rank: int, host: str) -> Failure:
+    """Put an exception into a form that can travel. `what` opens the message, as in "materializer 'f' raised"."""
+    message = f"{what} on rank {rank} ({host}): {_describe(exc)}"
+    return Failure(kind, rank, host, _clip(message, _MAX_MESSAGE), _clip(_format(exc), _MAX_TRACEBACK))
+
+
+def to_exception(failure: Failure, *, label: str, rank: int, cause: BaseException | None = None) -> LazycastError:
+    """Make the exception that `rank` raises for a failure.
+
+    Args:
+        label: what names the cast in a message, as in "cast #3 key 'a' (root 0)".
+        cause: the original exception, where it happened on this rank.
+    """
+    at_home = failure.rank == rank
+    kind = (_AT_HOME if at_home else _ABROAD).get(failure.kind, RemoteError)
+    exc = kind(
+        f"{label}: {failure.message}",
+        rank=failure.rank,
+        host=failure.host,
+        remote_traceback=None if at_home else failure.traceback,
+    )
+    if at_home:
+        exc.__cause__ = cause
+    return exc

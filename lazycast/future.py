@@ -1,0 +1,121 @@
+"""The future of a cast: a `concurrent.futures.Future` that is also awaitable.
+
+Guarantees:
+
+* It is settled once: `cancel` asks the engine, which decides under one lock who was first.
+* Callbacks never run on lazycast's own threads that move messages: they go to the object's callback thread, or run in
+  the thread that adds them if the future is done.
+* Cancelling a task that awaits it cancels the waiting only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
+
+V = TypeVar("V")
+
+logger = logging.getLogger("lazycast")
+
+
+class CastFuture(concurrent.futures.Future[V]):
+    """What `LazyBroadcast.broadcast_async` returns.
+
+    Works with `concurrent.futures.wait`, `as_completed`, `add_done_callback`, `asyncio.wrap_future` and `await`.
+    """
+
+    def __init__(
+        self,
+        *,
+        label: str,
+        withdraw: Callable[[], bool],
+        run_callback: Callable[[Callable[[], None]], None],
+        guard: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self._label = label
+        self._withdraw: Callable[[], bool] | None = withdraw
+        self._run_callback = run_callback
+        self._guard = guard
+
+    def __repr__(self) -> str:
+        return f"<CastFuture {self._label} {self._state.lower()}>"
+
+    def cancel(self) -> bool:
+        """Give up this cast.
+
+        On the root this withdraws a cast that has not been sent: everyone's future for it is cancelled; once it has
+        been sent it returns False. On the other ranks it is a `discard`: this rank will not get the value.
+        """
+        withdraw = self._withdraw
+        return self.cancelled() if withdraw is None else withdraw()
+
+    def result(self, timeout: float | None = None) -> V:
+        """Return the value, waiting up to `timeout` seconds.
+
+        Raises: the cast's error; `concurrent.futures.TimeoutError` if `timeout` ends before the cast's own time limit;
+            ReentrantCallError if called, before it is done, from a materializer or callback of the same object.
+        """
+        if not self.done():
+            self._guard()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return the cast's error or None, waiting as `result` does."""
+        if not self.done():
+            self._guard()
+        return super().exception(timeout)
+
+    def add_done_callback(self, fn: Callable[[CastFuture[V]], object]) -> None:  # type: ignore[override]
+        """Call `fn(future)` when done: at once in this thread if it is, else on the object's callback thread."""
+        if self.done():
+            super().add_done_callback(fn)
+        else:
+            super().add_done_callback(lambda _: self._run_callback(lambda: self._call(fn)))
+
+    def _call(self, fn: Callable[[CastFuture[V]], object]) -> None:
+        try:
+            fn(self)
+        except Exception:
+            logger.exception("lazycast: a callback of %r raised", self)
+
+    def __await__(self) -> Generator[Any, None, V]:
+        # Not asyncio.wrap_future: that cancels this future when the waiting task is cancelled.
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        def notify(_: object) -> None:
+            try:
+                loop.call_soon_threadsafe(wake)
+            except RuntimeError:  # the loop was closed while the cast went on; nobody waits any more
+                logger.debug("lazycast: %r done after its event loop was closed", self)
+
+        super().add_done_callback(notify)
+        yield from waiter
+        return super().result(0)
+
+    # For the engine, which calls one of these once, having decided under its own lock that nobody else will.
+
+    def settle(self, value: V) -> None:
+        """Resolve."""
+        self._withdraw = None  # it leads back here: a value in such a circle would live until the next collection
+        self.set_result(value)
+
+    def settle_error(self, exc: BaseException) -> None:
+        """Fail."""
+        self._withdraw = None
+        self.set_exception(exc)
+
+    def settle_cancelled(self) -> None:
+        """Cancel, and wake who waits."""
+        self._withdraw = None
+        super().cancel()
+        # Without this, concurrent.futures.wait() never learns of a cancellation that no executor sees.
+        self.set_running_or_notify_cancel()

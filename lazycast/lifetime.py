@@ -1,0 +1,55 @@
+"""Ends what is still open when the interpreter exits, and detaches a forked child from its parent's objects.
+
+Order at exit: lazycast's objects are closed by `atexit`, which runs before torch and MPI tear down what they sit on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from typing import Protocol
+
+
+class Closable(Protocol):
+    """What lives here."""
+
+    def close_at_exit(self) -> None: ...
+
+    def after_fork_in_child(self) -> None: ...
+
+
+_open: weakref.WeakSet[Closable] = weakref.WeakSet()
+_lock = threading.Lock()
+
+
+def watch(thing: Closable) -> None:
+    """Close `thing` at exit, and tell it of a fork."""
+    with _lock:
+        _open.add(thing)
+
+
+def forget(thing: Closable) -> None:
+    """It was closed."""
+    with _lock:
+        _open.discard(thing)
+
+
+def _close_all() -> None:
+    with _lock:
+        things = list(_open)
+    for thing in things:
+        thing.close_at_exit()
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread may have held it when this process was forked
+    for thing in list(_open):
+        thing.after_fork_in_child()
+    _open.clear()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_after_fork_in_child)

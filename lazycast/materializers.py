@@ -1,0 +1,185 @@
+"""How a materializer gets from the root to the other ranks: by import path where they can import it, else as code.
+
+Guarantees:
+
+* A function that every rank can import travels as two strings. Everything else (lambdas, closures, partials, bound
+  methods, callable objects, functions of `__main__` and of notebooks) is pickled by cloudpickle for each cast, so that
+  state it captured is that of the call, and sent only when its digest is new.
+* A rank that lacks code, or cannot import a path, asks the root for it. Nobody assumes what another one remembers.
+* User code (imports, unpickling) runs in the thread that calls `Loader.load`, never on an engine thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import pickle
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import cloudpickle
+
+from lazycast.codec import CannotEncode
+from lazycast.diagnose import describe_unpicklable
+from lazycast.wire import MaterializerRef
+
+Materializer = Callable[[Any], Any]
+
+_REMEMBERED = 256
+T = TypeVar("T")
+
+
+class CodeMissing(Exception):
+    """This rank needs the code of a materializer from the root."""
+
+
+class _Recent(Generic[T]):
+    """The most recently used things by name. Not thread-safe."""
+
+    def __init__(self, capacity: int = _REMEMBERED) -> None:
+        self._things: OrderedDict[str, T] = OrderedDict()
+        self._capacity = capacity
+
+    def get(self, name: str) -> T | None:
+        if name not in self._things:
+            return None
+        self._things.move_to_end(name)
+        return self._things[name]
+
+    def put(self, name: str, thing: T) -> None:
+        self._things[name] = thing
+        self._things.move_to_end(name)
+        if len(self._things) > self._capacity:
+            self._things.popitem(last=False)
+
+
+def name_of(fn: object) -> str:
+    """Return how messages call a materializer."""
+    name = getattr(fn, "__qualname__", None)
+    return name if isinstance(name, str) else type(fn).__qualname__
+
+
+def _follow(module_name: str, qualname: str) -> Any:
+    thing: Any = importlib.import_module(module_name)
+    for part in qualname.split("."):
+        thing = getattr(thing, part)
+    return thing
+
+
+def import_path(fn: object) -> tuple[str, str] | None:
+    """Return (module, qualified name) under which `fn` can be imported, or None."""
+    owner = getattr(fn, "__self__", None)
+    if isinstance(owner, type):  # a class method: its own __qualname__ names the class that defined it
+        module, qualname = owner.__module__, f"{owner.__qualname__}.{getattr(fn, '__name__', '')}"
+    else:
+        module, qualname = getattr(fn, "__module__", None) or "", getattr(fn, "__qualname__", None) or ""
+    if not module or not qualname or module in ("__main__", "__mp_main__") or "<" in qualname:
+        return None
+    if module not in sys.modules:
+        return None
+    try:
+        return (module, qualname) if _follow(module, qualname) == fn else None
+    except Exception:  # whatever a module's attributes do when asked
+        return None
+
+
+_by_value_lock = threading.Lock()
+
+
+def _pickle_by_value(fn: Materializer) -> bytes:
+    """Pickle an importable function as code, for ranks that cannot import it."""
+    module = sys.modules[fn.__module__]
+    with _by_value_lock:
+        registered = module.__name__ in cloudpickle.list_registry_pickle_by_value()
+        if not registered:
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            return cloudpickle.dumps(fn, protocol=5)  # type: ignore[no-any-return]
+        finally:
+            if not registered:
+                cloudpickle.unregister_pickle_by_value(module)
+
+
+class Shipper:
+    """The root's side: names materializers and answers for their code. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._paths: _Recent[Materializer] = _Recent()
+        self._codes: _Recent[bytes] = _Recent()
+
+    def ship(self, fn: Materializer) -> tuple[MaterializerRef, bytes | None]:
+        """Return the reference to send with a cast, and the code to send before it if it is new.
+
+        Raises: CannotEncode naming the captured part that does not pickle.
+        """
+        path = import_path(fn)
+        if path is not None:
+            ident = ":".join(path)
+            with self._lock:
+                self._paths.put(ident, fn)
+            return MaterializerRef(ident, path[1], path), None
+        try:
+            code: bytes = cloudpickle.dumps(fn, protocol=5)
+        except Exception as exc:
+            raise CannotEncode(f"materializer {describe_unpicklable(fn, exc)}") from exc
+        ident = "sha256:" + hashlib.sha256(code).hexdigest()
+        with self._lock:
+            known = self._codes.get(ident) is not None
+            self._codes.put(ident, code)
+        return MaterializerRef(ident, name_of(fn)), None if known else code
+
+    def code_for(self, ident: str) -> bytes:
+        """Return the code a rank asked for. Raises CannotEncode if it cannot be had."""
+        with self._lock:
+            code, fn = self._codes.get(ident), self._paths.get(ident)
+        if code is not None:
+            return code
+        if fn is None:
+            raise CannotEncode(f"materializer {ident} is not remembered here any more")
+        try:
+            return _pickle_by_value(fn)
+        except Exception as exc:
+            raise CannotEncode(
+                f"materializer {ident} cannot be imported by some rank and its code cannot be sent either: "
+                f"{describe_unpicklable(fn, exc)}; install its module on every rank"
+            ) from exc
+
+
+class Loader:
+    """A receiver's side: turns references into callables. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._codes: _Recent[bytes] = _Recent()
+        self._loaded: _Recent[Materializer] = _Recent()
+
+    def learn(self, ident: str, code: bytes) -> None:
+        """Remember code that arrived from the root."""
+        with self._lock:
+            self._codes.put(ident, code)
+
+    def load(self, ref: MaterializerRef) -> Materializer:
+        """Return the callable. Runs imports and unpickling.
+
+        Raises: CodeMissing if the root must be asked; whatever unpickling raises.
+        """
+        with self._lock:
+            loaded, code = self._loaded.get(ref.ident), self._codes.get(ref.ident)
+        if loaded is not None:
+            return loaded
+        if code is not None:
+            fn: Materializer = pickle.loads(code)
+        elif ref.path is not None:
+            try:
+                fn = _follow(*ref.path)
+            except (ImportError, AttributeError) as exc:
+                raise CodeMissing(f"{ref.ident} cannot be imported here: {exc}") from exc
+        else:
+            raise CodeMissing(f"the code of materializer {ref.name!r} is not here")
+        with self._lock:
+            self._loaded.put(ref.ident, fn)
+        return fn

@@ -1,0 +1,90 @@
+"""Counts and timings of one object on one rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long something took: how often, in all, at most (seconds)."""
+
+    count: int = 0
+    total_s: float = 0.0
+    max_s: float = 0.0
+
+    @property
+    def mean_s(self) -> float:
+        """Mean in seconds; 0 if it never happened."""
+        return self.total_s / self.count if self.count else 0.0
+
+    def with_one_more(self, seconds: float) -> Timing:
+        """Return this timing with one more occurrence."""
+        return Timing(self.count + 1, self.total_s + seconds, max(self.max_s, seconds))
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What `LazyBroadcast.stats()` returns: a snapshot, counted since construction.
+
+    Attributes:
+        rank, size, root: as on the object.
+        placement: what casts are placed as; `placement_reason` says why.
+        casts: casts that this rank has sent (on the root) or received (elsewhere), failed ones included.
+        asked: calls of `broadcast` and `broadcast_async` on this rank.
+        pending: those whose future is not done.
+        unasked: casts that have arrived and nobody here has asked for.
+        resolved, cancelled, failed: how calls ended; `failed` counts by class of error.
+        nbytes_sent, nbytes_received: through the backend, headers included, relaying for other ranks included.
+        queue: from the call to the start of encoding (root).
+        encode, decode, materialize: that work, each on this rank.
+        agree: from this rank's report to the verdict.
+        total: from the call to the settled future, for calls that got a value.
+        blocked: how long calls on the root were held up by back-pressure, for those that were.
+    """
+
+    rank: int
+    size: int
+    root: int
+    placement: str
+    placement_reason: str
+    casts: int
+    asked: int
+    pending: int
+    unasked: int
+    resolved: int
+    cancelled: int
+    failed: dict[str, int]
+    nbytes_sent: int
+    nbytes_received: int
+    queue: Timing
+    encode: Timing
+    decode: Timing
+    materialize: Timing
+    agree: Timing
+    total: Timing
+    blocked: Timing
+
+
+@dataclass
+class Counters:
+    """The mutable side. Guarded by the owner's lock."""
+
+    casts: int = 0
+    asked: int = 0
+    resolved: int = 0
+    cancelled: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    timings: dict[str, Timing] = field(default_factory=dict)
+
+    def took(self, what: str, seconds: float) -> None:
+        """Count one occurrence of something that takes time."""
+        self.timings[what] = self.timings.get(what, Timing()).with_one_more(seconds)
+
+    def count_failure(self, exc: BaseException) -> None:
+        """Count a call that failed."""
+        name = type(exc).__name__
+        self.failed[name] = self.failed.get(name, 0) + 1
+
+    def timing(self, what: str) -> Timing:
+        return self.timings.get(what, Timing())

@@ -1,0 +1,174 @@
+"""The messages that ranks exchange: their headers, as data.
+
+Guarantees:
+
+* A header is msgpack of one of the structs below behind one byte of wire version; it is never pickle, and decoding
+  one runs no code of anybody's.
+* What has no bound of its own (values, code) travels in a message's body; texts are clipped. A header stays below
+  `MAX_HEADER_NBYTES`.
+* Fields are positional. A change to any struct raises `WIRE_VERSION`; the handshake refuses other versions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Final, Literal, cast
+
+import msgspec
+
+WIRE_VERSION: Final = 1
+MAX_HEADER_NBYTES: Final = 32 << 10
+MAX_KEY_NBYTES: Final = 1 << 10
+
+Key = str | int | bytes
+WireKey = Any  # Key | None, which `decode` checks: msgspec has no union of str and bytes
+FailureKind = Literal["encode", "decode", "materialize", "refused", "withdrawn", "timeout", "lost", "closed"]
+
+
+class WireError(ValueError):
+    """A header that this version of lazycast cannot read."""
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """What went wrong on one rank, as text: it arrives even if the exception itself could not."""
+
+    kind: FailureKind
+    rank: int
+    host: str
+    message: str
+    traceback: str | None = None
+
+
+class MaterializerRef(msgspec.Struct, frozen=True, array_like=True):
+    """Names a materializer: by import path, else by the digest of code that a `Code` message brings."""
+
+    ident: str
+    name: str
+    path: tuple[str, str] | None = None
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all messages. `route` says whom a message is for, so that relays need not know what it says."""
+
+    route: ClassVar[Literal["down", "up", "flood", "one"]]
+
+
+class Cast(Message, frozen=True, tag="cast"):
+    """One cast; the body holds what `lazycast.codec` wrote. With `failure` the call is consumed without a value."""
+
+    route = "down"
+    seq: int
+    key: WireKey
+    placement: str
+    agree: bool
+    ref: MaterializerRef | None
+    nbytes: int = 0
+    stream_nbytes: int = 0
+    frames: int = 0
+    failure: Failure | None = None
+
+
+class Chunk(Message, frozen=True, tag="chunk"):
+    """A later part of the body of cast or code number `seq`, to be put at `offset`."""
+
+    route = "down"
+    seq: int
+    offset: int
+    nbytes: int
+
+
+class Code(Message, frozen=True, tag="code"):
+    """The pickled code of a materializer, in the body; or why it cannot be had."""
+
+    route = "down"
+    seq: int
+    ident: str
+    nbytes: int = 0
+    failure: Failure | None = None
+
+
+class Verdict(Message, frozen=True, tag="verdict"):
+    """The root's answer to the reports on a cast: everybody has it, or nobody does."""
+
+    route = "down"
+    seq: int
+    failure: Failure | None = None
+
+
+class Report(Message, frozen=True, tag="report"):
+    """A rank's word on its part of a cast; `read` tells that it has been asked for there."""
+
+    route = "up"
+    rank: int
+    seq: int
+    read: bool
+    failure: Failure | None = None
+
+
+class Read(Message, frozen=True, tag="read"):
+    """Casts that a rank has asked for since it last said so: they no longer count against `max_inflight`."""
+
+    route = "up"
+    rank: int
+    seqs: list[int]
+
+
+class Need(Message, frozen=True, tag="need"):
+    """A rank lacks a materializer's code."""
+
+    route = "up"
+    rank: int
+    ident: str
+
+
+class Query(Message, frozen=True, tag="query"):
+    """A rank is about to time out and asks the root whom everybody waits for. `seq` if the cast has arrived."""
+
+    route = "up"
+    rank: int
+    token: int
+    seq: int | None
+    key: WireKey
+
+
+class Status(Message, frozen=True, tag="status"):
+    """The root's answer to a query."""
+
+    route = "one"
+    to: int
+    token: int
+    phase: str
+    missing: list[int]
+
+
+class Gone(Message, frozen=True, tag="gone"):
+    """A rank has closed or was lost. Passed on by everybody to everybody."""
+
+    route = "flood"
+    rank: int
+    failure: Failure
+
+
+AnyMessage = Cast | Chunk | Code | Verdict | Report | Read | Need | Query | Status | Gone
+
+_PREFIX: Final = bytes([WIRE_VERSION])
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: AnyMessage) -> bytes:
+    """Return the header of a message."""
+    return _PREFIX + _encoder.encode(message)
+
+
+def decode(header: bytes) -> AnyMessage:
+    """Read a header. Raises WireError for another version or anything that is not a header."""
+    if header[:1] != _PREFIX:
+        raise WireError(f"wire version {header[0] if header else None}, this rank speaks {WIRE_VERSION}")
+    try:
+        message = cast(AnyMessage, _decoder.decode(memoryview(header)[1:]))
+    except msgspec.DecodeError as exc:
+        raise WireError(f"malformed header: {exc}") from exc
+    key = getattr(message, "key", None)
+    if key is not None and not isinstance(key, (str, int, bytes)):
+        raise WireError(f"malformed header: a key of type {type(key).__name__}")
+    return message
