@@ -13,6 +13,7 @@ from lazycast.errors import (
     DecodeError,
     EncodeError,
     KeyInUseError,
+    LaunchError,
     LazycastError,
     MaterializeError,
     PeerLostError,
@@ -21,6 +22,7 @@ from lazycast.errors import (
     TrustError,
 )
 from lazycast.future import CastFuture
+from lazycast.launch import launch
 from lazycast.stats import Stats, Timing
 from lazycast.version import __version__
 
@@ -34,6 +36,7 @@ __all__ = [
     "DecodeError",
     "EncodeError",
     "KeyInUseError",
+    "LaunchError",
     "LazyBroadcast",
     "LazycastError",
     "MaterializeError",
@@ -44,4 +47,5 @@ __all__ = [
     "Timing",
     "TrustError",
     "__version__",
+    "launch",
 ]

@@ -82,6 +82,10 @@ class BackendUnavailableError(BackendError):
     """A backend cannot be used here; the message says what to install or to call."""
 
 
+class LaunchError(LazycastError, RuntimeError):
+    """A rank that `launch` started raised or died; names it and carries its traceback."""
+
+
 class ReentrantCallError(LazycastError, RuntimeError):
     """A blocking call on an object from one of its own callbacks or materializers, which would wait for itself."""
 

