@@ -135,9 +135,7 @@ class _LocalContext(Context):
         nbytes, _ = _PREFIX.unpack(_recv(sock, _PREFIX.size))
         return _recv(sock, nbytes)
 
-    def _io(
-        self, meeting: _Meeting, peer: int, action: Callable[[socket.socket], T], blobs: Collection[int]
-    ) -> T:
+    def _io(self, meeting: _Meeting, peer: int, action: Callable[[socket.socket], T], blobs: Collection[int]) -> T:
         sock = self._sockets[peer]
         sock.settimeout(max(0.001, meeting.left_s()))
         try:

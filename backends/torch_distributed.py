@@ -16,6 +16,7 @@ import struct
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 from lazycast.backend import Backend, Context, Link, Sink
 from lazycast.errors import BackendError, BackendUnavailableError, CastTimeoutError
@@ -24,6 +25,7 @@ from lazycast.threaded_link import Pipe, PipeClosed, ThreadedLink
 try:
     import torch
     import torch.distributed as dist
+    from torch._C._distributed_c10d import PrefixStore, Store
 except ImportError as exc:
     raise BackendUnavailableError(
         "the torch backend needs torch: pip install 'lazycast[torch]' (or torch as your platform wants it)"
@@ -50,10 +52,10 @@ class _GlooPipe(Pipe):
     """One neighbour in a ProcessGroupGloo."""
 
     def __init__(self, group: dist.ProcessGroupGloo, peer: int) -> None:
-        self._group = group
+        self._group: Any = group  # torch's stubs leave out send and recv
         self._peer = peer
         self._head = torch.empty(_HEAD_NBYTES, dtype=torch.uint8)
-        self._head_view = memoryview(self._head.numpy())
+        self._head_view = self._head.numpy().data
         self._inline: memoryview | None = None
 
     def send(self, header: bytes, body: memoryview | None) -> None:
@@ -96,16 +98,16 @@ class _GlooPipe(Pipe):
 class _TorchContext(Context):
     """Keys of one generation in the group's store."""
 
-    def __init__(self, rank: int, size: int, store: dist.Store, generation: int) -> None:
+    def __init__(self, rank: int, size: int, store: Store, generation: int) -> None:
         self._rank, self._size = rank, size
-        self._store = dist.PrefixStore(f"lazycast/{generation}", store)
+        self._store = PrefixStore(f"lazycast/{generation}", store)
         self._rounds = 0
 
     def exchange(self, blob: bytes, *, timeout_s: float) -> list[bytes]:
         self._rounds += 1
         deadline_s = time.monotonic() + timeout_s
         keys = [f"{self._rounds}/{rank}" for rank in range(self._size)]
-        self._store.set(keys[self._rank], blob)
+        self._store.set(keys[self._rank], blob)  # type: ignore[arg-type]  # it takes bytes, its stub does not
         blobs = []
         for rank, key in enumerate(keys):
             try:
@@ -125,7 +127,7 @@ class _TorchContext(Context):
     def connect(self, neighbours: Sequence[int], sink: Sink, *, timeout_s: float) -> Link:
         try:
             group = dist.ProcessGroupGloo(
-                dist.PrefixStore("gloo", self._store), self._rank, self._size, timedelta(seconds=timeout_s)
+                PrefixStore("gloo", self._store), self._rank, self._size, timedelta(seconds=timeout_s)
             )
             group.set_timeout(_FOR_EVER)
         except RuntimeError as exc:
@@ -160,7 +162,7 @@ class TorchBackend(Backend):
             )
         self.rank, self.size = rank, dist.get_world_size(group)
         pg = group if group is not None else dist.distributed_c10d._get_default_group()
-        self._store: dist.Store = dist.distributed_c10d._get_process_group_store(pg)
+        self._store: Store = dist.distributed_c10d._get_process_group_store(pg)
 
     @classmethod
     def from_environment(cls) -> TorchBackend:

@@ -69,14 +69,14 @@ class CastFuture(concurrent.futures.Future[V]):
             self._guard()
         return super().exception(timeout)
 
-    def add_done_callback(self, fn: Callable[[CastFuture[V]], object]) -> None:  # type: ignore[override]
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[V]], object]) -> None:
         """Call `fn(future)` when done: at once in this thread if it is, else on the object's callback thread."""
         if self.done():
             super().add_done_callback(fn)
         else:
             super().add_done_callback(lambda _: self._run_callback(lambda: self._call(fn)))
 
-    def _call(self, fn: Callable[[CastFuture[V]], object]) -> None:
+    def _call(self, fn: Callable[[concurrent.futures.Future[V]], object]) -> None:
         try:
             fn(self)
         except Exception:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lazycast import failures
+from lazycast.engine.clock import Clock
 from lazycast.engine.performer import Group, Performer, Result
 from lazycast.engine.waits import Stage, Wait, Waits, plan
 from lazycast.engine.workers import Workers, inside, role_of
@@ -66,9 +67,14 @@ class Desk(ABC):
         self._forked = False
         self._performer = Performer(self, group, options.executor, f"lazycast-{options.name}-work")
         self._callbacks = Workers(1, f"lazycast-{options.name}-callback")
-        self._wake = threading.Event()
-        self._stop = False
-        self._thread = threading.Thread(target=self._run, name=f"lazycast-{options.name}-engine", daemon=True)
+        self._clock: Clock[Ask] = Clock(
+            self._waits,
+            self._lock,
+            on_due=self._on_due,
+            work=self._work,
+            on_failure=self._fail,
+            name=f"lazycast-{options.name}-engine",
+        )
 
     # Naming things
 
@@ -103,12 +109,18 @@ class Desk(ABC):
 
     def guard(self, what: str) -> None:
         """Refuse a call that would wait for itself."""
+        reentrant = self._reentrant(what)
+        if reentrant is not None:
+            raise reentrant
+
+    def _reentrant(self, what: str) -> ReentrantCallError | None:
         role = role_of(self)
-        if role is not None:
-            raise ReentrantCallError(
-                f"{what} would block inside a {role} of the same lazycast object {self._options.name!r}, "
-                "which may be what it waits for; use broadcast_async and callbacks there"
-            )
+        if role is None:
+            return None
+        return ReentrantCallError(
+            f"{what} would block inside a {role} of the same lazycast object {self._options.name!r}, which may be what "
+            "it waits for; use broadcast_async and callbacks there"
+        )
 
     def _refuse_if_closed(self) -> None:
         """With the lock held, or in a forked child."""
@@ -136,7 +148,7 @@ class Desk(ABC):
             self._pending[ask.key] = ask
         self._counters.asked += 1
         if self._waits.add(ask.wait):
-            self._wake.set()
+            self._clock.wake()
 
     def _key_in_use(self, key: Key) -> KeyInUseError:
         return KeyInUseError(
@@ -163,6 +175,7 @@ class Desk(ABC):
         if ask.taken:
             return False
         ask.taken = True
+        ask.arrival = None  # the two would keep each other, and the value, until the next collection
         self._waits.end(ask.wait)
         if ask.key is not None and self._pending.get(ask.key) is ask:
             del self._pending[ask.key]
@@ -202,26 +215,9 @@ class Desk(ABC):
 
     # Time
 
-    def _run(self) -> None:
-        try:
-            self._loop()
-        except Exception as exc:  # a defect, but nobody may hang for it
-            logger.exception("lazycast %r: the engine failed", self._options.name)
-            self._engine_failed(exc)
-
-    def _loop(self) -> None:
-        while not self._stop:
-            self._wake.clear()
-            now_s = time.monotonic()
-            with self._lock:
-                due = self._waits.due(now_s)
-            for stage, ask in due:
-                self._on_due(stage, ask)
-            next_s = self._work()
-            with self._lock:
-                next_due_s = self._waits.next_s()
-            times = [t for t in (next_s, next_due_s) if t is not None]
-            self._wake.wait(max(0.0, min(times) - time.monotonic()) if times else None)
+    def _fail(self, exc: Exception) -> None:
+        logger.error("lazycast %r: the engine failed", self._options.name, exc_info=exc)
+        self._engine_failed(exc)
 
     @abstractmethod
     def _engine_failed(self, exc: Exception) -> None:
@@ -270,10 +266,7 @@ class Desk(ABC):
             text = f"{self._ask_label(ask)}: this rank closed the object after waiting {timeout_s:g} s: "
             self._settle_error(ask, ClosedError(text + self._describe(ask), rank=self._group.rank))
         self._disconnect(max(1.0, deadline_s - time.monotonic()))
-        self._stop = True
-        self._wake.set()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(1.0)
+        self._clock.stop()
         self._performer.stop()
         self._callbacks.stop()
         self._closed.set()

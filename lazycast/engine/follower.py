@@ -90,17 +90,19 @@ class FollowerLane(Lane):
 
     def _join(self, ask: Ask, arrival: Arrival) -> None:
         """With the lock held: an ask and its arrival have met."""
-        arrival.ask, ask.arrival = ask, arrival
+        arrival.ask = ask
+        if not ask.taken:
+            ask.arrival = arrival
         reports_later = arrival.message.agree and arrival.local is None and arrival.final is None
         if not reports_later and not arrival.told_read and arrival.message.failure is None:
             arrival.told_read = True
             self._reads.append(arrival.message.seq)
             if self._reads_due_s is None:
                 self._reads_due_s = time.monotonic() + _READ_DELAY_S
-                self._wake.set()
+                self._clock.wake()
             elif len(self._reads) == max(1, self._options.max_inflight // 4):
                 self._reads_due_s = 0.0
-                self._wake.set()
+                self._clock.wake()
 
     def _after_match(self, arrival: Arrival) -> None:
         ask = arrival.ask

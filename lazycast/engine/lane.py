@@ -75,7 +75,7 @@ class Lane(Desk):
     def start(self, *, timeout_s: float) -> None:
         """Connect and begin. Collective."""
         self._relay.connect(self._context, timeout_s=timeout_s)
-        self._thread.start()
+        self._clock.start()
 
     # This rank's part of a cast
 

@@ -14,39 +14,36 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from lazycast import codec
 from lazycast.backend import Context
+from lazycast.engine.calls import Call, Calls
 from lazycast.engine.desk import Ask
 from lazycast.engine.lane import Arrival, Lane
 from lazycast.engine.ledger import Ledger
 from lazycast.engine.performer import Group, Result
 from lazycast.errors import CastTimeoutError, ClosedError
 from lazycast.future import CastFuture
-from lazycast.materializers import Materializer, Shipper
+from lazycast.materializers import Shipper
 from lazycast.missing import MISSING
 from lazycast.options import Options
-from lazycast.wire import AnyMessage, Cast, Code, Failure, Gone, Key, MaterializerRef, Need, Query, Read, Report, Status
-
-
-@dataclass(eq=False)
-class _Call:
-    """One call from its queue to its sending."""
-
-    seq: int
-    key: Key | None
-    ask: Ask
-    materialize: Materializer | None = None
-    payload: Any = None
-    failure: Failure | None = None  # it was refused; or its value cannot be had
-    cause: BaseException | None = None
-    ready: bool = False
-    sending: bool = False
-    phase: str = "queued"
+from lazycast.wire import (
+    AnyMessage,
+    Cast,
+    Code,
+    Failure,
+    FailureKind,
+    Gone,
+    Key,
+    MaterializerRef,
+    Need,
+    Query,
+    Read,
+    Report,
+    Status,
+)
 
 
 class RootLane(Lane):
@@ -57,10 +54,7 @@ class RootLane(Lane):
         self._ledger = Ledger(group.root, [rank for rank in range(group.size) if rank != group.root])
         self._shipper = Shipper()
         self._seqs = itertools.count(1)
-        self._queue: deque[_Call] = deque()  # called, not begun
-        self._lines: dict[Key | None, deque[_Call]] = {}  # begun or not, not sent: per key, in the order of calls
-        self._sendable: deque[_Call] = deque()  # ready and first of their line
-        self._unsent: dict[int, _Call] = {}  # by the ask's number
+        self._calls = Calls()
 
     # Calls
 
@@ -96,9 +90,9 @@ class RootLane(Lane):
 
     def _enqueue(
         self, key: Key | None, ask: Ask, payload: object, fn: Any, refusal: Exception | None, end: Failure | None
-    ) -> _Call:
+    ) -> Call:
         """With the lock held: put a call, or its refusal, into the queue."""
-        call = _Call(next(self._seqs), key, ask)
+        call = Call(next(self._seqs), key, ask)
         if refusal is not None:
             if self._take(ask):
                 self._counters.count_failure(refusal)
@@ -107,10 +101,8 @@ class RootLane(Lane):
             call.failure = end
         else:
             call.payload, call.materialize = payload, fn
-        self._queue.append(call)
-        self._lines.setdefault(key, deque()).append(call)
-        self._unsent[ask.number] = call
-        self._wake.set()
+        self._calls.add(call)
+        self._clock.wake()
         return call
 
     def _wait_for_room(self, ask: Ask, began_s: float) -> Exception | None:
@@ -119,7 +111,9 @@ class RootLane(Lane):
         while not self._has_room() and self._end.failure is None:
             if not blocked:
                 blocked = True
-                self.guard("broadcast_async() under back-pressure")
+                reentrant = self._reentrant("broadcast_async() under back-pressure")
+                if reentrant is not None:
+                    return reentrant
             if self._closing:
                 return ClosedError(f"{self._ask_label(ask)}: closed here before it was sent", rank=self._group.rank)
             left_s = ask.wait.deadline_s - time.monotonic()
@@ -134,9 +128,13 @@ class RootLane(Lane):
         return None
 
     def _has_room(self) -> bool:
-        casts, nbytes = self._ledger.unread()
-        options = self._options
-        return casts + len(self._unsent) < options.max_inflight and nbytes < options.max_inflight_nbytes
+        casts, _ = self._ledger.unread()
+        return casts + len(self._calls) < self._options.max_inflight and self._has_room_for_bytes()
+
+    def _has_room_for_bytes(self) -> bool:
+        """With the lock held."""
+        _, nbytes = self._ledger.unread()
+        return nbytes < self._options.max_inflight_nbytes
 
     def _held_back(self) -> str:
         """With the lock held: say who has not read what."""
@@ -149,7 +147,7 @@ class RootLane(Lane):
             for rank, casts in by_rank.items()
         )
         limits = f"max_inflight={self._options.max_inflight}, max_inflight_nbytes={self._options.max_inflight_nbytes}"
-        return f"held back by {limits}: {said or f'{len(self._unsent)} calls are queued here'}"
+        return f"held back by {limits}: {said or f'{len(self._calls)} calls are queued here'}"
 
     def discard(self, key: Key) -> None:
         with self._lock:
@@ -160,12 +158,11 @@ class RootLane(Lane):
 
     def _cancel(self, ask: Ask) -> bool:
         with self._lock:
-            call = self._unsent.get(ask.number)
+            call = self._calls.of(ask)
             if call is None or call.sending or not self._take(ask):
                 return ask.future.cancelled()
             self._counters.cancelled += 1
-            rank = self._group.rank
-            call.failure = Failure("withdrawn", rank, self._group.hosts[rank], "the root withdrew this cast")
+            call.failure = self._said("withdrawn", "the root withdrew this cast")
         ask.future.settle_cancelled()
         return True
 
@@ -174,66 +171,44 @@ class RootLane(Lane):
     def _work(self) -> float | None:
         while True:
             with self._lock:
-                call = self._queue.popleft() if self._queue else None
-            if call is not None:
-                self._begin_call(call)
+                new = self._calls.next_to_begin()
+            if new is not None:
+                self._begin_call(new)
                 continue
             with self._lock:
-                call = self._next_to_send()
+                call = self._calls.next_to_send(has_room=self._has_room_for_bytes())
+                if call is not None and call.failure is None and call.ask.taken:
+                    text = f"the root's call had waited {call.ask.timeout_s:g} s when its turn came"
+                    call.failure = self._said("timeout", text)
             if call is None:
-                return None
+                return None  # a new call, a value or a read will wake us
             self._send(call)
 
-    def _begin_call(self, call: _Call) -> None:
-        call.phase = "waiting to be sent"
+    def _begin_call(self, call: Call) -> None:
+        fn, payload = call.materialize, call.payload
         with self._lock:
             self._counters.took("queue", time.monotonic() - call.ask.since_s)
-        fn = call.materialize
-        if call.failure is not None or fn is None or self._options.effective_placement != "root":
-            self._make_ready(call)
-            return
-        call.phase = "materializing on the root"
-        payload, call.payload, call.materialize = call.payload, None, None
+            if call.failure is not None or fn is None or self._options.effective_placement != "root":
+                self._calls.make_ready(call)
+                return
+            call.phase = "materializing on the root"
+            call.payload = call.materialize = None
 
         def done(result: Result) -> None:
             with self._lock:
                 call.payload = result.value
                 if result.failure is not None and call.failure is None:
                     call.failure, call.cause = result.failure, result.cause
-            self._make_ready(call)
+                self._calls.make_ready(call)
+            self._clock.wake()
 
         self._performer.run(lambda: self._materialize(fn, payload), done)
 
-    def _make_ready(self, call: _Call) -> None:
-        with self._lock:
-            call.ready = True
-            call.phase = "waiting to be sent"
-            if self._lines[call.key][0] is call:
-                self._sendable.append(call)
-        self._wake.set()
+    def _said(self, kind: FailureKind, text: str) -> Failure:
+        rank = self._group.rank
+        return Failure(kind, rank, self._group.hosts[rank], text)
 
-    def _next_to_send(self) -> _Call | None:
-        """With the lock held: take the next call that may go out now."""
-        if not self._sendable:
-            return None
-        _, nbytes = self._ledger.unread()
-        if nbytes >= self._options.max_inflight_nbytes and self._sendable[0].failure is None:
-            return None  # a read will wake us
-        call = self._sendable.popleft()
-        line = self._lines[call.key]
-        line.popleft()
-        if not line:
-            del self._lines[call.key]
-        elif line[0].ready:
-            self._sendable.append(line[0])
-        if call.failure is None and call.ask.taken:
-            text = f"the root's call had waited {call.ask.timeout_s:g} s when its turn came"
-            rank = self._group.rank
-            call.failure = Failure("timeout", rank, self._group.hosts[rank], text)
-        call.sending = True
-        return call
-
-    def _send(self, call: _Call) -> None:
+    def _send(self, call: Call) -> None:
         body, cast, code = memoryview(b""), None, None
         began_s = time.monotonic()
         if call.failure is None:
@@ -247,14 +222,15 @@ class RootLane(Lane):
             cast = Cast(call.seq, call.key, self._options.effective_placement, False, None, failure=call.failure)
         arrival = Arrival(cast, None, ask=call.ask, begun=True)
         with self._lock:
-            call.ask.arrival = arrival
+            if not call.ask.taken:
+                call.ask.arrival = arrival
             self._counters.casts += 1
             if cast.failure is None:
                 self._counters.took("encode", time.monotonic() - began_s)
                 self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree)
                 if cast.agree:
                     self._agreeing[cast.seq] = arrival
-            del self._unsent[call.ask.number]
+            self._calls.sent(call)
             self._changed.notify_all()
         if code is not None:
             self._relay.down(*code)
@@ -264,7 +240,7 @@ class RootLane(Lane):
         else:
             self._own_part(arrival, call)
 
-    def _encode(self, call: _Call) -> tuple[Cast, memoryview, tuple[Code, memoryview] | None]:
+    def _encode(self, call: Call) -> tuple[Cast, memoryview, tuple[Code, memoryview] | None]:
         """Encode a payload and name its materializer. Raises whatever user code raises."""
         ref: MaterializerRef | None = None
         code = None
@@ -281,7 +257,7 @@ class RootLane(Lane):
         cast = Cast(call.seq, call.key, placement, agree, ref, encoded.nbytes, layout.stream_nbytes, layout.frames)
         return cast, body, code
 
-    def _own_part(self, arrival: Arrival, call: _Call) -> None:
+    def _own_part(self, arrival: Arrival, call: Call) -> None:
         payload, fn = call.payload, call.materialize
         call.payload = call.materialize = None
         if fn is None:
@@ -300,8 +276,7 @@ class RootLane(Lane):
             with self._lock:
                 for seq in message.seqs:
                     self._ledger.read(message.rank, seq)
-                self._changed.notify_all()
-            self._wake.set()
+                self._freed()
         elif isinstance(message, Need):
             self._on_need(message)
         elif isinstance(message, Query):
@@ -313,13 +288,17 @@ class RootLane(Lane):
         with self._lock:
             if message.read and message.rank != self._group.rank:
                 self._ledger.read(message.rank, message.seq)
-                self._changed.notify_all()
+                self._freed()
             verdict = self._ledger.report(message.rank, message.seq, message.failure)
-        if self._sendable:
-            self._wake.set()
         if verdict is not None:
             self._relay.down(verdict)
             self._on_verdict(verdict)
+
+    def _freed(self) -> None:
+        """With the lock held: something was read, so what was held back may go."""
+        self._changed.notify_all()
+        if self._calls.held:
+            self._clock.wake()
 
     def _on_need(self, message: Need) -> None:
         try:
@@ -335,8 +314,7 @@ class RootLane(Lane):
         with self._lock:
             if message.seq is not None:
                 phase, missing = "agreeing", self._ledger.unreported(message.seq)
-            elif message.key in self._lines:
-                first = self._lines[message.key][0]
+            elif (first := self._calls.first(message.key)) is not None:
                 held = f", {self._held_back()}" if not self._has_room() else ""
                 phase, missing = f"{first.phase} on the root as #{first.seq}{held}", [root]
             else:
@@ -363,12 +341,12 @@ class RootLane(Lane):
         raise AssertionError("the root's waits have no such stage")
 
     def _busy(self) -> bool:
-        return bool(self._unsent) or super()._busy()
+        return len(self._calls) > 0 or super()._busy()
 
     def _describe(self, ask: Ask) -> str:
         rank = self._group.rank
         with self._lock:
-            call = self._unsent.get(ask.number)
+            call = self._calls.of(ask)
             if ask.arrival is not None and ask.arrival.local is None:
                 return f"materializing here; missing: rank {rank}"
             if ask.arrival is not None:
@@ -379,7 +357,7 @@ class RootLane(Lane):
 
     def _dump_lines(self) -> list[str]:
         casts, nbytes = self._ledger.unread()
-        queued, booked = len(self._unsent), len(self._ledger)
+        queued, booked = len(self._calls), len(self._ledger)
         books = (
             f"  {queued} queued here, {booked} on the books; the slowest rank has {casts} casts, {nbytes} bytes unread"
         )

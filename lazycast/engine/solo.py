@@ -22,7 +22,7 @@ class SoloLane(Desk):
 
     def start(self, *, timeout_s: float) -> None:
         """Begin."""
-        self._thread.start()
+        self._clock.start()
 
     def call(
         self, payload: object, materialize: Callable[[Any], Any] | None, key: Key | None, timeout_s: float

@@ -1,0 +1,96 @@
+"""The root's calls from their being made to their being sent: plain data, no threads.
+
+Guarantees:
+
+* Calls begin in the order they were made.
+* Calls of one key (and those without one) are sent in the order they were made; calls of different keys as they become
+  ready, so one that materializes slowly delays nobody else's.
+* Every call that was added is sent, if only as a failure.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from lazycast.engine.desk import Ask
+from lazycast.materializers import Materializer
+from lazycast.wire import Failure, Key
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of the root."""
+
+    seq: int
+    key: Key | None
+    ask: Ask
+    materialize: Materializer | None = None
+    payload: Any = None
+    failure: Failure | None = None  # it was refused, or its value cannot be had: sent in place of it
+    cause: BaseException | None = None
+    ready: bool = False
+    sending: bool = False
+    phase: str = "queued"
+
+
+class Calls:
+    """The calls that have not been sent. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._new: deque[Call] = deque()
+        self._lines: dict[Key | None, deque[Call]] = {}
+        self._sendable: deque[Call] = deque()  # ready, and first of their line
+        self._unsent: dict[int, Call] = {}  # by the ask's number
+
+    def __len__(self) -> int:
+        return len(self._unsent)
+
+    def add(self, call: Call) -> None:
+        """Take a new call."""
+        self._new.append(call)
+        self._lines.setdefault(call.key, deque()).append(call)
+        self._unsent[call.ask.number] = call
+
+    def next_to_begin(self) -> Call | None:
+        """Take the oldest call that nobody has begun."""
+        return self._new.popleft() if self._new else None
+
+    def make_ready(self, call: Call) -> None:
+        """Mark a call that can be sent when its turn comes."""
+        call.ready, call.phase = True, "waiting to be sent"
+        if self._lines[call.key][0] is call:
+            self._sendable.append(call)
+
+    def next_to_send(self, *, has_room: bool) -> Call | None:
+        """Take a call whose turn has come; without room only one that carries no value."""
+        if not self._sendable or not (has_room or self._sendable[0].failure is not None):
+            return None
+        call = self._sendable.popleft()
+        line = self._lines[call.key]
+        line.popleft()
+        if not line:
+            del self._lines[call.key]
+        elif line[0].ready:
+            self._sendable.append(line[0])
+        call.sending = True
+        return call
+
+    @property
+    def held(self) -> bool:
+        """Whether a call is ready and waits for room."""
+        return bool(self._sendable)
+
+    def sent(self, call: Call) -> None:
+        """Forget a call."""
+        del self._unsent[call.ask.number]
+
+    def of(self, ask: Ask) -> Call | None:
+        """Return the call of an ask, unless it has been sent."""
+        return self._unsent.get(ask.number)
+
+    def first(self, key: Key | None) -> Call | None:
+        """Return the call with this key that is sent next."""
+        line = self._lines.get(key)
+        return line[0] if line is not None else None

@@ -1,0 +1,73 @@
+"""The engine thread: it keeps time and does what is queued, and sleeps otherwise."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from lazycast.engine.waits import Stage, Waits
+
+W = TypeVar("W")
+
+
+class Clock(Generic[W]):
+    """One thread that reports due waits and calls `work`.
+
+    Args:
+        waits: guarded by `lock`.
+        on_due: called without the lock for each stage of a wait that comes due.
+        work: does what is queued; returns when to be called again at the latest (monotonic seconds), or None.
+        on_failure: called once if one of the two raises, which is a defect; the thread then ends.
+    """
+
+    def __init__(
+        self,
+        waits: Waits[W],
+        lock: threading.Lock,
+        *,
+        on_due: Callable[[Stage, W], None],
+        work: Callable[[], float | None],
+        on_failure: Callable[[Exception], None],
+        name: str,
+    ) -> None:
+        self._waits, self._lock = waits, lock
+        self._on_due, self._work, self._on_failure = on_due, work, on_failure
+        self._wake = threading.Event()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is something to do, or a wait that comes due earlier than all others."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End the thread, from any thread."""
+        self._stopped = True
+        self._wake.set()
+        if self._thread.ident is not None and threading.current_thread() is not self._thread:
+            self._thread.join(1.0)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped:
+                self._wake.clear()
+                self._turn()
+        except Exception as exc:
+            self._on_failure(exc)
+
+    def _turn(self) -> None:
+        with self._lock:
+            due = self._waits.due(time.monotonic())
+        for stage, what in due:
+            self._on_due(stage, what)
+        del due[:]
+        work_s = self._work()
+        with self._lock:
+            next_s = self._waits.next_s()
+        times = [t for t in (work_s, next_s) if t is not None]
+        self._wake.wait(max(0.0, min(times) - time.monotonic()) if times else None)

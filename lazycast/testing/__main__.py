@@ -1,0 +1,56 @@
+"""`python -m lazycast.testing`: the conformance suite from a command line. See the package's text."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+
+from lazycast import discovery
+from lazycast.launch import launch
+from lazycast.testing.runner import Outcome, run
+
+
+def _show(outcome: Outcome) -> None:
+    print(f"{'ok    ' if outcome.passed else 'FAILED'} {outcome.name}", flush=True)
+    for rank, error in enumerate(outcome.errors):
+        if error:
+            print(f"--- rank {rank}\n{error}", flush=True)
+
+
+def _run_here(name: str, only: str) -> bool:
+    backend = discovery.resolve(name)
+    outcomes = run(backend, only=only, report=_show if backend.rank == 0 else lambda outcome: None)
+    left = [t.name for t in threading.enumerate() if t.name.startswith("lazycast")]
+    if left:
+        print(f"rank {backend.rank}: threads left behind: {left}", flush=True)
+    if backend.rank == 0:
+        failed = sum(not outcome.passed for outcome in outcomes)
+        print(f"{len(outcomes) - failed} passed, {failed} failed ({backend.name}, {backend.size} ranks)", flush=True)
+    return bool(outcomes) and all(outcome.passed for outcome in outcomes) and not left
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m lazycast.testing", description=__doc__)
+    parser.add_argument("--backend", default="auto", help="a backend's name; 'threads' with --launch")
+    parser.add_argument("--launch", type=int, metavar="RANKS", help="start so many ranks on this machine")
+    parser.add_argument("--only", default="", help="run the behaviours whose name contains this")
+    options = parser.parse_args()
+    if options.backend == "torch" and options.launch is None:
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo")
+        passed = _run_here("torch", options.only)
+        dist.destroy_process_group()
+    elif options.launch is None:
+        passed = _run_here(options.backend, options.only)
+    else:
+        name = "auto" if options.backend == "threads" else options.backend
+        passed = all(
+            launch(_run_here, ranks=options.launch, backend=options.backend, args=(name, options.only), timeout_s=900)
+        )
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

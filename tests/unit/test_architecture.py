@@ -1,0 +1,131 @@
+"""The shape of the house: who imports whom, and what `import lazycast` brings in."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import lazycast
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE, BACKENDS, ADAPTERS = (sorted((ROOT / f).rglob("*.py")) for f in ("lazycast", "backends", "adapters"))
+NATIVE = {"torch", "mpi4py"}
+HEAVY = {"torch", "mpi4py", "rich", "PIL", "sklearn"}
+
+
+def _package_of(path: Path) -> str:
+    """The dotted name of the package that a file lies in, as installed."""
+    parts = path.relative_to(ROOT).parent.parts
+    return ".".join(parts if parts[0] == "lazycast" else ("lazycast", *parts))
+
+
+def _runs_later(node: ast.AST) -> bool:
+    """Whether importing a file does not run this part of it."""
+    if isinstance(node, ast.If):
+        return "TYPE_CHECKING" in ast.unparse(node.test)
+    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+
+
+def _imports(path: Path, *, at_module_level: bool = False) -> Iterator[str]:
+    """The names a file imports; with `at_module_level`, only those that its own import runs."""
+
+    def walk(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                above = _package_of(path).split(".")[: -(child.level - 1) or None] if child.level else []
+                module = ".".join([*above, *([child.module] if child.module else [])])
+                yield module
+                yield from (f"{module}.{alias.name}" for alias in child.names)
+            elif not (at_module_level and _runs_later(child)):
+                yield from walk(child)
+
+    yield from walk(ast.parse(path.read_text(), str(path)))
+
+
+def _ids(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_the_walk_sees_the_house() -> None:
+    assert len(CORE) > 20
+    assert {path.stem for path in BACKENDS} >= {"local", "mpi", "torch_distributed"}
+    assert "torch.distributed" in set(_imports(ROOT / "backends" / "torch_distributed.py"))
+
+
+@pytest.mark.parametrize("path", CORE, ids=_ids)
+def test_the_core_imports_no_backend_and_no_adapter(path: Path) -> None:
+    found = [name for name in _imports(path) if name.startswith(("lazycast.backends", "lazycast.adapters"))]
+    assert not found
+
+
+@pytest.mark.parametrize("path", CORE, ids=_ids)
+def test_the_core_imports_no_framework_when_it_is_imported(path: Path) -> None:
+    found = [name for name in _imports(path, at_module_level=True) if name.split(".")[0] in HEAVY]
+    assert not found
+
+
+@pytest.mark.parametrize("path", [*BACKENDS, *ADAPTERS], ids=_ids)
+def test_backends_and_adapters_never_import_each_other(path: Path) -> None:
+    for name in _imports(path):
+        if path in BACKENDS:
+            private = name.startswith("lazycast.backends._")  # a backend's own second file
+            assert private or not name.startswith(("lazycast.backends.", "lazycast.adapters"))
+        else:
+            assert not name.startswith(("lazycast.backends", "lazycast.adapters."))
+
+
+@pytest.mark.parametrize("path", BACKENDS, ids=_ids)
+def test_a_backend_knows_one_native_library_at_most(path: Path) -> None:
+    assert len({name.split(".")[0] for name in _imports(path)} & NATIVE) <= 1
+
+
+@pytest.mark.parametrize("path", BACKENDS, ids=_ids)
+def test_a_backend_moves_bytes_and_knows_nothing_of_casts(path: Path) -> None:
+    inner = ("wire", "codec", "engine", "future", "materializers", "relay", "api", "options")
+    known = {name.split(".")[1] for name in _imports(path) if name.startswith("lazycast.")}
+    assert not known & set(inner)
+
+
+def test_importing_lazycast_brings_in_no_framework(run_python: Callable[..., str]) -> None:
+    code = f"import sys, lazycast, lazycast.cli\nprint(*sorted({HEAVY!r} & set(sys.modules)))\n"
+    assert run_python(code).split() == []
+
+
+def test_the_local_backend_brings_in_no_framework(run_python: Callable[..., str]) -> None:
+    code = f"""
+import sys, lazycast
+with lazycast.LazyBroadcast(len) as lazy:
+    assert lazy.broadcast([1, 2]) == 2
+print(*sorted({HEAVY!r} & set(sys.modules)))
+"""
+    assert run_python(code).split() == []
+
+
+@pytest.mark.parametrize("name", lazycast.__all__)
+def test_every_public_name_exists_and_is_explained(name: str) -> None:
+    thing = getattr(lazycast, name)
+    if name == "__version__":
+        assert isinstance(thing, str)
+        return
+    assert thing.__doc__, f"{name} has no docstring of its own"
+    for member, value in vars(thing).items() if inspect.isclass(thing) else ():
+        if inspect.isfunction(value) and not member.startswith("_"):
+            assert value.__doc__, f"{name}.{member} has no docstring"
+
+
+@pytest.mark.parametrize("path", [*CORE, *BACKENDS, *ADAPTERS], ids=_ids)
+def test_every_module_opens_with_what_it_is_for(path: Path) -> None:
+    if path.read_text().strip():
+        assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_all_is_sorted_and_complete() -> None:
+    assert lazycast.__all__ == sorted(lazycast.__all__)
+    errors = {n for n, c in vars(lazycast.errors).items() if inspect.isclass(c)}  # type: ignore[attr-defined]
+    assert errors <= set(lazycast.__all__)

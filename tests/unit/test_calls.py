@@ -1,0 +1,119 @@
+"""The root's queue of calls against a naive model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazycast.engine.calls import Call, Calls
+from lazycast.engine.desk import Ask
+from lazycast.wire import Failure, Key
+
+FAILED = Failure("refused", 0, "h", "no")
+
+
+def _call(seq: int, key: Key | None, failure: Failure | None = None) -> Call:
+    future: Any = None
+    return Call(seq, key, Ask(key, 1.0, future, seq, 0.0), failure=failure)
+
+
+def _send(calls: Calls, *, has_room: bool = True) -> int | None:
+    call = calls.next_to_send(has_room=has_room)
+    if call is None:
+        return None
+    calls.sent(call)
+    return call.seq
+
+
+def test_calls_begin_in_the_order_they_were_made() -> None:
+    calls = Calls()
+    for seq, key in enumerate(("a", None, "a", "b")):
+        calls.add(_call(seq, key))
+    begun = [calls.next_to_begin() for _ in range(5)]
+    assert [call.seq if call else None for call in begun] == [0, 1, 2, 3, None]
+    assert len(calls) == 4
+
+
+def test_a_slow_call_holds_up_its_own_key_only() -> None:
+    calls = Calls()
+    slow, same_key, other = _call(1, "a"), _call(2, "a"), _call(3, "b")
+    for call in (slow, same_key, other):
+        calls.add(call)
+    calls.make_ready(same_key)
+    assert _send(calls) is None
+    calls.make_ready(other)
+    assert _send(calls) == 3
+    calls.make_ready(slow)
+    assert [_send(calls), _send(calls), _send(calls)] == [1, 2, None]
+    assert len(calls) == 0
+
+
+def test_without_room_only_failures_are_sent() -> None:
+    calls = Calls()
+    value, failed = _call(1, "a"), _call(2, "b", FAILED)
+    for call in (failed, value):
+        calls.add(call)
+        calls.make_ready(call)
+    assert _send(calls, has_room=False) == 2
+    assert _send(calls, has_room=False) is None
+    assert calls.held
+    assert _send(calls) == 1
+    assert not calls.held
+
+
+def test_the_call_of_an_ask_and_the_first_of_a_key_are_found_until_sent() -> None:
+    calls = Calls()
+    a, b = _call(1, "a"), _call(2, "a")
+    calls.add(a)
+    calls.add(b)
+    assert calls.of(a.ask) is a
+    assert calls.first("a") is a
+    assert calls.first("nothing") is None
+    calls.make_ready(a)
+    assert calls.next_to_send(has_room=True) is a
+    assert a.sending
+    assert calls.of(a.ask) is a, "until it is said to be sent"
+    calls.sent(a)
+    assert calls.of(a.ask) is None
+    assert calls.first("a") is b
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.sampled_from([None, "a", "b"])),
+            st.tuples(st.just("ready"), st.integers(0, 20)),
+            st.tuples(st.just("send"), st.none()),
+        ),
+        max_size=60,
+    )
+)
+def test_per_key_in_order_and_everything_is_sent_in_the_end(steps: list[tuple[str, Any]]) -> None:
+    calls, added, sent = Calls(), [], []  # type: ignore[var-annotated]
+    for what, arg in steps:
+        if what == "add":
+            added.append(_call(len(added), arg))
+            calls.add(added[-1])
+        elif what == "ready":
+            waiting = [call for call in added if not call.ready]
+            if waiting:
+                calls.make_ready(waiting[arg % len(waiting)])
+        else:
+            seq = _send(calls)
+            unsent = [call for call in added if call.seq not in sent]
+            heads = [next(c for c in unsent if c.key == key) for key in {c.key for c in unsent}]
+            sendable = {call.seq for call in heads if call.ready}
+            assert seq in sendable if sendable else seq is None
+            if seq is not None:
+                sent.append(seq)
+        assert len(calls) == len(added) - len(sent)
+    for call in added:
+        if not call.ready:
+            calls.make_ready(call)
+    while (seq := _send(calls)) is not None:
+        sent.append(seq)
+    assert sorted(sent) == [call.seq for call in added]
+    assert [calls.next_to_begin() for _ in added] == added
+    assert not any(value for value in vars(calls).values()), "nothing is left behind"

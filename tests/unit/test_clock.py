@@ -1,0 +1,93 @@
+"""The engine thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lazycast.engine.clock import Clock
+from lazycast.engine.waits import Stage, Wait, Waits
+
+WAIT_S = 10.0
+
+
+class Engine:
+    """Everything a clock calls goes into queues that tests read."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.waits: Waits[str] = Waits()
+        self.due: queue.Queue[tuple[Stage, str]] = queue.Queue()
+        self.turns: queue.Queue[float] = queue.Queue()
+        self.failures: queue.Queue[Exception] = queue.Queue()
+        self.work_error: Exception | None = None
+        self.again_s: float | None = None
+        self.clock: Clock[str] = Clock(
+            self.waits, self.lock, on_due=self._on_due, work=self._work, on_failure=self.failures.put, name="unit-clock"
+        )
+
+    def _on_due(self, stage: Stage, what: str) -> None:
+        assert not self.lock.locked(), "called with the lock held"
+        self.due.put((stage, what))
+
+    def _work(self) -> float | None:
+        assert not self.lock.locked(), "called with the lock held"
+        if self.work_error is not None:
+            raise self.work_error
+        self.turns.put(time.monotonic())
+        again_s, self.again_s = self.again_s, None
+        return again_s
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    one = Engine()
+    yield one
+    one.clock.stop()
+
+
+def test_it_works_when_started_and_when_woken(engine: Engine) -> None:
+    engine.clock.start()
+    engine.turns.get(timeout=WAIT_S)
+    engine.clock.wake()
+    engine.turns.get(timeout=WAIT_S)
+
+
+def test_it_comes_back_when_work_says_so(engine: Engine) -> None:
+    engine.again_s = at_s = time.monotonic() + 0.05
+    engine.clock.start()
+    assert engine.turns.get(timeout=WAIT_S) < at_s
+    assert engine.turns.get(timeout=WAIT_S) >= at_s
+
+
+def test_waits_come_due_without_being_asked_for(engine: Engine) -> None:
+    engine.clock.start()
+    now_s = time.monotonic()
+    with engine.lock:
+        earlier = engine.waits.add(Wait("w", now_s, [(now_s + 0.01, Stage.WARN), (now_s + 0.02, Stage.GIVE_UP)]))
+    assert earlier
+    engine.clock.wake()
+    assert engine.due.get(timeout=WAIT_S) == (Stage.WARN, "w")
+    assert engine.due.get(timeout=WAIT_S) == (Stage.GIVE_UP, "w")
+
+
+def test_an_error_ends_the_thread_and_is_told_once(engine: Engine) -> None:
+    engine.work_error = ArithmeticError("defect")
+    engine.clock.start()
+    assert engine.failures.get(timeout=WAIT_S) is engine.work_error
+    engine.clock.wake()
+    engine.clock.stop()
+    assert engine.failures.empty()
+
+
+def test_stopping_is_idempotent_and_fine_before_the_start(engine: Engine) -> None:
+    engine.clock.stop()
+    other = Engine()
+    other.clock.start()
+    other.clock.stop()
+    other.clock.stop()
+    assert not [t for t in threading.enumerate() if t.name == "unit-clock"]

@@ -1,0 +1,271 @@
+"""The future of a cast, in isolation: who is called back where, and what cancelling does."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lazycast.future import CastFuture
+
+WAIT_S = 10.0
+
+
+class Engine:
+    """What a future is given by the engine."""
+
+    def __init__(self) -> None:
+        self.withdrawals = 0
+        self.callbacks: list[Callable[[], None]] = []
+        self.reentrant = False
+        self.withdraw_result: bool | None = True
+        self.future: CastFuture[Any] = CastFuture(
+            label="cast #3", withdraw=self._withdraw, run_callback=self.callbacks.append, guard=self._guard
+        )
+
+    def _withdraw(self) -> bool:
+        self.withdrawals += 1
+        if self.withdraw_result:
+            self.future.settle_cancelled()
+        return bool(self.withdraw_result)
+
+    def _guard(self) -> None:
+        if self.reentrant:
+            raise RuntimeError("reentrant")
+
+    def run_callbacks(self) -> None:
+        while self.callbacks:
+            self.callbacks.pop(0)()
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+ENDS: dict[str, Callable[[CastFuture[Any]], None]] = {
+    "value": lambda f: f.settle(5),
+    "error": lambda f: f.settle_error(ValueError("why")),
+    "cancelled": lambda f: f.settle_cancelled(),
+}
+
+
+def test_it_gives_its_value(engine: Engine) -> None:
+    engine.future.settle([5])
+    assert engine.future.result(0) == [5]
+    assert engine.future.exception(0) is None
+    assert engine.future.done()
+    assert not engine.future.cancelled()
+
+
+def test_it_gives_its_error(engine: Engine) -> None:
+    error = ValueError("why")
+    engine.future.settle_error(error)
+    with pytest.raises(ValueError, match="why"):
+        engine.future.result(0)
+    assert engine.future.exception(0) is error
+
+
+def test_waiting_for_it_has_a_time_limit(engine: Engine) -> None:
+    with pytest.raises(concurrent.futures.TimeoutError):
+        engine.future.result(0)
+    with pytest.raises(concurrent.futures.TimeoutError):
+        engine.future.exception(0)
+
+
+@pytest.mark.parametrize("how", ["result", "exception"])
+def test_a_reentrant_wait_is_refused_until_it_is_done(engine: Engine, how: str) -> None:
+    engine.reentrant = True
+    with pytest.raises(RuntimeError, match="reentrant"):
+        getattr(engine.future, how)(0)
+    engine.future.settle(5)
+    getattr(engine.future, how)(0)
+
+
+# Cancelling
+
+
+def test_cancelling_asks_the_engine(engine: Engine) -> None:
+    assert engine.future.cancel()
+    assert engine.withdrawals == 1
+    assert engine.future.cancelled()
+    assert engine.future.done()
+    with pytest.raises(concurrent.futures.CancelledError):
+        engine.future.result(0)
+
+
+def test_the_engine_may_refuse(engine: Engine) -> None:
+    engine.withdraw_result = False
+    assert not engine.future.cancel()
+    assert not engine.future.done()
+    engine.future.settle(5)
+    assert engine.future.result(0) == 5
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_cancelling_what_is_done_does_nothing(engine: Engine, end: str) -> None:
+    ENDS[end](engine.future)
+    assert engine.future.cancel() == (end == "cancelled")
+    assert engine.withdrawals == 0
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_settled_future_does_not_hold_the_engine(engine: Engine, end: str) -> None:
+    ENDS[end](engine.future)
+    assert engine.future._withdraw is None
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_wait_and_as_completed_return_however_it_ends(engine: Engine, end: str, together: Any) -> None:
+    waiting = threading.Barrier(3)
+
+    def wait() -> object:
+        waiting.wait(WAIT_S)
+        return concurrent.futures.wait([engine.future], timeout=WAIT_S)
+
+    def as_completed() -> object:
+        waiting.wait(WAIT_S)
+        return list(concurrent.futures.as_completed([engine.future], timeout=WAIT_S))
+
+    def settle() -> None:
+        waiting.wait(WAIT_S)
+        ENDS[end](engine.future)
+
+    (done, not_done), completed, _ = together(wait, as_completed, settle)
+    assert done == {engine.future}
+    assert not_done == set()
+    assert completed == [engine.future]
+
+
+def test_result_wakes_when_it_is_cancelled(engine: Engine, together: Any) -> None:
+    def wait() -> None:
+        with pytest.raises(concurrent.futures.CancelledError):
+            engine.future.result(WAIT_S)
+
+    together(wait, engine.future.settle_cancelled)
+
+
+# Callbacks
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_callbacks_are_handed_to_the_engine_and_not_run_where_it_settles(engine: Engine, end: str) -> None:
+    called: list[object] = []
+    engine.future.add_done_callback(lambda f: called.append((1, f)))
+    engine.future.add_done_callback(lambda f: called.append((2, f)))
+    assert engine.callbacks == []
+    ENDS[end](engine.future)
+    assert called == []
+    engine.run_callbacks()
+    assert called == [(1, engine.future), (2, engine.future)]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_callbacks_of_a_future_that_is_done_run_at_once(engine: Engine, end: str) -> None:
+    ENDS[end](engine.future)
+    called: list[object] = []
+    engine.future.add_done_callback(called.append)
+    assert called == [engine.future]
+    assert engine.callbacks == []
+
+
+def test_a_callback_that_raises_is_logged_and_the_others_run(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    called: list[object] = []
+    engine.future.add_done_callback(lambda _: 1 / 0)
+    engine.future.add_done_callback(called.append)
+    engine.future.settle(5)
+    with caplog.at_level(logging.ERROR, "lazycast"):
+        engine.run_callbacks()
+    assert called == [engine.future]
+    assert "a callback of <CastFuture cast #3 finished> raised" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+# asyncio
+
+
+def test_it_can_be_awaited_before_and_after_it_is_done(engine: Engine) -> None:
+    async def main() -> None:
+        task = asyncio.create_task(_await(engine.future))
+        await asyncio.sleep(0)
+        thread = threading.Thread(target=engine.future.settle, args=(5,))
+        thread.start()
+        assert await asyncio.wait_for(task, WAIT_S) == 5
+        thread.join()
+        assert await engine.future == 5
+
+    asyncio.run(main())
+    assert engine.callbacks == [], "awaiting needs no callback thread"
+
+
+async def _await(future: CastFuture[Any]) -> Any:
+    return await future
+
+
+def test_awaiting_raises_the_error(engine: Engine) -> None:
+    async def main() -> None:
+        task = asyncio.create_task(_await(engine.future))
+        await asyncio.sleep(0)
+        engine.future.settle_error(ValueError("why"))
+        with pytest.raises(ValueError, match="why"):
+            await asyncio.wait_for(task, WAIT_S)
+
+    asyncio.run(main())
+
+
+def test_a_withdrawn_cast_is_an_error_of_who_awaits_it_and_not_a_cancelled_task(engine: Engine) -> None:
+    async def main() -> None:
+        task = asyncio.create_task(_await(engine.future))
+        await asyncio.sleep(0)
+        engine.future.settle_cancelled()
+        with pytest.raises(concurrent.futures.CancelledError):
+            await asyncio.wait_for(task, WAIT_S)
+
+    asyncio.run(main())
+
+
+def test_cancelling_a_task_that_awaits_leaves_the_future(engine: Engine) -> None:
+    async def main() -> None:
+        tasks = [asyncio.create_task(_await(engine.future)) for _ in range(2)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[0]
+        assert engine.withdrawals == 0
+        assert not engine.future.done()
+        engine.future.settle(5)
+        assert await asyncio.wait_for(tasks[1], WAIT_S) == 5
+
+    asyncio.run(main())
+
+
+def test_a_time_limit_on_awaiting_leaves_the_future(engine: Engine) -> None:
+    async def main() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(_await(engine.future), 0.001)
+
+    asyncio.run(main())
+    assert not engine.future.cancelled()
+    engine.future.settle(5)  # its loop is closed by now
+    assert engine.future.result(0) == 5
+
+
+def test_asyncio_wrap_future_works(engine: Engine) -> None:
+    async def main() -> None:
+        wrapped = asyncio.wrap_future(engine.future)
+        engine.future.settle(5)
+        engine.run_callbacks()
+        assert await asyncio.wait_for(wrapped, WAIT_S) == 5
+
+    asyncio.run(main())
+
+
+def test_its_repr_names_the_cast_and_the_state(engine: Engine) -> None:
+    assert repr(engine.future) == "<CastFuture cast #3 pending>"
+    engine.future.settle(5)
+    assert repr(engine.future) == "<CastFuture cast #3 finished>"

@@ -1,0 +1,211 @@
+"""The root's books: a table of cases, and a naive model that counts everything anew each time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazycast.engine.ledger import Ledger
+from lazycast.wire import Failure, Verdict
+
+FAILED = Failure("materialize", 1, "h", "no")
+LOST = Failure("lost", 2, "h", "gone")
+
+
+def ledger(size: int = 4, root: int = 0) -> Ledger:
+    return Ledger(root, [rank for rank in range(size) if rank != root])
+
+
+def test_success_is_the_verdict_of_the_last_report_whoever_gives_it() -> None:
+    for last in range(4):
+        books = ledger()
+        books.sent(1, "k", 100, agree=True)
+        assert [books.report(rank, 1, None) for rank in range(4) if rank != last] == [None] * 3
+        assert books.unreported(1) == [last]
+        assert books.report(last, 1, None) == Verdict(1)
+        assert books.unreported(1) == []
+
+
+def test_the_first_failure_is_the_verdict_and_later_reports_give_none() -> None:
+    books = ledger()
+    books.sent(1, "k", 100, agree=True)
+    assert books.report(3, 1, None) is None
+    assert books.report(1, 1, FAILED) == Verdict(1, FAILED)
+    assert books.unreported(1) == [], "nobody is waited for once it is decided"
+    assert books.report(0, 1, FAILED) is None
+    assert books.report(2, 1, None) is None
+
+
+def test_a_report_counts_once() -> None:
+    books = ledger(size=2)
+    books.sent(1, None, 0, agree=True)
+    assert books.report(1, 1, None) is None
+    assert books.report(1, 1, FAILED) is None
+    assert books.report(0, 1, None) == Verdict(1)
+
+
+def test_without_agreement_there_is_no_verdict() -> None:
+    books = ledger()
+    books.sent(1, "k", 100, agree=False)
+    assert [books.report(rank, 1, FAILED) for rank in range(4)] == [None] * 4
+    assert books.unreported(1) == []
+
+
+def test_reports_and_reads_of_casts_that_are_not_booked_are_ignored() -> None:
+    books = ledger()
+    assert books.report(1, 99, FAILED) is None
+    books.read(1, 99)
+    books.sent(1, "k", 5, agree=True)
+    books.read(0, 1)  # the root is no reader
+    books.read(77, 1)
+    assert books.report(77, 1, FAILED) is None
+    assert books.unread() == (1, 5)
+
+
+def test_the_slowest_rank_counts_and_casts_and_bytes_may_be_of_different_ranks() -> None:
+    books = ledger(size=3)
+    for seq, nbytes in ((1, 1), (2, 1), (3, 100)):
+        books.sent(seq, f"k{seq}", nbytes, agree=False)
+    books.read(1, 3)  # rank 1 has two casts of 2 bytes
+    books.read(2, 1)
+    books.read(2, 2)  # rank 2 has one of 100
+    assert books.unread() == (2, 100)
+    assert books.unread_by_rank(casts=2, nbytes=1000) == {1: [(1, "k1"), (2, "k2")]}
+    assert books.unread_by_rank(casts=9, nbytes=100) == {2: [(3, "k3")]}
+    assert books.unread_by_rank(casts=9, nbytes=1000) == {}
+
+
+def test_reading_twice_counts_once() -> None:
+    books = ledger(size=3)
+    books.sent(1, "k", 10, agree=False)
+    books.sent(2, "k", 10, agree=False)
+    books.read(1, 1)
+    books.read(1, 1)
+    books.read(2, 1)
+    assert books.unread() == (1, 10)
+
+
+def test_an_entry_goes_with_the_last_read_and_report() -> None:
+    books = ledger(size=2)
+    books.sent(1, "k", 10, agree=True)
+    books.report(0, 1, None)
+    books.report(1, 1, None)
+    assert len(books) == 1
+    books.read(1, 1)
+    assert len(books) == 0
+    assert books.unread() == (0, 0)
+
+
+def test_a_rank_that_has_gone_fails_what_it_has_not_reported_and_holds_nothing_back() -> None:
+    books = ledger(size=3)
+    books.sent(1, "a", 10, agree=True)
+    books.sent(2, "b", 10, agree=True)
+    books.sent(3, "c", 10, agree=False)
+    books.sent(4, "d", 10, agree=True)
+    books.report(2, 1, None)
+    books.report(1, 4, FAILED)  # decided already
+    for seq in (1, 2, 3, 4):
+        books.read(1, seq)
+    assert books.gone(2, LOST) == [Verdict(2, LOST)]
+    assert books.unread() == (0, 0)
+    assert books.unreported(1) == [0, 1]
+    assert [books.report(rank, 1, None) for rank in (0, 1)] == [None, Verdict(1)]
+    assert books.gone(2, LOST) == []
+
+
+def test_a_cast_sent_after_a_rank_has_gone_is_not_kept_for_it() -> None:
+    books = ledger(size=3)
+    books.gone(2, LOST)
+    books.sent(1, "k", 10, agree=False)
+    assert books.unread() == (1, 10)
+    books.read(1, 1)
+    assert len(books) == 0
+
+
+def test_a_cast_sent_after_a_rank_has_gone_still_gets_a_verdict() -> None:
+    books = ledger(size=3)
+    books.gone(2, LOST)
+    books.sent(1, "k", 10, agree=True)
+    verdicts = [books.report(rank, 1, None) for rank in (0, 1)]
+    assert [v.seq for v in verdicts if v is not None] == [1], "nobody can wait for a rank that answers no more"
+
+
+@dataclass
+class Model:
+    """Remembers all that was told and computes each answer from the whole."""
+
+    size: int
+    sent: dict[int, tuple[int, bool]] = field(default_factory=dict)
+    reads: set[tuple[int, int]] = field(default_factory=set)
+    reports: dict[int, list[tuple[int, Failure | None]]] = field(default_factory=dict)
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+
+    def unread(self, rank: int) -> list[int]:
+        return [seq for seq in sorted(self.sent) if (rank, seq) not in self.reads]
+
+    def largest_unread(self) -> tuple[int, int]:
+        loads = [self.unread(rank) for rank in range(1, self.size)]
+        return max(map(len, loads)), max(sum(self.sent[seq][0] for seq in load) for load in loads)
+
+    def verdict_after(self, rank: int, seq: int, failure: Failure | None) -> Verdict | None:
+        told = self.reports.setdefault(seq, [])
+        if seq not in self.sent or not self.sent[seq][1] or any(r == rank for r, _ in told):
+            return None
+        told.append((rank, failure))
+        if seq in self.verdicts or (failure is None and len(told) < self.size):
+            return None
+        self.verdicts[seq] = Verdict(seq, failure)
+        return self.verdicts[seq]
+
+    def under_way(self) -> int:
+        return sum(
+            any((rank, seq) not in self.reads for rank in range(1, self.size))
+            or (agree and len(self.reports.get(seq, [])) < self.size)
+            for seq, (_, agree) in self.sent.items()
+        )
+
+
+SEQS = st.integers(1, 4)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("sent"), st.integers(0, 50), st.booleans()),
+        st.tuples(st.just("read"), st.integers(1, 2), SEQS),
+        st.tuples(st.just("report"), st.integers(0, 2), SEQS, st.sampled_from([None, None, FAILED])),
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS)
+def test_the_ledger_answers_as_the_naive_model_does(steps: list[tuple[object, ...]]) -> None:
+    books, model = ledger(size=3), Model(3)
+    for what, *args in steps:
+        if what == "sent":
+            nbytes, agree = args
+            seq = len(model.sent) + 1
+            model.sent[seq] = (nbytes, agree)  # type: ignore[assignment]
+            books.sent(seq, f"k{seq}", nbytes, agree=agree)  # type: ignore[arg-type]
+        elif what == "read":
+            rank, seq = args
+            if seq in model.sent:
+                model.reads.add((rank, seq))  # type: ignore[arg-type]
+            books.read(rank, seq)  # type: ignore[arg-type]
+        else:
+            rank, seq, failure = args
+            if seq in model.sent:
+                assert books.report(rank, seq, failure) == model.verdict_after(rank, seq, failure)  # type: ignore[arg-type]
+        assert books.unread() == model.largest_unread()
+        assert len(books) == model.under_way()
+    expected = {rank: [(seq, f"k{seq}") for seq in model.unread(rank)] for rank in (1, 2) if model.unread(rank)}
+    assert books.unread_by_rank(casts=1, nbytes=10_000) == expected
+
+
+@pytest.mark.parametrize("root", [0, 1, 2])
+def test_ranks_keep_their_numbers_for_any_root(root: int) -> None:
+    books = ledger(size=3, root=root)
+    books.sent(1, "k", 1, agree=True)
+    assert books.unreported(1) == [0, 1, 2]
+    assert set(books.unread_by_rank(casts=1, nbytes=1)) == {0, 1, 2} - {root}

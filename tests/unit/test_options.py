@@ -1,0 +1,157 @@
+"""Options: each bad one has its message, and nothing a user may pass breaks the check itself."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lazycast.options import DEFAULT_MAX_INFLIGHT_NBYTES, PLACEMENTS, Options, check
+
+OTHERS: dict[str, object] = {
+    "owners": None,
+    "replicated": False,
+    "allow": None,
+    "arena_nbytes": None,
+    "shared_memory": "auto",
+}
+
+
+def options(**changes: Any) -> Options:
+    plain: dict[str, Any] = {
+        "materialize": None,
+        "root": 0,
+        "name": "default",
+        "placement": "auto",
+        "agree": True,
+        "values": "private",
+        "trust": "pickle",
+        "max_inflight": 64,
+        "max_inflight_nbytes": DEFAULT_MAX_INFLIGHT_NBYTES,
+        "timeout_s": 300.0,
+        "warn_after_s": 30.0,
+        "executor": None,
+    }
+    return Options(**{**plain, **changes})
+
+
+GOOD: list[dict[str, Any]] = [
+    {},
+    {"root": 3},
+    {"materialize": len},
+    {"name": "x" * 200},
+    {"values": "copy"},
+    {"agree": False},
+    {"max_inflight": 1, "max_inflight_nbytes": 1},
+    {"timeout_s": 1, "warn_after_s": 1e-3},
+    *({"placement": placement} for placement in PLACEMENTS),
+]
+
+
+@pytest.mark.parametrize("changes", GOOD, ids=str)
+def test_good_options_have_no_error(changes: dict[str, Any]) -> None:
+    assert check(options(**changes), 4, OTHERS) is None
+
+
+BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"materialize": 3}, TypeError, "materialize must be callable or None, got int"),
+    ({"root": 4}, ValueError, "root=4 is not a rank of this group: 0 to 3 (root is group-local)"),
+    ({"root": -1}, ValueError, "root=-1 is not a rank of this group"),
+    ({"root": "0"}, ValueError, "root='0' is not a rank of this group"),
+    ({"root": True}, ValueError, "root=True is not a rank of this group"),
+    ({"root": 0.0}, ValueError, "root=0.0 is not a rank of this group"),
+    ({"root": None}, ValueError, "root=None is not a rank of this group"),
+    ({"placement": "everywhere"}, ValueError, "unknown placement 'everywhere'; use one of 'every', "),
+    ({"placement": None}, ValueError, "unknown placement None"),
+    ({"placement": ["every"]}, ValueError, "unknown placement ['every']"),
+    ({"name": ""}, ValueError, "name must be a string of 1 to 200 characters, got ''"),
+    ({"name": "x" * 201}, ValueError, "name must be a string of 1 to 200 characters"),
+    ({"name": 3}, ValueError, "name must be a string of 1 to 200 characters, got 3"),
+    ({"values": "shared"}, ValueError, "values='shared' is not supported in this version of lazycast; use 'private'"),
+    ({"trust": "data"}, ValueError, "trust='data' is not supported in this version of lazycast; use 'pickle'"),
+    ({"max_inflight": 0}, ValueError, "max_inflight must be a positive int, got 0"),
+    ({"max_inflight": 1.5}, ValueError, "max_inflight must be a positive int, got 1.5"),
+    ({"max_inflight": True}, ValueError, "max_inflight must be a positive int, got True"),
+    ({"max_inflight_nbytes": -1}, ValueError, "max_inflight_nbytes must be a positive int, got -1"),
+    ({"timeout_s": 0}, ValueError, "timeout_s must be a positive int or float, got 0"),
+    ({"timeout_s": None}, ValueError, "timeout_s must be a positive int or float, got None"),
+    ({"timeout_s": "5"}, ValueError, "timeout_s must be a positive int or float, got '5'"),
+    ({"timeout_s": math.nan}, ValueError, "timeout_s must be a positive"),
+    ({"warn_after_s": -1.0}, ValueError, "warn_after_s must be a positive int or float, got -1.0"),
+    ({"warn_after_s": math.nan}, ValueError, "warn_after_s must be a positive"),
+    ({"agree": 1}, Exception, "agree"),
+    ({"agree": "yes"}, Exception, "agree"),
+    ({"executor": "threads"}, TypeError, "executor"),
+]
+
+
+@pytest.mark.parametrize(("changes", "kind", "message"), BAD, ids=lambda x: str(x) if isinstance(x, dict) else "")
+def test_each_bad_option_has_its_message(changes: dict[str, Any], kind: type[Exception], message: str) -> None:
+    error = check(options(**changes), 4, OTHERS)
+    assert isinstance(error, kind)
+    assert message in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [
+        ("owners", [0], "None"),
+        ("replicated", True, "False"),
+        ("allow", ["numpy"], "None"),
+        ("arena_nbytes", 1 << 20, "None"),
+        ("shared_memory", True, "'auto' or False"),
+        ("shared_memory", 0, "'auto' or False"),
+    ],
+)
+def test_an_option_without_effect_yet_is_accepted_with_its_present_meaning_only(
+    name: str, value: object, instead: str
+) -> None:
+    error = check(options(), 4, {**OTHERS, name: value})
+    assert isinstance(error, ValueError)
+    assert str(error) == f"{name}={value!r} is not supported in this version of lazycast; use {instead}"
+    assert check(options(), 4, {**OTHERS, "shared_memory": False}) is None
+
+
+class NoRepr:
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+ODD = {"no repr": NoRepr(), "array": np.arange(3), "nan": math.nan, "surrogate": "\ud800", "type": int}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("name", sorted({*vars(options())} | {*OTHERS}))
+def test_checking_returns_and_never_raises_whatever_was_passed(name: str, odd: str) -> None:
+    # A rank that raised here, before it has met the others, would leave them waiting.
+    if name in OTHERS:
+        error = check(options(), 4, {**OTHERS, name: ODD[odd]})
+    else:
+        error = check(options(**{name: ODD[odd]}), 4, OTHERS)
+    assert error is None or isinstance(error, Exception)
+
+
+def test_a_process_pool_is_refused() -> None:
+    with concurrent.futures.ProcessPoolExecutor(1) as pool:
+        error = check(options(executor=pool), 4, OTHERS)
+    assert isinstance(error, TypeError)
+    assert "must run in this process" in str(error)
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        assert check(options(executor=threads), 4, OTHERS) is None
+
+
+def test_what_ranks_must_agree_on_is_shared_and_what_may_differ_is_not() -> None:
+    assert set(options().agreed()) == {"root", "name", "placement", "agree", "values", "trust"}
+    assert options(root=2, materialize=len, timeout_s=1.0).agreed()["root"] == 2
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_the_effective_placement_is_never_auto_and_has_a_reason(placement: str) -> None:
+    one = options(placement=placement)
+    assert one.effective_placement in set(PLACEMENTS) - {"auto"}
+    assert one.placement_reason
+    if placement != "auto":
+        assert one.effective_placement == placement

@@ -1,0 +1,53 @@
+"""The tree: it reaches every rank once, and its functions are each other's inverse."""
+
+from __future__ import annotations
+
+import pytest
+
+from lazycast import tree
+
+SIZES = range(1, 41)
+
+
+@pytest.mark.parametrize("fanout", [1, 2, 3, 7])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_rank_is_reached_exactly_once_from_every_root(size: int, fanout: int) -> None:
+    for root in range(size):
+        reached, queue = [], [root]
+        while queue:
+            rank = queue.pop(0)
+            reached.append(rank)
+            queue += tree.children(rank, size=size, root=root, fanout=fanout)
+        assert sorted(reached) == list(range(size))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_parent_is_the_inverse_of_children(size: int) -> None:
+    for root in range(size):
+        for rank in range(size):
+            below = tree.children(rank, size=size, root=root)
+            assert len(below) <= tree.FANOUT
+            assert all(tree.parent(child, size=size, root=root) == rank for child in below)
+            above = tree.parent(rank, size=size, root=root)
+            assert (above is None) == (rank == root)
+            assert above is None or rank in tree.children(above, size=size, root=root)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_next_hop_walks_from_any_rank_above_to_the_target_and_is_none_elsewhere(size: int) -> None:
+    for root in range(size):
+        for to in range(size):
+            walk = [root]
+            while (hop := tree.next_hop(walk[-1], to, size=size, root=root)) is not None:
+                assert hop in tree.children(walk[-1], size=size, root=root)
+                walk.append(hop)
+            assert walk == tree.path(to, size=size, root=root)
+            assert walk[-1] == to
+            for rank in set(range(size)) - set(walk[:-1]):
+                assert tree.next_hop(rank, to, size=size, root=root) is None
+
+
+@pytest.mark.parametrize(("size", "hops"), [(1, 0), (2, 1), (4, 1), (5, 2), (13, 2), (14, 3), (40, 3), (64, 4)])
+def test_depth_is_logarithmic(size: int, hops: int) -> None:
+    for root in (0, size // 2, size - 1):
+        assert max(len(tree.path(rank, size=size, root=root)) - 1 for rank in range(size)) == hops
