@@ -26,13 +26,12 @@ from collections.abc import Iterable, Sequence
 
 from mpi4py import MPI
 
-from lazycast.backend import Link, Sink
+from lazycast.backend import MAX_HEADER_NBYTES, Link, Sink
 
 logger = logging.getLogger("lazycast")
 
 TAG_MEETING, TAG_HEAD, TAG_BODY = 1, 2, 3
 _PREFIX = struct.Struct("<IQ")  # bytes of the header (0: a farewell), bytes of the body
-_MAX_HEADER_NBYTES = 32 << 10
 _INLINE_NBYTES = 32 << 10  # header and body together; a body beyond travels as a second message, uncopied
 _MAX_COUNT = 2**31 - 1  # elements in one message; more needs MPI 4
 _WINDOW = 8  # requests in flight to one peer
@@ -251,8 +250,8 @@ class MPILink(Link):
     def send(self, peer: int, header: bytes, body: memoryview | None = None) -> None:
         if peer not in self._peers:
             raise ValueError(f"rank {peer} is not a neighbour")
-        if not 1 <= len(header) <= _MAX_HEADER_NBYTES:
-            raise ValueError(f"a header has 1 to {_MAX_HEADER_NBYTES} bytes, not {len(header)}")
+        if not 1 <= len(header) <= MAX_HEADER_NBYTES:
+            raise ValueError(f"a header has 1 to {MAX_HEADER_NBYTES} bytes, not {len(header)}")
         limit = min(self.max_body_nbytes, _MAX_COUNT)
         if body is not None and (body.nbytes > limit or not body.c_contiguous):
             raise ValueError(f"a body is contiguous, of at most {limit} bytes; this one has {body.nbytes}")

@@ -23,8 +23,9 @@ from lazycast.backend import Backend, Context, Link, Sink
 from lazycast.errors import BackendError, BackendUnavailableError, CastTimeoutError
 
 try:
-    from lazycast.backends._mpi_progress import TAG_MEETING, MPILink, Pace, abandon, names_of
     from mpi4py import MPI
+
+    from ._mpi_progress import TAG_MEETING, MPILink, Pace, abandon, names_of
 except (ImportError, RuntimeError) as exc:  # RuntimeError: mpi4py is there and finds no MPI library
     _import_error: Exception | None = exc
 else:

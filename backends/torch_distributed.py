@@ -113,15 +113,16 @@ class _TorchContext(Context):
             try:
                 self._store.wait([key], timedelta(seconds=max(0.001, deadline_s - time.monotonic())))
                 blobs.append(self._store.get(key))
-            except dist.DistStoreError as exc:
+            except RuntimeError as exc:
                 missing = [r for r in range(rank, self._size) if not self._store.check([keys[r]])]
+                if not missing or time.monotonic() < deadline_s:
+                    raise BackendError(f"the group's store failed during the handshake: {exc}") from exc
                 raise CastTimeoutError(
                     f"lazycast handshake over the torch store: rank {', '.join(map(str, missing))} (group-local) did "
                     f"not come within {timeout_s:g} s; every rank of the group must construct its object, in the same "
-                    "order"
+                    "order",
+                    rank=missing[0],
                 ) from exc
-            except RuntimeError as exc:
-                raise BackendError(f"the group's store failed during the handshake: {exc}") from exc
         return blobs
 
     def connect(self, neighbours: Sequence[int], sink: Sink, *, timeout_s: float) -> Link:

@@ -10,11 +10,11 @@ import importlib.resources
 import io
 
 import numpy as np
-from lazycast.backends.mpi import MPIBackend
 from mpi4py import MPI
 from PIL import Image
 
 from lazycast import LazyBroadcast
+from lazycast.backends.mpi import MPIBackend
 
 NAMES = ("china.jpg", "flower.jpg")
 

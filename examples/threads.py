@@ -11,10 +11,10 @@ import io
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from lazycast.backends.local import LocalBackend
 from PIL import Image
 
 from lazycast import LazyBroadcast
+from lazycast.backends.local import LocalBackend
 
 NAMES = ("china.jpg", "flower.jpg")
 

@@ -22,7 +22,7 @@ from lazycast.errors import (
     TrustError,
 )
 from lazycast.future import CastFuture
-from lazycast.launch import launch
+from lazycast.launcher import launch
 from lazycast.stats import Stats, Timing
 from lazycast.version import __version__
 

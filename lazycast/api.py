@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Collection
 from types import TracebackType
@@ -177,7 +178,7 @@ class LazyBroadcast(Generic[P, V]):
 
     def broadcast(
         self,
-        payload: P | Missing = MISSING,
+        payload: P | Missing | None = MISSING,
         *,
         materialize: Callable[[P], V] | None = None,
         key: Key | None = None,
@@ -220,7 +221,7 @@ class LazyBroadcast(Generic[P, V]):
 
     def broadcast_async(
         self,
-        payload: P | Missing = MISSING,
+        payload: P | Missing | None = MISSING,
         *,
         materialize: Callable[[P], V] | None = None,
         key: Key | None = None,
@@ -296,7 +297,7 @@ class LazyBroadcast(Generic[P, V]):
     def _limit_s(self, timeout_s: float | None) -> float:
         if timeout_s is None:
             return self._options.timeout_s
-        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not timeout_s > 0:
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < math.inf:
             raise ValueError(f"timeout_s must be a positive number of seconds, got {timeout_s!r}")
         return float(timeout_s)
 

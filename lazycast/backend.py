@@ -28,6 +28,9 @@ from typing import ClassVar, Protocol, runtime_checkable
 #: The most bytes a message body may have unless a link declares less; what is larger travels in chunks.
 DEFAULT_MAX_BODY_NBYTES = 4 << 20
 
+#: The most bytes a message header may have.
+MAX_HEADER_NBYTES = 32 << 10
+
 
 @runtime_checkable
 class Sink(Protocol):
@@ -64,7 +67,8 @@ class Link(ABC):
             peer: a rank that was among the neighbours.
             header: 1 byte to 32 KiB.
             body: contiguous bytes, at most `max_body_nbytes`; empty and `None` mean the same.
-        Raises: nothing for a peer that is gone: its end is told through the sink, and what is queued is dropped.
+        Raises: ValueError for a rank that is no neighbour, or a header or body of a size that is not allowed. Nothing
+            for a peer that is gone: its end is told through the sink, and what is sent to it is dropped.
         Blocking: never. Threads: safe.
         Memory: the link keeps a reference to `body`; its bytes must not change while anybody does.
         """
@@ -73,8 +77,9 @@ class Link(ABC):
     def close(self, *, timeout_s: float) -> None:
         """Send what is queued, then a farewell, and wait for the neighbours' farewells so that no receive is left.
 
-        A neighbour answers a farewell by itself, without its own `close`. Those that do not answer within
-        `timeout_s` are given up. Idempotent. Not collective. Must not be called from a sink's call.
+        A neighbour's link answers a farewell by itself, without its own `close`; what it sends afterwards is dropped.
+        Those that do not answer within `timeout_s` are given up. Idempotent. Not collective. Must not be called from
+        a sink's call.
         """
 
     @abstractmethod
@@ -92,7 +97,7 @@ class Context(ABC):
     def exchange(self, blob: bytes, *, timeout_s: float) -> list[bytes]:
         """Give every rank's blob (up to 64 KiB) to every rank, in rank order.
 
-        Raises: CastTimeoutError naming the ranks that did not come.
+        Raises: CastTimeoutError naming the ranks that did not come; the context is of no use afterwards.
         Collective: every rank of the backend, any number of times. Blocking: yes, up to `timeout_s`.
         """
 
@@ -134,6 +139,6 @@ class Backend(ABC):
         """Meet the other ranks in a context that nobody has used before.
 
         Contexts pair up by order: the n-th `open` on one rank meets the n-th on the others.
-        Raises: CastTimeoutError naming the ranks that did not come.
+        Raises: CastTimeoutError naming the ranks that did not come, where the engine can tell.
         Collective: every rank, in the same order. Blocking: up to `timeout_s`. Threads: one call at a time.
         """

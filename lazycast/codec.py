@@ -12,6 +12,8 @@ Guarantees:
 
 from __future__ import annotations
 
+import copyreg
+import io
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,7 +59,7 @@ def copy(into: memoryview, source: memoryview | bytes) -> None:
 class Encoded:
     """An object ready to be written: its pickle stream and the buffers beside it, still the caller's memory."""
 
-    stream: bytes
+    stream: bytes | memoryview
     frames: list[memoryview]
 
     @property
@@ -81,6 +83,18 @@ class Encoded:
             offset += _aligned(nbytes)
 
 
+def _reduce_array(array: np.ndarray) -> str | tuple[Any, ...]:
+    """Let strided arrays travel out of band too, and stay read-only if they were: NumPy pickles them in band."""
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        writeable = array.flags.writeable
+        array = np.ascontiguousarray(array)
+        array.flags.writeable = writeable
+    return array.__reduce_ex__(5)
+
+
+_REDUCERS: dict[type, Any] = {np.ndarray: _reduce_array}
+
+
 def encode(obj: object) -> Encoded:
     """Pickle `obj` with its buffers out of band.
 
@@ -93,7 +107,11 @@ def encode(obj: object) -> Encoded:
         frames.append(buffer.raw())
 
     try:
-        return Encoded(pickle.dumps(obj, protocol=5, buffer_callback=keep), frames)
+        stream = io.BytesIO()
+        pickler = pickle.Pickler(stream, protocol=5, buffer_callback=keep)
+        pickler.dispatch_table = {**copyreg.dispatch_table, **_REDUCERS}
+        pickler.dump(obj)
+        return Encoded(stream.getbuffer(), frames)
     except Exception as plain_error:
         frames.clear()
         try:

@@ -49,7 +49,7 @@ def by_name(name: str) -> type[Backend]:
             found = point.load()
         except BackendError:
             raise
-        except ImportError as exc:
+        except (ImportError, AttributeError) as exc:
             raise BackendUnavailableError(f"backend {name!r} ({point.value}) cannot be imported: {exc}") from exc
         if not (isinstance(found, type) and issubclass(found, Backend)):
             raise BackendUnavailableError(f"backend {name!r} ({point.value}) is not a lazycast.backend.Backend")
@@ -71,7 +71,7 @@ def _automatic() -> Backend:
         return by_name("torch").from_environment()
     if any(mark in os.environ for mark in _MPI_MARKS):
         return by_name("mpi").from_environment()
-    if "LAZYCAST_RANK" not in os.environ and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if "LAZYCAST_RANK" not in os.environ and (os.environ.get("WORLD_SIZE") or "1") != "1":
         raise BackendUnavailableError(
             f"this process is one of WORLD_SIZE={os.environ['WORLD_SIZE']} (torchrun?), but torch.distributed is not "
             "initialised: call torch.distributed.init_process_group('gloo') before, or name the backend"

@@ -7,6 +7,7 @@ class LazycastError(Exception):
     """Everything that lazycast raises by itself.
 
     Attributes:
+        message: the error in one line, without the remote traceback that `str()` adds.
         rank: the rank the error is about (where a materializer raised, who died, who closed), or `None`.
         host: that rank's host, or `None`.
         remote_traceback: the traceback as text where the error happened on another rank, else `None`.
@@ -21,12 +22,13 @@ class LazycastError(Exception):
         remote_traceback: str | None = None,
     ) -> None:
         super().__init__(message)
+        self.message = message
         self.rank = rank
         self.host = host
         self.remote_traceback = remote_traceback
 
     def __str__(self) -> str:
-        message = super().__str__()
+        message = Exception.__str__(self)  # not super(): KeyError shows the repr
         if self.remote_traceback:
             return f"{message}\n\nTraceback of rank {self.rank} on {self.host}:\n{self.remote_traceback.rstrip()}"
         return message
@@ -67,7 +69,7 @@ class CastTimeoutError(LazycastError, TimeoutError):
 class KeyInUseError(LazycastError, KeyError):
     """A cast (on the root) or an ask (elsewhere) with this key is still pending."""
 
-    __str__ = LazycastError.__str__  # KeyError would show the repr
+    __str__ = LazycastError.__str__
 
 
 class ConfigMismatchError(LazycastError, ValueError):

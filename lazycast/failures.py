@@ -35,12 +35,13 @@ _ABROAD: dict[FailureKind, type[LazycastError]] = {
 
 
 def _clip(text: str, limit: int) -> str:
-    """Shorten from the middle, and make the text encodable: an error's text may hold lone surrogates."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    if len(text) <= limit:
-        return text
+    """Shorten from the middle to `limit` bytes, and make the text encodable: it may hold lone surrogates."""
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= limit:
+        return encoded.decode()
     half = limit // 2
-    return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+    start, end = encoded[:half].decode(errors="ignore"), encoded[-half:].decode(errors="ignore")
+    return f"{start}\n[... {len(encoded) - 2 * half} bytes left out ...]\n{end}"
 
 
 def _describe(exc: BaseException) -> str:

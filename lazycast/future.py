@@ -79,7 +79,7 @@ class CastFuture(concurrent.futures.Future[V]):
     def _call(self, fn: Callable[[concurrent.futures.Future[V]], object]) -> None:
         try:
             fn(self)
-        except Exception:
+        except BaseException:  # as above all in concurrent.futures, a callback harms nobody else
             logger.exception("lazycast: a callback of %r raised", self)
 
     def __await__(self) -> Generator[Any, None, V]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from lazycast.errors import ConfigMismatchError
+from lazycast.options import shown
 from lazycast.version import __version__
 from lazycast.wire import WIRE_VERSION
 
@@ -31,8 +32,8 @@ class Hello(msgspec.Struct, frozen=True):
 
 def hello(rank: int, options: dict[str, object], error: Exception | None) -> Hello:
     """Describe this process."""
-    said = {name: repr(value)[:200] for name, value in options.items()}
-    text = f"{type(error).__name__}: {error}"[:2000] if error is not None else None
+    said = {name: shown(value) for name, value in options.items()}
+    text = f"{type(error).__name__}: {shown(error, str, 2000)}" if error is not None else None
     return Hello(rank, socket.gethostname(), os.getpid(), __version__, WIRE_VERSION, said, text)
 
 

@@ -1,16 +1,21 @@
-"""The process that `lazycast.launch` starts for each rank: `python -m lazycast.launch_worker FOLDER BACKEND`."""
+"""The process that `lazycast.launch` starts for each rank."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from lazycast import discovery
-from lazycast.launch import run_worker
+from lazycast.failures import from_exception
+from lazycast.launcher import leave_failure, run_worker
+
+_PR_SET_PDEATHSIG = 1
 
 
 @contextlib.contextmanager
@@ -28,10 +33,14 @@ def _group(backend: str, folder: Path) -> Iterator[int]:
 
 
 def main() -> None:
+    """Run as `main` of a process whose arguments are the folder of `launch` and the backend's name."""
     folder, backend = Path(sys.argv[1]), sys.argv[2]
-    with _group(backend, folder) as rank:
-        run_worker(folder, rank, socket.gethostname())
-
-
-if __name__ == "__main__":
-    main()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no orphans if the launching process is killed
+    rank = int(os.environ.get("RANK") or os.environ.get("LAZYCAST_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or 0)
+    host = socket.gethostname()
+    try:
+        with _group(backend, folder) as rank:
+            run_worker(folder, rank, host)
+    except BaseException as exc:
+        leave_failure(folder, from_exception("refused", "the rank could not join its group", exc, rank=rank, host=host))
+        raise

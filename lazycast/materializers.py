@@ -29,6 +29,8 @@ from lazycast.wire import MaterializerRef
 Materializer = Callable[[Any], Any]
 
 _REMEMBERED = 256
+_MAX_NAME = 200
+_MAX_PATH = 1000
 T = TypeVar("T")
 
 
@@ -59,7 +61,7 @@ class _Recent(Generic[T]):
 def name_of(fn: object) -> str:
     """Return how messages call a materializer."""
     name = getattr(fn, "__qualname__", None)
-    return name if isinstance(name, str) else type(fn).__qualname__
+    return (name if isinstance(name, str) else type(fn).__qualname__)[-_MAX_NAME:]
 
 
 def _follow(module_name: str, qualname: str) -> Any:
@@ -72,10 +74,14 @@ def _follow(module_name: str, qualname: str) -> Any:
 def import_path(fn: object) -> tuple[str, str] | None:
     """Return (module, qualified name) under which `fn` can be imported, or None."""
     owner = getattr(fn, "__self__", None)
+    module: Any  # a user's object may have anything under these names
+    qualname: Any
     if isinstance(owner, type):  # a class method: its own __qualname__ names the class that defined it
         module, qualname = owner.__module__, f"{owner.__qualname__}.{getattr(fn, '__name__', '')}"
     else:
-        module, qualname = getattr(fn, "__module__", None) or "", getattr(fn, "__qualname__", None) or ""
+        module, qualname = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(qualname, str) or len(module) + len(qualname) > _MAX_PATH:
+        return None
     if not module or not qualname or module in ("__main__", "__mp_main__") or "<" in qualname:
         return None
     if module not in sys.modules:
@@ -91,15 +97,17 @@ _by_value_lock = threading.Lock()
 
 def _pickle_by_value(fn: Materializer) -> bytes:
     """Pickle an importable function as code, for ranks that cannot import it."""
-    module = sys.modules[fn.__module__]
+    owner = getattr(fn, "__self__", None)
+    classes = owner.__mro__ if isinstance(owner, type) else ()  # an inherited class method needs all of them
+    names = {fn.__module__, *(cls.__module__ for cls in classes)} - {"builtins"}
     with _by_value_lock:
-        registered = module.__name__ in cloudpickle.list_registry_pickle_by_value()
-        if not registered:
+        fresh = [sys.modules[n] for n in names - cloudpickle.list_registry_pickle_by_value() if n in sys.modules]
+        for module in fresh:
             cloudpickle.register_pickle_by_value(module)
         try:
             return cloudpickle.dumps(fn, protocol=5)  # type: ignore[no-any-return]
         finally:
-            if not registered:
+            for module in fresh:
                 cloudpickle.unregister_pickle_by_value(module)
 
 
@@ -121,7 +129,7 @@ class Shipper:
             ident = ":".join(path)
             with self._lock:
                 self._paths.put(ident, fn)
-            return MaterializerRef(ident, path[1], path), None
+            return MaterializerRef(ident, path[1][-_MAX_NAME:], path), None
         try:
             code: bytes = cloudpickle.dumps(fn, protocol=5)
         except Exception as exc:

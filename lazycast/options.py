@@ -6,6 +6,7 @@ An option whose effect does not exist yet is accepted only with the meaning it h
 from __future__ import annotations
 
 import concurrent.futures
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -59,9 +60,18 @@ class Options:
         return {name: getattr(self, name) for name in shared}
 
 
-def _positive(name: str, value: object, kinds: tuple[type, ...]) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, kinds) or value <= 0:  # type: ignore[operator]
-        return f"{name} must be a positive {' or '.join(k.__name__ for k in kinds)}, got {value!r}"
+def shown(value: object, how: Callable[[object], str] = repr, limit: int = 200) -> str:
+    """Return a short text that can be sent; never raises, whatever a user's object does."""
+    try:
+        return how(value)[:limit].encode("utf-8", "replace").decode()
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
+def _problem(name: str, value: object, kinds: tuple[type, ...]) -> str | None:
+    good = isinstance(value, kinds) and not isinstance(value, bool)
+    if not good or not value > 0 or not math.isfinite(value):  # type: ignore[operator,arg-type]
+        return f"{name} must be a positive {' or '.join(k.__name__ for k in kinds)}, got {shown(value)}"
     return None
 
 
@@ -73,25 +83,35 @@ def check(options: Options, size: int, others: dict[str, object]) -> Exception |
     """
     for name, value in {**others, "values": options.values, "trust": options.trust}.items():
         allowed = _NOT_YET[name]
-        if not any(value is a or (isinstance(a, str) and value == a) for a in allowed):
+        if not any(value is a or (isinstance(a, str) and isinstance(value, str) and value == a) for a in allowed):
             meant = " or ".join(repr(a) for a in allowed)
-            return ValueError(f"{name}={value!r} is not supported in this version of lazycast; use {meant}")
+            return ValueError(f"{name}={shown(value)} is not supported in this version of lazycast; use {meant}")
     materialize: object = options.materialize
     if materialize is not None and not callable(materialize):
         return TypeError(f"materialize must be callable or None, got {type(materialize).__name__}")
     if isinstance(options.root, bool) or not isinstance(options.root, int) or not 0 <= options.root < size:
-        return ValueError(f"root={options.root!r} is not a rank of this group: 0 to {size - 1} (root is group-local)")
-    if options.placement not in PLACEMENTS:
-        return ValueError(f"unknown placement {options.placement!r}; use one of {', '.join(map(repr, PLACEMENTS))}")
+        return ValueError(
+            f"root={shown(options.root)} is not a rank of this group: 0 to {size - 1} (root is group-local)"
+        )
+    if not isinstance(options.placement, str) or options.placement not in PLACEMENTS:
+        return ValueError(
+            f"unknown placement {shown(options.placement)}; use one of {', '.join(map(repr, PLACEMENTS))}"
+        )
     if not isinstance(options.name, str) or not 0 < len(options.name) <= 200:
-        return ValueError(f"name must be a string of 1 to 200 characters, got {options.name!r}")
-    if isinstance(options.executor, concurrent.futures.ProcessPoolExecutor):
+        return ValueError(f"name must be a string of 1 to 200 characters, got {shown(options.name)}")
+    agree: object = options.agree
+    if not isinstance(agree, bool):
+        return ValueError(f"agree must be True or False, got {shown(agree)}")
+    executor: object = options.executor
+    if executor is not None and not isinstance(executor, concurrent.futures.Executor):
+        return TypeError(f"executor must be a concurrent.futures.Executor or None, got {shown(executor)}")
+    if isinstance(executor, concurrent.futures.ProcessPoolExecutor):
         return TypeError("executor must run in this process (a ThreadPoolExecutor, say): its results are not pickled")
     for problem in (
-        _positive("max_inflight", options.max_inflight, (int,)),
-        _positive("max_inflight_nbytes", options.max_inflight_nbytes, (int,)),
-        _positive("timeout_s", options.timeout_s, (int, float)),
-        _positive("warn_after_s", options.warn_after_s, (int, float)),
+        _problem("max_inflight", options.max_inflight, (int,)),
+        _problem("max_inflight_nbytes", options.max_inflight_nbytes, (int,)),
+        _problem("timeout_s", options.timeout_s, (int, float)),
+        _problem("warn_after_s", options.warn_after_s, (int, float)),
     ):
         if problem:
             return ValueError(problem)

@@ -133,7 +133,12 @@ class Relay:
             self._transfers[message.seq] = transfer
             where = transfer.body[:nbytes]
         elif isinstance(message, Chunk) and message.seq in self._transfers:
-            where = self._transfers[message.seq].body[message.offset : message.offset + nbytes]
+            transfer = self._transfers[message.seq]
+            if message.offset != transfer.body.nbytes - transfer.missing:
+                raise wire.WireError(
+                    f"{message!r} does not follow what has arrived, {transfer.missing} bytes are missing"
+                )
+            where = transfer.body[message.offset : message.offset + nbytes]
         else:
             raise wire.WireError(f"{nbytes} bytes of body for {type(message).__name__}")
         if where.nbytes != nbytes:
@@ -159,6 +164,8 @@ class Relay:
 
     def gone(self, peer: int, reason: str | None) -> None:
         self._placed.pop(peer, None)
+        if peer == self.parent:
+            self._transfers.clear()
         self._receiver.on_neighbour_gone(peer, reason)
 
     def _pass_on(self, peer: int, message: AnyMessage, header: bytes, body: memoryview) -> None:

@@ -20,7 +20,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-from lazycast.backend import Link, Sink
+from lazycast.backend import MAX_HEADER_NBYTES, Link, Sink
 
 logger = logging.getLogger("lazycast")
 
@@ -122,7 +122,13 @@ class ThreadedLink(Link):
         self._neighbours = {peer: _Neighbour(peer, pipe, sink, name) for peer, pipe in pipes.items()}
 
     def send(self, peer: int, header: bytes, body: memoryview | None = None) -> None:
-        self._neighbours[peer].put((header, body if body is not None and body.nbytes else None))
+        neighbour = self._neighbours.get(peer)
+        nbytes = body.nbytes if body is not None else 0
+        if neighbour is None:
+            raise ValueError(f"rank {peer} is not a neighbour of this link: {sorted(self._neighbours)}")
+        if not 0 < len(header) <= MAX_HEADER_NBYTES or nbytes > self.max_body_nbytes:
+            raise ValueError(f"a header of {len(header)} and a body of {nbytes} bytes cannot be sent")
+        neighbour.put((header, body if nbytes else None))
 
     def close(self, *, timeout_s: float) -> None:
         if self._closed:

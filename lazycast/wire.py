@@ -11,17 +11,21 @@ Guarantees:
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final, Literal, cast
+from typing import Annotated, Any, ClassVar, Final, Literal, cast
 
 import msgspec
 
+from lazycast.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
+
 WIRE_VERSION: Final = 1
-MAX_HEADER_NBYTES: Final = 32 << 10
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
 WireKey = Any  # Key | None, which `decode` checks: msgspec has no union of str and bytes
 FailureKind = Literal["encode", "decode", "materialize", "refused", "withdrawn", "timeout", "lost", "closed"]
+
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class WireError(ValueError):
@@ -61,9 +65,9 @@ class Cast(Message, frozen=True, tag="cast"):
     placement: str
     agree: bool
     ref: MaterializerRef | None
-    nbytes: int = 0
-    stream_nbytes: int = 0
-    frames: int = 0
+    nbytes: Count = 0
+    stream_nbytes: Count = 0
+    frames: Count = 0
     failure: Failure | None = None
 
 
@@ -72,8 +76,8 @@ class Chunk(Message, frozen=True, tag="chunk"):
 
     route = "down"
     seq: int
-    offset: int
-    nbytes: int
+    offset: Count
+    nbytes: Count
 
 
 class Code(Message, frozen=True, tag="code"):
@@ -82,7 +86,7 @@ class Code(Message, frozen=True, tag="code"):
     route = "down"
     seq: int
     ident: str
-    nbytes: int = 0
+    nbytes: Count = 0
     failure: Failure | None = None
 
 
@@ -166,9 +170,9 @@ def decode(header: bytes) -> AnyMessage:
         raise WireError(f"wire version {header[0] if header else None}, this rank speaks {WIRE_VERSION}")
     try:
         message = cast(AnyMessage, _decoder.decode(memoryview(header)[1:]))
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise WireError(f"malformed header: {exc}") from exc
     key = getattr(message, "key", None)
-    if key is not None and not isinstance(key, (str, int, bytes)):
+    if key is not None and type(key) not in (str, int, bytes):
         raise WireError(f"malformed header: a key of type {type(key).__name__}")
     return message

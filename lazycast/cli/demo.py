@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from lazycast import LazyBroadcast
 from lazycast.cli import extras, photos
 from lazycast.errors import BackendUnavailableError, LazycastError
-from lazycast.launch import launch
+from lazycast.launcher import launch
 from lazycast.options import PLACEMENTS
 from lazycast.version import __version__
 
@@ -108,7 +108,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _start(backend: str, args: argparse.Namespace) -> Run:
-    extras.require(backend)
     reports = launch(
         cast_photos, ranks=args.ranks, backend=backend, args=(args.placement, args.timeout_s), timeout_s=args.timeout_s
     )

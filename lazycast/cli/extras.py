@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from lazycast.errors import BackendUnavailableError
-
 _NEEDED = {"rich": "rich", "PIL": "pillow", "sklearn": "scikit-learn"}
 
 
@@ -13,12 +11,3 @@ def missing() -> str | None:
     """Return a line that says what to install, or None if nothing is missing."""
     absent = [package for module, package in _NEEDED.items() if find_spec(module) is None]
     return f"{', '.join(absent)} not found; run: pip install 'lazycast[cli]'" if absent else None
-
-
-def require(backend: str) -> None:
-    """Raise BackendUnavailableError if ranks of `backend` would lack a library.
-
-    For the others `launch` says so itself; the MPI backend's module can be imported without mpi4py.
-    """
-    if backend == "mpi" and find_spec("mpi4py") is None:
-        raise BackendUnavailableError("the MPI backend needs mpi4py: pip install 'lazycast[mpi]'")

@@ -65,9 +65,10 @@ class Calls:
 
     def next_to_send(self, *, has_room: bool) -> Call | None:
         """Take a call whose turn has come; without room only one that carries no value."""
-        if not self._sendable or not (has_room or self._sendable[0].failure is not None):
+        call = next((c for c in self._sendable if has_room or c.failure is not None), None)
+        if call is None:
             return None
-        call = self._sendable.popleft()
+        self._sendable.remove(call)
         line = self._lines[call.key]
         line.popleft()
         if not line:

@@ -25,6 +25,7 @@ from lazycast.wire import AnyMessage, Cast, Code, Gone, Key, Query, Read, Status
 
 #: How long reads are gathered before the root is told, unless a quarter of its window is reached.
 _READ_DELAY_S = 0.002
+_READS_PER_MESSAGE = 2000  # of at most nine bytes each
 
 
 class FollowerLane(Lane):
@@ -178,7 +179,8 @@ class FollowerLane(Lane):
             if self._reads_due_s is None or self._reads_due_s > time.monotonic():
                 return self._reads_due_s
             reads, self._reads, self._reads_due_s = self._reads, [], None
-        self._relay.up(Read(self._group.rank, reads))
+        for start in range(0, len(reads), _READS_PER_MESSAGE):
+            self._relay.up(Read(self._group.rank, reads[start : start + _READS_PER_MESSAGE]))
         return None
 
     def _ask_root(self, ask: Ask) -> None:

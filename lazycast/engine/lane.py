@@ -82,8 +82,10 @@ class Lane(Desk):
     def _decode(self, arrival: Arrival) -> Result:
         message = arrival.message
         began_s = time.monotonic()
-        body, arrival.body = arrival.body, None  # from here on the object alone keeps its memory alive
-        assert body is not None
+        with self._lock:
+            body, arrival.body = arrival.body, None  # from here on the object alone keeps its memory alive
+        if body is None:
+            return Result()  # the verdict was a failure and came first
         try:
             value = codec.decode(body, Layout(message.stream_nbytes, message.frames))
         except BaseException as exc:

@@ -37,7 +37,7 @@ class Ledger:
 
     def __init__(self, root: int, others: Collection[int]) -> None:
         self._root = root
-        self._others = frozenset(others)
+        self._others = set(others)
         self._load = {rank: _Load() for rank in others}
         self._entries: dict[int, _Entry] = {}
 
@@ -75,6 +75,7 @@ class Ledger:
 
     def gone(self, rank: int, failure: Failure) -> list[Verdict]:
         """Book that a rank answers no more; return the verdicts that follow: failure, wherever it had not reported."""
+        self._others.discard(rank)
         verdicts = []
         for seq, entry in list(self._entries.items()):
             if rank in entry.unreported and not entry.decided:

@@ -64,8 +64,11 @@ class Performer:
         """Run `part`, which runs user code, and then `done`, on a worker; or here if it is small."""
 
         def task() -> None:
-            with inside(self._owner, "materializer"):
-                result = part()
+            try:
+                with inside(self._owner, "materializer"):
+                    result = part()
+            except BaseException as exc:  # a defect: what user code raises is in the result
+                result = Result(failure=self.failure("materialize", "lazycast itself failed", exc), cause=exc)
             done(result)
 
         if here:
@@ -78,17 +81,25 @@ class Performer:
     def _submit(
         self, executor: concurrent.futures.Executor, task: Callable[[], None], done: Callable[[Result], None]
     ) -> None:
+        started = False
+
+        def tracked() -> None:
+            nonlocal started
+            started = True
+            task()
+
         def refused(exc: BaseException) -> None:
             failure = self.failure("materialize", "the given executor did not run the materializer", exc)
             done(Result(failure=failure, cause=exc))
 
         def check(future: concurrent.futures.Future[None]) -> None:
-            if future.cancelled():
-                refused(RuntimeError("cancelled by the executor"))
+            if not started:
+                cancelled = RuntimeError("cancelled by the executor")
+                refused(cancelled if future.cancelled() else future.exception() or cancelled)
 
         try:
-            future = executor.submit(task)
-        except RuntimeError as exc:  # it was shut down
+            future = executor.submit(tracked)
+        except Exception as exc:  # it was shut down, or is no good
             refused(exc)
         else:
             future.add_done_callback(check)

@@ -180,6 +180,8 @@ class RootLane(Lane):
                 if call is not None and call.failure is None and call.ask.taken:
                     text = f"the root's call had waited {call.ask.timeout_s:g} s when its turn came"
                     call.failure = self._said("timeout", text)
+                elif call is not None and call.failure is None:
+                    call.failure = self._end.failure  # somebody has closed meanwhile
             if call is None:
                 return None  # a new call, a value or a read will wake us
             self._send(call)

@@ -77,7 +77,7 @@ class Workers:
     def _run(self, task: Task) -> None:
         try:
             task()
-        except Exception:
+        except BaseException:  # SystemExit too: whoever calls sys.exit() in a callback does not mean this thread
             logger.exception("lazycast: a worker's task raised")
         finally:
             with self._lock:

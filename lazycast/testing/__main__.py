@@ -7,7 +7,7 @@ import sys
 import threading
 
 from lazycast import discovery
-from lazycast.launch import launch
+from lazycast.launcher import launch
 from lazycast.testing.runner import Outcome, run
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from lazycast.errors import (
     ReentrantCallError,
     RemoteError,
 )
-from lazycast.testing.kit import Rank, behaviour, check, raises, same, this_rank
+from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same, this_rank
 
 
 class UnpicklableError(Exception):
@@ -84,7 +85,7 @@ def a_materializer_that_raises_everywhere(rank: Rank) -> None:
             with rank.lazy(placement=placement, agree=agree) as lazy:
                 for fn in (fails_everywhere, fails_oddly, exits):
                     name = fn.__name__
-                    exc = raises(MaterializeError, name, lambda fn=fn, lazy=lazy: lazy.broadcast(1, materialize=fn))
+                    exc = raises(MaterializeError, name, partial(lazy.broadcast, 1, materialize=fn))
                     check(exc.host is not None and exc.rank is not None, "rank and host are not named")
                     if exc.rank == rank.rank:
                         check(exc.__cause__ is not None, "the original is not the cause")
@@ -100,7 +101,7 @@ def a_materializer_that_raises_on_one_rank_fails_everywhere_with_agreement(rank:
             exc = raises(
                 MaterializeError,
                 rf"on rank {culprit} .*ValueError: only here",
-                lambda lazy=lazy, culprit=culprit: lazy.broadcast(1, materialize=FailsOn(culprit)),
+                partial(lazy.broadcast, 1, materialize=FailsOn(culprit)),
             )
             same(exc.rank, culprit)
             if culprit == rank.rank:
@@ -184,7 +185,8 @@ def a_time_out_while_agreeing_names_the_slow_rank(rank: Rank) -> None:
     gate = threading.Event()
     with rank.executor(1) as executor, rank.lazy(identity, executor=executor) as lazy:
         slow = rank.rank == rank.last
-        held = executor.submit(gate.wait if slow else int)
+        held = executor.submit(lambda: slow and gate.wait(TIMEOUT_S))
+        rank.meet()
         raises(CastTimeoutError, rf"missing: rank {rank.last}\b", lambda: lazy.broadcast("x", timeout_s=1.0))
         rank.meet()
         gate.set()
@@ -217,7 +219,7 @@ def back_pressure_holds_the_root_and_names_who_does_not_read(rank: Rank) -> None
                 exc = raises(
                     CastTimeoutError,
                     r"max_inflight.*rank 1 has not asked for 4 casts: #1 key 'k0', #2 key 'k1'",
-                    lambda lazy=lazy: lazy.broadcast_async(np.full(10_000, 4), key="k4", timeout_s=0.5).result(),
+                    partial(lazy.broadcast_async, np.full(10_000, 4), key="k4", timeout_s=0.5),
                 )
                 check(isinstance(exc, TimeoutError), "it is no TimeoutError")
                 same(lazy.stats().blocked.count, 0, "finished waits")
@@ -226,7 +228,7 @@ def back_pressure_holds_the_root_and_names_who_does_not_read(rank: Rank) -> None
                 rank.meet()
                 for n in range(4):
                     same(lazy.broadcast(key=f"k{n}"), np.full(10_000, n))
-                raises(RemoteError, "max_inflight", lambda lazy=lazy: lazy.broadcast(key="k4"))
+                raises(RemoteError, "max_inflight", partial(lazy.broadcast, key="k4"))
             same(lazy.broadcast("next"), "next")
 
 
@@ -284,7 +286,7 @@ def options_that_differ_are_refused_on_every_rank(rank: Rank) -> None:
     if rank.size > 1:
         for others, last, pattern in mine:
             options = last if rank.rank == rank.last else others
-            exc = raises(ConfigMismatchError, f"disagree on {pattern}", lambda options=options: rank.lazy(**options))
+            exc = raises(ConfigMismatchError, f"disagree on {pattern}", partial(rank.lazy, **options))
             check(all(f"\n  {r} " in str(exc) for r in range(rank.size)), f"the table lacks a rank:\n{exc}")
         kind: type[Exception] = ValueError if rank.rank == rank.last else ConfigMismatchError
         root = 99 if rank.rank == rank.last else 0
@@ -303,6 +305,6 @@ def options_that_differ_are_refused_on_every_rank(rank: Rank) -> None:
         ({"materialize": 3}, TypeError, "materialize must be callable"),
     ]
     for options, kind, pattern in bad:
-        raises(kind, pattern, lambda options=options: rank.lazy(**options))
+        raises(kind, pattern, partial(rank.lazy, **options))
     with rank.lazy() as lazy:
         same(lazy.broadcast("works"), "works")

@@ -41,7 +41,7 @@ def close_waits_for_pending_casts(rank: Rank) -> None:
     gate = threading.Event()
     with rank.executor(1) as executor:
         lazy = rank.lazy(identity, executor=executor)
-        executor.submit(gate.wait)
+        executor.submit(gate.wait, TIMEOUT_S)
         future = lazy.broadcast_async("pending")
         threading.Timer(0.2, gate.set).start()
         lazy.close()
@@ -53,7 +53,7 @@ def close_fails_what_does_not_finish(rank: Rank) -> None:
     gate = threading.Event()
     with rank.executor(1) as executor:
         lazy = rank.lazy(identity, executor=executor)
-        executor.submit(gate.wait)
+        executor.submit(gate.wait, TIMEOUT_S)
         future = lazy.broadcast_async("pending", key="k")
         rank.meet()
         lazy.close(timeout_s=0.3)
@@ -98,7 +98,7 @@ def when_the_root_closes_pending_asks_fail_and_what_arrived_stays(rank: Rank) ->
 def a_cast_withdrawn_before_sending_is_cancelled_everywhere(rank: Rank) -> None:
     gate = threading.Event()
     with rank.executor(1) as executor, rank.lazy(identity, placement="root", executor=executor) as lazy:
-        held = executor.submit(gate.wait)  # the root's materializer cannot start, so nothing is sent
+        held = executor.submit(gate.wait, TIMEOUT_S)  # the root's materializer cannot start, so nothing is sent
         future = lazy.broadcast_async("x", key="k")
         if lazy.is_root:
             check(future.cancel(), "cancel() said no before sending")
@@ -116,7 +116,8 @@ def a_cast_that_was_sent_is_not_withdrawn(rank: Rank) -> None:
     gate = threading.Event()
     with rank.executor(1) as executor, rank.lazy(identity, executor=executor) as lazy:
         slow = rank.rank == rank.last
-        held = executor.submit(gate.wait if slow else int)
+        held = executor.submit(lambda: slow and gate.wait(TIMEOUT_S))
+        rank.meet()
         future = lazy.broadcast_async("x", key="k")
         if not lazy.is_root and not slow:
             check(future.cancel(), "a rank that is not the root may always give up")
@@ -158,7 +159,7 @@ def futures_are_awaitable_and_a_cancelled_task_withdraws_nothing(rank: Rank) -> 
     async def main() -> None:
         values = await asyncio.gather(*(lazy.broadcast_async(n, key=n) for n in range(20)))
         same(values, list(range(20)))
-        executor.submit(gate.wait)
+        executor.submit(gate.wait, TIMEOUT_S)
         future = lazy.broadcast_async(b"kept", materialize=bytes)
 
         async def wait() -> object:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lazycast.errors import KeyInUseError
-from lazycast.testing.kit import Rank, behaviour, check, raises, same
+from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same
 
 
 def payloads() -> dict[str, Any]:
@@ -156,7 +156,7 @@ def bad_keys_are_refused_here_and_nobody_waits(rank: Rank) -> None:
     with rank.lazy() as lazy:
         bad: Any
         for bad in (1.5, True, ("a",)):
-            raises(TypeError, "a key is a str, int or bytes", lambda bad=bad: lazy.broadcast(1, key=bad))
+            raises(TypeError, "a key is a str, int or bytes", functools.partial(lazy.broadcast, 1, key=bad))
         raises(ValueError, "64 bits", lambda: lazy.broadcast(1, key=1 << 64))
         raises(ValueError, "at most 1024 bytes", lambda: lazy.broadcast(1, key="é" * 600))
         raises(ValueError, "timeout_s must be", lambda: lazy.broadcast(1, timeout_s=0))
@@ -168,7 +168,8 @@ def a_key_in_use_is_refused_and_counts(rank: Rank) -> None:
     gate = threading.Event()
     executor = rank.executor(1)
     with executor, rank.lazy(executor=executor) as lazy:
-        held = executor.submit(gate.wait)  # materializing waits for the gate
+        held = executor.submit(gate.wait, TIMEOUT_S)  # materializing waits for the gate
+        rank.meet()
         first = lazy.broadcast_async(b"first", key="k", materialize=bytes)
         raises(KeyInUseError, "'k'.*still pending", lambda: lazy.broadcast_async(b"second", key="k"))
         gate.set()

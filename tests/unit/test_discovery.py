@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lazycast.backends.local import LocalBackend
 
 from lazycast import discovery
 from lazycast.backend import Backend, Context
+from lazycast.backends.local import LocalBackend
 from lazycast.errors import BackendUnavailableError
 
 MARKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS")

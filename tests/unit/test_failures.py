@@ -70,7 +70,7 @@ def test_a_huge_message_is_clipped_in_the_middle() -> None:
     failure = _failure(ValueError("begin" + "x" * 1_000_000 + "end"))
     assert failure.message.startswith("materializer 'f' raised on rank 3 (node7): ValueError: begin")
     assert failure.message.endswith("end")
-    assert "characters left out" in failure.message
+    assert "bytes left out" in failure.message
     assert len(failure.message) < 3000
     assert failure.traceback is not None
     assert len(failure.traceback) < 20_000

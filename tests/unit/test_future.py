@@ -244,7 +244,7 @@ def test_cancelling_a_task_that_awaits_leaves_the_future(engine: Engine) -> None
     asyncio.run(main())
 
 
-def test_a_time_limit_on_awaiting_leaves_the_future(engine: Engine) -> None:
+def test_a_time_limit_on_awaiting_leaves_the_future(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(_await(engine.future), 0.001)
@@ -253,6 +253,7 @@ def test_a_time_limit_on_awaiting_leaves_the_future(engine: Engine) -> None:
     assert not engine.future.cancelled()
     engine.future.settle(5)  # its loop is closed by now
     assert engine.future.result(0) == 5
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
 
 
 def test_asyncio_wrap_future_works(engine: Engine) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from lazycast.backends import local
 from lazycast.backends.local import LocalBackend
-
 from lazycast.errors import BackendError, BackendUnavailableError, CastTimeoutError
 
 WAIT_S = 10.0

@@ -80,9 +80,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"timeout_s": None}, ValueError, "timeout_s must be a positive int or float, got None"),
     ({"timeout_s": "5"}, ValueError, "timeout_s must be a positive int or float, got '5'"),
     ({"timeout_s": math.nan}, ValueError, "timeout_s must be a positive"),
+    ({"timeout_s": math.inf}, ValueError, "timeout_s must be a positive"),  # no wait of the platform takes it
     ({"warn_after_s": -1.0}, ValueError, "warn_after_s must be a positive int or float, got -1.0"),
     ({"warn_after_s": math.nan}, ValueError, "warn_after_s must be a positive"),
     ({"agree": 1}, Exception, "agree"),
+    ({"agree": 0}, Exception, "agree"),  # it would travel as an int, which peers refuse
     ({"agree": "yes"}, Exception, "agree"),
     ({"executor": "threads"}, TypeError, "executor"),
 ]

@@ -1,11 +1,14 @@
 """Starts ranks on this machine from a script: processes on any backend, or threads of this process.
 
-Guarantees: when `launch` returns or raises, every process it started has ended, and the folder it used is gone.
+Guarantees: when `launch` returns or raises, every process it started has ended, and the folder it used is gone. If
+this process is killed, the ranks are killed too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import json
 import os
 import pickle
 import shutil
@@ -25,6 +28,20 @@ from lazycast import discovery
 from lazycast.errors import BackendUnavailableError, CastTimeoutError, LaunchError
 from lazycast.failures import from_exception
 from lazycast.wire import Failure
+
+_BOOT = """
+import json, pathlib, sys
+sys.path[:] = json.loads((pathlib.Path(sys.argv[1]) / "path").read_text())
+from lazycast.launch_worker import main
+main()
+"""
+
+# PR_SET_PDEATHSIG outlives exec, so mpirun, and with it its ranks, ends when the process that called launch() does.
+_TIED = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 #: How long ranks may go on after one has failed, so that they learn of it by themselves (seconds).
 _GRACE_S = 5.0
@@ -61,9 +78,18 @@ def launch(
         return _launch_threads(fn, ranks, args, timeout_s)
     if backend not in _COMMANDS:
         raise ValueError(f"launch() starts ranks with backend 'threads', 'local', 'torch' or 'mpi', got {backend!r}")
-    discovery.by_name(backend)  # a missing library is said here, once, and not by every rank
+    _require(backend)
     with tempfile.TemporaryDirectory(prefix="lazycast-") as folder:
         return _launch_processes(Path(folder), fn, ranks, backend, args, timeout_s)
+
+
+def _require(backend: str) -> None:
+    """Say here, once, and not on every rank, that a library is missing; without importing it: that may start MPI."""
+    library = {"torch": "torch", "mpi": "mpi4py"}.get(backend)
+    if library is not None and importlib.util.find_spec(library) is None:
+        raise BackendUnavailableError(
+            f"the {backend} backend needs {library}, which is not installed: pip install 'lazycast[{backend}]'"
+        )
 
 
 def _launch_threads(fn: Callable[..., Any], ranks: int, args: Sequence[Any], timeout_s: float | None) -> list[Any]:
@@ -98,7 +124,9 @@ def _launch_processes(
     folder: Path, fn: Callable[..., Any], ranks: int, backend: str, args: Sequence[Any], timeout_s: float | None
 ) -> list[Any]:
     (folder / "task").write_bytes(cloudpickle.dumps((fn, tuple(args)), protocol=5))
-    worker = [sys.executable, "-m", "lazycast.launch_worker", str(folder), backend]
+    # The ranks look for modules where this process does, and nowhere else: `-m` would put the current folder first.
+    (folder / "path").write_text(json.dumps(sys.path))
+    worker = [sys.executable, "-c", _BOOT, str(folder), backend]
     processes = [
         subprocess.Popen(command, env={**os.environ, **env}, start_new_session=True)
         for command, env in _COMMANDS[backend](worker, ranks, folder)
@@ -133,7 +161,7 @@ def _mpi_commands(worker: list[str], ranks: int, folder: Path) -> Iterator[tuple
     options = ["-n", str(ranks)]
     if "open mpi" in said.lower() or "open-mpi" in said.lower():
         options += ["--oversubscribe"] + (["--allow-run-as-root"] if os.geteuid() == 0 else [])
-    yield [mpirun, *options, *worker], {}
+    yield [sys.executable, "-c", _TIED, mpirun, *options, *worker], {}
 
 
 _COMMANDS = {"local": _local_commands, "torch": _torch_commands, "mpi": _mpi_commands}
@@ -182,10 +210,25 @@ def run_worker(folder: Path, rank: int, host: str) -> None:
     """In a started process: run the task and leave its result, or its failure, in `folder`."""
     try:
         fn, args = pickle.loads((folder / "task").read_bytes())
-        blob, name = cloudpickle.dumps(fn(*args), protocol=5), f"result.{rank}"
+        result = fn(*args)
     except BaseException as exc:
-        failure = from_exception("refused", "the launched function raised", exc, rank=rank, host=host)
-        blob, name = pickle.dumps(failure), f"failed.{rank}"
+        leave_failure(folder, from_exception("refused", "the launched function raised", exc, rank=rank, host=host))
+        return
+    try:
+        blob = cloudpickle.dumps(result, protocol=5)
+    except Exception as exc:
+        what = f"the result of the launched function, a {type(result).__name__}, does not pickle"
+        leave_failure(folder, from_exception("encode", what, exc, rank=rank, host=host))
+    else:
+        _leave(folder, f"result.{rank}", rank, blob)
+
+
+def leave_failure(folder: Path, failure: Failure) -> None:
+    """Leave a rank's failure where `launch` finds it."""
+    _leave(folder, f"failed.{failure.rank}", failure.rank, pickle.dumps(failure))
+
+
+def _leave(folder: Path, name: str, rank: int, blob: bytes) -> None:
     part = folder / f"part.{rank}"
     part.write_bytes(blob)
     part.rename(folder / name)  # whole or not at all

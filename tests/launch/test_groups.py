@@ -1,0 +1,24 @@
+"""Groups that are not the whole job, with real launchers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+HERE = Path(__file__).parent
+MPIRUN = [str(BIN / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-n", "4"]
+COMMANDS = {
+    "torch": [str(BIN / "torchrun"), "--nproc_per_node", "4", str(HERE / "groups_torch.py")],
+    "mpi": [*MPIRUN, sys.executable, str(HERE / "groups_mpi.py")],
+}
+
+
+@pytest.mark.parametrize("backend", COMMANDS)
+def test_groups_of_some_ranks(backend: str) -> None:
+    done = subprocess.run(COMMANDS[backend], capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(done.stdout.splitlines()) == [f"rank {n} fine" for n in range(4)], done.stdout + done.stderr

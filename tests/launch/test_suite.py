@@ -1,0 +1,40 @@
+"""The conformance suite as a third party runs it: under torchrun, under mpirun, and on local processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lazycast.testing.kit import behaviours, name_of
+
+BIN = Path(sys.executable).parent
+PYTHON = str(BIN / "python")
+SUITE = ["-m", "lazycast.testing"]
+
+
+def command(backend: str, ranks: int) -> list[str]:
+    if backend == "torch":
+        return [str(BIN / "torchrun"), "--nproc_per_node", str(ranks), *SUITE, "--backend", "torch"]
+    if backend == "mpi":
+        mpirun = [str(BIN / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-n", str(ranks)]
+        return [*mpirun, PYTHON, *SUITE, "--backend", "mpi"]
+    return [PYTHON, *SUITE, "--backend", backend, "--launch", str(ranks)]
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("backend", ["local", "torch", "mpi"])
+def test_the_suite_passes(backend: str, ranks: int) -> None:
+    env = {**os.environ, "PYTHONWARNINGS": "error::ResourceWarning", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command(backend, ranks), capture_output=True, text=True, timeout=380, env=env, check=False)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-8000:]
+    passed = sorted(re.findall(r"^ok +(\S+)$", done.stdout, re.MULTILINE))
+    assert passed == sorted(name_of(fn) for fn in behaviours(ranks)), output[-8000:]
+    assert f"{len(passed)} passed, 0 failed ({backend}, {ranks} ranks)" in done.stdout
+    assert "Traceback" not in output, output[-8000:]
