@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import logging
 import math
 import time
@@ -29,9 +28,8 @@ V = TypeVar("V")
 
 logger = logging.getLogger("lazycast")
 
-#: What `close` allows for by default, and at interpreter exit (seconds).
+#: What `close` allows for by default (seconds).
 _CLOSE_TIMEOUT_S = 30.0
-_EXIT_TIMEOUT_S = 5.0
 #: By how much a blocking call outlives its time limit before it stops trusting the engine to end it (seconds).
 _GRACE_S = 5.0
 
@@ -117,7 +115,7 @@ class LazyBroadcast(Generic[P, V]):
         }
         self._options = options
         self._lane = self._meet(options, check(options, self._backend.size, reserved))
-        lifetime.watch(self)
+        lifetime.watch(self._lane)
 
     def _meet(self, options: Options, error: Exception | None) -> RootLane | FollowerLane | SoloLane:
         """Meet the other ranks, whatever this one has to say, and build the lane."""
@@ -265,7 +263,8 @@ class LazyBroadcast(Generic[P, V]):
         Args:
             timeout_s: how long pending calls may take (seconds; by default 30 or the object's `timeout_s` if less).
         After it, calls raise ClosedError here, and later casts fail with ClosedError naming this rank on the others.
-        Values outlive it. Twice is fine. Also called at interpreter exit.
+        Values outlive it. Twice is fine. An object that is not closed lives until the interpreter exits, and is closed
+        then, with 5 seconds for what is pending.
         Collective: no, but a cast needs all ranks, so close when this rank's last cast is done.
         Blocking: up to `timeout_s`, and about a round trip. Threads: safe.
         """
@@ -274,16 +273,7 @@ class LazyBroadcast(Generic[P, V]):
 
     def _close(self, timeout_s: float) -> None:
         self._lane.close(timeout_s)
-        lifetime.forget(self)
-
-    def close_at_exit(self) -> None:
-        """Close as the interpreter exits. Never raises: there is nobody to tell."""
-        with contextlib.suppress(Exception):
-            self._close(min(_EXIT_TIMEOUT_S, self._options.timeout_s))
-
-    def after_fork_in_child(self) -> None:
-        """Detach a forked child: its copy of the object raises ClosedError; the parent's goes on."""
-        self._lane.after_fork_in_child()
+        lifetime.forget(self._lane)
 
     def __enter__(self) -> LazyBroadcast[P, V]:
         return self

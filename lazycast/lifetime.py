@@ -6,21 +6,26 @@ Order at exit: lazycast's objects are closed by `atexit`, which runs before torc
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
-import weakref
 from typing import Protocol
+
+logger = logging.getLogger("lazycast")
 
 
 class Closable(Protocol):
     """What lives here."""
 
-    def close_at_exit(self) -> None: ...
+    def close(self, timeout_s: float) -> None: ...
 
     def after_fork_in_child(self) -> None: ...
 
 
-_open: weakref.WeakSet[Closable] = weakref.WeakSet()
+#: How long an object may take to close at exit (seconds).
+_EXIT_TIMEOUT_S = 5.0
+
+_open: set[Closable] = set()  # not weak: an object that its user has dropped without closing must still say farewell
 _lock = threading.Lock()
 
 
@@ -40,7 +45,10 @@ def _close_all() -> None:
     with _lock:
         things = list(_open)
     for thing in things:
-        thing.close_at_exit()
+        try:
+            thing.close(_EXIT_TIMEOUT_S)
+        except Exception:
+            logger.exception("lazycast: closing at exit failed")
 
 
 def _after_fork_in_child() -> None:

@@ -160,6 +160,7 @@ def futures_are_awaitable_and_a_cancelled_task_withdraws_nothing(rank: Rank) -> 
         values = await asyncio.gather(*(lazy.broadcast_async(n, key=n) for n in range(20)))
         same(values, list(range(20)))
         executor.submit(gate.wait, TIMEOUT_S)
+        rank.meet()
         future = lazy.broadcast_async(b"kept", materialize=bytes)
 
         async def wait() -> object:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from .command import run
 
 BIN = Path(sys.executable).parent
 HERE = Path(__file__).parent
@@ -19,6 +20,6 @@ COMMANDS = {
 
 @pytest.mark.parametrize("backend", COMMANDS)
 def test_groups_of_some_ranks(backend: str) -> None:
-    done = subprocess.run(COMMANDS[backend], capture_output=True, text=True, timeout=110, check=False)
+    done = run(COMMANDS[backend], timeout_s=100)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(done.stdout.splitlines()) == [f"rank {n} fine" for n in range(4)], done.stdout + done.stderr

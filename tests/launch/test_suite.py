@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from lazycast.testing.kit import behaviours, name_of
+
+from .command import run
 
 BIN = Path(sys.executable).parent
 PYTHON = str(BIN / "python")
@@ -30,8 +30,7 @@ def command(backend: str, ranks: int) -> list[str]:
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("backend", ["local", "torch", "mpi"])
 def test_the_suite_passes(backend: str, ranks: int) -> None:
-    env = {**os.environ, "PYTHONWARNINGS": "error::ResourceWarning", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command(backend, ranks), capture_output=True, text=True, timeout=380, env=env, check=False)
+    done = run(command(backend, ranks), timeout_s=380, PYTHONWARNINGS="error::ResourceWarning")
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-8000:]
     passed = sorted(re.findall(r"^ok +(\S+)$", done.stdout, re.MULTILINE))

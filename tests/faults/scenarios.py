@@ -1,0 +1,143 @@
+"""What one rank of a fault test does: `python scenarios.py SCENARIO BACKEND`, with RANK, WORLD_SIZE and FOLDER set.
+
+A rank says what happened to it in lines of JSON; the test reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lazycast import ClosedError, LazyBroadcast, LazycastError, PeerLostError
+from lazycast.backend import Backend
+from lazycast.testing.kit import raises
+
+RANK, SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+VICTIM = int(os.environ.get("VICTIM", "-1"))
+
+
+def say(event: str, **facts: Any) -> None:
+    sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
+    sys.stdout.flush()
+
+
+def backend(name: str) -> Backend:
+    folder = os.environ["FOLDER"]
+    if name == "local":
+        from lazycast.backends.local import LocalBackend
+
+        return LocalBackend(RANK, SIZE, folder)
+    import torch.distributed as dist
+
+    from lazycast.backends.torch_distributed import TorchBackend
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=RANK, world_size=SIZE)
+    return TorchBackend()
+
+
+def outcome(call: Callable[[], Any], since_s: float) -> None:
+    """Say how a call ended, and how long after `since_s`."""
+    try:
+        value = call()
+    except LazycastError as exc:
+        ms = (time.monotonic() - since_s) * 1e3
+        say("error", kind=type(exc).__name__, rank=exc.rank, message=exc.message, ms=ms)
+    else:
+        say("value", value=repr(value))
+
+
+def death_while_waiting(lazy: LazyBroadcast[Any, Any]) -> None:
+    """The victim kills itself while everybody waits for it; then nobody can cast any more."""
+    lazy.broadcast(np.zeros(100_000))
+    futures = [lazy.broadcast_async(n, key=n) for n in range(3)] if RANK != VICTIM or lazy.is_root else []
+    gate = threading.Event()
+    pending = lazy.broadcast_async("x", key="never", materialize=None) if not lazy.is_root else None
+    if RANK == VICTIM:
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+    for future in futures:
+        outcome(lambda future=future: future.result(20), time.monotonic())
+    began_s = time.monotonic()
+    if pending is not None:
+        outcome(lambda: pending.result(20), began_s)
+    gate.wait(1.0)
+    outcome(lambda: lazy.broadcast("later", timeout_s=20), time.monotonic())
+    say("threads", names=[t.name for t in threading.enumerate() if "recv" in t.name or "send" in t.name])
+
+
+def death_while_materializing(lazy: LazyBroadcast[Any, Any]) -> None:
+    """The victim dies inside a materializer, so the verdict never comes."""
+    lazy.broadcast(0)
+    outcome(lambda: lazy.broadcast("payload", materialize=die_if_victim, timeout_s=30), time.monotonic())
+    outcome(lambda: lazy.broadcast("later", timeout_s=30), time.monotonic())
+
+
+def die_if_victim(payload: Any) -> Any:
+    # Sent as code, with the root's globals: it has to look where it is.
+    if os.environ["RANK"] == os.environ["VICTIM"]:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return payload
+
+
+def exit_without_close(lazy: LazyBroadcast[Any, Any]) -> None:
+    """The interpreter ends with casts pending on some ranks; nobody hangs, nobody crashes."""
+    assert lazy.broadcast("one") == "one"
+    if not lazy.is_root:
+        lazy.broadcast_async(key="never sent")
+    say("leaving")
+
+
+def fork_while_open(lazy: LazyBroadcast[Any, Any]) -> None:
+    """A forked child cannot use the object, and its end harms nobody."""
+    value = lazy.broadcast(np.arange(50_000))
+
+    def child() -> None:
+        raises(ClosedError, "parent of this forked process", lambda: lazy.broadcast(1))
+        lazy.close()
+        assert value.sum() == 1249975000
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(20)
+    say("child", exitcode=process.exitcode)
+    outcome(lambda: lazy.broadcast("after the fork"), time.monotonic())
+    lazy.close()
+
+
+def death_with_a_child_alive(lazy: LazyBroadcast[Any, Any]) -> None:
+    """A child forked by the victim lives on with copies of its descriptors; the death is told all the same."""
+    lazy.broadcast(0)
+    if RANK == VICTIM:
+        multiprocessing.get_context("fork").Process(target=time.sleep, args=(8,)).start()
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1.0)  # the child lives for seven more seconds
+    outcome(lambda: lazy.broadcast("x", timeout_s=30), time.monotonic())
+
+
+SCENARIOS = {
+    fn.__name__: fn
+    for fn in (
+        death_while_waiting,
+        death_while_materializing,
+        exit_without_close,
+        fork_while_open,
+        death_with_a_child_alive,
+    )
+}
+
+if __name__ == "__main__":
+    assert issubclass(PeerLostError, ConnectionError)
+    the_backend = backend(sys.argv[2])
+    SCENARIOS[sys.argv[1]](LazyBroadcast(backend=the_backend, root=int(os.environ.get("ROOT", "0"))))
+    say("done")

@@ -1,0 +1,95 @@
+"""Ranks that die, leave or fork, and what the others see. The tests start the ranks; torchrun would kill them all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCENARIOS = Path(__file__).parent / "scenarios.py"
+SIZE = 5  # the tree is three wide, so rank 1 passes on to rank 4
+
+
+def run(scenario: str, backend: str, **env: Any) -> list[tuple[int, list[dict[str, Any]]]]:
+    """Run a scenario; return each rank's exit code and events."""
+    with tempfile.TemporaryDirectory() as folder:
+        common = {**os.environ, "WORLD_SIZE": str(SIZE), "FOLDER": folder, "GLOO_SOCKET_IFNAME": "lo"}
+        common |= {name: str(value) for name, value in env.items()} | {"OMP_NUM_THREADS": "1"}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, str(SCENARIOS), scenario, backend],
+                env={**common, "RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(SIZE)
+        ]
+        results = []
+        try:
+            for process in ranks:
+                stdout, stderr = process.communicate(timeout=90)
+                events = [json.loads(line) for line in stdout.splitlines() if line.startswith("{")]
+                assert "Traceback" not in stderr, stderr
+                results.append((process.returncode, events))
+        finally:
+            for process in ranks:
+                process.kill()
+                process.wait()
+        return results
+
+
+def errors(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in events if event["event"] == "error"]
+
+
+ROLES = {"root": 0, "relay": 1, "leaf": 3, "leaf of a relay": 4}
+
+
+@pytest.mark.parametrize(
+    ("backend", "victim"),
+    [*(("local", rank) for rank in ROLES.values()), ("torch", ROLES["root"]), ("torch", ROLES["relay"])],
+)
+@pytest.mark.parametrize("scenario", ["death_while_waiting", "death_while_materializing"])
+def test_a_killed_rank_is_named_by_all_others(scenario: str, victim: int, backend: str) -> None:
+    for rank, (code, events) in enumerate(run(scenario, backend, VICTIM=victim)):
+        if rank == victim:
+            assert code == -9
+            continue
+        assert code == 0, (rank, code, events)
+        assert events[-1]["event"] == "done", (rank, events)
+        seen = errors(events)
+        assert seen, (rank, events)
+        for error in seen:
+            assert error["kind"] == "PeerLostError", (rank, error)
+            assert error["rank"] == victim, (rank, error)
+            assert f"rank {victim} (" in error["message"]
+            assert error["ms"] < 5000, (rank, error)  # far below any time limit: it was told, not timed out
+
+
+@pytest.mark.parametrize("backend", ["local", "torch"])
+def test_an_interpreter_that_exits_without_close_ends_cleanly(backend: str) -> None:
+    for rank, (code, events) in enumerate(run("exit_without_close", backend)):
+        assert (code, [e["event"] for e in events]) == (0, ["leaving", "done"]), (rank, code, events)
+
+
+@pytest.mark.parametrize("backend", ["local", "torch"])
+def test_a_forked_child_leaves_its_parent_alone(backend: str) -> None:
+    for rank, (code, events) in enumerate(run("fork_while_open", backend)):
+        assert code == 0, (rank, code, events)
+        assert events[0] == {"event": "child", "exitcode": 0}, (rank, events)
+        assert events[1] == {"event": "value", "value": "'after the fork'"}, (rank, events)
+
+
+def test_a_death_is_told_although_a_forked_child_lives() -> None:
+    for rank, (code, events) in enumerate(run("death_with_a_child_alive", "local", VICTIM=2)):
+        if rank != 2:
+            assert code == 0, (rank, code, events)
+            assert [e["kind"] for e in errors(events)] == ["PeerLostError"], (rank, events)
+            assert errors(events)[0]["ms"] < 5000
