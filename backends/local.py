@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from select import select
 from typing import ClassVar, TypeVar
 
 from lazycast.backend import Backend, Context, Link, Sink
@@ -141,7 +142,8 @@ class _LocalContext(Context):
         try:
             return action(sock)
         except TimeoutError as exc:
-            raise meeting.error([p for p in self._sockets if p not in blobs]) from exc
+            silent = [p for p in self._sockets if p not in blobs and not select([self._sockets[p]], [], [], 0)[0]]
+            raise meeting.error(silent or [peer]) from exc
         except PipeClosed as exc:
             raise BackendError(f"rank {peer} went away during the handshake: {exc}", rank=peer) from exc
 
@@ -315,7 +317,8 @@ def _dial(path: Path, rank: int, meeting: _Meeting, missing: Sequence[int]) -> s
             sock.close()
             if meeting.left_s() <= 0:
                 peer = int(path.name.rpartition(".")[2])
-                raise meeting.error([p for p in missing if p >= peer]) from exc
+                absent = [p for p in missing if p >= peer and not path.with_name(f"{path.stem}.{p}").exists()]
+                raise meeting.error(absent or [peer]) from exc
             time.sleep(_RETRY_S)
 
 

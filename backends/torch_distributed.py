@@ -126,13 +126,15 @@ class _TorchContext(Context):
         return blobs
 
     def connect(self, neighbours: Sequence[int], sink: Sink, *, timeout_s: float) -> Link:
+        deadline_s = time.monotonic() + timeout_s
         try:
             group = dist.ProcessGroupGloo(
                 PrefixStore("gloo", self._store), self._rank, self._size, timedelta(seconds=timeout_s)
             )
             group.set_timeout(_FOR_EVER)
         except RuntimeError as exc:
-            raise BackendError(f"gloo could not connect the ranks: {exc}") from exc
+            kind = BackendError if time.monotonic() < deadline_s else CastTimeoutError
+            raise kind(f"gloo could not connect the ranks within {timeout_s:g} s: {exc}") from exc
         pipes: dict[int, Pipe] = {peer: _GlooPipe(group, peer) for peer in neighbours}
         return ThreadedLink(pipes, sink, name=f"lazycast-torch-{self._rank}")
 

@@ -39,7 +39,7 @@ def rank() -> list[str]:
             try:
                 pixels = lazy.broadcast(request)
             except MaterializeError as exc:
-                lines.append(f"rank {lazy.rank} of {lazy.size}: {name} {exc.args[0]}")  # str(exc) adds the traceback
+                lines.append(f"rank {lazy.rank} of {lazy.size}: {name} {exc.message}")  # str(exc) adds the traceback
             else:
                 digest = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
                 lines.append(f"rank {lazy.rank} of {lazy.size}: {name} {pixels.shape} sha256 {digest}")

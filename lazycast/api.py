@@ -16,6 +16,7 @@ from lazycast.engine.follower import FollowerLane
 from lazycast.engine.performer import Group
 from lazycast.engine.root import RootLane
 from lazycast.engine.solo import SoloLane
+from lazycast.engine.workers import role_of
 from lazycast.errors import CastTimeoutError
 from lazycast.future import CastFuture
 from lazycast.missing import MISSING, Missing
@@ -32,6 +33,8 @@ logger = logging.getLogger("lazycast")
 _CLOSE_TIMEOUT_S = 30.0
 #: By how much a blocking call outlives its time limit before it stops trusting the engine to end it (seconds).
 _GRACE_S = 5.0
+#: Longer than anybody waits, and short enough for the platform's waits (seconds).
+_FOR_EVER_S = 1e8
 
 
 class LazyBroadcast(Generic[P, V]):
@@ -60,9 +63,10 @@ class LazyBroadcast(Generic[P, V]):
 
     Raises:
         ValueError, TypeError: an argument makes no sense; the other ranks raise ConfigMismatchError.
-        ConfigMismatchError: ranks differ in root, name, placement, agree, values, trust or version.
+        ConfigMismatchError: ranks differ in root, name, placement, agree, values, trust or wire version.
         BackendUnavailableError: a library is missing or not initialised.
         CastTimeoutError: some rank, which is named, did not construct its object in time.
+        BackendError: a rank went away, or the engine that connects them failed, meanwhile.
     Collective: every rank of the group constructs, in the same order.
     Blocking: until all ranks have come, up to `timeout_s`.
     Threads: one construction at a time on one group; the object itself is safe.
@@ -120,7 +124,7 @@ class LazyBroadcast(Generic[P, V]):
     def _meet(self, options: Options, error: Exception | None) -> RootLane | FollowerLane | SoloLane:
         """Meet the other ranks, whatever this one has to say, and build the lane."""
         limit = options.timeout_s
-        timeout_s = float(limit) if isinstance(limit, (int, float)) and limit > 0 else 300.0
+        timeout_s = min(float(limit), _FOR_EVER_S) if isinstance(limit, (int, float)) and limit > 0 else 300.0
         backend, deadline_s = self._backend, time.monotonic() + timeout_s
         context = backend.open(timeout_s=timeout_s)
         try:
@@ -236,6 +240,7 @@ class LazyBroadcast(Generic[P, V]):
         Threads: safe; calls without a key from one thread per rank.
         Memory: `payload` must not change until the future is done.
         """
+        self._lane.refuse_after_fork()
         future = self._lane.call(payload, materialize, self._key(key), self._limit_s(timeout_s))
         return cast(CastFuture[V], future)
 
@@ -247,6 +252,7 @@ class LazyBroadcast(Generic[P, V]):
         """
         if key is None:
             raise TypeError("discard() needs a key")
+        self._lane.refuse_after_fork()
         self._lane.discard(cast(Key, self._key(key)))
 
     def stats(self) -> Stats:
@@ -268,7 +274,8 @@ class LazyBroadcast(Generic[P, V]):
         Collective: no, but a cast needs all ranks, so close when this rank's last cast is done.
         Blocking: up to `timeout_s`, and about a round trip. Threads: safe.
         """
-        self._lane.guard("close()")
+        if role_of(self._lane) is not None:
+            self._lane.guard("close()")
         self._close(min(_CLOSE_TIMEOUT_S, self._options.timeout_s) if timeout_s is None else timeout_s)
 
     def _close(self, timeout_s: float) -> None:
@@ -286,10 +293,10 @@ class LazyBroadcast(Generic[P, V]):
 
     def _limit_s(self, timeout_s: float | None) -> float:
         if timeout_s is None:
-            return self._options.timeout_s
+            timeout_s = self._options.timeout_s
         if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < math.inf:
             raise ValueError(f"timeout_s must be a positive number of seconds, got {timeout_s!r}")
-        return float(timeout_s)
+        return min(float(timeout_s), _FOR_EVER_S)
 
     @staticmethod
     def _key(key: Any) -> Key | None:

@@ -1,6 +1,6 @@
 """Finds the backend a user named, by entry point, so that third parties can bring their own.
 
-Order of `"auto"`: a backend that `using` has set for this thread; torch.distributed if its default group is
+Order of `"auto"`: a backend that `using` or `use` has set; torch.distributed if its default group is
 initialised; MPI if this process was started by an MPI launcher; else the local backend.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from importlib.metadata import entry_points
@@ -24,14 +25,30 @@ _current: ContextVar[Backend | None] = ContextVar("lazycast_backend", default=No
 _MPI_MARKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS")
 
 
+_of_process: Backend | None = None
+_scopes = 0  # how many threads of this process are ranks
+_scopes_lock = threading.Lock()
+
+
 @contextlib.contextmanager
 def using(backend: Backend) -> Iterator[None]:
-    """Make `backend` what `backend="auto"` finds in this thread (and context)."""
+    """Make `backend` what `backend="auto"` finds in this thread (and context): this thread is a rank."""
+    global _scopes
     token = _current.set(backend)
+    with _scopes_lock:
+        _scopes += 1
     try:
         yield
     finally:
+        with _scopes_lock:
+            _scopes -= 1
         _current.reset(token)
+
+
+def use(backend: Backend) -> None:
+    """Make `backend` what `backend="auto"` finds in this process, whatever launchers have left in its environment."""
+    global _of_process
+    _of_process = backend
 
 
 def names() -> list[str]:
@@ -67,6 +84,13 @@ def _automatic() -> Backend:
     current = _current.get()
     if current is not None:
         return current
+    if _scopes:
+        raise BackendUnavailableError(
+            "ranks are threads of this process, and this thread is none of them: it was started by one; "
+            "construct the object in the rank's own thread, or pass a Backend instance"
+        )
+    if _of_process is not None:
+        return _of_process
     if _torch_is_initialised():
         return by_name("torch").from_environment()
     if any(mark in os.environ for mark in _MPI_MARKS):

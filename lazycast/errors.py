@@ -7,7 +7,7 @@ class LazycastError(Exception):
     """Everything that lazycast raises by itself.
 
     Attributes:
-        message: the error in one line, without the remote traceback that `str()` adds.
+        message: the error without the remote traceback that `str()` adds.
         rank: the rank the error is about (where a materializer raised, who died, who closed), or `None`.
         host: that rank's host, or `None`.
         remote_traceback: the traceback as text where the error happened on another rank, else `None`.

@@ -26,10 +26,13 @@ def _group(backend: str, folder: Path) -> Iterator[int]:
 
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+        discovery.use(discovery.by_name("torch").from_environment())
         yield rank
         dist.destroy_process_group()
     else:
-        yield discovery.by_name(backend).from_environment().rank
+        mine = discovery.by_name(backend).from_environment()
+        discovery.use(mine)
+        yield mine.rank
 
 
 def main() -> None:

@@ -25,7 +25,8 @@ from typing import Any
 import cloudpickle
 
 from lazycast import discovery
-from lazycast.errors import BackendUnavailableError, CastTimeoutError, LaunchError
+from lazycast.diagnose import describe_unpicklable
+from lazycast.errors import BackendUnavailableError, CastTimeoutError, EncodeError, LaunchError
 from lazycast.failures import from_exception
 from lazycast.wire import Failure
 
@@ -69,6 +70,7 @@ def launch(
         timeout_s: end all processes after so many seconds; threads are only no longer waited for.
     Raises:
         LaunchError: some rank raised or died; names it and carries its traceback.
+        EncodeError: `fn` or `args` do not pickle.
         CastTimeoutError: `timeout_s` passed. BackendUnavailableError: torch, mpi4py or mpirun is missing.
     Blocking: until all ranks have ended. Threads: safe.
     """
@@ -123,7 +125,11 @@ def _launch_threads(fn: Callable[..., Any], ranks: int, args: Sequence[Any], tim
 def _launch_processes(
     folder: Path, fn: Callable[..., Any], ranks: int, backend: str, args: Sequence[Any], timeout_s: float | None
 ) -> list[Any]:
-    (folder / "task").write_bytes(cloudpickle.dumps((fn, tuple(args)), protocol=5))
+    try:
+        task = cloudpickle.dumps((fn, tuple(args)), protocol=5)
+    except Exception as exc:
+        raise EncodeError(f"launch() cannot send its function: {describe_unpicklable((fn, tuple(args)), exc)}") from exc
+    (folder / "task").write_bytes(task)
     # The ranks look for modules where this process does, and nowhere else: `-m` would put the current folder first.
     (folder / "path").write_text(json.dumps(sys.path))
     worker = [sys.executable, "-c", _BOOT, str(folder), backend]
@@ -133,10 +139,11 @@ def _launch_processes(
     ]
     try:
         _wait(processes, folder, timeout_s)
+        codes = [process.poll() for process in processes]  # of those that ended by themselves
     finally:
         for process in processes:
             _end(process)
-    return _results(folder, ranks, [process.returncode for process in processes])
+    return _results(folder, ranks, codes)
 
 
 def _local_commands(worker: list[str], ranks: int, folder: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
@@ -193,16 +200,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 break
 
 
-def _results(folder: Path, ranks: int, codes: list[int]) -> list[Any]:
+def _results(folder: Path, ranks: int, codes: list[int | None]) -> list[Any]:
+    """Read what the ranks have left. A rank that died comes before those that raised because it did."""
+    silent = [r for r in range(ranks) if not any((folder / f"{left}.{r}").exists() for left in ("result", "failed"))]
     failed = sorted(folder.glob("failed.*"), key=lambda path: path.stat().st_mtime_ns)
+    for rank in silent:
+        code = codes[rank] if len(codes) == ranks else codes[0]
+        if code is not None and (code or not failed):
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code} and without a result"
+            raise LaunchError(f"rank {rank} {how}", rank=rank)
     if failed:
         failure: Failure = pickle.loads(failed[0].read_bytes())
         raise LaunchError(failure.message, rank=failure.rank, host=failure.host, remote_traceback=failure.traceback)
-    for rank in range(ranks):
-        if not (folder / f"result.{rank}").exists():
-            code = codes[rank] if len(codes) == ranks else codes[0]
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code} and without a result"
-            raise LaunchError(f"rank {rank} {how}", rank=rank)
     return [pickle.loads((folder / f"result.{rank}").read_bytes()) for rank in range(ranks)]
 
 

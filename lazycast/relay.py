@@ -40,7 +40,7 @@ class _Transfer:
     """A message whose body is on its way."""
 
     message: Cast | Code
-    body: memoryview
+    body: memoryview | None  # None: there is no memory for it; it is passed on, and delivered as empty
     missing: int
 
 
@@ -129,16 +129,20 @@ class Relay:
     def place(self, peer: int, header: bytes, nbytes: int) -> memoryview:
         message = wire.decode(header)
         if isinstance(message, (Cast, Code)):
-            transfer = _Transfer(message, allocate(message.nbytes), message.nbytes)
-            self._transfers[message.seq] = transfer
-            where = transfer.body[:nbytes]
+            try:
+                whole = allocate(message.nbytes)
+            except MemoryError:
+                whole = None
+            transfer = self._transfers[message.seq] = _Transfer(message, whole, message.nbytes)
+            where = allocate(nbytes) if transfer.body is None else transfer.body[:nbytes]
         elif isinstance(message, Chunk) and message.seq in self._transfers:
             transfer = self._transfers[message.seq]
-            if message.offset != transfer.body.nbytes - transfer.missing:
+            if message.offset != transfer.message.nbytes - transfer.missing:
                 raise wire.WireError(
                     f"{message!r} does not follow what has arrived, {transfer.missing} bytes are missing"
                 )
-            where = transfer.body[message.offset : message.offset + nbytes]
+            end = message.offset + nbytes
+            where = allocate(nbytes) if transfer.body is None else transfer.body[message.offset : end]
         else:
             raise wire.WireError(f"{nbytes} bytes of body for {type(message).__name__}")
         if where.nbytes != nbytes:
@@ -156,6 +160,18 @@ class Relay:
             self._assemble(message, body.nbytes)
         elif self._is_mine(message):
             self._receiver.on_message(message, _EMPTY)
+
+    def _own(self, body: memoryview | None) -> memoryview:
+        """Return memory on which a value may be made."""
+        if body is None or not self.children:
+            return _EMPTY if body is None else body
+        # The links to the children may still be reading `body`, and the value is the user's to write to.
+        try:
+            mine = allocate(body.nbytes)
+        except MemoryError:
+            return _EMPTY
+        copy(mine, body)
+        return mine
 
     def _is_mine(self, message: AnyMessage) -> bool:
         if isinstance(message, Status):
@@ -188,10 +204,4 @@ class Relay:
         transfer.missing -= nbytes
         if transfer.missing <= 0:
             del self._transfers[message.seq]
-            body = transfer.body
-            if self.children:
-                # The links to the children may still be reading this memory, while the value made on it is the user's
-                # to write to.
-                body = allocate(transfer.body.nbytes)
-                copy(body, transfer.body)
-            self._receiver.on_message(transfer.message, body)
+            self._receiver.on_message(transfer.message, self._own(transfer.body))

@@ -107,9 +107,9 @@ class _Neighbour:
         except Exception as exc:  # a sink must not raise; if it does, this peer can no longer be served
             logger.exception("lazycast: the receiver of rank %d failed; its messages are no longer read", peer)
             reason = f"receiving failed here: {exc!r}"
+        sink.gone(peer, reason)  # first: if the failure is ours, the sink may have something to say to this peer
         self._ended = True
         self.put(_FAREWELL)  # the answer to a farewell; after a loss it only stops the sender
-        sink.gone(peer, reason)
 
 
 class ThreadedLink(Link):

@@ -108,10 +108,16 @@ class Desk(ABC):
         """This rank will not ask for the next cast with this key."""
 
     def guard(self, what: str) -> None:
-        """Refuse a call that would wait for itself."""
+        """Refuse a call that would wait for itself, or for threads that a fork has left behind."""
+        self.refuse_after_fork()
         reentrant = self._reentrant(what)
         if reentrant is not None:
             raise reentrant
+
+    def refuse_after_fork(self) -> None:
+        """Raise in a forked child. Without the lock, which another thread may have held at the fork."""
+        if self._forked:
+            raise ClosedError(f"lazycast {self._options.name!r} belongs to the parent of this forked process")
 
     def _reentrant(self, what: str) -> ReentrantCallError | None:
         role = role_of(self)
@@ -123,9 +129,7 @@ class Desk(ABC):
         )
 
     def _refuse_if_closed(self) -> None:
-        """With the lock held, or in a forked child."""
-        if self._forked:
-            raise ClosedError(f"lazycast {self._options.name!r} belongs to the parent of this forked process")
+        """With the lock held."""
         if self._closing:
             raise ClosedError(f"lazycast {self._options.name!r} is closed on this rank", rank=self._group.rank)
 
@@ -151,9 +155,10 @@ class Desk(ABC):
             self._clock.wake()
 
     def _key_in_use(self, key: Key) -> KeyInUseError:
+        on_all = " on every rank" if self._group.rank == self._group.root else " on this rank"
         return KeyInUseError(
             f"{self._label(key, None)}: a call with this key is still pending here; wait for its future, or use "
-            "another key (this call counts: its cast is consumed on every rank)",
+            f"another key (this call counts: it consumes a cast{on_all})",
             rank=self._group.rank,
         )
 
@@ -251,6 +256,8 @@ class Desk(ABC):
 
     def close(self, timeout_s: float) -> None:
         """Wait for pending calls up to `timeout_s`, fail the rest, say farewell, stop. Idempotent."""
+        if self._forked:
+            return
         with self._lock:
             first, self._closing = not self._closing, True
             self._changed.notify_all()

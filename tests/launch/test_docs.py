@@ -1,0 +1,52 @@
+"""Every Python block in the README and the docs runs, as its reader would run it.
+
+A block is a program. `<!-- run: torchrun --nproc_per_node 4 -->` above it names another launcher than `python`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from .command import run
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+BLOCK = re.compile(r"(?:<!-- run: (?P<launcher>[^>]+?) -->\s*)?^```python\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+class Block(NamedTuple):
+    name: str
+    launcher: str | None
+    code: str
+
+
+def blocks() -> list[Block]:
+    found = []
+    for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]:
+        for number, match in enumerate(BLOCK.finditer(page.read_text())):
+            name = f"{page.relative_to(ROOT)}:{number}"
+            found.append(Block(name, match["launcher"], match["code"]))
+    return found
+
+
+def test_the_pages_have_blocks() -> None:
+    assert {block.name.partition(":")[0] for block in blocks()} >= {"README.md", "docs/concepts.md"}
+
+
+@pytest.mark.parametrize("block", blocks(), ids=lambda block: block.name)
+def test_block_runs(block: Block, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(block.code)
+    if block.launcher is None:
+        command = [sys.executable]
+    else:
+        launcher, *options = block.launcher.split()
+        command = [str(BIN / launcher), *options]
+    done = run([*command, str(program)], timeout_s=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip(), "a block shows something"
