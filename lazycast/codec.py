@@ -4,7 +4,8 @@ Guarantees:
 
 * Layout of an encoded object: a table of 8-byte frame sizes, the pickle stream, then the frames, each part on a
   64-byte boundary. Sizes carry the read-only flag in their top bit, so writable in is writable out.
-* `encode` copies nothing that can travel out of band; `Encoded.write_into` copies everything once.
+* `encode` copies nothing that can travel out of band, nor `bytes` and `bytearray` of 64 KiB and more;
+  `Encoded.write_into` copies everything once.
 * `decode` copies nothing out of band: the object's arrays are views of the buffer it was given, and keep it alive.
 * Copies release the GIL (NumPy's do; assigning a memoryview slice does not, and 64 MiB would stall all other threads
   for some 10 ms).
@@ -13,16 +14,16 @@ Guarantees:
 from __future__ import annotations
 
 import copyreg
-import io
 import pickle
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import cloudpickle
 import numpy as np
 
 from lazycast.diagnose import describe_unpicklable
+from lazycast.reducers import Reduce, Reduction
 
 ALIGNMENT = 64
 _READONLY = 1 << 63
@@ -50,49 +51,82 @@ def allocate(nbytes: int) -> memoryview:
     return raw[start : start + nbytes].data
 
 
-def copy(into: memoryview, source: memoryview | bytes) -> None:
+def copy(into: memoryview, source: memoryview | bytes | bytearray) -> None:
     """Copy bytes between buffers of one size, without the GIL."""
     np.copyto(np.frombuffer(into, np.uint8), np.frombuffer(source, np.uint8))
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """An object ready to be written: its pickle stream and the buffers beside it, still the caller's memory."""
+    """An object ready to be written: its pickle stream and the buffers beside it, still the caller's memory.
 
-    stream: bytes | memoryview
-    frames: list[memoryview]
+    The stream is in pieces. A pickler writes `bytes` and `bytearray` of 64 KiB and more as pieces of their own, which
+    are the caller's objects: 8 MiB are encoded and laid out in 1.3 ms, by way of one stream in memory it takes 6.4.
+    """
+
+    pieces: list[bytes | bytearray] = field(default_factory=list)
+    frames: list[memoryview] = field(default_factory=list)
+
+    # What a pickler needs: its file, and the callback for its buffers
+
+    def write(self, piece: bytes | bytearray) -> None:
+        self.pieces.append(piece)
+
+    def keep(self, buffer: pickle.PickleBuffer) -> None:
+        self.frames.append(buffer.raw())
+
+    @property
+    def stream(self) -> bytes:
+        """The pickle stream in one: a copy, for those who look into it."""
+        return b"".join(self.pieces)
 
     @property
     def layout(self) -> Layout:
-        return Layout(len(self.stream), len(self.frames))
+        return Layout(sum(map(len, self.pieces)), len(self.frames))
 
     @property
     def nbytes(self) -> int:
         """Size of the whole in bytes, as `write_into` lays it out."""
         table = _aligned(8 * len(self.frames))
-        return table + _aligned(len(self.stream)) + sum(_aligned(f.nbytes) for f in self.frames)
+        return table + _aligned(self.layout.stream_nbytes) + sum(_aligned(f.nbytes) for f in self.frames)
 
     def write_into(self, buffer: memoryview) -> None:
         """Lay the object out in `buffer`, which has `nbytes` bytes."""
         sizes = np.array([f.nbytes | (_READONLY if f.readonly else 0) for f in self.frames], np.uint64)
-        offset = 0
-        for part in (sizes.data.cast("B") if self.frames else b"", self.stream, *self.frames):
-            nbytes = len(part)
-            if nbytes:
-                copy(buffer[offset : offset + nbytes], part)
-            offset += _aligned(nbytes)
+        if self.frames:
+            copy(buffer[: sizes.nbytes], sizes.data.cast("B"))
+        offset = _aligned(sizes.nbytes)
+        for piece in self.pieces:
+            copy(buffer[offset : offset + len(piece)], piece)
+            offset += len(piece)
+        for frame in self.frames:
+            offset = _aligned(offset)
+            if frame.nbytes:
+                copy(buffer[offset : offset + frame.nbytes], frame)
+            offset += frame.nbytes
 
 
-def _reduce_array(array: np.ndarray) -> str | tuple[Any, ...]:
-    """Let strided arrays travel out of band too, and stay read-only if they were: NumPy pickles them in band."""
-    if not (array.flags.c_contiguous or array.flags.f_contiguous):
-        writeable = array.flags.writeable
-        array = np.ascontiguousarray(array)
-        array.flags.writeable = writeable
-    return array.__reduce_ex__(5)
+class _CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+    def __init__(self, encoded: Encoded, reduction: Reduction) -> None:
+        self.dispatch_table = reduction  # read once, by the constructor, and hidden by cloudpickle's class attribute
+        super().__init__(encoded, protocol=5, buffer_callback=encoded.keep)
 
 
-_REDUCERS: dict[type, Any] = {np.ndarray: _reduce_array}
+def _plain_pickler(encoded: Encoded, reduction: Reduction) -> pickle.Pickler:
+    pickler = pickle.Pickler(encoded, protocol=5, buffer_callback=encoded.keep)
+    pickler.dispatch_table = reduction
+    return pickler
+
+
+def _pickled(
+    obj: object, make_pickler: Callable[[Encoded, Reduction], pickle.Pickler], base: Mapping[type, Reduce]
+) -> Encoded:
+    reduction = Reduction(base)
+    while True:
+        encoded = Encoded()
+        make_pickler(encoded, reduction).dump(obj)
+        if not reduction.again():
+            return encoded
 
 
 def encode(obj: object) -> Encoded:
@@ -101,21 +135,11 @@ def encode(obj: object) -> Encoded:
     Plain pickle comes first, being an order of magnitude faster; what it cannot do (lambdas, local classes) is left to
     cloudpickle. Raises CannotEncode naming the part that neither can pickle.
     """
-    frames: list[memoryview] = []
-
-    def keep(buffer: pickle.PickleBuffer) -> None:
-        frames.append(buffer.raw())
-
     try:
-        stream = io.BytesIO()
-        pickler = pickle.Pickler(stream, protocol=5, buffer_callback=keep)
-        pickler.dispatch_table = {**copyreg.dispatch_table, **_REDUCERS}
-        pickler.dump(obj)
-        return Encoded(stream.getbuffer(), frames)
+        return _pickled(obj, _plain_pickler, copyreg.dispatch_table)
     except Exception as plain_error:
-        frames.clear()
         try:
-            return Encoded(cloudpickle.dumps(obj, protocol=5, buffer_callback=keep), frames)
+            return _pickled(obj, _CloudPickler, cloudpickle.Pickler.dispatch_table)
         except Exception as exc:
             raise CannotEncode(describe_unpicklable(obj, exc)) from (plain_error if exc is plain_error else exc)
 

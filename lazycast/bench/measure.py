@@ -1,0 +1,178 @@
+"""What each rank of a run does. `run_rank` is the function that is launched.
+
+How a time is taken: all ranks meet in a barrier; the root waits until the others sleep, or poll, in their call; it
+notes the moment, and makes its own. Every rank notes when it is done, and the last one counts. All are on one machine,
+and share CLOCK_MONOTONIC. What was received is compared with what should have been after that, and a difference ends
+the run on all ranks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lazycast import discovery
+from lazycast.api import LazyBroadcast
+from lazycast.bench import machine, ways
+from lazycast.bench.payloads import SOURCES, ArraySource, Source
+from lazycast.bench.plan import COLUMNS, MIB, Plan
+from lazycast.bench.progress import Reporter
+from lazycast.bench.sync import TIMEOUT_S, Sync
+from lazycast.bench.touch import difference, overwrite, read
+from lazycast.bench.ways import Way
+
+#: Longer than a rank needs from the barrier into its call, with more ranks than cores (seconds).
+_SETTLE_S = 1e-3
+_ASYNC_NBYTES = 8 * MIB
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How often something was timed, its median, and what a tenth of the times stayed under and over (seconds)."""
+
+    count: int
+    p10_s: float
+    median_s: float
+    p90_s: float
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Spread:
+        p10, median, p90 = np.percentile(seconds, [10, 50, 90]).tolist()
+        return cls(len(seconds), p10, median, p90)
+
+
+@dataclass
+class Cell:
+    """One kind of payload at one size, on this rank."""
+
+    source: Source
+    payload: Source | None  # the root's own, which it may overwrite
+    ways: list[Way]
+    numbers: Iterator[int]
+    seconds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+
+
+def run_rank(plan: Plan, folder: Path) -> dict[str, Any] | None:
+    """Take part in a whole run; return its results on rank 0, and None elsewhere."""
+    backend = discovery.resolve("auto")
+    sync = Sync(backend.rank, backend.size, folder)
+    reporter = Reporter(folder, backend.rank == 0)
+    figures: dict[str, Any] = {}
+    with LazyBroadcast[Any, Any](name="figures", timeout_s=TIMEOUT_S) as lazy:
+        if plan.idle_s:
+            reporter.say("idle ranks")
+            figures["idle_cpu_fraction"] = _idle(lazy, sync, plan.idle_s)
+        if plan.async_calls:
+            reporter.say("broadcast_async")
+            figures["async_blocked"] = {"nbytes": _ASYNC_NBYTES, **_async_blocked(lazy, sync, plan.async_calls)}
+    present = [way(backend.rank) for way in ways.available(plan.backend, plan.ways)]
+    results = []
+    cells = [(kind, n) for kind in plan.kinds for n in plan.sizes if n <= SOURCES[kind].largest_nbytes]
+    for index, (kind, nbytes) in enumerate(cells):
+        source = SOURCES[kind]
+        suited = [way for way in present if source.is_buffer or not way.buffers_only]
+        cell = Cell(source(nbytes), source(nbytes) if backend.rank == 0 else None, suited, itertools.count(1))
+        reporter.begin(index, len(cells), kind, nbytes)
+        _measure(cell, plan, sync, reporter)
+        results += [
+            {"kind": kind, "nbytes": nbytes, "way": way.name, "column": column, **asdict(Spread.of(seconds))}
+            for way in suited
+            for column in COLUMNS
+            for seconds in [cell.seconds[way.name, column]]
+        ]
+    reporter.end(len(cells))
+    for way in present:
+        way.close()
+    sync.gather()
+    sync.close()
+    if backend.rank != 0:
+        return None
+    return {"results": results, "figures": figures, "versions": machine.versions(plan.backend)}
+
+
+def _measure(cell: Cell, plan: Plan, sync: Sync, reporter: Reporter) -> None:
+    """Run the rounds of a cell, as many as the root says."""
+    like = cell.source.at(0)
+    for way in cell.ways:
+        way.prepare(like)
+    _round(cell, sync, 0)  # a first one that warms memory and does not count
+    cell.seconds.clear()
+    wanted, deadline_s = plan.rounds(cell.source.nbytes), time.monotonic() + plan.cell_s
+    for done in itertools.count(1):
+        _round(cell, sync, done)
+        reporter.round(done, wanted)
+        over = done >= wanted or (done >= plan.min_rounds and time.monotonic() > deadline_s)
+        if sync.gather(b"over" if over else b"")[0]:
+            return
+
+
+def _round(cell: Cell, sync: Sync, turn: int) -> None:
+    """Take every way once per column; each round begins with another way."""
+    turn %= len(cell.ways)
+    for column in COLUMNS:
+        for way in cell.ways[turn:] + cell.ways[:turn]:
+            seconds = take(way, column, cell, sync)
+            cell.seconds.setdefault((way.name, column), []).append(seconds)
+
+
+def take(way: Way, column: str, cell: Cell, sync: Sync) -> float:
+    """Time one broadcast, check it, and return the seconds until the last rank was done. Collective."""
+    number = next(cell.numbers)
+    expected = cell.source.at(number)
+    payload = cell.payload.at(number) if cell.payload is not None else None
+    byte = (7 * number + way.rank) % 128  # what this rank overwrites with: others differ
+    sync.gather()
+    if way.rank == 0:
+        time.sleep(_SETTLE_S)
+    start_ns = time.monotonic_ns()
+    value = way.run(payload)
+    if value is not None and column == "read":
+        read(value)
+    elif value is not None and column == "overwritten":
+        overwrite(value, byte)
+    end_ns = time.monotonic_ns()
+    stamps = sync.stamps(start_ns, end_ns)
+    # After everybody is done: what one rank has written must not show on another.
+    sync.agree(_complaint(way, column, byte, expected, value))
+    (started_ns, _), last_ns = stamps[0], max(end for _, end in stamps[: 1 if way.root_only else None])
+    return (last_ns - started_ns) / 1e9
+
+
+def _complaint(way: Way, column: str, byte: int, expected: object, value: object) -> str | None:
+    if way.root_only and way.rank != 0:
+        return None
+    if column == "overwritten":
+        expected = overwrite(expected, byte)
+    wrong = difference(expected, value)
+    return wrong and f"{way.name} ({column}): the value{wrong}"
+
+
+def _idle(lazy: LazyBroadcast[Any, Any], sync: Sync, idle_s: float) -> list[float]:
+    """Return for each rank the fraction of a core it takes while its object is open and nobody calls it."""
+    lazy.broadcast(b"awake")
+    sync.gather()
+    time.sleep(0.5)  # let what the cast has begun come to rest
+    before_s, since_s = time.process_time(), time.monotonic()
+    time.sleep(idle_s)
+    used = (time.process_time() - before_s) / (time.monotonic() - since_s)
+    return [float(blob) for blob in sync.gather(repr(used).encode())]
+
+
+def _async_blocked(lazy: LazyBroadcast[Any, Any], sync: Sync, calls: int) -> dict[str, float]:
+    """Time how long `broadcast_async` holds the root's caller up."""
+    source, seconds = ArraySource(_ASYNC_NBYTES), []
+    for number in range(calls + 1):
+        expected = source.at(number)
+        sync.gather()
+        start_s = time.perf_counter()
+        future = lazy.broadcast_async(expected if lazy.is_root else None)
+        seconds.append(time.perf_counter() - start_s)
+        wrong = difference(expected, future.result())
+        sync.agree(wrong and f"broadcast_async: the value{wrong}")
+    return asdict(Spread.of(seconds[1:]))

@@ -1,0 +1,135 @@
+"""The results of a run for people: a table on the terminal, and the same as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lazycast.bench.plan import COLUMNS, size_text
+
+_REFERENCE = "lazycast"
+HEADINGS = ("size", "way", "rounds", *(h for column in COLUMNS for h in (column, "ratio")))
+_KINDS = {
+    "array": "NumPy array",
+    "tensor": "torch tensor",
+    "images": "dict of JPEG bytes",
+    "nested": "nested dict of many small things",
+}
+
+
+def seconds_text(seconds: float) -> str:
+    """Return a time with three significant digits and its unit."""
+    factor, unit = next(((f, u) for f, u in ((1e6, "µs"), (1e3, "ms")) if seconds * f < 999.5), (1.0, "s"))
+    scaled = seconds * factor
+    digits = 0 if scaled >= 99.95 else 1 if scaled >= 9.995 else 2
+    return f"{scaled:.{digits}f} {unit}"
+
+
+def title(run: dict[str, Any]) -> str:
+    """Say in a line what a run measured."""
+    plan = run["plan"]
+    return f"lazycast {run['versions']['lazycast']}, {plan['ranks']} ranks, {plan['backend']} backend"
+
+
+def surroundings(run: dict[str, Any]) -> str:
+    """Say in a line when and on what a run ran."""
+    box, versions = run["machine"], run["versions"]
+    libraries = ", ".join(f"{name} {number}" for name, number in versions.items() if name != "lazycast")
+    return (
+        f"{run['date']}; {box['cores']} cores of {box['cpu']}, {box['memory_gib']:g} GiB, Linux {box['kernel']}, "
+        f"load {box['load_before']:g} before; {libraries}"
+    )
+
+
+def figures(run: dict[str, Any]) -> Iterator[str]:
+    """Yield the figures that stand alone, a line each."""
+    found = run["figures"]
+    if "async_blocked" in found:
+        blocked = found["async_blocked"]
+        spread = f"{seconds_text(blocked['p10_s'])} to {seconds_text(blocked['p90_s'])}, {blocked['count']} calls"
+        yield (
+            f"broadcast_async of {size_text(blocked['nbytes'])} holds its caller up for "
+            f"{seconds_text(blocked['median_s'])} ({spread})"
+        )
+    if "idle_cpu_fraction" in found:
+        parts = ", ".join(f"{fraction:.2%}" for fraction in found["idle_cpu_fraction"])
+        yield f"idle ranks, in rank order, take {parts} of a core"
+
+
+def kinds(run: dict[str, Any]) -> dict[str, str]:
+    """Return the kinds of payload a run has measured, and what to call them."""
+    seen = dict.fromkeys(result["kind"] for result in run["results"])
+    return {kind: _KINDS.get(kind, kind) for kind in seen}
+
+
+def rows(run: dict[str, Any], kind: str, *, spreads: tuple[str, ...] = COLUMNS) -> Iterator[tuple[int, list[str]]]:
+    """Yield one kind's results as (size, cells under `HEADINGS`), in the order of the run.
+
+    Args:
+        spreads: the columns whose medians have their percentiles beside them.
+    """
+    table: dict[tuple[int, str], dict[str, dict[str, Any]]] = {}
+    for result in run["results"]:
+        if result["kind"] == kind:
+            table.setdefault((result["nbytes"], result["way"]), {})[result["column"]] = result
+    for (nbytes, way), columns in table.items():
+        reference = table.get((nbytes, _REFERENCE))
+        cells = [size_text(nbytes), way, str(columns[COLUMNS[0]]["count"])]
+        for column in COLUMNS:
+            result = columns[column]
+            spread = f" ({seconds_text(result['p10_s'])} to {seconds_text(result['p90_s'])})"
+            ratio = f"{result['median_s'] / reference[column]['median_s']:.2f}" if reference else "-"
+            cells += [seconds_text(result["median_s"]) + (spread if column in spreads else ""), ratio]
+        yield nbytes, cells
+
+
+_NOTE = (
+    "Times from the root's call until the last rank holds the value, has read every byte of it, has overwritten every "
+    "byte of it: median (10th to 90th percentile). A ratio is to lazycast's median: above 1 the way takes longer."
+)
+
+
+def print_run(run: dict[str, Any]) -> None:
+    """Print a run on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 150)  # a file has no edge at which to break lines
+    console.print(f"[bold]{title(run)}[/]\n{surroundings(run)}\n{_NOTE}")
+    for kind, name in kinds(run).items():
+        table = Table(title=name, title_justify="left")
+        for heading in HEADINGS:
+            words = heading in ("size", "way")
+            table.add_column(heading, justify="left" if words else "right", no_wrap=heading != "way")
+        before = None
+        for nbytes, cells in rows(run, kind, spreads=COLUMNS[:1]):
+            if before not in (None, nbytes):
+                table.add_section()
+            table.add_row(*cells, style="bold" if cells[1] == _REFERENCE else None)
+            before = nbytes
+        console.print(table)
+    for line in figures(run):
+        console.print(line)
+
+
+def markdown(run: dict[str, Any], *, plot: str | None = None) -> str:
+    """Return a run as Markdown.
+
+    Args:
+        plot: the path of its picture, to be shown in it.
+    """
+    lines = [f"# {title(run)}", "", surroundings(run), "", _NOTE, ""]
+    if plot:
+        lines += [f"![time over size]({plot})", ""]
+    for kind, name in kinds(run).items():
+        lines += [f"## {name}", "", _line(HEADINGS), _line(["---", "---", *["---:"] * (len(HEADINGS) - 2)])]
+        lines += [_line(cells) for _, cells in rows(run, kind)]
+        lines.append("")
+    lines += [f"- {line}" for line in figures(run)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _line(cells: list[str] | tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"

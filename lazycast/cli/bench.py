@@ -1,0 +1,151 @@
+"""Compare ways to bring an object to all ranks, in one run on ranks started on this machine.
+
+Each round takes every way in turn: lazycast, the peers that the backend has (torch's broadcast_object_list, mpi4py's
+bcast, its pkl5, raw broadcasts into ready buffers), and one memcpy as the least a copy can cost. What every rank
+received is compared with what was sent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lazycast.bench import plan as plans
+from lazycast.bench import plot, report, session
+from lazycast.bench.payloads import SOURCES
+from lazycast.bench.ways import WAYS
+
+HELP = "compare lazycast with other ways to broadcast an object, on this machine"
+
+BACKENDS = ("torch", "mpi", "local")
+_LIBRARIES = {"torch": "torch", "mpi": "mpi4py"}
+
+#: What `--short` takes instead of the defaults.
+_SHORT_CELL_S = 4.0
+_CELL_S = 20.0
+
+T = TypeVar("T")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    ways = [way.name for way in WAYS]
+    many = "comma-separated; default: all"
+    parser.add_argument("--backend", choices=BACKENDS, help="default: the first of these that is installed")
+    parser.add_argument("--ranks", type=_whole(2), default=4, metavar="N", help="default: %(default)s")
+    parser.add_argument("--short", action="store_true", help="sizes up to 64 MiB, and less time for each")
+    parser.add_argument("--sizes", type=_listed(plans.parse_size), metavar="S,..", help="such as 1KiB,64MiB")
+    parser.add_argument("--kinds", type=_listed(_one_of(SOURCES)), metavar="K,..", help=f"{', '.join(SOURCES)}; {many}")
+    parser.add_argument("--ways", type=_listed(_one_of(ways)), metavar="W,..", help=f"{', '.join(ways)}; {many}")
+    parser.add_argument(
+        "--cell-s",
+        type=_seconds,
+        metavar="S",
+        help=f"time for each kind and size, once it has {plans.MIN_ROUNDS} rounds; default: {_CELL_S:g}, "
+        f"or {_SHORT_CELL_S:g} with --short",
+    )
+    parser.add_argument("--rounds", type=_whole(1), metavar="N", help="so many rounds at most")
+    parser.add_argument("--no-figures", action="store_true", help="leave out idle ranks and broadcast_async")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (PNG): time over size")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write all three there, as bench-BACKEND.*")
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.strip().isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return number
+
+
+def _one_of(names: Sequence[str] | dict[str, Any]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"unknown: {text!r}; there are {', '.join(names)}")
+        return text
+
+    return parse
+
+
+def _listed(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    def parse_all(text: str) -> tuple[T, ...]:
+        try:
+            return tuple(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from exc
+
+    return parse_all
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print and write. Returns the exit code."""
+    backend = args.backend or next(b for b in BACKENDS if b not in _LIBRARIES or find_spec(_LIBRARIES[b]))
+    paths = _paths(args, backend)
+    problem = _missing(wants_plot=args.plot is not None)
+    if problem is not None:
+        print(f"lazycast bench: {problem}", file=sys.stderr)
+        return 2
+    measured = session.run(_plan(args, backend))
+    report.print_run(measured)
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if "json" in paths:
+        paths["json"].write_text(json.dumps(measured, indent=1) + "\n")
+    if "plot" in paths and plot.missing() is None:
+        plot.draw(measured, paths["plot"])
+    elif "plot" in paths:
+        print(f"lazycast bench: no picture: {plot.missing()}", file=sys.stderr)
+        del paths["plot"]
+    if "markdown" in paths:
+        picture = paths.get("plot")
+        beside = picture is not None and picture.parent == paths["markdown"].parent
+        paths["markdown"].write_text(report.markdown(measured, plot=picture.name if picture and beside else None))
+    return 0
+
+
+def _paths(args: argparse.Namespace, backend: str) -> dict[str, Path]:
+    """Where to write what. What `--out` leaves open, the other options say."""
+    endings = {"json": "json", "markdown": "md", "plot": "png"}
+    paths = {what: args.out / f"bench-{backend}.{ending}" for what, ending in endings.items() if args.out}
+    return {**paths, **{what: getattr(args, what) for what in endings if getattr(args, what)}}
+
+
+def _missing(*, wants_plot: bool) -> str | None:
+    """Say before the run, not after it, that something asked for cannot be done."""
+    if find_spec("rich") is None:
+        return "rich not found; run: pip install 'lazycast[cli]'"
+    return plot.missing() if wants_plot else None
+
+
+def _plan(args: argparse.Namespace, backend: str) -> plans.Plan:
+    installed = tuple(kind for kind, source in SOURCES.items() if source.available())
+    rounds = args.rounds or plans.MAX_ROUNDS
+    plan = plans.Plan(
+        backend=backend,
+        ranks=args.ranks,
+        kinds=args.kinds or installed,
+        sizes=args.sizes or (plans.SHORT_SIZES if args.short else plans.SIZES),
+        ways=args.ways or (),
+        cell_s=args.cell_s or (_SHORT_CELL_S if args.short else _CELL_S),
+        min_rounds=min(rounds, plans.MIN_ROUNDS),
+        max_rounds=rounds,
+    )
+    return plan.without_figures() if args.no_figures else plan
