@@ -11,17 +11,20 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
 from lazycast import discovery, handshake, lifetime, wire
-from lazycast.backend import Backend
+from lazycast.backend import Backend, Context
 from lazycast.engine.follower import FollowerLane
 from lazycast.engine.performer import Group
 from lazycast.engine.root import RootLane
 from lazycast.engine.solo import SoloLane
 from lazycast.engine.workers import role_of
 from lazycast.errors import CastTimeoutError
+from lazycast.fanout import meeting
+from lazycast.fanout.mesh import Mesh
 from lazycast.future import CastFuture
 from lazycast.missing import MISSING, Missing
-from lazycast.options import DEFAULT_MAX_INFLIGHT_NBYTES, Options, check
+from lazycast.options import DEFAULT_ARENA_NBYTES, DEFAULT_MAX_INFLIGHT_NBYTES, Options, check
 from lazycast.stats import Stats
+from lazycast.topology import place
 from lazycast.wire import Key
 
 P = TypeVar("P")
@@ -89,7 +92,7 @@ class LazyBroadcast(Generic[P, V]):
         allow: Collection[str] | None = None,
         max_inflight: int = 64,
         max_inflight_nbytes: int = DEFAULT_MAX_INFLIGHT_NBYTES,
-        arena_nbytes: int | None = None,
+        arena_nbytes: int = DEFAULT_ARENA_NBYTES,
         shared_memory: bool | str = "auto",
         timeout_s: float = 300.0,
         warn_after_s: float = 30.0,
@@ -109,13 +112,13 @@ class LazyBroadcast(Generic[P, V]):
             timeout_s=timeout_s,
             warn_after_s=warn_after_s,
             executor=executor,
+            arena_nbytes=arena_nbytes,
+            shared_memory=shared_memory,
         )
         reserved: dict[str, object] = {
             "owners": owners,
             "replicated": replicated,
             "allow": allow,
-            "arena_nbytes": arena_nbytes,
-            "shared_memory": shared_memory,
         }
         self._options = options
         self._lane = self._meet(options, check(options, self._backend.size, reserved))
@@ -138,18 +141,31 @@ class LazyBroadcast(Generic[P, V]):
             if disagreement is not None:
                 raise disagreement
             group = Group(backend.rank, backend.size, options.root, [h.host for h in hellos])
-            lane: RootLane | FollowerLane | SoloLane
-            if backend.size == 1:
-                lane = SoloLane(group, options)
-            elif backend.rank == options.root:
-                lane = RootLane(group, options, context)
-            else:
-                lane = FollowerLane(group, options, context)
+            lane = self._build(group, options, context, deadline_s)
             lane.start(timeout_s=max(0.001, deadline_s - time.monotonic()))
         except BaseException:
             context.close()
             raise
         return lane
+
+    @staticmethod
+    def _build(
+        group: Group, options: Options, context: Context, deadline_s: float
+    ) -> RootLane | FollowerLane | SoloLane:
+        """Find out which ranks share a host, and build the lane."""
+        rank, size, root, _ = group
+        if size == 1:
+            return SoloLane(group, options)
+        left_s = max(0.001, deadline_s - time.monotonic())
+        host = meeting.meet(context, rank, size, wanted=options.shared_memory == "auto", timeout_s=left_s)
+        if host.reason is not None:
+            logger.info("lazycast %r: rank %d shares no memory: %s", options.name, rank, host.reason)
+        mesh = None
+        if host.sockets:
+            copy_all = options.values == "copy"
+            mesh = Mesh(host.ranks, rank, host.sockets, options.arena_nbytes, copy_all=copy_all)
+        kind = RootLane if rank == root else FollowerLane
+        return kind(group, options, context, place(rank, root, host.hosts), mesh)
 
     @property
     def rank(self) -> int:

@@ -293,6 +293,7 @@ class Desk(ABC):
     # Looking
 
     def stats(self) -> Stats:
+        shared_slots, shared_nbytes = self._shared()
         with self._lock:
             counters, timing = self._counters, self._counters.timing
             return Stats(
@@ -310,6 +311,9 @@ class Desk(ABC):
                 failed=dict(counters.failed),
                 nbytes_sent=self._nbytes()[0],
                 nbytes_received=self._nbytes()[1],
+                hosts=self._hosts(),
+                shared_slots=shared_slots,
+                shared_nbytes=shared_nbytes,
                 queue=timing("queue"),
                 encode=timing("encode"),
                 decode=timing("decode"),
@@ -340,6 +344,13 @@ class Desk(ABC):
     def _dump_lines(self) -> list[str]:
         """With the lock held: what else there is to see."""
         return []
+
+    def _hosts(self) -> tuple[tuple[int, ...], ...]:
+        return ((self._group.rank,),)
+
+    def _shared(self) -> tuple[int, int]:
+        """Slots and bytes of this rank's shared memory that somebody holds."""
+        return 0, 0
 
     def _nbytes(self) -> tuple[int, int]:
         """Bytes sent to and received from other ranks."""

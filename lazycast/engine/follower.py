@@ -18,9 +18,10 @@ from lazycast.engine.desk import Ask
 from lazycast.engine.lane import SPENT, Arrival, Lane
 from lazycast.engine.mailbox import Mailbox
 from lazycast.engine.performer import Group, Result
+from lazycast.fanout.mesh import Mesh
 from lazycast.future import CastFuture
 from lazycast.options import Options
-from lazycast.tree import path
+from lazycast.topology import Topology
 from lazycast.wire import AnyMessage, Cast, Code, Gone, Key, Query, Read, Status, Verdict
 
 #: How long reads are gathered before the root is told, unless a quarter of its window is reached.
@@ -31,13 +32,12 @@ _READS_PER_MESSAGE = 2000  # of at most nine bytes each
 class FollowerLane(Lane):
     """See the module's text."""
 
-    def __init__(self, group: Group, options: Options, context: Context) -> None:
-        super().__init__(group, options, context)
+    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
+        super().__init__(group, options, context, topology, mesh)
         self._mailbox: Mailbox[Ask, Arrival] = Mailbox()
         self._reads: list[int] = []
         self._reads_due_s: float | None = None
         self._queries: dict[int, Ask] = {}
-        self._upstream = frozenset(path(group.rank, size=group.size, root=group.root)[:-1])
 
     def call(
         self, payload: object, materialize: Callable[[Any], Any] | None, key: Key | None, timeout_s: float
@@ -169,7 +169,7 @@ class FollowerLane(Lane):
                 self._local_done(arrival, Result(failure=message.failure))
 
     def _handle_gone(self, message: Gone) -> None:
-        if message.failure.kind == "lost" or message.rank in self._upstream:
+        if message.failure.kind == "lost" or message.rank in self._topology.upstream:
             self._end_with(message.failure)
 
     # Time

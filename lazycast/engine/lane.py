@@ -20,9 +20,11 @@ from lazycast.backend import Context
 from lazycast.codec import Layout
 from lazycast.engine.desk import Ask, Desk
 from lazycast.engine.performer import Group, Result
+from lazycast.fanout.mesh import Mesh
 from lazycast.materializers import CodeMissing, Loader, Materializer
 from lazycast.options import Options
 from lazycast.relay import Relay
+from lazycast.topology import Topology
 from lazycast.wire import AnyMessage, Cast, Failure, Gone, Need, Report, Verdict
 
 logger = logging.getLogger("lazycast")
@@ -63,10 +65,11 @@ class _End:
 class Lane(Desk):
     """The engine of one object on one rank of a group of at least two."""
 
-    def __init__(self, group: Group, options: Options, context: Context) -> None:
+    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
         super().__init__(group, options)
         self._context = context
-        self._relay = Relay(group.rank, group.size, group.root, self)
+        self._topology = topology
+        self._relay = Relay(topology, self, mesh)
         self._loader = Loader()
         self._agreeing: dict[int, Arrival] = {}  # by seq: casts whose verdict has not come
         self._parked: dict[str, list[Arrival]] = {}  # by materializer: casts that wait for its code
@@ -74,7 +77,7 @@ class Lane(Desk):
 
     def start(self, *, timeout_s: float) -> None:
         """Connect and begin. Collective."""
-        self._relay.connect(self._context, timeout_s=timeout_s)
+        self._relay.connect(self._context, timeout_s=timeout_s, name=self._options.name)
         self._clock.start()
 
     # This rank's part of a cast
@@ -255,6 +258,12 @@ class Lane(Desk):
     def after_fork_in_child(self) -> None:
         super().after_fork_in_child()
         self._relay.close_after_fork()
+
+    def _hosts(self) -> tuple[tuple[int, ...], ...]:
+        return self._topology.hosts
+
+    def _shared(self) -> tuple[int, int]:
+        return self._relay.in_use()
 
     def _nbytes(self) -> tuple[int, int]:
         return self._relay.nbytes_sent, self._relay.nbytes_received

@@ -25,10 +25,13 @@ from lazycast.engine.lane import Arrival, Lane
 from lazycast.engine.ledger import Ledger
 from lazycast.engine.performer import Group, Result
 from lazycast.errors import CastTimeoutError, ClosedError
+from lazycast.fanout.mesh import Mesh
 from lazycast.future import CastFuture
 from lazycast.materializers import Shipper
 from lazycast.missing import MISSING
 from lazycast.options import Options
+from lazycast.relay import Room
+from lazycast.topology import Topology
 from lazycast.wire import (
     AnyMessage,
     Cast,
@@ -49,8 +52,8 @@ from lazycast.wire import (
 class RootLane(Lane):
     """See the module's text."""
 
-    def __init__(self, group: Group, options: Options, context: Context) -> None:
-        super().__init__(group, options, context)
+    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
+        super().__init__(group, options, context, topology, mesh)
         self._ledger = Ledger(group.root, [rank for rank in range(group.size) if rank != group.root])
         self._shipper = Shipper()
         self._seqs = itertools.count(1)
@@ -211,12 +214,12 @@ class RootLane(Lane):
         return Failure(kind, rank, self._group.hosts[rank], text)
 
     def _send(self, call: Call) -> None:
-        body, cast, code = memoryview(b""), None, None
+        room, cast, code = None, None, None
         began_s = time.monotonic()
         if call.failure is None:
             call.phase = "encoding"
             try:
-                cast, body, code = self._encode(call)
+                cast, room, code = self._encode(call)
             except BaseException as exc:  # MemoryError, and whatever a payload's own code raises
                 call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
         if cast is None:
@@ -236,28 +239,34 @@ class RootLane(Lane):
             self._changed.notify_all()
         if code is not None:
             self._relay.down(*code)
-        self._relay.down(cast, body)
+        self._relay.down(cast, room)
+        del room  # a slot is held as long as its writer has a hand on it
         if call.failure is not None:
             self._conclude(arrival, Result(failure=call.failure, cause=call.cause))
         else:
             self._own_part(arrival, call)
 
-    def _encode(self, call: Call) -> tuple[Cast, memoryview, tuple[Code, memoryview] | None]:
+    def _encode(self, call: Call) -> tuple[Cast, Room, tuple[Code, Room] | None]:
         """Encode a payload and name its materializer. Raises whatever user code raises."""
         ref: MaterializerRef | None = None
         code = None
         if call.materialize is not None:
             ref, fresh = self._shipper.ship(call.materialize)
             if fresh is not None:
-                code = Code(next(self._seqs), ref.ident, len(fresh)), memoryview(fresh)
+                code = Code(next(self._seqs), ref.ident, len(fresh)), self._room_with(fresh)
         encoded = codec.encode(call.payload)
-        body = codec.allocate(encoded.nbytes)
-        encoded.write_into(body)
+        room = self._relay.room(encoded.nbytes)
+        encoded.write_into(room.view)
         placement = self._options.effective_placement
         agree = self._options.agree and placement != "demand"
         layout = encoded.layout
         cast = Cast(call.seq, call.key, placement, agree, ref, encoded.nbytes, layout.stream_nbytes, layout.frames)
-        return cast, body, code
+        return cast, room, code
+
+    def _room_with(self, code: bytes) -> Room:
+        room = self._relay.room(len(code))
+        codec.copy(room.view, code)
+        return room
 
     def _own_part(self, arrival: Arrival, call: Call) -> None:
         payload, fn = call.payload, call.materialize
@@ -309,7 +318,7 @@ class RootLane(Lane):
             failure = self._performer.failure("encode", "a materializer's code could not be sent", exc)
             self._relay.down(Code(next(self._seqs), message.ident, failure=failure))
         else:
-            self._relay.down(Code(next(self._seqs), message.ident, len(code)), memoryview(code))
+            self._relay.down(Code(next(self._seqs), message.ident, len(code)), self._room_with(code))
 
     def _on_query(self, message: Query) -> None:
         root = self._group.root

@@ -255,9 +255,9 @@ def blocking_asks_too_far_apart_time_out_with_names(rank: Rank) -> None:
 
 @behaviour()
 def blocking_calls_from_materializers_and_callbacks_are_refused(rank: Rank) -> None:
-    with rank.lazy() as lazy:
+    gate, done = threading.Event(), threading.Event()
+    with rank.executor(1) as executor, rank.lazy(executor=executor) as lazy:
         seen: list[BaseException] = []
-        done = threading.Event()
 
         def callback(_: Any) -> None:
             for call in (lambda: lazy.broadcast(1), lambda: lazy.close(), lambda: first.result()):
@@ -267,9 +267,12 @@ def blocking_calls_from_materializers_and_callbacks_are_refused(rank: Rank) -> N
                     seen.append(exc)
             done.set()
 
+        executor.submit(gate.wait, TIMEOUT_S)
+        rank.meet()
         first = lazy.broadcast_async("x", materialize=identity)
-        first.add_done_callback(callback)
-        check(done.wait(30), "the callback did not run")
+        first.add_done_callback(callback)  # the gate sees to it that it is not done yet
+        gate.set()
+        check(done.wait(TIMEOUT_S), "the callback did not run")
         same([type(exc) for exc in seen], [ReentrantCallError] * 2, "refusals (result() of a done future is fine)")
         rank.meet()
         same(lazy.broadcast("next"), "next")
@@ -300,7 +303,8 @@ def options_that_differ_are_refused_on_every_rank(rank: Rank) -> None:
         ({"trust": "data"}, ValueError, "not supported in this version"),
         ({"owners": [0]}, ValueError, "not supported in this version"),
         ({"replicated": True}, ValueError, "not supported in this version"),
-        ({"shared_memory": True}, ValueError, "not supported in this version"),
+        ({"shared_memory": True}, ValueError, "shared_memory must be 'auto' or False"),
+        ({"arena_nbytes": 0}, ValueError, "arena_nbytes must be a positive int"),
         ({"max_inflight": 0}, ValueError, "max_inflight must be a positive int"),
         ({"materialize": 3}, TypeError, "materialize must be callable"),
     ]
