@@ -142,7 +142,13 @@ class LazyBroadcast(Generic[P, V]):
                 raise disagreement
             group = Group(backend.rank, backend.size, options.root, [h.host for h in hellos])
             lane = self._build(group, options, context, deadline_s)
-            lane.start(timeout_s=max(0.001, deadline_s - time.monotonic()))
+            if backend.size == 1:
+                context.close()
+            try:
+                lane.start(timeout_s=max(0.001, deadline_s - time.monotonic()))
+            except BaseException:
+                lane.close(0.0)
+                raise
         except BaseException:
             context.close()
             raise
@@ -210,7 +216,7 @@ class LazyBroadcast(Generic[P, V]):
             key: a str, int (64 bits) or bytes (both up to 1 KiB) that names the cast, so that ranks may ask in any
                 order. Per key the n-th call gets the n-th cast. Without one, a rank's n-th call without a key gets
                 the root's n-th.
-            timeout_s: instead of the object's (seconds).
+            timeout_s: instead of the object's (seconds). One that is over already is a CastTimeoutError.
         Returns: what the materializer made, or the payload without one. On the root without a materializer, the
             payload itself.
         Raises:
@@ -226,10 +232,14 @@ class LazyBroadcast(Generic[P, V]):
         Threads: safe; calls without a key from one thread per rank.
         Memory: `payload` must not change until the call returns. The value is the caller's, to write to as well.
         """
-        self._lane.guard("broadcast()")
-        lane, limit_s = self._lane, self._limit_s(timeout_s)
-        call = lane.call_here if isinstance(lane, SoloLane) else lane.call
-        future = call(payload, materialize, self._key(key), limit_s)
+        lane, key = self._lane, self._key(key)
+        lane.refuse_after_fork()
+        limit_s, refusal = self._limit_s(timeout_s)
+        refusal = lane.reentrant("broadcast()") or refusal
+        if isinstance(lane, SoloLane):
+            future = lane.call(payload, materialize, key, limit_s, refusal, here=True)
+        else:
+            future = lane.call(payload, materialize, key, limit_s, refusal)
         try:
             return cast(V, future.result(limit_s + _GRACE_S))
         except concurrent.futures.TimeoutError as exc:
@@ -257,7 +267,7 @@ class LazyBroadcast(Generic[P, V]):
         Memory: `payload` must not change until the future is done.
         """
         self._lane.refuse_after_fork()
-        future = self._lane.call(payload, materialize, self._key(key), self._limit_s(timeout_s))
+        future = self._lane.call(payload, materialize, self._key(key), *self._limit_s(timeout_s))
         return cast(CastFuture[V], future)
 
     def discard(self, key: Key) -> None:
@@ -307,12 +317,15 @@ class LazyBroadcast(Generic[P, V]):
         # An exception may have kept this rank from calls that others make: do not wait for them as long as usual.
         self.close(timeout_s=None if exc_type is None else min(1.0, self._options.timeout_s))
 
-    def _limit_s(self, timeout_s: float | None) -> float:
+    def _limit_s(self, timeout_s: float | None) -> tuple[float, Exception | None]:
+        """Return the time limit of a call, and what to refuse it with: it must count even so."""
         if timeout_s is None:
-            timeout_s = self._options.timeout_s
-        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < math.inf:
-            raise ValueError(f"timeout_s must be a positive number of seconds, got {timeout_s!r}")
-        return min(float(timeout_s), _FOR_EVER_S)
+            return min(self._options.timeout_s, _FOR_EVER_S), None
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not math.isfinite(timeout_s):
+            return 1.0, ValueError(f"timeout_s must be a finite number of seconds, got {timeout_s!r}")
+        if timeout_s <= 0:
+            return 1.0, CastTimeoutError(f"timeout_s={timeout_s!r}: the time was over before the call", rank=self.rank)
+        return min(float(timeout_s), _FOR_EVER_S), None
 
     @staticmethod
     def _key(key: Any) -> Key | None:

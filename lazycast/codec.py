@@ -132,6 +132,17 @@ def _frames(body: memoryview, layout: Layout) -> Iterator[memoryview]:
         offset += _aligned(nbytes)
 
 
+# How protocol 5 names classes and functions; older ones have GLOBAL, a plain letter, which nobody here writes.
+_GLOBALS = (pickle.STACK_GLOBAL, pickle.EXT1, pickle.EXT2, pickle.EXT4)
+
+
+def is_plain(body: memoryview, layout: Layout) -> bool:
+    """Whether decoding runs nothing but pickle itself: no class or function is named. May say no where yes is true."""
+    start = _aligned(8 * layout.frames)
+    stream = bytes(body[start : start + layout.stream_nbytes])
+    return not any(opcode in stream for opcode in _GLOBALS)
+
+
 def decode(body: memoryview, layout: Layout) -> Any:
     """Rebuild an object on top of `body`. Raises whatever unpickling raises."""
     start = _aligned(8 * layout.frames)

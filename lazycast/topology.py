@@ -46,6 +46,11 @@ class Topology:
         """The ranks of this rank's host, in order."""
         return next(host for host in self.hosts if self.rank in host)
 
+    def below(self, rank: int) -> list[int]:
+        """Return the ranks that get their casts by way of `rank`."""
+        everybody = (r for host in self.hosts for r in host)
+        return [r for r in everybody if rank in place(r, self.root, self.hosts).upstream]
+
     def next_hop(self, to: int) -> int | None:
         """Return the child on the way to `to`; None if `to` is not below this rank."""
         below = place(to, self.root, self.hosts).upstream | {to}

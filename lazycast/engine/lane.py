@@ -29,7 +29,8 @@ from lazycast.wire import AnyMessage, Cast, Failure, Gone, Need, Report, Verdict
 
 logger = logging.getLogger("lazycast")
 
-#: A payload up to this size that has no materializer is decoded where it arrives: a worker would cost more.
+#: A payload up to this size, of builtin types and without a materializer, is decoded where it arrives: a worker would
+#: cost more. Anything else may run user code, or import a library, while other messages wait.
 INLINE_NBYTES = 64 << 10
 
 SPENT = Result()  # stands for a value that has been handed over: the future alone keeps it alive
@@ -108,7 +109,11 @@ class Lane(Desk):
             if arrival.begun:
                 return
             arrival.begun = True
-        here = message.ref is None and message.nbytes <= INLINE_NBYTES
+        body = arrival.body
+        layout = Layout(message.stream_nbytes, message.frames)
+        here = (
+            message.ref is None and message.nbytes <= INLINE_NBYTES and (body is None or codec.is_plain(body, layout))
+        )
         self._performer.run(lambda: self._part(arrival), lambda result: self._part_done(arrival, result), here=here)
 
     def _part(self, arrival: Arrival) -> Result:
@@ -211,7 +216,7 @@ class Lane(Desk):
 
     def _on_gone(self, message: Gone) -> None:
         with self._lock:
-            if message.rank in self._end.gone or (self._closing and message.failure.kind == "closed"):
+            if message.rank in self._end.gone:
                 return
             self._end.gone.add(message.rank)
         self._relay.flood(message)
