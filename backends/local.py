@@ -87,9 +87,12 @@ class _SocketPipe(Pipe):
     def recv_body(self, into: memoryview) -> None:
         _recv_into(self._sock, into)
 
-    def close(self) -> None:
+    def interrupt(self) -> None:
         with contextlib.suppress(OSError):  # the peer may have gone first
-            self._sock.shutdown(socket.SHUT_RDWR)  # wakes whoever is blocked in it
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.interrupt()
         self._sock.close()
 
     def close_after_fork(self) -> None:

@@ -88,8 +88,11 @@ class _GlooPipe(Pipe):
         except RuntimeError as exc:
             raise PipeClosed(str(exc).splitlines()[0]) from exc
 
+    def interrupt(self) -> None:
+        """Nothing wakes a blocked gloo receive (torch 2.13); a farewell does, or the peer's death."""
+
     def close(self) -> None:
-        """Nothing wakes a blocked gloo receive (torch 2.13); the farewells have, or the peer's death has."""
+        """gloo's connections go with the group."""
 
     def close_after_fork(self) -> None:
         """gloo owns the descriptors; they are close-on-exec, but a plain fork keeps copies until the child ends."""

@@ -23,6 +23,7 @@ from lazycast.errors import (
 )
 from lazycast.future import CastFuture
 from lazycast.launcher import launch
+from lazycast.materializers import register_materializer
 from lazycast.reducers import register_reducer
 from lazycast.stats import Stats, Timing
 from lazycast.version import __version__
@@ -49,5 +50,6 @@ __all__ = [
     "TrustError",
     "__version__",
     "launch",
+    "register_materializer",
     "register_reducer",
 ]

@@ -11,17 +11,21 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
 from lazycast import discovery, handshake, lifetime, wire
-from lazycast.backend import Backend
+from lazycast.backend import Backend, Context
 from lazycast.engine.follower import FollowerLane
 from lazycast.engine.performer import Group
 from lazycast.engine.root import RootLane
 from lazycast.engine.solo import SoloLane
 from lazycast.engine.workers import role_of
 from lazycast.errors import CastTimeoutError
+from lazycast.fanout import meeting
+from lazycast.fanout.mesh import Mesh
 from lazycast.future import CastFuture
 from lazycast.missing import MISSING, Missing
-from lazycast.options import DEFAULT_MAX_INFLIGHT_NBYTES, Options, check
+from lazycast.options import DEFAULT_ARENA_NBYTES, DEFAULT_MAX_INFLIGHT_NBYTES, Options, check
+from lazycast.reducers import note_devices
 from lazycast.stats import Stats
+from lazycast.topology import place
 from lazycast.wire import Key
 
 P = TypeVar("P")
@@ -89,12 +93,13 @@ class LazyBroadcast(Generic[P, V]):
         allow: Collection[str] | None = None,
         max_inflight: int = 64,
         max_inflight_nbytes: int = DEFAULT_MAX_INFLIGHT_NBYTES,
-        arena_nbytes: int | None = None,
+        arena_nbytes: int = DEFAULT_ARENA_NBYTES,
         shared_memory: bool | str = "auto",
         timeout_s: float = 300.0,
         warn_after_s: float = 30.0,
         executor: concurrent.futures.Executor | None = None,
     ) -> None:
+        note_devices()
         self._backend = discovery.resolve(backend)
         options = Options(
             materialize=materialize,
@@ -109,13 +114,13 @@ class LazyBroadcast(Generic[P, V]):
             timeout_s=timeout_s,
             warn_after_s=warn_after_s,
             executor=executor,
+            arena_nbytes=arena_nbytes,
+            shared_memory=shared_memory,
         )
         reserved: dict[str, object] = {
             "owners": owners,
             "replicated": replicated,
             "allow": allow,
-            "arena_nbytes": arena_nbytes,
-            "shared_memory": shared_memory,
         }
         self._options = options
         self._lane = self._meet(options, check(options, self._backend.size, reserved))
@@ -138,18 +143,37 @@ class LazyBroadcast(Generic[P, V]):
             if disagreement is not None:
                 raise disagreement
             group = Group(backend.rank, backend.size, options.root, [h.host for h in hellos])
-            lane: RootLane | FollowerLane | SoloLane
+            lane = self._build(group, options, context, deadline_s)
             if backend.size == 1:
-                lane = SoloLane(group, options)
-            elif backend.rank == options.root:
-                lane = RootLane(group, options, context)
-            else:
-                lane = FollowerLane(group, options, context)
-            lane.start(timeout_s=max(0.001, deadline_s - time.monotonic()))
+                context.close()
+            try:
+                lane.start(timeout_s=max(0.001, deadline_s - time.monotonic()))
+            except BaseException:
+                lane.close(0.0)
+                raise
         except BaseException:
             context.close()
             raise
         return lane
+
+    @staticmethod
+    def _build(
+        group: Group, options: Options, context: Context, deadline_s: float
+    ) -> RootLane | FollowerLane | SoloLane:
+        """Find out which ranks share a host, and build the lane."""
+        rank, size, root, _ = group
+        if size == 1:
+            return SoloLane(group, options)
+        left_s = max(0.001, deadline_s - time.monotonic())
+        host = meeting.meet(context, rank, size, wanted=options.shared_memory == "auto", timeout_s=left_s)
+        if host.reason is not None:
+            logger.info("lazycast %r: rank %d shares no memory: %s", options.name, rank, host.reason)
+        mesh = None
+        if host.sockets:
+            copy_all = options.values == "copy"
+            mesh = Mesh(host.ranks, rank, host.sockets, options.arena_nbytes, copy_all=copy_all)
+        kind = RootLane if rank == root else FollowerLane
+        return kind(group, options, context, place(rank, root, host.hosts), mesh)
 
     @property
     def rank(self) -> int:
@@ -194,7 +218,7 @@ class LazyBroadcast(Generic[P, V]):
             key: a str, int (64 bits) or bytes (both up to 1 KiB) that names the cast, so that ranks may ask in any
                 order. Per key the n-th call gets the n-th cast. Without one, a rank's n-th call without a key gets
                 the root's n-th.
-            timeout_s: instead of the object's (seconds).
+            timeout_s: instead of the object's (seconds). One that is over already is a CastTimeoutError.
         Returns: what the materializer made, or the payload without one. On the root without a materializer, the
             payload itself.
         Raises:
@@ -210,10 +234,15 @@ class LazyBroadcast(Generic[P, V]):
         Threads: safe; calls without a key from one thread per rank.
         Memory: `payload` must not change until the call returns. The value is the caller's, to write to as well.
         """
-        self._lane.guard("broadcast()")
-        lane, limit_s = self._lane, self._limit_s(timeout_s)
-        call = lane.call_here if isinstance(lane, SoloLane) else lane.call
-        future = call(payload, materialize, self._key(key), limit_s)
+        note_devices()
+        lane, key = self._lane, self._key(key)
+        lane.refuse_after_fork()
+        limit_s, refusal = self._limit_s(timeout_s)
+        refusal = lane.reentrant("broadcast()") or refusal
+        if isinstance(lane, SoloLane):
+            future = lane.call(payload, materialize, key, limit_s, refusal, here=True)
+        else:
+            future = lane.call(payload, materialize, key, limit_s, refusal)
         try:
             return cast(V, future.result(limit_s + _GRACE_S))
         except concurrent.futures.TimeoutError as exc:
@@ -240,8 +269,9 @@ class LazyBroadcast(Generic[P, V]):
         Threads: safe; calls without a key from one thread per rank.
         Memory: `payload` must not change until the future is done.
         """
+        note_devices()
         self._lane.refuse_after_fork()
-        future = self._lane.call(payload, materialize, self._key(key), self._limit_s(timeout_s))
+        future = self._lane.call(payload, materialize, self._key(key), *self._limit_s(timeout_s))
         return cast(CastFuture[V], future)
 
     def discard(self, key: Key) -> None:
@@ -291,12 +321,15 @@ class LazyBroadcast(Generic[P, V]):
         # An exception may have kept this rank from calls that others make: do not wait for them as long as usual.
         self.close(timeout_s=None if exc_type is None else min(1.0, self._options.timeout_s))
 
-    def _limit_s(self, timeout_s: float | None) -> float:
+    def _limit_s(self, timeout_s: float | None) -> tuple[float, Exception | None]:
+        """Return the time limit of a call, and what to refuse it with: it must count even so."""
         if timeout_s is None:
-            timeout_s = self._options.timeout_s
-        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < math.inf:
-            raise ValueError(f"timeout_s must be a positive number of seconds, got {timeout_s!r}")
-        return min(float(timeout_s), _FOR_EVER_S)
+            return min(self._options.timeout_s, _FOR_EVER_S), None
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not math.isfinite(timeout_s):
+            return 1.0, ValueError(f"timeout_s must be a finite number of seconds, got {timeout_s!r}")
+        if timeout_s <= 0:
+            return 1.0, CastTimeoutError(f"timeout_s={timeout_s!r}: the time was over before the call", rank=self.rank)
+        return min(float(timeout_s), _FOR_EVER_S), None
 
     @staticmethod
     def _key(key: Any) -> Key | None:

@@ -212,6 +212,12 @@ def _results(folder: Path, ranks: int, codes: list[int | None]) -> list[Any]:
     if failed:
         failure: Failure = pickle.loads(failed[0].read_bytes())
         raise LaunchError(failure.message, rank=failure.rank, host=failure.host, remote_traceback=failure.traceback)
+    for rank, code in enumerate(codes):
+        if code:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            raise LaunchError(
+                f"{f'rank {rank}' if len(codes) == ranks else 'the launcher'} {how} after its work was done"
+            )
     return [pickle.loads((folder / f"result.{rank}").read_bytes()) for rank in range(ranks)]
 
 

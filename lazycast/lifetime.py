@@ -9,6 +9,7 @@ import atexit
 import logging
 import os
 import threading
+import time
 from typing import Protocol
 
 logger = logging.getLogger("lazycast")
@@ -22,7 +23,7 @@ class Closable(Protocol):
     def after_fork_in_child(self) -> None: ...
 
 
-#: How long an object may take to close at exit (seconds).
+#: How long all objects together may wait for pending calls at exit (seconds).
 _EXIT_TIMEOUT_S = 5.0
 
 _open: set[Closable] = set()  # not weak: an object that its user has dropped without closing must still say farewell
@@ -44,9 +45,10 @@ def forget(thing: Closable) -> None:
 def _close_all() -> None:
     with _lock:
         things = list(_open)
+    deadline_s = time.monotonic() + _EXIT_TIMEOUT_S
     for thing in things:
         try:
-            thing.close(_EXIT_TIMEOUT_S)
+            thing.close(max(0.1, deadline_s - time.monotonic()))
         except Exception:
             logger.exception("lazycast: closing at exit failed")
 

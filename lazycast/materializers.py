@@ -29,6 +29,7 @@ from lazycast.wire import MaterializerRef
 Materializer = Callable[[Any], Any]
 
 _REMEMBERED = 256
+_REMEMBERED_NBYTES = 64 << 20  # of code, which may have captured arrays
 _MAX_NAME = 200
 _MAX_PATH = 1000
 T = TypeVar("T")
@@ -39,23 +40,29 @@ class CodeMissing(Exception):
 
 
 class _Recent(Generic[T]):
-    """The most recently used things by name. Not thread-safe."""
+    """The most recently used things by name, as far as they fit. Not thread-safe."""
 
-    def __init__(self, capacity: int = _REMEMBERED) -> None:
-        self._things: OrderedDict[str, T] = OrderedDict()
-        self._capacity = capacity
+    def __init__(self, capacity: int = _REMEMBERED, capacity_nbytes: int = _REMEMBERED_NBYTES) -> None:
+        self._things: OrderedDict[str, tuple[T, int]] = OrderedDict()
+        self._capacity, self._capacity_nbytes = capacity, capacity_nbytes
+        self._nbytes = 0
 
     def get(self, name: str) -> T | None:
         if name not in self._things:
             return None
         self._things.move_to_end(name)
-        return self._things[name]
+        return self._things[name][0]
 
-    def put(self, name: str, thing: T) -> None:
-        self._things[name] = thing
-        self._things.move_to_end(name)
-        if len(self._things) > self._capacity:
-            self._things.popitem(last=False)
+    def put(self, name: str, thing: T, nbytes: int = 0) -> None:
+        self.drop(name)
+        self._things[name] = thing, nbytes
+        self._nbytes += nbytes
+        while len(self._things) > self._capacity or (self._nbytes > self._capacity_nbytes and len(self._things) > 1):
+            self.drop(next(iter(self._things)))
+
+    def drop(self, name: str) -> None:
+        _, nbytes = self._things.pop(name, (None, 0))
+        self._nbytes -= nbytes
 
 
 def name_of(fn: object) -> str:
@@ -111,6 +118,35 @@ def _pickle_by_value(fn: Materializer) -> bytes:
                 cloudpickle.unregister_pickle_by_value(module)
 
 
+_registered: dict[str, Materializer] = {}
+_REGISTERED = "registered:"
+
+
+def register_materializer(name: str, fn: Materializer) -> Materializer:
+    """Let `fn` travel by `name`, which every rank that materializes must have registered too, before it is cast.
+
+    Nothing but the name is sent; each rank runs what it has registered itself. A rank without it fails the cast with
+    `DecodeError`. Registering a name again replaces it.
+
+    Args:
+        name: 1 to 200 characters.
+        fn: `callable(payload) -> value`.
+    Returns: `fn`.
+    Raises: TypeError, ValueError for arguments that make no sense.
+    Collective: no, but do it on every rank. Blocking: never. Threads: safe.
+    """
+    if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
+        raise ValueError(f"a materializer's name is a string of 1 to {_MAX_NAME} characters, got {name!r}")
+    if not callable(fn):
+        raise TypeError(f"a materializer is callable, got {type(fn).__name__}")
+    _registered[name] = fn
+    return fn
+
+
+def _registered_name(fn: object) -> str | None:
+    return next((name for name, known in list(_registered.items()) if known is fn), None)
+
+
 class Shipper:
     """The root's side: names materializers and answers for their code. Thread-safe."""
 
@@ -124,6 +160,9 @@ class Shipper:
 
         Raises: CannotEncode naming the captured part that does not pickle.
         """
+        name = _registered_name(fn)
+        if name is not None:
+            return MaterializerRef(_REGISTERED + name, name), None
         path = import_path(fn)
         if path is not None:
             ident = ":".join(path)
@@ -137,7 +176,7 @@ class Shipper:
         ident = "sha256:" + hashlib.sha256(code).hexdigest()
         with self._lock:
             known = self._codes.get(ident) is not None
-            self._codes.put(ident, code)
+            self._codes.put(ident, code, len(code))
         return MaterializerRef(ident, name_of(fn)), None if known else code
 
     def code_for(self, ident: str) -> bytes:
@@ -168,13 +207,18 @@ class Loader:
     def learn(self, ident: str, code: bytes) -> None:
         """Remember code that arrived from the root."""
         with self._lock:
-            self._codes.put(ident, code)
+            self._codes.put(ident, code, len(code))
 
     def load(self, ref: MaterializerRef) -> Materializer:
         """Return the callable. Runs imports and unpickling.
 
         Raises: CodeMissing if the root must be asked; whatever unpickling raises.
         """
+        if ref.ident.startswith(_REGISTERED):
+            try:
+                return _registered[ref.name]
+            except KeyError:
+                raise LookupError(f"no materializer {ref.name!r} is registered on this rank") from None
         with self._lock:
             loaded, code = self._loaded.get(ref.ident), self._codes.get(ref.ident)
         if loaded is not None:
@@ -189,5 +233,6 @@ class Loader:
         else:
             raise CodeMissing(f"the code of materializer {ref.name!r} is not here")
         with self._lock:
-            self._loaded.put(ref.ident, fn)
+            self._loaded.put(ref.ident, fn, len(code or b""))
+            self._codes.drop(ref.ident)  # one of the two is enough
         return fn

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 PLACEMENTS: Final = ("every", "demand", "root", "auto")
 DEFAULT_MAX_INFLIGHT_NBYTES: Final = 1 << 30
+DEFAULT_ARENA_NBYTES: Final = 1 << 30
 
 _NOT_YET: Final[dict[str, tuple[object, ...]]] = {
     "owners": (None,),
@@ -20,8 +21,6 @@ _NOT_YET: Final[dict[str, tuple[object, ...]]] = {
     "values": ("private", "copy"),
     "trust": ("pickle",),
     "allow": (None,),
-    "arena_nbytes": (None,),
-    "shared_memory": ("auto", False),
 }
 
 
@@ -41,6 +40,8 @@ class Options:
     timeout_s: float
     warn_after_s: float
     executor: concurrent.futures.Executor | None
+    arena_nbytes: int
+    shared_memory: bool | str
 
     @property
     def effective_placement(self) -> str:
@@ -105,11 +106,15 @@ def check(options: Options, size: int, others: dict[str, object]) -> Exception |
     executor: object = options.executor
     if executor is not None and not isinstance(executor, concurrent.futures.Executor):
         return TypeError(f"executor must be a concurrent.futures.Executor or None, got {shown(executor)}")
+    shared: object = options.shared_memory
+    if shared is not False and not (isinstance(shared, str) and shared == "auto"):
+        return ValueError(f"shared_memory must be 'auto' or False, got {shown(shared)}")
     if isinstance(executor, concurrent.futures.ProcessPoolExecutor):
         return TypeError("executor must run in this process (a ThreadPoolExecutor, say): its results are not pickled")
     for problem in (
         _problem("max_inflight", options.max_inflight, (int,)),
         _problem("max_inflight_nbytes", options.max_inflight_nbytes, (int,)),
+        _problem("arena_nbytes", options.arena_nbytes, (int,)),
         _problem("timeout_s", options.timeout_s, (int, float)),
         _problem("warn_after_s", options.warn_after_s, (int, float)),
     ):

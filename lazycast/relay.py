@@ -1,11 +1,12 @@
-"""Moves messages along the tree: down to everybody, up to the root, or to everybody from anywhere.
+"""Moves messages through the topology: down to everybody, up to the root, or to everybody from anywhere.
 
 Guarantees:
 
 * Down messages leave in the order of `down`, and reach each rank in that order.
-* A body larger than the link takes travels in chunks. A relay passes each on as it arrives, so a tree of any depth
-  costs about one transfer, not one per level; the message is delivered when its last byte is in.
-* A body is received straight into the memory that the message's object will use.
+* On a host a body lies once, in the shared memory of the leader, and every rank gets a view of its own.
+* Between hosts a body larger than the link takes travels in chunks, from memory to memory. A leader passes each on as
+  it arrives, so a tree of any depth costs about one transfer, not one per level; the message is delivered, and shared
+  with the ranks of the host, when its last byte is in.
 * A header or body that does not make sense is a lost peer with a reason, never an exception that goes unseen.
 """
 
@@ -15,136 +16,193 @@ import threading
 from dataclasses import dataclass
 from typing import Protocol
 
-from lazycast import tree, wire
+from lazycast import wire
 from lazycast.backend import Context, Link
 from lazycast.codec import allocate, copy
+from lazycast.fanout.arena import Slot
+from lazycast.fanout.mesh import INLINE_NBYTES, Mesh
+from lazycast.topology import Topology
 from lazycast.wire import AnyMessage, Cast, Chunk, Code, Gone, Status
 
 _EMPTY = memoryview(b"")
 
 
 class Receiver(Protocol):
-    """What the engine offers to its relay. Called from the link's threads."""
+    """What the engine offers to its relay. Called from the threads of the link and the mesh."""
 
     def on_message(self, message: AnyMessage, body: memoryview) -> None:
-        """Take a message that is meant for this rank."""
+        """Take a message that is meant for this rank; its body is this rank's own, to write to as well."""
         ...
 
     def on_neighbour_gone(self, peer: int, reason: str | None) -> None:
-        """Learn that a neighbour sends no more: closed (None) or lost (why)."""
+        """Learn that a rank sends no more: closed (None) or lost (why)."""
         ...
 
 
 @dataclass
+class Room:
+    """Memory for the body of a message: in the shared memory of the host, or on the heap if nobody shares it."""
+
+    view: memoryview
+    slot: Slot | None = None
+
+
+@dataclass
 class _Transfer:
-    """A message whose body is on its way."""
+    """A message whose body is on its way from another host."""
 
     message: Cast | Code
-    body: memoryview | None  # None: there is no memory for it; it is passed on, and delivered as empty
+    room: Room | None  # None: there is no memory for it; it is passed on, and delivered as empty
     missing: int
 
 
 class Relay:
-    """This rank's place in the tree. A `lazycast.backend.Sink`. `down`, `up`, `flood` and `one`: any thread."""
+    """This rank's place in the topology. A `Sink` and a `HostSink`. What sends may be called from any thread."""
 
-    def __init__(self, rank: int, size: int, root: int, receiver: Receiver) -> None:
-        self._rank, self._size, self._root = rank, size, root
+    def __init__(self, topology: Topology, receiver: Receiver, mesh: Mesh | None) -> None:
+        self._topology = topology
         self._receiver = receiver
-        self.parent = tree.parent(rank, size=size, root=root)
-        self.children = tree.children(rank, size=size, root=root)
+        self._mesh = mesh
+        self._near = frozenset(mesh.peers if mesh is not None else ())
         self._link: Link | None = None
         self._connected = threading.Event()
         self._transfers: dict[int, _Transfer] = {}  # by seq; touched only by the listener of the parent
         self._placed: dict[int, memoryview] = {}  # by peer: where the message under way puts its body
-        self.nbytes_sent = 0
-        self.nbytes_received = 0
+        self.nbytes_sent = 0  # to other hosts
+        self.nbytes_received = 0  # from anybody
         self._count_lock = threading.Lock()
         self._down_lock = threading.Lock()
 
-    @property
-    def neighbours(self) -> list[int]:
-        return [*([] if self.parent is None else [self.parent]), *self.children]
-
-    def connect(self, context: Context, *, timeout_s: float) -> None:
+    def connect(self, context: Context, *, timeout_s: float, name: str) -> None:
         """Connect to the neighbours. Collective."""
-        self._link = context.connect(self.neighbours, self, timeout_s=timeout_s)
+        if len(self._topology.hosts) > 1:
+            self._link = context.connect(self._topology.remote_neighbours, self, timeout_s=timeout_s)
+        if self._mesh is not None:
+            self._mesh.start(self, f"lazycast-{name}-host")
         self._connected.set()
 
     def close(self, *, timeout_s: float) -> None:
+        if self._mesh is not None:
+            self._mesh.close(timeout_s=timeout_s)
         if self._link is not None:
             self._link.close(timeout_s=timeout_s)
 
     def close_after_fork(self) -> None:
+        if self._mesh is not None:
+            self._mesh.close_after_fork()
         if self._link is not None:
             self._link.close_after_fork()
 
+    def in_use(self) -> tuple[int, int]:
+        """Return slots and bytes of this rank's shared memory that somebody holds."""
+        return self._mesh.in_use() if self._mesh is not None else (0, 0)
+
     # Sending
 
-    def _send(self, peer: int, header: bytes, body: memoryview | None) -> None:
+    def _send(self, peer: int, header: bytes, body: memoryview | None = None) -> None:
         self._connected.wait()  # a neighbour may be connected, and send, before `connect` has returned here
-        assert self._link is not None
-        self._link.send(peer, header, body)
-        with self._count_lock:
-            self.nbytes_sent += len(header) + (body.nbytes if body is not None else 0)
+        if peer in self._near:
+            assert self._mesh is not None
+            self._mesh.send(peer, header, body if body is not None else _EMPTY)
+        else:
+            assert self._link is not None
+            self._link.send(peer, header, body)
+            with self._count_lock:
+                self.nbytes_sent += len(header) + (body.nbytes if body is not None else 0)
 
-    def _send_all(self, peers: list[int], message: AnyMessage, body: memoryview | None = None) -> None:
-        if peers:
-            header = wire.encode(message)
-            for peer in peers:
-                self._send(peer, header, body)
+    def room(self, nbytes: int) -> Room:
+        """Return memory for a body that this rank will send down. Raises MemoryError with the reason."""
+        if self._mesh is None or not self._topology.local or nbytes <= INLINE_NBYTES:
+            return Room(allocate(nbytes))
+        slot = self._mesh.allocate(nbytes)
+        return Room(slot.view, slot)
 
-    def down(self, message: AnyMessage, body: memoryview = _EMPTY) -> None:
-        """Root only: send to all other ranks. `body` must not change while anybody holds it."""
+    def down(self, message: AnyMessage, room: Room | None = None) -> None:
+        """Root only: send to all other ranks. The room's bytes must not change any more."""
+        header = wire.encode(message)
+        with self._down_lock:  # nothing overtakes a body's later chunks: not even the verdict that its failure brings
+            self._send_here(header, room)
+            self._send_away(message, header, room.view if room is not None else _EMPTY)
+
+    def _send_here(self, header: bytes, room: Room | None) -> None:
+        """Send to the ranks of this host."""
+        local = self._topology.local
+        if local and self._mesh is not None:
+            if room is not None and room.slot is not None:
+                self._mesh.share(list(local), header, room.slot)
+            else:
+                for peer in local:
+                    self._mesh.send(peer, header, room.view if room is not None else _EMPTY)
+
+    def _send_away(self, message: AnyMessage, header: bytes, body: memoryview) -> None:
+        """Send to the leaders of other hosts, in chunks."""
+        remote = self._topology.remote
+        if not remote:
+            return
         assert self._link is not None
         limit = self._link.max_body_nbytes
-        with self._down_lock:  # nothing overtakes a body's later chunks: not even the verdict that its failure brings
-            self._send_all(self.children, message, body[:limit])
-            if isinstance(message, (Cast, Code)):
-                for offset in range(limit, body.nbytes, limit):
-                    part = body[offset : offset + limit]
-                    self._send_all(self.children, Chunk(message.seq, offset, part.nbytes), part)
+        for peer in remote:
+            self._send(peer, header, body[:limit])
+        if isinstance(message, (Cast, Code)):
+            for offset in range(limit, body.nbytes, limit):
+                part = body[offset : offset + limit]
+                chunk = wire.encode(Chunk(message.seq, offset, part.nbytes))
+                for peer in remote:
+                    self._send(peer, chunk, part)
 
     def up(self, message: AnyMessage) -> None:
         """Send towards the root; on the root itself, straight to the receiver."""
-        if self.parent is None:
+        if self._topology.parent is None:
             self._receiver.on_message(message, _EMPTY)
         else:
-            self._send_all([self.parent], message)
+            self._send(self._topology.parent, wire.encode(message))
 
     def one(self, message: Status) -> None:
         """Root only: send to the rank the message names."""
-        self._pass_to_one(message)
+        self._pass_to_one(message, wire.encode(message))
 
-    def flood(self, message: Gone, *, but: int | None = None) -> None:
-        """Send to every neighbour except `but`; each passes it on."""
-        self._send_all([peer for peer in self.neighbours if peer != but], message)
+    def flood(self, message: Gone) -> None:
+        """Send to every neighbour; each passes it on if it is news."""
+        header = wire.encode(message)
+        above = () if self._topology.parent is None else (self._topology.parent,)
+        for peer in above + self._topology.children:
+            self._send(peer, header)
 
-    def _pass_to_one(self, message: Status) -> None:
-        hop = tree.next_hop(self._rank, message.to, size=self._size, root=self._root)
+    def _pass_to_one(self, message: Status, header: bytes) -> None:
+        hop = self._topology.next_hop(message.to)
         if hop is not None:
-            self._send_all([hop], message)
+            self._send(hop, header)
 
-    # Receiving: the Sink. One thread per peer at a time.
+    # Receiving from this host
+
+    def host_message(self, peer: int, header: bytes, body: memoryview) -> None:
+        message = wire.decode(header)
+        with self._count_lock:
+            self.nbytes_received += len(header) + body.nbytes
+        self._pass_on(message, header, _EMPTY)
+        if self._is_mine(message):
+            self._receiver.on_message(message, body)
+
+    # Receiving from other hosts: the Sink. One thread per peer at a time.
 
     def place(self, peer: int, header: bytes, nbytes: int) -> memoryview:
         message = wire.decode(header)
         if isinstance(message, (Cast, Code)):
             try:
-                whole = allocate(message.nbytes)
+                room = self.room(message.nbytes)
             except MemoryError:
-                whole = None
-            transfer = self._transfers[message.seq] = _Transfer(message, whole, message.nbytes)
-            where = allocate(nbytes) if transfer.body is None else transfer.body[:nbytes]
+                room = None
+            transfer = self._transfers[message.seq] = _Transfer(message, room, message.nbytes)
+            offset = 0
         elif isinstance(message, Chunk) and message.seq in self._transfers:
-            transfer = self._transfers[message.seq]
-            if message.offset != transfer.message.nbytes - transfer.missing:
+            transfer, offset = self._transfers[message.seq], message.offset
+            if offset != transfer.message.nbytes - transfer.missing:
                 raise wire.WireError(
                     f"{message!r} does not follow what has arrived, {transfer.missing} bytes are missing"
                 )
-            end = message.offset + nbytes
-            where = allocate(nbytes) if transfer.body is None else transfer.body[message.offset : end]
         else:
             raise wire.WireError(f"{nbytes} bytes of body for {type(message).__name__}")
+        where = allocate(nbytes) if transfer.room is None else transfer.room.view[offset : offset + nbytes]
         if where.nbytes != nbytes:
             raise wire.WireError(f"{nbytes} bytes of body do not fit into {message!r}")
         self._placed[peer] = where
@@ -155,53 +213,63 @@ class Relay:
         body = self._placed.pop(peer, _EMPTY)
         with self._count_lock:
             self.nbytes_received += len(header) + body.nbytes
-        self._pass_on(peer, message, header, body)
+        self._pass_on(message, header, body)
         if isinstance(message, (Cast, Code, Chunk)):
-            self._assemble(message, body.nbytes)
+            self._assemble(message, header, body.nbytes)
         elif self._is_mine(message):
             self._receiver.on_message(message, _EMPTY)
 
-    def _own(self, body: memoryview | None) -> memoryview:
-        """Return memory on which a value may be made."""
-        if body is None or not self.children:
-            return _EMPTY if body is None else body
-        # The links to the children may still be reading `body`, and the value is the user's to write to.
-        try:
-            mine = allocate(body.nbytes)
-        except MemoryError:
-            return _EMPTY
-        copy(mine, body)
-        return mine
-
-    def _is_mine(self, message: AnyMessage) -> bool:
-        if isinstance(message, Status):
-            return message.to == self._rank
-        return message.route != "up" or self._rank == self._root
-
     def gone(self, peer: int, reason: str | None) -> None:
         self._placed.pop(peer, None)
-        if peer == self.parent:
+        if peer == self._topology.parent:
             self._transfers.clear()
         self._receiver.on_neighbour_gone(peer, reason)
 
-    def _pass_on(self, peer: int, message: AnyMessage, header: bytes, body: memoryview) -> None:
+    def _is_mine(self, message: AnyMessage) -> bool:
+        if isinstance(message, Status):
+            return message.to == self._topology.rank
+        return message.route != "up" or self._topology.parent is None
+
+    def _pass_on(self, message: AnyMessage, header: bytes, body: memoryview) -> None:
         if message.route == "down":
-            for child in self.children:
+            for child in self._topology.remote:
                 self._send(child, header, body)
-        elif message.route == "up" and self.parent is not None:
-            self._send(self.parent, header, None)
+            if not isinstance(message, (Cast, Code, Chunk)):  # these go to the host when they are complete
+                self._send_here(header, None)
+        elif message.route == "up" and self._topology.parent is not None:
+            self._send(self._topology.parent, header)
         elif isinstance(message, Status):
-            self._pass_to_one(message)
+            self._pass_to_one(message, header)
         # Gone is passed on by the engine, which knows whether it is news.
 
-    def _assemble(self, message: Cast | Code | Chunk, nbytes: int) -> None:
+    def _assemble(self, message: Cast | Code | Chunk, header: bytes, nbytes: int) -> None:
         transfer = self._transfers.get(message.seq)
         if transfer is None:
             if isinstance(message, Chunk) or message.nbytes:
                 raise wire.WireError(f"body of {message!r} did not arrive")
+            self._send_here(header, None)
             self._receiver.on_message(message, _EMPTY)
             return
         transfer.missing -= nbytes
         if transfer.missing <= 0:
             del self._transfers[message.seq]
-            self._receiver.on_message(transfer.message, self._own(transfer.body))
+            body = self._own(transfer.room)
+            self._send_here(header if transfer.message is message else wire.encode(transfer.message), transfer.room)
+            self._receiver.on_message(transfer.message, body)
+
+    def _own(self, room: Room | None) -> memoryview:
+        """Return memory on which this rank's value may be made."""
+        if room is None:
+            return _EMPTY
+        if room.slot is not None:
+            assert self._mesh is not None
+            return self._mesh.own_view(room.slot)
+        if not self._topology.children:
+            return room.view
+        # Others still read these bytes, and the value is the user's to write to.
+        try:
+            mine = allocate(room.view.nbytes)
+        except MemoryError:
+            return _EMPTY
+        copy(mine, room.view)
+        return mine

@@ -35,7 +35,10 @@ class Stats:
         pending: those whose future is not done.
         unasked: casts that have arrived and nobody here has asked for.
         resolved, cancelled, failed: how calls ended; `failed` counts by class of error.
-        nbytes_sent, nbytes_received: through the backend, headers included, relaying for other ranks included.
+        nbytes_sent: to other hosts, through the backend, headers and relaying for others included.
+        nbytes_received: from anybody, headers included; on a host a body counts though it is not copied.
+        hosts: the ranks of each host; those of one share memory.
+        shared_slots, shared_nbytes: what this rank has written to shared memory and somebody still holds.
         queue: from the call to the start of encoding (root).
         encode, decode, materialize: that work, each on this rank.
         agree: from this rank's report to the verdict.
@@ -57,6 +60,9 @@ class Stats:
     failed: dict[str, int]
     nbytes_sent: int
     nbytes_received: int
+    hosts: tuple[tuple[int, ...], ...]
+    shared_slots: int
+    shared_nbytes: int
     queue: Timing
     encode: Timing
     decode: Timing

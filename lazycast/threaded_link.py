@@ -45,8 +45,12 @@ class Pipe(ABC):
         """Receive the body announced by the last `recv_header` (size > 0). Raises PipeClosed."""
 
     @abstractmethod
+    def interrupt(self) -> None:
+        """Wake whoever is blocked in this pipe, if the engine can. Called from any thread, any number of times."""
+
+    @abstractmethod
     def close(self) -> None:
-        """Give up the connection and wake whoever is blocked in it, if the engine can. Idempotent."""
+        """Give up the connection, after both threads have ended or been given up. Idempotent."""
 
     @abstractmethod
     def close_after_fork(self) -> None:
@@ -83,11 +87,21 @@ class _Neighbour:
                 self.pipe.send(*message)
             except PipeClosed as exc:
                 self._send_error = exc
-                self.pipe.close()  # the listener tells the end, once
+                self.pipe.interrupt()  # the listener tells the end, once
+                self._drop()
                 return
             if message is _FAREWELL:
                 return
             del message  # a body must not stay alive while this thread waits for the next one
+
+    def _drop(self) -> None:
+        """Let go of what nobody will send."""
+        self._ended = True
+        while True:
+            try:
+                self._outbox.get_nowait()
+            except queue.Empty:
+                return
 
     def _listen_loop(self) -> None:
         sink, pipe, peer = self._sink, self.pipe, self.peer
@@ -141,13 +155,14 @@ class ThreadedLink(Link):
             for thread in (neighbour.sender, neighbour.listener):
                 thread.join(max(0.0, deadline - time.monotonic()))
         for neighbour in self._neighbours.values():
-            neighbour.pipe.close()  # wakes, where the engine can, who did not get an answer
+            neighbour.pipe.interrupt()  # wakes, where the engine can, who did not get an answer
         for neighbour in self._neighbours.values():
             for thread in (neighbour.sender, neighbour.listener):
                 thread.join(0.2)
                 if thread.is_alive():
                     logger.warning("lazycast: rank %d did not answer the farewell", neighbour.peer)
                     break
+            neighbour.pipe.close()
 
     def close_after_fork(self) -> None:
         for neighbour in self._neighbours.values():

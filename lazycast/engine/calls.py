@@ -32,6 +32,7 @@ class Call:
     cause: BaseException | None = None
     ready: bool = False
     sending: bool = False
+    takes_room: bool = False  # a refused call does not: it may stand behind one that waits for room
     phase: str = "queued"
 
 
@@ -43,15 +44,22 @@ class Calls:
         self._lines: dict[Key | None, deque[Call]] = {}
         self._sendable: deque[Call] = deque()  # ready, and first of their line
         self._unsent: dict[int, Call] = {}  # by the ask's number
+        self._entered = 0
 
     def __len__(self) -> int:
-        return len(self._unsent)
+        """The number of calls with a value that have entered and are not sent."""
+        return self._entered
 
     def add(self, call: Call) -> None:
-        """Take a new call."""
-        self._new.append(call)
+        """Give a new call its place among those of its key. It may wait for room before it enters."""
         self._lines.setdefault(call.key, deque()).append(call)
         self._unsent[call.ask.number] = call
+
+    def enter(self, call: Call) -> None:
+        """Let a call that was added begin."""
+        self._new.append(call)
+        call.takes_room = call.failure is None
+        self._entered += call.takes_room
 
     def next_to_begin(self) -> Call | None:
         """Take the oldest call that nobody has begun."""
@@ -65,7 +73,7 @@ class Calls:
 
     def next_to_send(self, *, has_room: bool) -> Call | None:
         """Take a call whose turn has come; without room only one that carries no value."""
-        call = next((c for c in self._sendable if has_room or c.failure is not None), None)
+        call = next((c for c in self._sendable if has_room or c.failure is not None or c.ask.taken), None)
         if call is None:
             return None
         self._sendable.remove(call)
@@ -79,6 +87,11 @@ class Calls:
         return call
 
     @property
+    def pending(self) -> bool:
+        """Whether any call has not been sent."""
+        return bool(self._unsent)
+
+    @property
     def held(self) -> bool:
         """Whether a call is ready and waits for room."""
         return bool(self._sendable)
@@ -86,6 +99,7 @@ class Calls:
     def sent(self, call: Call) -> None:
         """Forget a call."""
         del self._unsent[call.ask.number]
+        self._entered -= call.takes_room
 
     def of(self, ask: Ask) -> Call | None:
         """Return the call of an ask, unless it has been sent."""

@@ -54,8 +54,10 @@ class Clock(Generic[W]):
 
     def _run(self) -> None:
         try:
-            while not self._stopped:
+            while True:
                 self._wake.clear()
+                if self._stopped:  # only now: a stop before the clearing would have been forgotten
+                    return
                 self._turn()
         except Exception as exc:
             self._on_failure(exc)

@@ -99,9 +99,14 @@ class Desk(ABC):
 
     @abstractmethod
     def call(
-        self, payload: object, materialize: Callable[[Any], Any] | None, key: Key | None, timeout_s: float
+        self,
+        payload: object,
+        materialize: Callable[[Any], Any] | None,
+        key: Key | None,
+        timeout_s: float,
+        refusal: Exception | None = None,
     ) -> CastFuture[Any]:
-        """Cast (root) or ask (elsewhere)."""
+        """Cast (root) or ask (elsewhere). With `refusal` the call only counts, and raises it."""
 
     @abstractmethod
     def discard(self, key: Key) -> None:
@@ -110,7 +115,7 @@ class Desk(ABC):
     def guard(self, what: str) -> None:
         """Refuse a call that would wait for itself, or for threads that a fork has left behind."""
         self.refuse_after_fork()
-        reentrant = self._reentrant(what)
+        reentrant = self.reentrant(what)
         if reentrant is not None:
             raise reentrant
 
@@ -119,7 +124,7 @@ class Desk(ABC):
         if self._forked:
             raise ClosedError(f"lazycast {self._options.name!r} belongs to the parent of this forked process")
 
-    def _reentrant(self, what: str) -> ReentrantCallError | None:
+    def reentrant(self, what: str) -> ReentrantCallError | None:
         role = role_of(self)
         if role is None:
             return None
@@ -265,18 +270,26 @@ class Desk(ABC):
             self._closed.wait(timeout_s)
             return
         deadline_s = time.monotonic() + timeout_s
+        try:
+            with self._lock:
+                while self._busy() and (left_s := deadline_s - time.monotonic()) > 0:
+                    self._changed.wait(left_s)
+        finally:  # an interrupt of the waiting must not leave the object half closed
+            self._finish(timeout_s, deadline_s)
+
+    def _finish(self, timeout_s: float, deadline_s: float) -> None:
         with self._lock:
-            while self._busy() and (left_s := deadline_s - time.monotonic()) > 0:
-                self._changed.wait(left_s)
             left = self._waits.waiting()
         for ask in left:
             text = f"{self._ask_label(ask)}: this rank closed the object after waiting {timeout_s:g} s: "
             self._settle_error(ask, ClosedError(text + self._describe(ask), rank=self._group.rank))
-        self._disconnect(max(1.0, deadline_s - time.monotonic()))
-        self._clock.stop()
-        self._performer.stop()
-        self._callbacks.stop()
-        self._closed.set()
+        try:
+            self._disconnect(max(1.0, deadline_s - time.monotonic()))
+        finally:
+            self._clock.stop()
+            self._performer.stop()
+            self._callbacks.stop()
+            self._closed.set()
 
     @abstractmethod
     def _disconnect(self, timeout_s: float) -> None:
@@ -293,6 +306,8 @@ class Desk(ABC):
     # Looking
 
     def stats(self) -> Stats:
+        self.refuse_after_fork()
+        shared_slots, shared_nbytes = self._shared()
         with self._lock:
             counters, timing = self._counters, self._counters.timing
             return Stats(
@@ -310,6 +325,9 @@ class Desk(ABC):
                 failed=dict(counters.failed),
                 nbytes_sent=self._nbytes()[0],
                 nbytes_received=self._nbytes()[1],
+                hosts=self._hosts(),
+                shared_slots=shared_slots,
+                shared_nbytes=shared_nbytes,
                 queue=timing("queue"),
                 encode=timing("encode"),
                 decode=timing("decode"),
@@ -324,6 +342,7 @@ class Desk(ABC):
         return 0
 
     def dump(self) -> str:
+        self.refuse_after_fork()
         rank, size, root, hosts = self._group
         placement = f"{self._options.effective_placement} ({self._options.placement_reason})"
         lines = [f"lazycast {self._options.name!r}: rank {rank} of {size} on {hosts[rank]}, root {root}, {placement=}"]
@@ -340,6 +359,13 @@ class Desk(ABC):
     def _dump_lines(self) -> list[str]:
         """With the lock held: what else there is to see."""
         return []
+
+    def _hosts(self) -> tuple[tuple[int, ...], ...]:
+        return ((self._group.rank,),)
+
+    def _shared(self) -> tuple[int, int]:
+        """Slots and bytes of this rank's shared memory that somebody holds."""
+        return 0, 0
 
     def _nbytes(self) -> tuple[int, int]:
         """Bytes sent to and received from other ranks."""

@@ -18,9 +18,10 @@ from lazycast.engine.desk import Ask
 from lazycast.engine.lane import SPENT, Arrival, Lane
 from lazycast.engine.mailbox import Mailbox
 from lazycast.engine.performer import Group, Result
+from lazycast.fanout.mesh import Mesh
 from lazycast.future import CastFuture
 from lazycast.options import Options
-from lazycast.tree import path
+from lazycast.topology import Topology
 from lazycast.wire import AnyMessage, Cast, Code, Gone, Key, Query, Read, Status, Verdict
 
 #: How long reads are gathered before the root is told, unless a quarter of its window is reached.
@@ -31,30 +32,35 @@ _READS_PER_MESSAGE = 2000  # of at most nine bytes each
 class FollowerLane(Lane):
     """See the module's text."""
 
-    def __init__(self, group: Group, options: Options, context: Context) -> None:
-        super().__init__(group, options, context)
+    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
+        super().__init__(group, options, context, topology, mesh)
         self._mailbox: Mailbox[Ask, Arrival] = Mailbox()
         self._reads: list[int] = []
         self._reads_due_s: float | None = None
         self._queries: dict[int, Ask] = {}
-        self._upstream = frozenset(path(group.rank, size=group.size, root=group.root)[:-1])
+        self._early: dict[int, Verdict] = {}  # verdicts whose cast has not come
 
     def call(
-        self, payload: object, materialize: Callable[[Any], Any] | None, key: Key | None, timeout_s: float
+        self,
+        payload: object,
+        materialize: Callable[[Any], Any] | None,
+        key: Key | None,
+        timeout_s: float,
+        refusal: Exception | None = None,
     ) -> CastFuture[Any]:
-        refused = None
+        refused = refusal
         with self._lock:
             self._refuse_if_closed()
             ask = self._make_ask(key, timeout_s, time.monotonic(), ask_root=True)
-            if key is not None and key in self._pending:
+            if refused is None and key is not None and key in self._pending:
                 refused = self._key_in_use(key)
+            if refused is not None:
                 ask.taken = True
             else:
                 self._book(ask)
-            arrival = self._match(ask)
-            hopeless = self._end.failure if self._depends_on_end(arrival) else None
-        if arrival is not None:
-            self._after_match(arrival)
+            arrival, result = self._match(ask)
+            hopeless = self._end.failure if result is None and self._depends_on_end(arrival) else None
+        self._after_match(ask, arrival, result)
         if refused is not None:
             raise refused
         if hopeless is not None:
@@ -64,9 +70,9 @@ class FollowerLane(Lane):
     def discard(self, key: Key) -> None:
         with self._lock:
             self._refuse_if_closed()
-            arrival = self._match(self._given_up_ask(key))
-        if arrival is not None:
-            self._after_match(arrival)
+            ask = self._given_up_ask(key)
+            arrival, result = self._match(ask)
+        self._after_match(ask, arrival, result)
 
     def _given_up_ask(self, key: Key | None) -> Ask:
         """With the lock held: an ask that only consumes its arrival."""
@@ -80,14 +86,23 @@ class FollowerLane(Lane):
             return False
         if arrival is None:
             return True
-        return arrival.final is None and (self._end.failure.kind == "lost" or arrival.message.agree)
+        return self._end.failure.kind == "lost" or arrival.message.agree
 
-    def _match(self, ask: Ask) -> Arrival | None:
-        """With the lock held: find what has arrived for an ask. `_after_match` follows without the lock."""
-        arrival = self._mailbox.ask(ask.key, ask)
-        if arrival is not None:
-            self._join(ask, arrival)
-        return arrival
+    def _match(self, ask: Ask) -> tuple[Arrival | None, Result | None]:
+        """With the lock held: find what has arrived for an ask, and its result if there is one already.
+
+        The result is taken here, once: whoever looks without the lock may see it handed over, or not yet there.
+        `_after_match` follows without the lock.
+        """
+        ended = self._end.failure is not None  # then what has not come will not: nothing to remember
+        arrival = self._mailbox.take(ask.key) if ended else self._mailbox.ask(ask.key, ask)
+        if arrival is None:
+            return None, None
+        self._join(ask, arrival)
+        result = arrival.final
+        if result is not None:
+            arrival.final = SPENT
+        return arrival, result
 
     def _join(self, ask: Ask, arrival: Arrival) -> None:
         """With the lock held: an ask and its arrival have met."""
@@ -105,16 +120,19 @@ class FollowerLane(Lane):
                 self._reads_due_s = 0.0
                 self._clock.wake()
 
-    def _after_match(self, arrival: Arrival) -> None:
-        ask = arrival.ask
-        assert ask is not None
-        if arrival.final is not None:
-            result, arrival.final = arrival.final, SPENT
+    def _after_match(self, ask: Ask, arrival: Arrival | None, result: Result | None) -> None:
+        if arrival is None:
+            return
+        if result is not None:
             self._settle(ask, result)
         elif ask.taken and not arrival.begun:
-            arrival.body = None
+            arrival.body = None  # on demand, and nobody will
         else:
             self._begin(arrival)
+
+    def _take(self, ask: Ask) -> bool:
+        self._queries.pop(ask.number, None)
+        return super()._take(ask)
 
     def _cancel(self, ask: Ask) -> bool:
         with self._lock:
@@ -130,6 +148,10 @@ class FollowerLane(Lane):
         if isinstance(message, Cast):
             self._on_cast(message, body)
         elif isinstance(message, Verdict):
+            with self._lock:
+                if message.seq not in self._agreeing and message.failure is not None:
+                    # The news that a rank has gone can overtake a cast on its way out.
+                    self._early[message.seq] = message
             self._on_verdict(message)
         elif isinstance(message, Code):
             self._on_code(message, body)
@@ -142,20 +164,27 @@ class FollowerLane(Lane):
             self._on_gone(message)
 
     def _on_cast(self, message: Cast, body: memoryview) -> None:
-        arrival = Arrival(message, body)
+        result = Result(failure=message.failure) if message.failure is not None else None
+        arrival = Arrival(message, body, final=result)  # final before anybody can see it
         with self._lock:
             self._counters.casts += 1
-            if message.agree:
+            early = self._early.pop(message.seq, None)
+            if message.agree and early is None:
                 self._agreeing[message.seq] = arrival
             ask = self._mailbox.arrive(message.key, arrival)
             if ask is not None:
                 self._join(ask, arrival)
-        if message.failure is not None:
-            self._conclude(arrival, Result(failure=message.failure))
-        elif ask is not None:
-            self._after_match(arrival) if message.placement == "demand" else self._begin(arrival)
+                if result is not None:
+                    arrival.final = SPENT
+        if early is not None:
+            self._conclude(arrival, Result(failure=early.failure))
+        elif result is not None:
+            if ask is not None:
+                self._settle(ask, result)
         elif message.placement != "demand":
             self._begin(arrival)
+        elif ask is not None:
+            self._after_match(ask, arrival, None)
 
     def _on_code(self, message: Code, body: memoryview) -> None:
         if message.failure is None:
@@ -169,8 +198,10 @@ class FollowerLane(Lane):
                 self._local_done(arrival, Result(failure=message.failure))
 
     def _handle_gone(self, message: Gone) -> None:
-        if message.failure.kind == "lost" or message.rank in self._upstream:
+        if message.failure.kind == "lost" or message.rank in self._topology.upstream:
             self._end_with(message.failure)
+            with self._lock:
+                self._mailbox.clear_asks()
 
     # Time
 
@@ -190,7 +221,6 @@ class FollowerLane(Lane):
         with self._lock:
             if ask.taken:
                 return
-            self._queries = {n: a for n, a in self._queries.items() if not a.taken}
             self._queries[ask.number] = ask
         seq = arrival.message.seq if arrival is not None else None
         self._relay.up(Query(self._group.rank, ask.number, seq, ask.key))

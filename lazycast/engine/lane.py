@@ -20,14 +20,17 @@ from lazycast.backend import Context
 from lazycast.codec import Layout
 from lazycast.engine.desk import Ask, Desk
 from lazycast.engine.performer import Group, Result
+from lazycast.fanout.mesh import Mesh
 from lazycast.materializers import CodeMissing, Loader, Materializer
 from lazycast.options import Options
 from lazycast.relay import Relay
+from lazycast.topology import Topology
 from lazycast.wire import AnyMessage, Cast, Failure, Gone, Need, Report, Verdict
 
 logger = logging.getLogger("lazycast")
 
-#: A payload up to this size that has no materializer is decoded where it arrives: a worker would cost more.
+#: A payload up to this size, of builtin types and without a materializer, is decoded where it arrives: a worker would
+#: cost more. Anything else may run user code, or import a library, while other messages wait.
 INLINE_NBYTES = 64 << 10
 
 SPENT = Result()  # stands for a value that has been handed over: the future alone keeps it alive
@@ -63,10 +66,11 @@ class _End:
 class Lane(Desk):
     """The engine of one object on one rank of a group of at least two."""
 
-    def __init__(self, group: Group, options: Options, context: Context) -> None:
+    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
         super().__init__(group, options)
         self._context = context
-        self._relay = Relay(group.rank, group.size, group.root, self)
+        self._topology = topology
+        self._relay = Relay(topology, self, mesh)
         self._loader = Loader()
         self._agreeing: dict[int, Arrival] = {}  # by seq: casts whose verdict has not come
         self._parked: dict[str, list[Arrival]] = {}  # by materializer: casts that wait for its code
@@ -74,7 +78,7 @@ class Lane(Desk):
 
     def start(self, *, timeout_s: float) -> None:
         """Connect and begin. Collective."""
-        self._relay.connect(self._context, timeout_s=timeout_s)
+        self._relay.connect(self._context, timeout_s=timeout_s, name=self._options.name)
         self._clock.start()
 
     # This rank's part of a cast
@@ -105,7 +109,11 @@ class Lane(Desk):
             if arrival.begun:
                 return
             arrival.begun = True
-        here = message.ref is None and message.nbytes <= INLINE_NBYTES
+        body = arrival.body
+        layout = Layout(message.stream_nbytes, message.frames)
+        here = (
+            message.ref is None and message.nbytes <= INLINE_NBYTES and (body is None or codec.is_plain(body, layout))
+        )
         self._performer.run(lambda: self._part(arrival), lambda result: self._part_done(arrival, result), here=here)
 
     def _part(self, arrival: Arrival) -> Result:
@@ -208,7 +216,7 @@ class Lane(Desk):
 
     def _on_gone(self, message: Gone) -> None:
         with self._lock:
-            if message.rank in self._end.gone or (self._closing and message.failure.kind == "closed"):
+            if message.rank in self._end.gone:
                 return
             self._end.gone.add(message.rank)
         self._relay.flood(message)
@@ -255,6 +263,12 @@ class Lane(Desk):
     def after_fork_in_child(self) -> None:
         super().after_fork_in_child()
         self._relay.close_after_fork()
+
+    def _hosts(self) -> tuple[tuple[int, ...], ...]:
+        return self._topology.hosts
+
+    def _shared(self) -> tuple[int, int]:
+        return self._relay.in_use()
 
     def _nbytes(self) -> tuple[int, int]:
         return self._relay.nbytes_sent, self._relay.nbytes_received

@@ -34,6 +34,11 @@ class Mailbox(Generic[A, C]):
             return None
         return _pop(self._arrivals, key, waiting)
 
+    def take(self, key: Key | None) -> C | None:
+        """Return the arrival that waits for the next ask, if there is one; remember nothing."""
+        waiting = self._arrivals.get(key)
+        return None if waiting is None else _pop(self._arrivals, key, waiting)
+
     def arrive(self, key: Key | None, arrival: C) -> A | None:
         """Return the ask that was waiting for this arrival, or keep the arrival and return None."""
         waiting = self._asks.get(key)
@@ -50,11 +55,9 @@ class Mailbox(Generic[A, C]):
         """Return the arrivals nobody has asked for."""
         return [arrival for waiting in self._arrivals.values() for arrival in waiting]
 
-    def clear_asks(self) -> list[A]:
-        """Drop and return all waiting asks: nothing will arrive any more."""
-        asks = self.asks()
+    def clear_asks(self) -> None:
+        """Forget all waiting asks: nothing will arrive any more."""
         self._asks.clear()
-        return asks
 
 
 def _pop(table: dict[Key | None, deque[T]], key: Key | None, waiting: deque[T]) -> T:

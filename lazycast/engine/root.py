@@ -25,10 +25,13 @@ from lazycast.engine.lane import Arrival, Lane
 from lazycast.engine.ledger import Ledger
 from lazycast.engine.performer import Group, Result
 from lazycast.errors import CastTimeoutError, ClosedError
+from lazycast.fanout.mesh import Mesh
 from lazycast.future import CastFuture
 from lazycast.materializers import Shipper
 from lazycast.missing import MISSING
 from lazycast.options import Options
+from lazycast.relay import Room
+from lazycast.topology import Topology
 from lazycast.wire import (
     AnyMessage,
     Cast,
@@ -45,12 +48,26 @@ from lazycast.wire import (
     Status,
 )
 
+_SHOWN = 8  # of a list, in a message
+_SHOWN_KEY = 40  # characters of a key's repr
+_SHOWN_RANKS = 100
+
+
+def _some(parts: list[str], comma: str = ", ") -> str:
+    return comma.join(parts[:_SHOWN]) + (f"{comma}..." if len(parts) > _SHOWN else "")
+
+
+def _named(seq: int, key: Key | None) -> str:
+    text = repr(key)
+    shown = text if len(text) <= _SHOWN_KEY else f"{text[:_SHOWN_KEY]}..."
+    return f"#{seq}" if key is None else f"#{seq} key {shown}"
+
 
 class RootLane(Lane):
     """See the module's text."""
 
-    def __init__(self, group: Group, options: Options, context: Context) -> None:
-        super().__init__(group, options, context)
+    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
+        super().__init__(group, options, context, topology, mesh)
         self._ledger = Ledger(group.root, [rank for rank in range(group.size) if rank != group.root])
         self._shipper = Shipper()
         self._seqs = itertools.count(1)
@@ -59,12 +76,18 @@ class RootLane(Lane):
     # Calls
 
     def call(
-        self, payload: object, materialize: Callable[[Any], Any] | None, key: Key | None, timeout_s: float
+        self,
+        payload: object,
+        materialize: Callable[[Any], Any] | None,
+        key: Key | None,
+        timeout_s: float,
+        refusal: Exception | None = None,
     ) -> CastFuture[Any]:
         began_s = time.monotonic()
         fn: Any = materialize if materialize is not None else self._options.materialize
-        refusal: Exception | None = None
-        if payload is MISSING:
+        if refusal is not None:
+            pass
+        elif payload is MISSING:
             refusal = TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
         elif fn is not None and not callable(fn):
             refusal = TypeError(f"{self._label(key, None)}: materialize must be callable, got {type(fn).__name__}")
@@ -73,45 +96,38 @@ class RootLane(Lane):
             ask = self._make_ask(key, timeout_s, began_s, ask_root=False)
             if refusal is None and key is not None and key in self._pending:
                 refusal = self._key_in_use(key)
+            call = Call(next(self._seqs), key, ask, fn, payload)
+            self._calls.add(call)  # its place among the casts of its key, before it waits for anything
             if refusal is None:
                 self._book(ask)
-                refusal = self._wait_for_room(ask, began_s)
-            end = self._end.failure
-            if end is not None and end.kind == "lost":
-                call = None
-            else:
-                call = self._enqueue(key, ask, payload, fn, refusal, end)
+                try:
+                    refusal = self._wait_for_room(call, began_s)
+                except BaseException as exc:  # an interrupt: the call counts, or the ranks would be out of step
+                    self._enter(call, exc)
+                    raise
+            self._enter(call, refusal)
         if refusal is not None:
             raise refusal
-        if call is None:
-            assert end is not None
-            self._settle(ask, Result(failure=end))
         return ask.future
 
-    def _enqueue(
-        self, key: Key | None, ask: Ask, payload: object, fn: Any, refusal: Exception | None, end: Failure | None
-    ) -> Call:
+    def _enter(self, call: Call, refusal: BaseException | None) -> None:
         """With the lock held: put a call, or its refusal, into the queue."""
-        call = Call(next(self._seqs), key, ask)
         if refusal is not None:
-            if self._take(ask):
+            if self._take(call.ask):
                 self._counters.count_failure(refusal)
-            call.failure = self._performer.failure("refused", "the root's call was refused", refusal)
-        elif end is not None:
-            call.failure = end
-        else:
-            call.payload, call.materialize = payload, fn
-        self._calls.add(call)
+            if call.failure is None:
+                call.failure = self._performer.failure("refused", "the root's call was refused", refusal)
+        self._calls.enter(call)
         self._clock.wake()
-        return call
 
-    def _wait_for_room(self, ask: Ask, began_s: float) -> Exception | None:
+    def _wait_for_room(self, call: Call, began_s: float) -> Exception | None:
         """With the lock held: wait while the slowest rank has too much unread. Returns an error to raise."""
-        blocked = False
-        while not self._has_room() and self._end.failure is None:
+        ask, blocked = call.ask, False
+        call.phase = "waiting for room"
+        while not self._has_room() and self._end.failure is None and call.failure is None:
             if not blocked:
                 blocked = True
-                reentrant = self._reentrant("broadcast_async() under back-pressure")
+                reentrant = self.reentrant("broadcast_async() under back-pressure")
                 if reentrant is not None:
                     return reentrant
             if self._closing:
@@ -123,6 +139,7 @@ class RootLane(Lane):
                     rank=self._group.rank,
                 )
             self._changed.wait(left_s)
+        call.phase = "queued"
         if blocked:
             self._counters.took("blocked", time.monotonic() - began_s)
         return None
@@ -140,12 +157,11 @@ class RootLane(Lane):
         """With the lock held: say who has not read what."""
         casts, nbytes = self._ledger.unread()
         by_rank = self._ledger.unread_by_rank(casts=max(1, casts), nbytes=max(1, nbytes))
-        said = "; ".join(
-            f"rank {rank} has not asked for {len(casts)} casts: "
-            + ", ".join(f"#{seq}" + (f" key {key!r}" if key is not None else "") for seq, key in casts[:8])
-            + (", ..." if len(casts) > 8 else "")
-            for rank, casts in by_rank.items()
-        )
+        parts = [
+            f"rank {rank} has not asked for {len(unread)} casts: " + _some([_named(seq, key) for seq, key in unread])
+            for rank, unread in by_rank.items()
+        ]
+        said = _some(parts, "; ")
         limits = f"max_inflight={self._options.max_inflight}, max_inflight_nbytes={self._options.max_inflight_nbytes}"
         return f"held back by {limits}: {said or f'{len(self._calls)} calls are queued here'}"
 
@@ -155,6 +171,12 @@ class RootLane(Lane):
             ask = self._pending.get(key)
         if ask is not None:
             self._cancel(ask)
+
+    def _take(self, ask: Ask) -> bool:
+        taken = super()._take(ask)
+        if taken and self._calls.held:
+            self._clock.wake()  # it may be the one that is held: now it goes out without its value
+        return taken
 
     def _cancel(self, ask: Ask) -> bool:
         with self._lock:
@@ -176,12 +198,13 @@ class RootLane(Lane):
                 self._begin_call(new)
                 continue
             with self._lock:
-                call = self._calls.next_to_send(has_room=self._has_room_for_bytes())
-                if call is not None and call.failure is None and call.ask.taken:
+                end = self._end.failure
+                call = self._calls.next_to_send(has_room=self._has_room_for_bytes() or end is not None)
+                if call is not None and call.failure is None and end is not None:
+                    call.failure = end
+                elif call is not None and call.failure is None and call.ask.taken:
                     text = f"the root's call had waited {call.ask.timeout_s:g} s when its turn came"
                     call.failure = self._said("timeout", text)
-                elif call is not None and call.failure is None:
-                    call.failure = self._end.failure  # somebody has closed meanwhile
             if call is None:
                 return None  # a new call, a value or a read will wake us
             self._send(call)
@@ -211,12 +234,12 @@ class RootLane(Lane):
         return Failure(kind, rank, self._group.hosts[rank], text)
 
     def _send(self, call: Call) -> None:
-        body, cast, code = memoryview(b""), None, None
+        room, cast, code = None, None, None
         began_s = time.monotonic()
         if call.failure is None:
             call.phase = "encoding"
             try:
-                cast, body, code = self._encode(call)
+                cast, room, code = self._encode(call)
             except BaseException as exc:  # MemoryError, and whatever a payload's own code raises
                 call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
         if cast is None:
@@ -236,28 +259,34 @@ class RootLane(Lane):
             self._changed.notify_all()
         if code is not None:
             self._relay.down(*code)
-        self._relay.down(cast, body)
+        self._relay.down(cast, room)
+        del room  # a slot is held as long as its writer has a hand on it
         if call.failure is not None:
             self._conclude(arrival, Result(failure=call.failure, cause=call.cause))
         else:
             self._own_part(arrival, call)
 
-    def _encode(self, call: Call) -> tuple[Cast, memoryview, tuple[Code, memoryview] | None]:
+    def _encode(self, call: Call) -> tuple[Cast, Room, tuple[Code, Room] | None]:
         """Encode a payload and name its materializer. Raises whatever user code raises."""
         ref: MaterializerRef | None = None
         code = None
         if call.materialize is not None:
             ref, fresh = self._shipper.ship(call.materialize)
             if fresh is not None:
-                code = Code(next(self._seqs), ref.ident, len(fresh)), memoryview(fresh)
+                code = Code(next(self._seqs), ref.ident, len(fresh)), self._room_with(fresh)
         encoded = codec.encode(call.payload)
-        body = codec.allocate(encoded.nbytes)
-        encoded.write_into(body)
+        room = self._relay.room(encoded.nbytes)
+        encoded.write_into(room.view)
         placement = self._options.effective_placement
         agree = self._options.agree and placement != "demand"
         layout = encoded.layout
         cast = Cast(call.seq, call.key, placement, agree, ref, encoded.nbytes, layout.stream_nbytes, layout.frames)
-        return cast, body, code
+        return cast, room, code
+
+    def _room_with(self, code: bytes) -> Room:
+        room = self._relay.room(len(code))
+        codec.copy(room.view, code)
+        return room
 
     def _own_part(self, arrival: Arrival, call: Call) -> None:
         payload, fn = call.payload, call.materialize
@@ -309,7 +338,7 @@ class RootLane(Lane):
             failure = self._performer.failure("encode", "a materializer's code could not be sent", exc)
             self._relay.down(Code(next(self._seqs), message.ident, failure=failure))
         else:
-            self._relay.down(Code(next(self._seqs), message.ident, len(code)), memoryview(code))
+            self._relay.down(Code(next(self._seqs), message.ident, len(code)), self._room_with(code))
 
     def _on_query(self, message: Query) -> None:
         root = self._group.root
@@ -322,17 +351,20 @@ class RootLane(Lane):
             else:
                 held = f" ({self._held_back()})" if not self._has_room() else ""
                 phase, missing = f"the root has not made this call{held}", [root]
-        self._relay.one(Status(message.rank, message.token, phase, missing))
+        self._relay.one(Status(message.rank, message.token, phase, missing[:_SHOWN_RANKS]))
 
     def _handle_gone(self, message: Gone) -> None:
         if message.failure.kind == "lost":
             self._end_with(message.failure)
             return
+        # A rank that passed casts on takes those below it with it: nothing reaches them any more, or comes from them.
+        cut_off = [message.rank, *self._topology.below(message.rank)]
         with self._lock:
             if self._end.failure is None:
                 self._end.failure = message.failure  # later calls fail on every rank, naming who closed
-            verdicts = self._ledger.gone(message.rank, message.failure)
+            verdicts = [verdict for rank in cut_off for verdict in self._ledger.gone(rank, message.failure)]
             self._changed.notify_all()
+        self._clock.wake()
         for verdict in verdicts:
             self._relay.down(verdict)
             self._on_verdict(verdict)
@@ -343,7 +375,7 @@ class RootLane(Lane):
         raise AssertionError("the root's waits have no such stage")
 
     def _busy(self) -> bool:
-        return len(self._calls) > 0 or super()._busy()
+        return self._calls.pending or super()._busy()
 
     def _describe(self, ask: Ask) -> str:
         rank = self._group.rank

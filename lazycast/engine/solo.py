@@ -1,7 +1,7 @@
 """The lane of a group of one: the materializer is called directly; nothing is pickled, sent or agreed upon.
 
 Guarantees: the API, the errors and the rules about keys are those of a larger group. `call` returns at once; the
-materializer runs on a worker, or, for `call_here`, in the calling thread.
+materializer runs on a worker, or, with `here`, in the calling thread.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ class SoloLane(Desk):
         self._clock.start()
 
     def call(
-        self, payload: object, materialize: Callable[[Any], Any] | None, key: Key | None, timeout_s: float
+        self,
+        payload: object,
+        materialize: Callable[[Any], Any] | None,
+        key: Key | None,
+        timeout_s: float,
+        refusal: Exception | None = None,
+        *,
+        here: bool = False,
     ) -> CastFuture[Any]:
-        return self._call(payload, materialize, key, timeout_s, here=False)
-
-    def call_here(
-        self, payload: object, materialize: Callable[[Any], Any] | None, key: Key | None, timeout_s: float
-    ) -> CastFuture[Any]:
-        return self._call(payload, materialize, key, timeout_s, here=True)
-
-    def _call(
-        self, payload: object, materialize: object, key: Key | None, timeout_s: float, *, here: bool
-    ) -> CastFuture[Any]:
+        if refusal is not None:
+            raise refusal
         fn: Any = materialize if materialize is not None else self._options.materialize
         if payload is MISSING:
             raise TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
@@ -53,7 +52,7 @@ class SoloLane(Desk):
             self._settle(ask, Result(payload))
         else:
             self._performer.run(lambda: self._part(ask, fn, payload), lambda r: self._settle(ask, r), here=here)
-        error = ask.future.exception(0) if here else None
+        error = ask.future.exception() if here else None  # it is settled, or about to be by whoever was first
         if error is not None and isinstance(error.__cause__, KeyboardInterrupt):
             raise error.__cause__  # it was meant for the caller, in whose thread this ran
         return ask.future

@@ -113,3 +113,14 @@ def register_reducer(type_: type[T], reduce: Callable[[T], Reduced]) -> None:
     if not callable(reduce):
         raise TypeError(f"the reducer of {type_.__name__} must be callable, got {reduce!r}")
     _registered[type_] = reduce
+
+
+def note_devices() -> None:
+    """Remember which devices are current in the calling thread, if torch is in use: a user's thread knows, ours do not.
+
+    Cheap. Creates no context and imports nothing that is not imported.
+    """
+    if "torch" in sys.modules:
+        from lazycast.reducers.torch_tensors import remember_device
+
+        remember_device()

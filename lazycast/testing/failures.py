@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from lazycast.errors import (
     ConfigMismatchError,
     DecodeError,
     EncodeError,
+    KeyInUseError,
     LazycastError,
     MaterializeError,
     ReentrantCallError,
@@ -255,9 +257,9 @@ def blocking_asks_too_far_apart_time_out_with_names(rank: Rank) -> None:
 
 @behaviour()
 def blocking_calls_from_materializers_and_callbacks_are_refused(rank: Rank) -> None:
-    with rank.lazy() as lazy:
+    gate, done = threading.Event(), threading.Event()
+    with rank.executor(1) as executor, rank.lazy(executor=executor) as lazy:
         seen: list[BaseException] = []
-        done = threading.Event()
 
         def callback(_: Any) -> None:
             for call in (lambda: lazy.broadcast(1), lambda: lazy.close(), lambda: first.result()):
@@ -267,12 +269,125 @@ def blocking_calls_from_materializers_and_callbacks_are_refused(rank: Rank) -> N
                     seen.append(exc)
             done.set()
 
+        executor.submit(gate.wait, TIMEOUT_S)
+        rank.meet()
         first = lazy.broadcast_async("x", materialize=identity)
-        first.add_done_callback(callback)
-        check(done.wait(30), "the callback did not run")
+        first.add_done_callback(callback)  # the gate sees to it that it is not done yet
+        gate.set()
+        check(done.wait(TIMEOUT_S), "the callback did not run")
         same([type(exc) for exc in seen], [ReentrantCallError] * 2, "refusals (result() of a done future is fine)")
         rank.meet()
         same(lazy.broadcast("next"), "next")
+
+
+@behaviour()
+def calls_that_are_refused_count(rank: Rank) -> None:
+    """Were one of them not counted, the calls after it would meet the wrong casts."""
+    with rank.lazy() as lazy:
+        same(lazy.broadcast(0), 0)
+        odd = rank.rank == rank.last
+        if odd:
+            raises(CastTimeoutError, "time was over before the call", lambda: lazy.broadcast(1, timeout_s=-0.01))
+        elif lazy.is_root:
+            same(lazy.broadcast(1), 1)
+        else:
+            lazy.broadcast_async(1)  # fails if the odd one is the root
+        kind = ValueError if odd else None
+        if kind is not None:
+            raises(kind, "timeout_s must be a finite number", lambda: lazy.broadcast(2, timeout_s=float("nan")))
+        else:
+            lazy.broadcast_async(2)
+        same(lazy.broadcast(3), 3)
+
+
+class Slow:
+    """A payload whose unpickling takes as long as it is told to, on all ranks but the root."""
+
+    gate = threading.Event()
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        self.gate.wait(TIMEOUT_S)
+        self.__dict__.update(state)
+
+
+@behaviour(min_size=2)
+def slow_unpickling_delays_nobody_else(rank: Rank) -> None:
+    Slow.gate.clear()
+    rank.meet()
+    payload = Slow()
+    payload.__dict__["text"] = "slow"
+    with rank.lazy(agree=False) as lazy:
+        slow = lazy.broadcast_async(payload, key="slow")
+        same(lazy.broadcast({"plain": 1}, key="plain"), {"plain": 1})
+        rank.meet()
+        Slow.gate.set()
+        same(slow.result(TIMEOUT_S).text, "slow")
+
+
+@behaviour(min_size=2)
+def a_time_out_under_back_pressure_with_long_keys_is_only_a_time_out(rank: Rank) -> None:
+    """What the root says of it must fit into a message, however many keys and ranks there are."""
+    keys = [bytes([255, n]) * 512 for n in range(8)]
+    with rank.lazy(agree=False, max_inflight=8) as lazy:
+        if lazy.is_root:
+            for key in keys:
+                lazy.broadcast(key, key=key)
+        rank.meet()
+        if not lazy.is_root:
+            raises(CastTimeoutError, "max_inflight=8", lambda: lazy.broadcast(key="none", timeout_s=0.5))
+        rank.meet()
+        for key in [] if lazy.is_root else keys:
+            same(lazy.broadcast(key=key), key)
+        if lazy.is_root:
+            lazy.broadcast("consumed by the ask that timed out", key="none")
+        same(lazy.broadcast("next"), "next")
+
+
+@behaviour(min_size=2)
+def held_calls_that_end_are_told_at_once(rank: Rank) -> None:
+    """A call that waits for room and is cancelled or times out frees those who wait for it."""
+    with rank.lazy(agree=False, max_inflight_nbytes=1000, max_inflight=8) as lazy:
+        rank.meet()
+        if lazy.is_root:
+            ready = threading.Event()
+
+            def blocked() -> None:
+                ready.set()
+                raises(CastTimeoutError, "max_inflight_nbytes", lambda: lazy.broadcast_async(2, key=2, timeout_s=0.5))
+
+            lazy.broadcast(np.zeros(5000), key=1)
+            thread = threading.Thread(target=blocked)
+            thread.start()
+            thread.join(TIMEOUT_S)
+            check(ready.is_set() and not thread.is_alive(), "the call was not held or did not end")
+            rank.meet()
+        else:
+            began_s = time.monotonic()
+            raises(RemoteError, "max_inflight_nbytes", lambda: lazy.broadcast(key=2))
+            check(time.monotonic() - began_s < TIMEOUT_S / 2, "it was told late")
+            rank.meet()
+            same(lazy.broadcast(key=1), np.zeros(5000))
+        same(lazy.broadcast("next"), "next")
+
+
+@behaviour(min_size=2)
+def a_key_in_use_does_not_overtake_the_call_it_collides_with(rank: Rank) -> None:
+    with rank.lazy(agree=False, max_inflight=1) as lazy:
+        if lazy.is_root:
+            lazy.broadcast("fills the window", key="w")
+            first = threading.Thread(target=lambda: lazy.broadcast("first", key="k"))
+            first.start()
+            while "waiting for room" not in lazy.dump():
+                time.sleep(0.002)
+            raises(KeyInUseError, "'k'", lambda: lazy.broadcast("second", key="k"))
+            rank.meet()
+            first.join(TIMEOUT_S)
+        else:
+            rank.meet()
+            same(lazy.broadcast(key="w"), "fills the window")
+            same(lazy.broadcast(key="k"), "first")
+            raises(RemoteError, "KeyInUseError", lambda: lazy.broadcast(key="k"))
+        same(lazy.broadcast("third", key="k"), "third")
 
 
 @behaviour()
@@ -300,7 +415,8 @@ def options_that_differ_are_refused_on_every_rank(rank: Rank) -> None:
         ({"trust": "data"}, ValueError, "not supported in this version"),
         ({"owners": [0]}, ValueError, "not supported in this version"),
         ({"replicated": True}, ValueError, "not supported in this version"),
-        ({"shared_memory": True}, ValueError, "not supported in this version"),
+        ({"shared_memory": True}, ValueError, "shared_memory must be 'auto' or False"),
+        ({"arena_nbytes": 0}, ValueError, "arena_nbytes must be a positive int"),
         ({"max_inflight": 0}, ValueError, "max_inflight must be a positive int"),
         ({"materialize": 3}, TypeError, "materialize must be callable"),
     ]

@@ -38,6 +38,7 @@ class Rank:
     """One rank of the group that behaviours run on. Every rank runs every behaviour."""
 
     backend: Backend
+    shared_memory: bool | str = "auto"
     _names: itertools.count[int] = field(default_factory=itertools.count)
     _context: Context | None = None
     _step: str = ""
@@ -76,7 +77,8 @@ class Rank:
 
     def lazy(self, materialize: Callable[[Any], Any] | None = None, **options: Any) -> LazyBroadcast[Any, Any]:
         """Construct an object on all ranks, with a name of its own. Collective."""
-        options = {"name": f"check-{next(self._names)}", "timeout_s": TIMEOUT_S, **options}
+        defaults = {"name": f"check-{next(self._names)}", "timeout_s": TIMEOUT_S, "shared_memory": self.shared_memory}
+        options = {**defaults, **options}
         return LazyBroadcast(materialize, backend=self.backend, **options)
 
     def executor(self, threads: int = 2) -> concurrent.futures.ThreadPoolExecutor:

@@ -31,13 +31,21 @@ class Outcome:
         return not any(self.errors)
 
 
-def run(backend: Backend, *, only: str = "", report: Callable[[Outcome], None] = lambda outcome: None) -> list[Outcome]:
+def run(
+    backend: Backend,
+    *,
+    only: str = "",
+    shared_memory: bool | str = "auto",
+    report: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
     """Run all behaviours whose name contains `only`; return the outcomes, the same on every rank.
+
+    With `shared_memory=False` everything travels through the backend, also between ranks of one host.
 
     Collective: every rank. Blocking: some minutes at most; a behaviour that hangs fails by time-out.
     """
     context = backend.open(timeout_s=TIMEOUT_S)
-    rank = Rank(backend)
+    rank = Rank(backend, shared_memory)
     outcomes = []
     try:
         for fn in behaviours(backend.size):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lazycast.errors import KeyInUseError
+from lazycast.materializers import register_materializer
 from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same
 
 
@@ -159,7 +160,6 @@ def bad_keys_are_refused_here_and_nobody_waits(rank: Rank) -> None:
             raises(TypeError, "a key is a str, int or bytes", functools.partial(lazy.broadcast, 1, key=bad))
         raises(ValueError, "64 bits", lambda: lazy.broadcast(1, key=1 << 64))
         raises(ValueError, "at most 1024 bytes", lambda: lazy.broadcast(1, key="é" * 600))
-        raises(ValueError, "timeout_s must be", lambda: lazy.broadcast(1, timeout_s=0))
         same(lazy.broadcast("works"), "works")
 
 
@@ -205,6 +205,19 @@ def futures_work_with_the_standard_library(rank: Rank) -> None:
         check(event.wait(30), "the callback did not run")
         check(called[0][0] == 99, f"the callback got {called}")
         check("engine" not in called[0][1] and "recv" not in called[0][1], f"it ran on {called[0][1]}")
+
+
+def shout(text: str) -> str:
+    return text.upper()
+
+
+@behaviour()
+def a_registered_materializer_travels_by_its_name(rank: Rank) -> None:
+    scream = register_materializer("lazycast.testing: scream", lambda text: text.upper() + "!")
+    with rank.lazy(scream) as lazy:
+        same(lazy.broadcast("hey"), "HEY!")
+    raises(TypeError, "is callable", lambda: register_materializer("x", 3))  # type: ignore[arg-type]
+    raises(ValueError, "1 to 200 characters", lambda: register_materializer("", shout))
 
 
 @behaviour()

@@ -10,15 +10,22 @@ from lazycast.testing import Outcome, run
 from lazycast.testing.kit import behaviours, name_of
 
 SIZES = (1, 2, 4)
-CASES = [(size, name_of(fn)) for size in SIZES for fn in behaviours(size)]
+CASES = [("auto", size, name_of(fn)) for size in SIZES for fn in behaviours(size)]
+# The network path, which ranks of one host do not take by themselves; five ranks, so that one passes messages on.
+CASES += [(False, 5, name_of(fn)) for fn in behaviours(5) if not name_of(fn).startswith("contract.")]
 
 
-def _run_one(name: str) -> list[Outcome]:
-    return run(resolve("auto"), only=name)
+def _run_one(name: str, shared_memory: bool | str) -> list[Outcome]:
+    return run(resolve("auto"), only=name, shared_memory=shared_memory)
 
 
-@pytest.mark.parametrize(("size", "name"), CASES, ids=[f"{name}-{size}" for size, name in CASES])
-def test_behaviour(size: int, name: str) -> None:
-    for rank, outcomes in enumerate(launch(_run_one, ranks=size, backend="threads", args=(name,), timeout_s=110)):
+@pytest.mark.parametrize(
+    ("shared_memory", "size", "name"),
+    CASES,
+    ids=[f"{name}-{size}-{'shared' if shared else 'network'}" for shared, size, name in CASES],
+)
+def test_behaviour(shared_memory: bool | str, size: int, name: str) -> None:
+    seen = launch(_run_one, ranks=size, backend="threads", args=(name, shared_memory), timeout_s=110)
+    for rank, outcomes in enumerate(seen):
         assert [outcome.name for outcome in outcomes] == [name]
         assert outcomes[0].passed, f"seen by rank {rank}:\n" + "\n".join(e for e in outcomes[0].errors if e)

@@ -116,7 +116,7 @@ def test_code_that_only_the_root_can_import_is_fetched_or_said_to_be_gone(tmp_pa
 def lacks_memory() -> Any:
     import lazycast.relay
 
-    with LazyBroadcast(timeout_s=30) as lazy:
+    with LazyBroadcast(timeout_s=30, shared_memory=False) as lazy:
         if lazy.rank == 1:
             whole = lazycast.relay.allocate
 

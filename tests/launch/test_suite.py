@@ -27,10 +27,16 @@ def command(backend: str, ranks: int) -> list[str]:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-@pytest.mark.parametrize("backend", ["local", "torch", "mpi"])
-def test_the_suite_passes(backend: str, ranks: int) -> None:
-    done = run(command(backend, ranks), timeout_s=380, PYTHONWARNINGS="error::ResourceWarning")
+@pytest.mark.parametrize(
+    ("backend", "ranks", "path"),
+    [
+        *((backend, ranks, "shared") for backend in ("local", "torch", "mpi") for ranks in (1, 2, 4)),
+        *((backend, 4, "network") for backend in ("local", "torch", "mpi")),
+    ],
+)
+def test_the_suite_passes(backend: str, ranks: int, path: str) -> None:
+    options = ["--network"] if path == "network" else []
+    done = run([*command(backend, ranks), *options], timeout_s=380, PYTHONWARNINGS="error::ResourceWarning")
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-8000:]
     passed = sorted(re.findall(r"^ok +(\S+)$", done.stdout, re.MULTILINE))

@@ -14,6 +14,11 @@ from lazycast.wire import Failure, Key
 FAILED = Failure("refused", 0, "h", "no")
 
 
+def _enter(calls: Calls, call: Call) -> None:
+    calls.add(call)
+    calls.enter(call)
+
+
 def _call(seq: int, key: Key | None, failure: Failure | None = None) -> Call:
     future: Any = None
     return Call(seq, key, Ask(key, 1.0, future, seq, 0.0), failure=failure)
@@ -30,7 +35,7 @@ def _send(calls: Calls, *, has_room: bool = True) -> int | None:
 def test_calls_begin_in_the_order_they_were_made() -> None:
     calls = Calls()
     for seq, key in enumerate(("a", None, "a", "b")):
-        calls.add(_call(seq, key))
+        _enter(calls, _call(seq, key))
     begun = [calls.next_to_begin() for _ in range(5)]
     assert [call.seq if call else None for call in begun] == [0, 1, 2, 3, None]
     assert len(calls) == 4
@@ -40,7 +45,7 @@ def test_a_slow_call_holds_up_its_own_key_only() -> None:
     calls = Calls()
     slow, same_key, other = _call(1, "a"), _call(2, "a"), _call(3, "b")
     for call in (slow, same_key, other):
-        calls.add(call)
+        _enter(calls, call)
     calls.make_ready(same_key)
     assert _send(calls) is None
     calls.make_ready(other)
@@ -54,7 +59,7 @@ def test_without_room_only_failures_are_sent() -> None:
     calls = Calls()
     value, failed = _call(1, "a"), _call(2, "b", FAILED)
     for call in (failed, value):
-        calls.add(call)
+        _enter(calls, call)
         calls.make_ready(call)
     assert _send(calls, has_room=False) == 2
     assert _send(calls, has_room=False) is None
@@ -66,8 +71,8 @@ def test_without_room_only_failures_are_sent() -> None:
 def test_the_call_of_an_ask_and_the_first_of_a_key_are_found_until_sent() -> None:
     calls = Calls()
     a, b = _call(1, "a"), _call(2, "a")
-    calls.add(a)
-    calls.add(b)
+    _enter(calls, a)
+    _enter(calls, b)
     assert calls.of(a.ask) is a
     assert calls.first("a") is a
     assert calls.first("nothing") is None
@@ -95,7 +100,7 @@ def test_per_key_in_order_and_everything_is_sent_in_the_end(steps: list[tuple[st
     for what, arg in steps:
         if what == "add":
             added.append(_call(len(added), arg))
-            calls.add(added[-1])
+            _enter(calls, added[-1])
         elif what == "ready":
             waiting = [call for call in added if not call.ready]
             if waiting:

@@ -12,7 +12,8 @@ import pytest
 
 from lazycast import tree, wire
 from lazycast.backend import Context, Link, Sink
-from lazycast.relay import Relay
+from lazycast.relay import Relay, Room
+from lazycast.topology import Topology, place
 from lazycast.wire import AnyMessage, Cast, Chunk, Code, Failure, Gone, Need, Query, Read, Report, Status, Verdict
 
 LOST = Failure("lost", 3, "h", "gone")
@@ -84,15 +85,20 @@ class Inbox:
         return [(message, bytes(body)) for message, body in self.messages]
 
 
+def alone(rank: int, size: int, root: int = 0) -> Topology:
+    """Every rank on a host of its own."""
+    return place(rank, root, [[r] for r in range(size)])
+
+
 class Node:
     """One rank with its relay."""
 
     def __init__(self, rank: int, size: int, root: int = 0, max_body_nbytes: int = 100) -> None:
         self.rank = rank
         self.inbox, self.link = Inbox(), FakeLink(max_body_nbytes)
-        self.relay = Relay(rank, size, root, self.inbox)
+        self.relay = Relay(alone(rank, size, root), self.inbox, None)
         self.context = FakeContext(self.link)
-        self.relay.connect(self.context, timeout_s=1.0)
+        self.relay.connect(self.context, timeout_s=1.0, name="test")
 
     def receive(self, peer: int, message: AnyMessage | bytes, body: bytes | memoryview = b"") -> None:
         """What a link does with one message."""
@@ -142,7 +148,7 @@ def test_what_goes_down_reaches_every_other_rank_once_whole_and_in_order(size: i
         sent.append((Code(100 + seq, f"i{seq}", nbytes), body_of(seq, nbytes)))
         sent.append((Verdict(seq), b""))
     for message, body in sent:
-        network.nodes[root].relay.down(message, memoryview(body))
+        network.nodes[root].relay.down(message, Room(memoryview(body)))
     network.settle()
     for node in network.nodes:
         assert node.inbox.plain() == ([] if node.rank == root else sent)
@@ -174,10 +180,10 @@ def test_a_status_reaches_the_rank_it_names_alone(size: int, root: int) -> None:
         assert hops == len(tree.path(to, size=size, root=root)) - 1
 
 
-def test_news_of_the_gone_go_to_all_neighbours_but_the_one_that_brought_them() -> None:
+def test_news_of_the_gone_go_to_all_neighbours() -> None:
     node = Node(1, 8)  # parent 0, children 4, 5, 6
-    node.relay.flood(Gone(3, LOST), but=4)
-    assert [(peer, message) for peer, message, _ in node.link.messages()] == [(p, Gone(3, LOST)) for p in (0, 5, 6)]
+    node.relay.flood(Gone(3, LOST))
+    assert [(peer, message) for peer, message, _ in node.link.messages()] == [(p, Gone(3, LOST)) for p in (0, 4, 5, 6)]
     node.receive(0, Gone(3, LOST))
     assert node.inbox.plain() == [(Gone(3, LOST), b"")]
     assert not node.link.sent, "the engine passes it on, if it is news"
@@ -194,7 +200,7 @@ def test_a_relay_connects_to_its_parent_and_children() -> None:
 
 def test_a_large_body_leaves_in_chunks_of_the_links_size() -> None:
     root, body = Node(0, 2), body_of(0, 250)
-    root.relay.down(cast(7, 250), memoryview(body))
+    root.relay.down(cast(7, 250), Room(memoryview(body)))
     assert root.link.messages() == [
         (1, cast(7, 250), body[:100]),
         (1, Chunk(7, 100, 100), body[100:200]),
@@ -256,7 +262,7 @@ def test_nothing_overtakes_the_chunks_of_a_body() -> None:
             assert about_to.wait(10)
 
     root.link.on_send = start_other
-    root.relay.down(cast(7, 50_000), memoryview(body))
+    root.relay.down(cast(7, 50_000), Room(memoryview(body)))
     assert done.wait(10)
     thread.join()
     kinds = [type(message) for _, message, _ in root.link.messages()]
@@ -339,7 +345,7 @@ def test_a_neighbour_that_ends_in_the_middle_of_a_body_is_told_and_nothing_is_de
 
 def test_bytes_are_counted_with_headers_and_for_every_child() -> None:
     network = Network(5, 0, seed=0)
-    network.nodes[0].relay.down(cast(1, 250), memoryview(body_of(1, 250)))
+    network.nodes[0].relay.down(cast(1, 250), Room(memoryview(body_of(1, 250))))
     network.settle()
     headers = sum(len(wire.encode(m)) for m in (cast(1, 250), Chunk(1, 100, 100), Chunk(1, 200, 50)))
     sent = [node.relay.nbytes_sent for node in network.nodes]
@@ -350,7 +356,7 @@ def test_bytes_are_counted_with_headers_and_for_every_child() -> None:
 
 def test_a_neighbour_may_send_before_connect_has_returned() -> None:
     inbox, link = Inbox(), FakeLink(100)
-    relay, context = Relay(1, 5, 0, inbox), FakeContext(link)
+    relay, context = Relay(alone(1, 5), inbox, None), FakeContext(link)
     threads: list[threading.Thread] = []
 
     def deliver_early(sink: Sink) -> None:
@@ -358,7 +364,7 @@ def test_a_neighbour_may_send_before_connect_has_returned() -> None:
         threads[0].start()
 
     context.during_connect = deliver_early
-    relay.connect(context, timeout_s=1.0)
+    relay.connect(context, timeout_s=1.0, name="test")
     threads[0].join(10)
     assert inbox.plain() == [(Verdict(1), b"")]
     assert [(peer, message) for peer, message, _ in link.messages()] == [(4, Verdict(1))]
@@ -370,7 +376,7 @@ def test_closing_closes_the_link_and_is_fine_without_one() -> None:
     node.relay.close_after_fork()
     assert node.link.closed == [3.0]
     assert node.link.closed_after_fork
-    unconnected = Relay(1, 5, 0, Inbox())
+    unconnected = Relay(alone(1, 5), Inbox(), None)
     unconnected.close(timeout_s=1.0)
     unconnected.close_after_fork()
 

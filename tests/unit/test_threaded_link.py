@@ -41,9 +41,12 @@ class QueuePipe(Pipe):
     def recv_body(self, into: memoryview) -> None:
         into[:] = self._body
 
-    def close(self) -> None:
+    def interrupt(self) -> None:
         self.closed.set()
         self.into.put(None)
+
+    def close(self) -> None:
+        self.interrupt()
 
     def close_after_fork(self) -> None:
         self.forked = True

@@ -1,0 +1,169 @@
+"""Finds out, at construction, with which ranks this one can share memory: by trying it.
+
+Three exchanges among all ranks: addresses and secrets; who has dialled whom; who has passed whose test. What is tried
+is what will be used: a packet socket that carries a descriptor of memory, which the other side reads.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import secrets
+import socket
+import struct
+
+import msgspec
+
+from lazycast.backend import Context
+from lazycast.fanout.hosts import hosts
+from lazycast.fanout.memory import create
+
+#: Ranks with different labels in this environment variable share no memory though they could: for NUMA nodes, tests.
+LABEL = "LAZYCAST_HOST"
+
+_CREDENTIALS = struct.Struct("3i")
+_HELLO = struct.Struct("<I32s")
+_TEST_NBYTES = 4096
+
+
+class Host(msgspec.Struct):
+    """What came of it: the ranks of this host in order, a socket to each of the others, and all hosts."""
+
+    ranks: list[int]
+    sockets: dict[int, socket.socket]
+    hosts: list[list[int]]
+    reason: str | None  # why this rank shares nothing, if so
+
+
+class _Card(msgspec.Struct):
+    """What a rank tells the others: where it listens and what callers must know; or why it does not."""
+
+    address: str | None
+    secret: bytes = b""
+    reason: str | None = None
+    label: str = ""
+
+
+def meet(context: Context, rank: int, size: int, *, wanted: bool, timeout_s: float) -> Host:
+    """Group the ranks into hosts and connect this one with those of its own.
+
+    Collective: every rank, also those that want no shared memory. Blocking: up to `timeout_s` per exchange.
+    """
+    listener, card = _listen() if wanted else (None, _Card(None, reason="shared_memory=False"))
+    sockets: dict[int, socket.socket] = {}
+    try:
+        blobs = context.exchange(msgspec.msgpack.encode(card), timeout_s=timeout_s)
+        cards = [msgspec.msgpack.decode(blob, type=_Card) for blob in blobs]
+        for peer in range(rank) if listener is not None else ():
+            sock = _dial(cards[peer], rank) if cards[peer].label == card.label else None
+            if sock is not None:
+                sockets[peer] = sock
+        dialled = _exchange_ranks(context, sockets, timeout_s)
+        callers = {r for r in range(size) if rank in dialled[r]}
+        if listener is not None:
+            sockets |= _accept(listener, callers, card.secret)
+        for peer in [p for p in sockets if p < rank and not _answered(sockets[p])]:
+            sockets.pop(peer).close()
+        passed = _exchange_ranks(context, {p: s for p, s in sockets.items() if p < rank}, timeout_s)
+        found = hosts(passed)
+        mine = next(host for host in found if rank in host)
+        for peer in [p for p in sockets if p not in mine]:
+            sockets.pop(peer).close()
+    except BaseException:
+        for sock in sockets.values():
+            sock.close()
+        raise
+    finally:
+        if listener is not None:
+            listener.close()
+    reason = card.reason or (None if len(mine) > 1 else "no other rank can be reached by a local socket")
+    return Host(mine, sockets, found, reason)
+
+
+def _exchange_ranks(context: Context, ranks: dict[int, socket.socket], timeout_s: float) -> list[set[int]]:
+    blobs = context.exchange(msgspec.msgpack.encode(sorted(ranks)), timeout_s=timeout_s)
+    return [msgspec.msgpack.decode(blob, type=set[int]) for blob in blobs]
+
+
+def _listen() -> tuple[socket.socket | None, _Card]:
+    """Listen on an abstract address: it belongs to the network namespace, and nothing is left behind."""
+    address, secret = secrets.token_hex(16), secrets.token_bytes(32)
+    try:
+        os.close(create(_TEST_NBYTES))
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except (OSError, AttributeError) as exc:
+        return None, _Card(None, reason=f"no shared memory on this platform or in this sandbox: {exc}")
+    try:
+        listener.bind(f"\0lazycast-{address}")
+        listener.listen(1024)
+    except OSError as exc:
+        listener.close()
+        return None, _Card(None, reason=f"no abstract Unix sockets here: {exc}")
+    return listener, _Card(address, secret, label=os.environ.get(LABEL, ""))
+
+
+def _dial(card: _Card, rank: int) -> socket.socket | None:
+    """Call a rank and hand it a descriptor of memory that holds its own secret. None if it is elsewhere."""
+    if card.address is None:
+        return None
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        sock.settimeout(5.0)
+        sock.connect(f"\0lazycast-{card.address}")
+        fd = create(_TEST_NBYTES)
+        try:
+            os.pwrite(fd, card.secret, 0)
+            sock.sendmsg(
+                [_HELLO.pack(rank, card.secret)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+            )
+        finally:
+            os.close(fd)
+    except OSError:
+        sock.close()
+        return None
+    return sock
+
+
+def _accept(listener: socket.socket, callers: set[int], secret: bytes) -> dict[int, socket.socket]:
+    """Take the calls that are known to have been made, and test what they brought."""
+    sockets: dict[int, socket.socket] = {}
+    listener.settimeout(5.0)
+    while len(sockets) < len(callers):
+        try:
+            sock, _ = listener.accept()
+        except OSError:
+            break
+        try:
+            caller = _test(sock, secret)
+        except (OSError, struct.error, ValueError):
+            sock.close()
+            continue
+        if caller not in callers or caller in sockets:
+            sock.close()
+            continue
+        sockets[caller] = sock
+        sock.send(b"\1")
+    return sockets
+
+
+def _test(sock: socket.socket, secret: bytes) -> int:
+    """Return the rank of a caller that runs as this user, knows the secret, and passed memory that can be read."""
+    _, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    sock.settimeout(5.0)
+    data, fds, _, _ = socket.recv_fds(sock, _HELLO.size, 1)
+    try:
+        caller, said = _HELLO.unpack(data)
+        good = uid == os.getuid() and secrets.compare_digest(said, secret) and len(fds) == 1
+        if not good or os.pread(fds[0], len(secret), 0) != secret:
+            raise ValueError("a caller that is not of this job")
+    finally:
+        for fd in fds:
+            os.close(fd)
+    return int(caller)
+
+
+def _answered(sock: socket.socket) -> bool:
+    with contextlib.suppress(OSError):
+        return sock.recv(1) == b"\1"
+    return False

@@ -1,0 +1,109 @@
+"""Anonymous shared memory from the kernel: nothing here has a name, so nothing can be left behind or opened by others.
+
+Guarantees:
+
+* A region is unmapped when its `Region` and all that it has handed out are gone.
+* A region keeps no descriptor: `mmap.mmap` duplicates one per mapping, and 1,018 held values would be the end.
+* `hold` returns memory whose finalizer runs when the last array, tensor or memoryview made from it is gone. It is a
+  ctypes array: NumPy collapses chains of its own bases, so an ndarray (or a subclass) is forgotten while views live.
+* Finalizers do nothing in another process, and nothing for what was held when this process forked: the child has the
+  memory too, so it stays as it is until the region goes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import weakref
+from collections.abc import Callable
+
+PAGE = mmap.PAGESIZE
+
+_F_ADD_SEALS, _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW, _F_SEAL_FUTURE_WRITE = 1033, 1, 2, 4, 16
+_MAP_NORESERVE = 0x4000
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+_forks = 0  # of this process, so that a finalizer can tell that its memory has been shared with a child
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(before=_count_fork)
+
+
+def create(nbytes: int) -> int:
+    """Return a descriptor of fresh zeroed memory of a fixed size. Close-on-exec."""
+    fd = os.memfd_create("lazycast", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, nbytes)
+        seal(fd, _F_SEAL_SHRINK | _F_SEAL_GROW)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def seal(fd: int, seals: int) -> None:
+    """Forbid what `seals` say, for good."""
+    import fcntl
+
+    fcntl.fcntl(fd, _F_ADD_SEALS, seals)
+
+
+def seal_against_writers(fd: int) -> None:
+    """Let nobody map this memory for shared writing any more; mappings that exist stay as they are."""
+    seal(fd, _F_SEAL_FUTURE_WRITE | _F_SEAL_SEAL)
+
+
+class Region:
+    """A mapping of a descriptor, of `nbytes` bytes. The descriptor may be closed at once."""
+
+    def __init__(self, fd: int, nbytes: int, *, private: bool = False, writable: bool = True) -> None:
+        self.nbytes = nbytes
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        flags = (mmap.MAP_PRIVATE | _MAP_NORESERVE) if private else mmap.MAP_SHARED
+        address = _libc.mmap(None, nbytes, protection, flags, fd, 0)
+        if address is None or address == _MAP_FAILED:
+            error = ctypes.get_errno()
+            raise MemoryError(f"cannot map {nbytes} bytes: {os.strerror(error)}")
+        self.address: int = address
+
+    def hold(self, offset: int, nbytes: int, released: Callable[[], None]) -> memoryview:
+        """Return the bytes from `offset` on; `released()` runs, in any thread, when nothing refers to them any more.
+
+        `released` must take no locks: garbage collection may run it anywhere.
+        """
+        # Whole pages, since ctypes makes a class for each new length, and a memoryview can be cut.
+        array = (ctypes.c_ubyte * pages(nbytes)).from_address(self.address + offset)
+        pid, forks = os.getpid(), _forks
+
+        def finish(region: Region) -> None:  # which it keeps mapped
+            if os.getpid() == pid and _forks == forks:
+                released()
+
+        weakref.finalize(array, finish, self).atexit = False
+        return memoryview(array).cast("B")[:nbytes]
+
+    def forget(self, offset: int, nbytes: int) -> None:
+        """Drop this process's own copies of the pages, so that what the writer puts there next is seen."""
+        _libc.madvise(self.address + offset, nbytes, mmap.MADV_DONTNEED)
+
+    def __del__(self) -> None:
+        # What is held keeps the region, so nothing refers to its bytes any more.
+        if getattr(self, "address", 0):
+            _libc.munmap(self.address, self.nbytes)
+
+
+def pages(nbytes: int) -> int:
+    """Return `nbytes` rounded up to whole pages, at least one."""
+    return max(1, -(-nbytes // PAGE)) * PAGE

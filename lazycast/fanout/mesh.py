@@ -1,0 +1,276 @@
+"""Messages between the ranks of a host: packets over Unix sockets, bodies in shared memory.
+
+Guarantees:
+
+* Messages between two ranks arrive whole, once, in order. A body of up to `INLINE_NBYTES` rides in its packet.
+* `send` never blocks: what a full socket does not take waits in an outbox, and one thread sends it when it can. The
+  same thread receives. It sleeps in `poll` and wakes for nothing else.
+* A dead process is an end-of-file at once. All descriptors are close-on-exec; a forked child closes its copies.
+* A body below `COPY_NBYTES` is copied to memory of its own and its slot is free at once.
+* Lock order: a peer's lock may be taken while nothing else is held; nothing is called under it.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import logging
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lazycast.codec import allocate, copy
+from lazycast.fanout.arena import Arena, Slot
+from lazycast.fanout.views import Views
+
+logger = logging.getLogger("lazycast")
+
+INLINE_NBYTES = 12 << 10
+COPY_NBYTES = 64 << 10
+
+# kind, header bytes; then for bodies elsewhere: row, offset, bytes, the arena's bytes
+_PREFIX = struct.Struct("<BxxxIIxxxxQQQ")
+_MESSAGE, _FAREWELL = 1, 2
+_IN_ARENA, _IN_SEGMENT, _BRINGS_ARENA = 16, 32, 64
+_PACKET_NBYTES = 64 << 10
+_MAX_FDS = 3
+_RECV_FLAGS = socket.MSG_CMSG_CLOEXEC
+_EMPTY = memoryview(b"")
+
+
+class HostSink(Protocol):
+    """What the mesh calls, from its thread."""
+
+    def host_message(self, peer: int, header: bytes, body: memoryview) -> None:
+        """Take a message; the body is this rank's own to keep and to write to."""
+        ...
+
+    def gone(self, peer: int, reason: str | None) -> None:
+        """Learn that a peer sends nothing any more: a farewell (None) or a loss (why)."""
+        ...
+
+
+@dataclass(eq=False)
+class _Peer:
+    rank: int
+    sock: socket.socket
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    outbox: deque[tuple[bytes, list[int]]] = field(default_factory=deque)  # packets with descriptors of their own
+    knows_arena: bool = False
+    gone: bool = False
+
+
+class Mesh:
+    """This rank's sockets and shared memory on its host. `send` and `share`: any thread."""
+
+    def __init__(
+        self, ranks: list[int], me: int, sockets: dict[int, socket.socket], arena_nbytes: int, *, copy_all: bool = False
+    ) -> None:
+        self.ranks, self._me = ranks, me
+        self.peers = sorted(sockets)
+        self._peers = {rank: _Peer(rank, sock) for rank, sock in sockets.items()}
+        self._copy_below = 1 << 62 if copy_all else COPY_NBYTES
+        self._arena = Arena(ranks, me, arena_nbytes)
+        self._views = Views(ranks, me)
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._leaving = self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, sink: HostSink, name: str) -> None:
+        """Begin to receive."""
+        for peer in self._peers.values():
+            peer.sock.setblocking(False)
+        self._thread = threading.Thread(target=self._run, args=(sink,), name=name, daemon=True)
+        self._thread.start()
+
+    # Sending
+
+    def allocate(self, nbytes: int) -> Slot:
+        """Return room in this rank's shared memory. Raises MemoryError with the reason."""
+        return self._arena.allocate(nbytes)
+
+    def share(self, peers: list[int], header: bytes, slot: Slot) -> None:
+        """Send a message whose body lies, complete, in a slot of this rank."""
+        live = [rank for rank in peers if not self._peers[rank].gone]
+        self._arena.share(slot, live)
+        place = (slot.row, slot.offset, slot.nbytes, self._arena.nbytes)
+        for rank in live:
+            peer, kind = self._peers[rank], _MESSAGE | _IN_ARENA
+            fds: list[int] = []
+            with peer.lock:
+                if not peer.knows_arena:
+                    peer.knows_arena = True
+                    kind |= _BRINGS_ARENA
+                    fds += self._arena.fds
+                if slot.segment_fd is not None:
+                    kind |= _IN_SEGMENT
+                    fds.append(slot.segment_fd)
+                self._put(peer, _PREFIX.pack(kind, len(header), *place) + header, fds)
+        if slot.segment_fd is not None:
+            os.close(slot.segment_fd)
+            slot.segment_fd = None
+
+    def send(self, rank: int, header: bytes, body: memoryview = _EMPTY) -> None:
+        """Send a message whose body, of up to `INLINE_NBYTES`, rides along."""
+        peer = self._peers[rank]
+        packet = _PREFIX.pack(_MESSAGE, len(header), 0, 0, body.nbytes, 0) + header + body
+        with peer.lock:
+            self._put(peer, packet, [])
+
+    def _put(self, peer: _Peer, packet: bytes, fds: list[int]) -> None:
+        """With the peer's lock held: send a packet, or queue it behind what waits."""
+        if peer.gone:
+            return
+        if not peer.outbox and self._try(peer, packet, fds):
+            return
+        peer.outbox.append((packet, [os.dup(fd) for fd in fds]))
+        os.eventfd_write(self._wake_fd, 1)
+
+    @staticmethod
+    def _try(peer: _Peer, packet: bytes, fds: list[int]) -> bool:
+        """Send a packet now if the socket takes it. True also for a peer that is dead: its end is told elsewhere."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            peer.sock.sendmsg([packet], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            return True
+        return True
+
+    def _flush(self, peer: _Peer) -> bool:
+        """Send what waits for a peer; return whether something still does."""
+        with peer.lock:
+            while peer.outbox and (peer.gone or self._try(peer, *peer.outbox[0])):
+                for fd in peer.outbox.popleft()[1]:
+                    os.close(fd)
+            return bool(peer.outbox)
+
+    # The thread
+
+    def _run(self, sink: HostSink) -> None:
+        poller = select.poll()
+        poller.register(self._wake_fd, select.POLLIN)
+        by_fd = {peer.sock.fileno(): peer for peer in self._peers.values()}
+        for fd in by_fd:
+            poller.register(fd, select.POLLIN)
+        buffer = bytearray(_PACKET_NBYTES)
+        while not self._closing:
+            for fd, events in poller.poll():
+                if fd == self._wake_fd:
+                    with contextlib.suppress(BlockingIOError):
+                        os.eventfd_read(self._wake_fd)
+                    for other, peer in by_fd.items():
+                        if not peer.gone and self._flush(peer):
+                            poller.modify(other, select.POLLIN | select.POLLOUT)
+                    continue
+                peer = by_fd[fd]
+                if events & select.POLLOUT and not self._flush(peer):
+                    poller.modify(fd, select.POLLIN)
+                if events & ~select.POLLOUT and not self._receive(peer, buffer, sink):
+                    poller.unregister(fd)
+
+    def _receive(self, peer: _Peer, buffer: bytearray, sink: HostSink) -> bool:
+        """Take one packet; return whether more may come."""
+        try:
+            n, ancillary, flags, _ = peer.sock.recvmsg_into([buffer], socket.CMSG_SPACE(4 * _MAX_FDS), _RECV_FLAGS)
+        except (BlockingIOError, InterruptedError):
+            return True
+        except ConnectionResetError:
+            return True  # it ended with something unread; the kernel says so once, and then gives what it had sent
+        except OSError as exc:
+            return self._end(peer, f"the connection failed: {exc}", sink)
+        fds = [fd for level, kind, data in ancillary if kind == socket.SCM_RIGHTS for fd in array.array("i", data)]
+        try:
+            if n == 0:
+                # Whoever has our farewell need not answer it.
+                return self._end(peer, None if self._leaving else "it ended without a farewell", sink)
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                return self._end(peer, "a packet did not fit, or its descriptors did not (RLIMIT_NOFILE)", sink)
+            if buffer[0] == _FAREWELL:
+                return self._end(peer, None, sink)
+            header, body = self._take(peer.rank, memoryview(buffer)[:n], fds)
+            sink.host_message(peer.rank, header, body)
+            return True
+        except Exception as exc:  # a sink must not raise; if it does, this peer can no longer be served
+            logger.exception("lazycast: a message of rank %d could not be taken", peer.rank)
+            return self._end(peer, f"receiving failed here: {exc!r}", sink)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _take(self, rank: int, packet: memoryview, fds: list[int]) -> tuple[bytes, memoryview]:
+        kind, header_nbytes, row, offset, nbytes, arena_nbytes = _PREFIX.unpack_from(packet)
+        end = _PREFIX.size + header_nbytes
+        header = bytes(packet[_PREFIX.size : end])
+        if not kind & _IN_ARENA:
+            if not nbytes:
+                return header, _EMPTY
+            body = allocate(nbytes)
+            body[:] = packet[end : end + nbytes]
+            return header, body
+        if kind & _BRINGS_ARENA:
+            self._views.learn(rank, fds[0], fds[1], arena_nbytes)
+        view = self._views.view(rank, row, offset, nbytes, fds[-1] if kind & _IN_SEGMENT else None)
+        return header, self._settle(view)
+
+    def _settle(self, view: memoryview) -> memoryview:
+        """Copy what is not worth a slot, or what the user wants in memory of its own."""
+        if view.nbytes >= self._copy_below:
+            return view
+        body = allocate(view.nbytes)
+        copy(body, view)
+        return body
+
+    def own_view(self, slot: Slot) -> memoryview:
+        """Return this rank's own value of a slot that it wrote, private like anybody's."""
+        if not self._views.knows(self._me):
+            self._views.learn(self._me, *self._arena.fds, self._arena.nbytes)
+        return self._settle(self._views.own(slot))
+
+    def _end(self, peer: _Peer, reason: str | None, sink: HostSink) -> bool:
+        if not peer.gone:
+            sink.gone(peer.rank, reason)
+            peer.gone = True
+            self._flush(peer)
+        return False
+
+    # The end
+
+    def close(self, *, timeout_s: float) -> None:
+        """Send what is queued and a farewell; the kernel delivers it though the sockets are closed. Idempotent."""
+        if self._leaving:
+            return
+        self._leaving = True
+        deadline_s = time.monotonic() + timeout_s
+        for peer in self._peers.values():
+            with peer.lock:
+                self._put(peer, bytes([_FAREWELL]), [])
+        while any(self._flush(peer) for peer in self._peers.values()) and time.monotonic() < deadline_s:
+            time.sleep(0.001)
+        self._closing = True
+        os.eventfd_write(self._wake_fd, 1)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(1.0)
+        for peer in self._peers.values():
+            with peer.lock:
+                peer.gone = True
+            self._flush(peer)
+            peer.sock.close()
+        os.close(self._wake_fd)
+        self._arena.close()
+
+    def close_after_fork(self) -> None:
+        """In a forked child: close the copies of the descriptors. Memory that is held stays."""
+        for peer in self._peers.values():
+            peer.sock.close()
+
+    def in_use(self) -> tuple[int, int]:
+        """Return slots and bytes of this rank's shared memory that somebody holds."""
+        return self._arena.in_use()

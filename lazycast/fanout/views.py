@@ -1,0 +1,75 @@
+"""What this rank reads of the others on its host, and of itself: their slots as memory of its own.
+
+Guarantees:
+
+* A view is writable and private: a write copies the page for this rank alone.
+* When the last object made on a view is gone, this rank's copies of its pages are dropped, and then its flag in the
+  writer's ledger: in this order, or the next message there would show what was written to the old one.
+* One persistent mapping per writer; a view costs no descriptor.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+import numpy as np
+
+from lazycast.fanout.arena import CAPACITY, Slot, ledger_of
+from lazycast.fanout.memory import Region, pages
+
+
+class _Writer(NamedTuple):
+    arena: Region
+    ledger: np.ndarray
+
+
+class Views:
+    """One rank's view of its host. Thread-safe.
+
+    Args:
+        ranks: the ranks of the host, in order; this one included.
+        me: this rank.
+    """
+
+    def __init__(self, ranks: list[int], me: int) -> None:
+        self._ranks, self._me = ranks, ranks.index(me)
+        self._writers: dict[int, _Writer] = {}
+        self._lock = threading.Lock()
+
+    def knows(self, writer: int) -> bool:
+        """Whether a writer's memory is mapped here."""
+        return writer in self._writers
+
+    def learn(self, writer: int, arena_fd: int, ledger_fd: int, arena_nbytes: int) -> None:
+        """Map a writer's memory. The descriptors stay the caller's."""
+        arena = Region(arena_fd, arena_nbytes, private=True)
+        ledger = ledger_of(Region(ledger_fd, pages(CAPACITY * len(self._ranks))), len(self._ranks))
+        with self._lock:
+            self._writers[writer] = _Writer(arena, ledger)
+
+    def view(self, writer: int, row: int, offset: int, nbytes: int, segment_fd: int | None = None) -> memoryview:
+        """Return a slot as memory of this rank, held until nothing refers to it. The descriptor stays the caller's."""
+        known = self._writers[writer]
+        region = known.arena if segment_fd is None else Region(segment_fd, pages(nbytes), private=True)
+        ledger, me = known.ledger, self._me
+
+        def released() -> None:
+            region.forget(offset, pages(nbytes))
+            ledger[row, me] = 0
+
+        return region.hold(offset, nbytes, released)
+
+    def own(self, slot: Slot) -> memoryview:
+        """Return a slot that this rank wrote as a value of its own; it keeps the writer's hold on the slot."""
+        if slot.segment_fd is None:
+            region = self._writers[self._ranks[self._me]].arena
+        else:
+            region = Region(slot.segment_fd, pages(slot.nbytes), private=True)
+        writer = [slot.view]
+
+        def released() -> None:
+            region.forget(slot.offset, pages(slot.nbytes))
+            writer.clear()
+
+        return region.hold(slot.offset, slot.nbytes, released)

@@ -1,0 +1,72 @@
+"""Who passes messages on to whom: a tree of hosts with the root's on top, and on each host a star around its leader.
+
+Plain functions on plain numbers; every rank computes the same from the same hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lazycast import tree
+from lazycast.fanout.hosts import leader
+
+
+@dataclass(frozen=True)
+class Topology:
+    """One rank's place.
+
+    Attributes:
+        parent: from whom this rank gets casts; None for the root.
+        local: the ranks of its own host that it passes casts on to.
+        remote: the leaders of other hosts that it passes casts on to.
+        upstream: all ranks on the way from the root to this rank, this one left out.
+    """
+
+    rank: int
+    root: int
+    hosts: tuple[tuple[int, ...], ...]
+    parent: int | None
+    local: tuple[int, ...]
+    remote: tuple[int, ...]
+    upstream: frozenset[int]
+
+    @property
+    def children(self) -> tuple[int, ...]:
+        return self.local + self.remote
+
+    @property
+    def remote_neighbours(self) -> tuple[int, ...]:
+        """The leaders of other hosts with which this rank exchanges messages, parent first."""
+        above = () if self.parent is None or self.parent in self.host else (self.parent,)
+        return above + self.remote
+
+    @property
+    def host(self) -> tuple[int, ...]:
+        """The ranks of this rank's host, in order."""
+        return next(host for host in self.hosts if self.rank in host)
+
+    def below(self, rank: int) -> list[int]:
+        """Return the ranks that get their casts by way of `rank`."""
+        everybody = (r for host in self.hosts for r in host)
+        return [r for r in everybody if rank in place(r, self.root, self.hosts).upstream]
+
+    def next_hop(self, to: int) -> int | None:
+        """Return the child on the way to `to`; None if `to` is not below this rank."""
+        below = place(to, self.root, self.hosts).upstream | {to}
+        return next((child for child in self.children if child in below), None)
+
+
+def place(rank: int, root: int, hosts: Sequence[Sequence[int]]) -> Topology:
+    """Return the place of `rank` in a group whose ranks lie on `hosts`."""
+    leaders = [leader(host, root) for host in hosts]
+    size, top = len(hosts), leaders.index(root)
+    mine = next(index for index, host in enumerate(hosts) if rank in host)
+    way = [leaders[index] for index in tree.path(mine, size=size, root=top)]
+    if rank == leaders[mine]:
+        above = way[:-1]
+        local = tuple(r for r in hosts[mine] if r != rank)
+        remote = tuple(leaders[index] for index in tree.children(mine, size=size, root=top))
+    else:
+        above, local, remote = way, (), ()
+    return Topology(rank, root, tuple(map(tuple, hosts)), above[-1] if above else None, local, remote, frozenset(above))
