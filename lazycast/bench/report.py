@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from lazycast.bench.plan import COLUMNS, size_text
 
 _REFERENCE = "lazycast"
+_WIDE = 135  # columns of a terminal that has room for spreads
 HEADINGS = ("size", "way", "rounds", *(h for column in COLUMNS for h in (column, "ratio")))
 _KINDS = {
     "array": "NumPy array",
@@ -91,6 +92,7 @@ _NOTE = (
 
 def print_run(run: dict[str, Any]) -> None:
     """Print a run on standard output."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -98,16 +100,19 @@ def print_run(run: dict[str, Any]) -> None:
     if not console.is_terminal:
         console.width = max(console.width, 150)  # a file has no edge at which to break lines
     console.print(f"[bold]{title(run)}[/]\n{surroundings(run)}\n{_NOTE}")
+    wide = console.width >= _WIDE
     for kind, name in kinds(run).items():
-        table = Table(title=name, title_justify="left")
-        for heading in HEADINGS:
-            words = heading in ("size", "way")
-            table.add_column(heading, justify="left" if words else "right", no_wrap=heading != "way")
+        shape, padding = (box.HEAVY_HEAD, (0, 1)) if wide else (box.SIMPLE_HEAD, (0, 1, 0, 0))
+        table = Table(title=name, title_justify="left", box=shape, padding=padding)
+        for heading in HEADINGS if wide else HEADINGS[:2] + HEADINGS[3:]:
+            justify: Literal["left", "right"] = "left" if heading in ("size", "way") else "right"
+            table.add_column(heading, justify=justify, no_wrap=heading != "way", overflow="fold")
         before = None
-        for nbytes, cells in rows(run, kind, spreads=COLUMNS[:1]):
+        for nbytes, cells in rows(run, kind, spreads=COLUMNS[:1] if wide else ()):
             if before not in (None, nbytes):
                 table.add_section()
-            table.add_row(*cells, style="bold" if cells[1] == _REFERENCE else None)
+            row = cells if wide else cells[:2] + cells[3:]
+            table.add_row(*row, style="bold" if cells[1] == _REFERENCE else None)
             before = nbytes
         console.print(table)
     for line in figures(run):

@@ -334,11 +334,12 @@ class RootLane(Lane):
     def _on_need(self, message: Need) -> None:
         try:
             code = self._shipper.code_for(message.ident)
-        except codec.CannotEncode as exc:
+            room = self._room_with(code)
+        except (codec.CannotEncode, MemoryError) as exc:
             failure = self._performer.failure("encode", "a materializer's code could not be sent", exc)
             self._relay.down(Code(next(self._seqs), message.ident, failure=failure))
         else:
-            self._relay.down(Code(next(self._seqs), message.ident, len(code)), self._room_with(code))
+            self._relay.down(Code(next(self._seqs), message.ident, len(code)), room)
 
     def _on_query(self, message: Query) -> None:
         root = self._group.root
