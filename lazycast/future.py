@@ -30,7 +30,7 @@ class CastFuture(concurrent.futures.Future[V]):
     def __init__(
         self,
         *,
-        label: str,
+        label: Callable[[], str],
         withdraw: Callable[[], bool],
         run_callback: Callable[[Callable[[], None]], None],
         guard: Callable[[], None],
@@ -42,7 +42,7 @@ class CastFuture(concurrent.futures.Future[V]):
         self._guard = guard
 
     def __repr__(self) -> str:
-        return f"<CastFuture {self._label} {self._state.lower()}>"
+        return f"<CastFuture {self._label()} {self._state.lower()}>"
 
     def cancel(self) -> bool:
         """Give up this cast.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -34,7 +35,8 @@ class Clock(Generic[W]):
     ) -> None:
         self._waits, self._lock = waits, lock
         self._on_due, self._work, self._on_failure = on_due, work, on_failure
-        self._wake = threading.Event()
+        self._gate = threading.Lock()  # locked while there is nothing to do: cheaper to open than an Event to set
+        self._gate.acquire()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -43,21 +45,19 @@ class Clock(Generic[W]):
 
     def wake(self) -> None:
         """There is something to do, or a wait that comes due earlier than all others."""
-        self._wake.set()
+        with contextlib.suppress(RuntimeError):  # it is open already
+            self._gate.release()
 
     def stop(self) -> None:
         """End the thread, from any thread."""
         self._stopped = True
-        self._wake.set()
+        self.wake()
         if self._thread.ident is not None and threading.current_thread() is not self._thread:
             self._thread.join(1.0)
 
     def _run(self) -> None:
         try:
-            while True:
-                self._wake.clear()
-                if self._stopped:  # only now: a stop before the clearing would have been forgotten
-                    return
+            while not self._stopped:
                 self._turn()
         except Exception as exc:
             self._on_failure(exc)
@@ -72,4 +72,5 @@ class Clock(Generic[W]):
         with self._lock:
             next_s = self._waits.next_s()
         times = [t for t in (work_s, next_s) if t is not None]
-        self._wake.wait(max(0.0, min(times) - time.monotonic()) if times else None)
+        # Whoever wakes us from here on opens the gate, so nothing that comes meanwhile is missed.
+        self._gate.acquire(timeout=max(0.0, min(times) - time.monotonic()) if times else -1)

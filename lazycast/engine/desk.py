@@ -10,6 +10,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -124,6 +125,9 @@ class Desk(ABC):
         if self._forked:
             raise ClosedError(f"lazycast {self._options.name!r} belongs to the parent of this forked process")
 
+    def _guard_result(self) -> None:
+        self.guard("result()")
+
     def reentrant(self, what: str) -> ReentrantCallError | None:
         role = role_of(self)
         if role is None:
@@ -142,10 +146,10 @@ class Desk(ABC):
         """With the lock held: make an ask; every call counts, also one that is refused."""
         self._asked += 1
         future: CastFuture[Any] = CastFuture(
-            label=self._label(key, None, self._asked),
+            label=functools.partial(self._label, key, None, self._asked),  # only if somebody looks
             withdraw=lambda: self._cancel(ask),
             run_callback=self._run_callback,
-            guard=lambda: self.guard("result()"),
+            guard=self._guard_result,
         )
         ask = Ask(key, timeout_s, future, self._asked, began_s)
         ask.wait = Wait(ask, began_s, plan(began_s, timeout_s, self._options.warn_after_s, ask=ask_root))

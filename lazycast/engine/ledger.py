@@ -93,8 +93,13 @@ class Ledger:
 
     def unread(self) -> tuple[int, int]:
         """Return casts and bytes that the slowest rank has not read (each the largest over the ranks)."""
-        loads = self._load.values()
-        return max((x.casts for x in loads), default=0), max((x.nbytes for x in loads), default=0)
+        casts = nbytes = 0
+        for load in self._load.values():  # a plain loop: every call of the root passes here
+            if load.casts > casts:
+                casts = load.casts
+            if load.nbytes > nbytes:
+                nbytes = load.nbytes
+        return casts, nbytes
 
     def unread_by_rank(self, *, casts: int, nbytes: int) -> dict[int, list[tuple[int, Key | None]]]:
         """Return, for each rank with at least so much unread, which casts those are: (number, key), oldest first."""

@@ -145,8 +145,9 @@ class RootLane(Lane):
         return None
 
     def _has_room(self) -> bool:
-        casts, _ = self._ledger.unread()
-        return casts + len(self._calls) < self._options.max_inflight and self._has_room_for_bytes()
+        casts, nbytes = self._ledger.unread()
+        options = self._options
+        return casts + len(self._calls) < options.max_inflight and nbytes < options.max_inflight_nbytes
 
     def _has_room_for_bytes(self) -> bool:
         """With the lock held."""

@@ -25,12 +25,13 @@ class Stage(IntEnum):
 
 @dataclass(eq=False)
 class Wait(Generic[W]):
-    """One waiting call: when it began, and when each stage is due (seconds of one monotonic clock)."""
+    """One waiting call: when it began, and when each stage is due (seconds of one monotonic clock), in time order."""
 
     what: W | None
     since_s: float
-    due_s: list[tuple[float, Stage]]
+    due_s: tuple[tuple[float, Stage], ...]
     live: bool = False
+    passed: int = 0  # stages
 
     @property
     def deadline_s(self) -> float:
@@ -41,33 +42,36 @@ class Wait(Generic[W]):
 _ASK_BEFORE_S = 1.0
 
 
-def plan(now_s: float, timeout_s: float, warn_after_s: float, *, ask: bool) -> list[tuple[float, Stage]]:
+def plan(now_s: float, timeout_s: float, warn_after_s: float, *, ask: bool) -> tuple[tuple[float, Stage], ...]:
     """Return the stages of a wait that begins now, in time order."""
-    stages = [(now_s + timeout_s, Stage.GIVE_UP)]
-    if ask:
-        stages.append((now_s + timeout_s - min(_ASK_BEFORE_S, timeout_s / 10), Stage.ASK))
-    if warn_after_s < timeout_s:
-        stages.append((now_s + warn_after_s, Stage.WARN))
-    return sorted(stages)
+    end = (now_s + timeout_s, Stage.GIVE_UP)
+    if not ask:
+        return ((now_s + warn_after_s, Stage.WARN), end) if warn_after_s < timeout_s else (end,)
+    ask_root = (end[0] - min(_ASK_BEFORE_S, timeout_s / 10), Stage.ASK)
+    if warn_after_s >= timeout_s:
+        return ask_root, end
+    warn = (now_s + warn_after_s, Stage.WARN)
+    return (warn, ask_root, end) if warn <= ask_root else (ask_root, warn, end)
 
 
 class Waits(Generic[W]):
     """All waits of one object. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Stage, Wait[W]]] = []
+        # One entry per wait, for its next stage: (due, number, wait).
+        self._heap: list[tuple[float, int, Wait[W]]] = []
         self._numbers = itertools.count()
         self._live = 0
 
     def add(self, wait: Wait[W]) -> bool:
-        """Begin to watch a wait. Returns whether it has moved the next due time forward."""
-        before = self.next_s()
+        """Begin to watch a wait. Returns whether it is due before all others, dead ones included."""
         self._live += 1
         wait.live = True
-        for due_s, stage in wait.due_s:
-            heapq.heappush(self._heap, (due_s, next(self._numbers), stage, wait))
-        after = self.next_s()
-        return before is None or (after is not None and after < before)
+        self._push(wait)
+        return self._heap[0][2] is wait
+
+    def _push(self, wait: Wait[W]) -> None:
+        heapq.heappush(self._heap, (wait.due_s[wait.passed][0], next(self._numbers), wait))
 
     def end(self, wait: Wait[W]) -> None:
         """Stop watching, and let go of what it is about. Idempotent; also for a wait that was never added."""
@@ -76,13 +80,13 @@ class Waits(Generic[W]):
             return
         wait.live = False
         self._live -= 1
-        if len(self._heap) > 6 * self._live + 64:
-            self._heap = [item for item in self._heap if item[3].live]
+        if len(self._heap) > 2 * self._live + 64:
+            self._heap = [item for item in self._heap if item[2].live]
             heapq.heapify(self._heap)
 
     def next_s(self) -> float | None:
         """Return when the next stage of a live wait is due, or None."""
-        while self._heap and not self._heap[0][3].live:
+        while self._heap and not self._heap[0][2].live:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
@@ -90,15 +94,19 @@ class Waits(Generic[W]):
         """Return and take off what has come due."""
         ready = []
         while (next_s := self.next_s()) is not None and next_s <= now_s:
-            _, _, stage, wait = heapq.heappop(self._heap)
+            _, _, wait = heapq.heappop(self._heap)
+            stage = wait.due_s[wait.passed][1]
+            wait.passed += 1
+            if wait.passed < len(wait.due_s):
+                self._push(wait)
             if wait.what is not None:
                 ready.append((stage, wait.what))
         return ready
 
     def waiting(self) -> list[W]:
         """Return what is waited for, oldest first."""
-        live = {id(item[3]): item[3] for item in self._heap if item[3].live}
-        return [w.what for w in sorted(live.values(), key=lambda w: w.since_s) if w.what is not None]
+        live = [wait for _, _, wait in self._heap if wait.live]
+        return [w.what for w in sorted(live, key=lambda w: w.since_s) if w.what is not None]
 
     def __len__(self) -> int:
         return self._live

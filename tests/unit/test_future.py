@@ -25,7 +25,7 @@ class Engine:
         self.reentrant = False
         self.withdraw_result: bool | None = True
         self.future: CastFuture[Any] = CastFuture(
-            label="cast #3", withdraw=self._withdraw, run_callback=self.callbacks.append, guard=self._guard
+            label=lambda: "cast #3", withdraw=self._withdraw, run_callback=self.callbacks.append, guard=self._guard
         )
 
     def _withdraw(self) -> bool:

@@ -25,20 +25,20 @@ WARN, ASK, GIVE_UP = Stage.WARN, Stage.ASK, Stage.GIVE_UP
     ],
 )
 def test_the_plan_of_a_wait(timeout_s: float, warn_after_s: float, ask: bool, stages: object) -> None:
-    assert plan(100.0, timeout_s, warn_after_s, ask=ask) == stages
+    assert list(plan(100.0, timeout_s, warn_after_s, ask=ask)) == stages
 
 
 @given(st.floats(1e-3, 1e6), st.floats(1e-3, 1e6), st.booleans())
 def test_every_plan_ends_with_giving_up_at_the_time_limit(timeout_s: float, warn_after_s: float, ask: bool) -> None:
     stages = plan(100.0, timeout_s, warn_after_s, ask=ask)
-    assert stages == sorted(stages)
+    assert list(stages) == sorted(stages)
     assert stages[-1] == (100.0 + timeout_s, GIVE_UP)
     assert Wait("x", 100.0, stages).deadline_s == 100.0 + timeout_s
     assert all(due_s >= 100.0 for due_s, _ in stages)
 
 
 def _wait(name: str, *due: tuple[float, Stage], since_s: float = 0.0) -> Wait[str]:
-    return Wait(name, since_s, list(due))
+    return Wait(name, since_s, due)
 
 
 def test_stages_come_due_once_and_in_time_order_over_all_waits() -> None:
