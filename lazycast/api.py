@@ -55,7 +55,9 @@ class LazyBroadcast(Generic[P, V]):
             value; "auto", today the same as "every".
         agree: encoding, decoding and materializing succeed on every rank or fail on every rank with the same error.
             Costs a round trip. "demand" makes no such promise.
-        values: "private": what a rank gets is its own to write to. ("copy" is the same today.)
+        values: what a rank gets, if it is not the root: "private", memory of its own to write to, without a copy on the
+            host; "readonly", arrays that refuse to be written to (tensors, which cannot, are copied); "copy", memory on
+            the heap, faster for values that are overwritten as a whole. Below 64 KiB, values are copied anyway.
         trust: "pickle": ranks trust each other, as with torch's and MPI's object collectives.
         max_inflight, max_inflight_nbytes: how many casts, and bytes of payload, the slowest rank may have that it has
             not asked for; beyond it the root's calls block.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+VALUES: Final = ("private", "readonly", "copy")
 PLACEMENTS: Final = ("every", "demand", "root", "auto")
 DEFAULT_MAX_INFLIGHT_NBYTES: Final = 1 << 30
 DEFAULT_ARENA_NBYTES: Final = 1 << 30
@@ -18,7 +19,6 @@ DEFAULT_ARENA_NBYTES: Final = 1 << 30
 _NOT_YET: Final[dict[str, tuple[object, ...]]] = {
     "owners": (None,),
     "replicated": (False,),
-    "values": ("private", "copy"),
     "trust": ("pickle",),
     "allow": (None,),
 }
@@ -82,7 +82,7 @@ def check(options: Options, size: int, others: dict[str, object]) -> Exception |
     Args:
         others: the options that have one meaning today, by name.
     """
-    for name, value in {**others, "values": options.values, "trust": options.trust}.items():
+    for name, value in {**others, "trust": options.trust}.items():
         allowed = _NOT_YET[name]
         if not any(value is a or (isinstance(a, str) and isinstance(value, str) and value == a) for a in allowed):
             meant = " or ".join(repr(a) for a in allowed)
@@ -98,6 +98,8 @@ def check(options: Options, size: int, others: dict[str, object]) -> Exception |
         return ValueError(
             f"unknown placement {shown(options.placement)}; use one of {', '.join(map(repr, PLACEMENTS))}"
         )
+    if not isinstance(options.values, str) or options.values not in VALUES:
+        return ValueError(f"unknown values {shown(options.values)}; use one of {', '.join(map(repr, VALUES))}")
     if not isinstance(options.name, str) or not 0 < len(options.name) <= 200:
         return ValueError(f"name must be a string of 1 to 200 characters, got {shown(options.name)}")
     agree: object = options.agree

@@ -93,6 +93,8 @@ class Lane(Desk):
         try:
             if body.nbytes != message.nbytes:
                 raise MemoryError(f"{message.nbytes} bytes could not be allocated")
+            if self._options.values == "readonly":
+                body = body.toreadonly()
             value = codec.decode(body, Layout(message.stream_nbytes, message.frames))
         except BaseException as exc:
             return Result(

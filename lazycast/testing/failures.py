@@ -411,7 +411,7 @@ def options_that_differ_are_refused_on_every_rank(rank: Rank) -> None:
         ({"root": -1}, ValueError, "not a rank"),
         ({"placement": "nowhere"}, ValueError, "unknown placement 'nowhere'; use one of 'every'"),
         ({"placement": "shard"}, ValueError, "unknown placement 'shard'"),
-        ({"values": "readonly"}, ValueError, "not supported in this version"),
+        ({"values": "shared"}, ValueError, "unknown values 'shared'; use one of 'private'"),
         ({"trust": "data"}, ValueError, "not supported in this version"),
         ({"owners": [0]}, ValueError, "not supported in this version"),
         ({"replicated": True}, ValueError, "not supported in this version"),

@@ -65,6 +65,21 @@ def values_are_private_and_writable_as_they_were(rank: Rank) -> None:
         check(bool((value["writable"] == 1 + rank.rank).all()), "another rank's write is seen here")
 
 
+@behaviour(min_size=2)
+def values_may_be_asked_for_read_only_or_as_copies(rank: Rank) -> None:
+    for nbytes in (1000, 300_000):
+        with rank.lazy(values="readonly") as lazy:
+            value = lazy.broadcast(np.arange(nbytes, dtype=np.uint8))
+            same(value, np.arange(nbytes, dtype=np.uint8))
+            check(value.flags.writeable == lazy.is_root, "an array can be written to, or the root's own cannot")
+        with rank.lazy(values="copy") as lazy:
+            value = lazy.broadcast(np.zeros(nbytes, np.uint8))
+            value += 1 + rank.rank
+            rank.meet()
+            check(bool((value == 1 + rank.rank).all()), "another rank's write is seen here")
+            same(lazy.stats().shared_slots, 0, "slots in use, though every value is a copy")
+
+
 def total(array: np.ndarray) -> float:
     """A materializer with an import path."""
     return float(array.sum())
