@@ -12,8 +12,10 @@ Guarantees:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +26,8 @@ from lazycast.fanout.slots import FreeSpace
 
 #: How many slots a rank can have in use, held ones included.
 CAPACITY = 1 << 14
+
+_STEP_NBYTES = 16 << 20
 
 
 @dataclass
@@ -42,6 +46,22 @@ class _Extent:
     offset: int
     nbytes: int
     segment: Region | None
+    fd: int | None = None  # of the segment, until it is handed over
+
+
+@contextlib.contextmanager
+def _descriptors(*sizes: int) -> Iterator[list[int]]:
+    """Create memories; close what there is, and raise MemoryError, if one of them or what follows fails."""
+    fds: list[int] = []
+    try:
+        fds += (create(size) for size in sizes)
+        yield fds
+    except BaseException as exc:
+        for fd in fds:
+            os.close(fd)
+        if isinstance(exc, OSError):
+            raise MemoryError(f"cannot make {sum(sizes)} bytes of shared memory: {exc}") from exc
+        raise
 
 
 def ledger_of(region: Region, ranks: int) -> np.ndarray:
@@ -72,12 +92,11 @@ class Arena:
 
     def _create(self) -> None:
         ledger_nbytes = pages(CAPACITY * len(self._ranks))
-        arena_fd, ledger_fd = create(self.nbytes), create(ledger_nbytes)
-        self._region = Region(arena_fd, self.nbytes)
-        seal_against_writers(arena_fd)
-        self._ledger_region = Region(ledger_fd, ledger_nbytes)
-        self._ledger = ledger_of(self._ledger_region, len(self._ranks))
-        self._fds = arena_fd, ledger_fd
+        with _descriptors(self.nbytes, ledger_nbytes) as (arena_fd, ledger_fd):
+            region = Region(arena_fd, self.nbytes)
+            seal_against_writers(arena_fd)
+            self._ledger = ledger_of(Region(ledger_fd, ledger_nbytes), len(self._ranks))
+        self._region, self._fds = region, (arena_fd, ledger_fd)
 
     def allocate(self, nbytes: int) -> Slot:
         """Return room for `nbytes` > 0, held by this rank until its `view` is gone.
@@ -94,7 +113,7 @@ class Arena:
             offset = self._free.take(size)
             if offset is None:
                 segment, fd = self._segment(size)
-                extent, region, offset = _Extent(0, size, segment), segment, 0
+                extent, region, offset = _Extent(0, size, segment, fd), segment, 0
             else:
                 fd = None
                 extent, region = _Extent(offset, size, None), self._region
@@ -106,24 +125,30 @@ class Arena:
         return Slot(row, offset, nbytes, region.hold(offset, nbytes, lambda: self._let_go(row)), fd)
 
     def _touch(self, offset: int, size: int) -> None:
-        try:
-            headroom.check(offset + size - self._touched)
-        except MemoryError:
-            self._free.give(offset, size)
-            raise
-        self._touched = offset + size
+        """Take pages into use for the first time, some more than asked for: looking at the limits takes 0.8 ms."""
+        end = offset + size
+        for target in (min(self.nbytes, end + _STEP_NBYTES), end):
+            try:
+                headroom.check(target - self._touched)
+            except MemoryError:
+                if target == end:
+                    self._free.give(offset, size)
+                    raise
+            else:
+                self._touched = target
+                return
 
     def _segment(self, size: int) -> tuple[Region, int]:
-        if self._segments_nbytes + size > self.nbytes:
+        if self._segments_nbytes and self._segments_nbytes + size > self.nbytes:
             raise MemoryError(
                 f"no room for {size} bytes: the arena of {self.nbytes} bytes and as much in segments of their own are "
                 f"taken by values that are held: {self._holders()}; drop values, or copy what you keep, or raise "
                 "arena_nbytes"
             )
         headroom.check(size)
-        fd = create(size)
-        segment = Region(fd, size)
-        seal_against_writers(fd)
+        with _descriptors(size) as (fd,):
+            segment = Region(fd, size)
+            seal_against_writers(fd)
         self._segments_nbytes += size
         return segment, fd
 
@@ -137,6 +162,14 @@ class Arena:
         """Book that `readers` hold a slot, before the message goes to them."""
         for rank in readers:
             self._ledger[slot.row, self._ranks.index(rank)] = 1
+
+    def handed_over(self, slot: Slot) -> None:
+        """Close the descriptor of a segment: whoever needs it has it."""
+        if slot.segment_fd is not None:
+            os.close(slot.segment_fd)
+            slot.segment_fd = None
+            with self._lock:
+                self._extents[slot.row].fd = None
 
     def _let_go(self, row: int) -> None:
         self._ledger[row, self._me] = 0
@@ -152,6 +185,8 @@ class Arena:
                 self._free.give(extent.offset, extent.nbytes)
             else:
                 self._segments_nbytes -= extent.nbytes
+                if extent.fd is not None:  # it was never shared
+                    os.close(extent.fd)
             self._rows.append(row)
 
     def _holders(self) -> str:
@@ -174,5 +209,8 @@ class Arena:
         """Close the descriptors. The memory itself goes with the last value on any rank."""
         with self._lock:
             fds, self._fds = self._fds, None
-            for fd in fds or ():
+            unshared = [extent.fd for extent in self._extents.values() if extent.fd is not None]
+            for fd in (*(fds or ()), *unshared):
                 os.close(fd)
+            for extent in self._extents.values():
+                extent.fd = None

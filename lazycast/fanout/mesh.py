@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -40,8 +41,14 @@ _MESSAGE, _FAREWELL = 1, 2
 _IN_ARENA, _IN_SEGMENT, _BRINGS_ARENA = 16, 32, 64
 _PACKET_NBYTES = 64 << 10
 _MAX_FDS = 3
+_FULL = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)  # of the machine, not of the socket
 _RECV_FLAGS = socket.MSG_CMSG_CLOEXEC
 _EMPTY = memoryview(b"")
+
+
+def _check(header: bytes, inline_nbytes: int) -> None:
+    if _PREFIX.size + len(header) + inline_nbytes > _PACKET_NBYTES:
+        raise ValueError(f"a header of {len(header)} bytes and a body of {inline_nbytes} do not fit into a packet")
 
 
 class HostSink(Protocol):
@@ -97,6 +104,7 @@ class Mesh:
 
     def share(self, peers: list[int], header: bytes, slot: Slot) -> None:
         """Send a message whose body lies, complete, in a slot of this rank."""
+        _check(header, 0)
         live = [rank for rank in peers if not self._peers[rank].gone]
         self._arena.share(slot, live)
         place = (slot.row, slot.offset, slot.nbytes, self._arena.nbytes)
@@ -112,12 +120,11 @@ class Mesh:
                     kind |= _IN_SEGMENT
                     fds.append(slot.segment_fd)
                 self._put(peer, _PREFIX.pack(kind, len(header), *place) + header, fds)
-        if slot.segment_fd is not None:
-            os.close(slot.segment_fd)
-            slot.segment_fd = None
+        self._arena.handed_over(slot)
 
     def send(self, rank: int, header: bytes, body: memoryview = _EMPTY) -> None:
         """Send a message whose body, of up to `INLINE_NBYTES`, rides along."""
+        _check(header, body.nbytes)
         peer = self._peers[rank]
         packet = _PREFIX.pack(_MESSAGE, len(header), 0, 0, body.nbytes, 0) + header + body
         with peer.lock:
@@ -140,8 +147,10 @@ class Mesh:
             peer.sock.sendmsg([packet], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except (BlockingIOError, InterruptedError):
             return False
-        except OSError:
-            return True
+        except OSError as exc:
+            if exc.errno in _FULL:
+                time.sleep(0.001)  # there is nothing to wait for
+                return False
         return True
 
     def _flush(self, peer: _Peer) -> bool:

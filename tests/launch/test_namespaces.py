@@ -1,0 +1,122 @@
+"""Two hosts of two ranks, each in a network namespace: torchrun on two nodes, and what the root's wire carries."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+NBYTES = 32 << 20
+CASTS = 3
+
+RANK = """
+import json, pathlib, sys
+import numpy as np
+import torch.distributed as dist
+from lazycast import LazyBroadcast
+from lazycast.backends.torch_distributed import TorchBackend
+
+nbytes, casts, interface = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+counter = pathlib.Path(f"/sys/class/net/{interface}/statistics/tx_bytes")
+
+dist.init_process_group("gloo")
+with LazyBroadcast(backend=TorchBackend(), timeout_s=90) as lazy:
+    payload = np.random.default_rng(7).integers(0, 255, nbytes, np.uint8)
+    assert lazy.broadcast("all here") == "all here"
+    before = int(counter.read_text()) if lazy.is_root else 0
+    for n in range(casts):
+        payload[n] = 77
+        value = lazy.broadcast(payload if lazy.is_root else None)
+        # With agreement, the root's future is done when every rank has it all.
+        sent = int(counter.read_text()) - before if lazy.is_root else 0
+        assert np.array_equal(value, payload)
+    hosts = lazy.stats().hosts
+    print(json.dumps({"rank": lazy.rank, "hosts": hosts, "sent": sent}), flush=True)
+    lazy.broadcast("all have said so")
+dist.destroy_process_group()
+"""
+
+
+def ip(*args: str) -> None:
+    done = subprocess.run(["ip", *args], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 0, f"ip {' '.join(args)}: {done.stderr}"
+
+
+def why_not() -> str | None:
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None:
+        return "network namespaces need ip (iproute2)"
+    return None
+
+
+@contextlib.contextmanager
+def two_hosts() -> Iterator[list[tuple[str, str, str]]]:
+    """Two network namespaces connected by one wire: (namespace, interface, address) of each."""
+    pid = os.getpid()
+    ends = [(f"lazycast-{pid}-{end}", f"lz{pid}{end}", f"10.77.{pid % 250}.{n}") for n, end in ((1, "a"), (2, "b"))]
+    made = []
+    try:
+        for namespace, _, _ in ends:
+            ip("netns", "add", namespace)
+            made.append(namespace)
+        (first, here, _), (second, there, _) = ends
+        ip("link", "add", here, "netns", first, "type", "veth", "peer", "name", there, "netns", second)
+        for namespace, interface, address in ends:
+            ip("-n", namespace, "addr", "add", f"{address}/24", "dev", interface)
+            ip("-n", namespace, "link", "set", interface, "up")
+            ip("-n", namespace, "link", "set", "lo", "up")
+        yield ends
+    finally:
+        for namespace in made:
+            ip("netns", "delete", namespace)  # and with the last one the wire goes
+
+
+@pytest.mark.timeout(240)
+def test_the_roots_wire_carries_each_payload_once(tmp_path: Path) -> None:
+    reason = why_not()
+    if reason is not None:
+        assert "CI" not in os.environ, reason
+        pytest.skip(reason)
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    with two_hosts() as ends:
+        address = ends[0][2]
+        nodes = []
+        try:
+            for node, (namespace, interface, _) in enumerate(ends):
+                torchrun = [str(BIN / "torchrun"), "--nnodes", "2", "--nproc_per_node", "2", "--node_rank", str(node)]
+                meet = ["--rdzv_backend=static", "--master_addr", address, "--master_port", "29577"]
+                command = [*torchrun, *meet, str(script), str(NBYTES), str(CASTS), interface]
+                nodes.append(
+                    subprocess.Popen(
+                        ["ip", "netns", "exec", namespace, *command],
+                        env={**os.environ, "GLOO_SOCKET_IFNAME": interface, "OMP_NUM_THREADS": "1"},
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                        text=True,
+                    )
+                )
+            outputs = [node.communicate(timeout=180) for node in nodes]
+        finally:
+            for node in nodes:  # torchrun ends its ranks when it is told to
+                node.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    node.wait(20)
+                node.kill()
+                node.communicate()
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    said = [json.loads(line) for stdout, _ in outputs for line in stdout.splitlines() if line.startswith("{")]
+    assert sorted(line["rank"] for line in said) == [0, 1, 2, 3], outputs
+    for line in said:
+        assert line["hosts"] == [[0, 1], [2, 3]], line
+        if line["rank"] == 0:
+            assert CASTS * NBYTES <= line["sent"] <= 1.05 * CASTS * NBYTES, line
