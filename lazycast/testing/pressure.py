@@ -1,0 +1,126 @@
+"""Back-pressure: a root that is ahead of a rank waits, says for whom, and keeps the order of calls."""
+
+from __future__ import annotations
+
+import threading
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from lazycast.errors import CastTimeoutError, KeyInUseError, RemoteError
+from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same
+
+
+@behaviour(min_size=2)
+def back_pressure_holds_the_root_and_names_who_does_not_read(rank: Rank) -> None:
+    by_count: dict[str, Any] = {"max_inflight": 4}
+    by_nbytes: dict[str, Any] = {"max_inflight_nbytes": 4 * 80_000}
+    for options in (by_count, by_nbytes):
+        with rank.lazy(agree=False, **options) as lazy:
+            if lazy.is_root:
+                futures = [lazy.broadcast_async(np.full(10_000, n), key=f"k{n}") for n in range(4)]
+                for future in futures:
+                    future.result()
+                exc = raises(
+                    CastTimeoutError,
+                    r"max_inflight.*rank 1 has not asked for 4 casts: #1 key 'k0', #2 key 'k1'",
+                    partial(lazy.broadcast_async, np.full(10_000, 4), key="k4", timeout_s=0.5),
+                )
+                check(isinstance(exc, TimeoutError), "it is no TimeoutError")
+                same(lazy.stats().blocked.count, 0, "finished waits")
+                rank.meet()
+            else:
+                rank.meet()
+                for n in range(4):
+                    same(lazy.broadcast(key=f"k{n}"), np.full(10_000, n))
+                raises(RemoteError, "max_inflight", partial(lazy.broadcast, key="k4"))
+            same(lazy.broadcast("next"), "next")
+
+
+@behaviour(min_size=2)
+def blocking_asks_too_far_apart_time_out_with_names(rank: Rank) -> None:
+    """The others ask first for what the root can only send after they have asked for something else."""
+    with rank.lazy(agree=False, max_inflight=2) as lazy:
+        if lazy.is_root:
+            for n in range(2):
+                lazy.broadcast(n, key=n)
+            raises(CastTimeoutError, "rank 1.*#1 key 0, #2 key 1", lambda: lazy.broadcast(2, key=2, timeout_s=1.0))
+        else:
+            raises(
+                CastTimeoutError,
+                "max_inflight=2.*rank 1.*#1 key 0, #2 key 1.*missing: rank 0",
+                lambda: lazy.broadcast(key=2, timeout_s=0.6),
+            )
+        rank.meet()
+        if not lazy.is_root:
+            for n in range(2):
+                same(lazy.broadcast(key=n), n)
+        same(lazy.broadcast("next"), "next")
+
+
+@behaviour(min_size=2)
+def a_time_out_under_back_pressure_with_long_keys_is_only_a_time_out(rank: Rank) -> None:
+    """What the root says of it must fit into a message, however many keys and ranks there are."""
+    keys = [bytes([255, n]) * 512 for n in range(8)]
+    with rank.lazy(agree=False, max_inflight=8) as lazy:
+        if lazy.is_root:
+            for key in keys:
+                lazy.broadcast(key, key=key)
+        rank.meet()
+        if not lazy.is_root:
+            raises(CastTimeoutError, "max_inflight=8", lambda: lazy.broadcast(key="none", timeout_s=0.5))
+        rank.meet()
+        for key in [] if lazy.is_root else keys:
+            same(lazy.broadcast(key=key), key)
+        if lazy.is_root:
+            lazy.broadcast("consumed by the ask that timed out", key="none")
+        same(lazy.broadcast("next"), "next")
+
+
+@behaviour(min_size=2)
+def held_calls_that_end_are_told_at_once(rank: Rank) -> None:
+    """A call that waits for room and is cancelled or times out frees those who wait for it."""
+    with rank.lazy(agree=False, max_inflight_nbytes=1000, max_inflight=8) as lazy:
+        rank.meet()
+        if lazy.is_root:
+            ready = threading.Event()
+
+            def blocked() -> None:
+                ready.set()
+                raises(CastTimeoutError, "max_inflight_nbytes", lambda: lazy.broadcast_async(2, key=2, timeout_s=0.5))
+
+            lazy.broadcast(np.zeros(5000), key=1)
+            thread = threading.Thread(target=blocked)
+            thread.start()
+            thread.join(TIMEOUT_S)
+            check(ready.is_set() and not thread.is_alive(), "the call was not held or did not end")
+            rank.meet()
+        else:
+            began_s = time.monotonic()
+            raises(RemoteError, "max_inflight_nbytes", lambda: lazy.broadcast(key=2))
+            check(time.monotonic() - began_s < TIMEOUT_S / 2, "it was told late")
+            rank.meet()
+            same(lazy.broadcast(key=1), np.zeros(5000))
+        same(lazy.broadcast("next"), "next")
+
+
+@behaviour(min_size=2)
+def a_key_in_use_does_not_overtake_the_call_it_collides_with(rank: Rank) -> None:
+    with rank.lazy(agree=False, max_inflight=1) as lazy:
+        if lazy.is_root:
+            lazy.broadcast("fills the window", key="w")
+            first = threading.Thread(target=lambda: lazy.broadcast("first", key="k"))
+            first.start()
+            while "waiting for room" not in lazy.dump():
+                time.sleep(0.002)
+            raises(KeyInUseError, "'k'", lambda: lazy.broadcast("second", key="k"))
+            rank.meet()
+            first.join(TIMEOUT_S)
+        else:
+            rank.meet()
+            same(lazy.broadcast(key="w"), "fills the window")
+            same(lazy.broadcast(key="k"), "first")
+            raises(RemoteError, "KeyInUseError", lambda: lazy.broadcast(key="k"))
+        same(lazy.broadcast("third", key="k"), "third")
