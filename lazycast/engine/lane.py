@@ -211,17 +211,21 @@ class Lane(Desk):
     def on_neighbour_gone(self, peer: int, reason: str | None) -> None:
         host = self._group.hosts[peer]
         if reason is None:
-            self._on_gone(Gone(peer, Failure("closed", peer, host, f"rank {peer} ({host}) has closed its object")))
+            failure = Failure("closed", peer, host, f"rank {peer} ({host}) has closed its object")
         else:
-            text = f"rank {peer} ({host}) was lost: {reason}"
-            self._on_gone(Gone(peer, Failure("lost", peer, host, text)))
+            failure = Failure("lost", peer, host, f"rank {peer} ({host}) was lost: {reason}")
+        # All ranks of a host hear of its ends by themselves. Only those whose messages come by way of this rank are
+        # passed on from here: by another way the news could overtake a report that the rank has sent.
+        topology = self._topology
+        self._on_gone(Gone(peer, failure), flood=peer == topology.parent or peer in topology.children)
 
-    def _on_gone(self, message: Gone) -> None:
+    def _on_gone(self, message: Gone, *, flood: bool = True) -> None:
         with self._lock:
             if message.rank in self._end.gone:
                 return
             self._end.gone.add(message.rank)
-        self._relay.flood(message)
+        if flood:
+            self._relay.flood(message)
         if message.failure.kind == "lost":
             logger.warning("lazycast %r: %s", self._options.name, message.failure.message)
         self._handle_gone(message)
