@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copyreg
 import pickle
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -154,15 +155,23 @@ def _frames(body: memoryview, layout: Layout) -> Iterator[memoryview]:
         offset += _aligned(nbytes)
 
 
-# How protocol 5 names classes and functions; older ones have GLOBAL, a plain letter, which nobody here writes.
-_GLOBALS = (pickle.STACK_GLOBAL, pickle.EXT1, pickle.EXT2, pickle.EXT4)
+# How protocol 5 names classes and functions: two strings, each memoized, and STACK_GLOBAL; or an extension code.
+# Older protocols have GLOBAL, a plain letter, which nobody here writes.
+_NUMPY_GLOBAL = re.compile(rb"\x8c.numpy[\w.]*\x94\x8c.\w+\x94\x93", re.DOTALL)
+_EXTENSIONS = (pickle.EXT1, pickle.EXT2, pickle.EXT4)
 
 
 def is_plain(body: memoryview, layout: Layout) -> bool:
-    """Whether decoding runs nothing but pickle itself: no class or function is named. May say no where yes is true."""
+    """Whether decoding runs nothing but pickle and NumPy: no other class or function is named.
+
+    May say no where yes is true: bytes of the payload can look like names.
+    """
     start = _aligned(8 * layout.frames)
     stream = bytes(body[start : start + layout.stream_nbytes])
-    return not any(opcode in stream for opcode in _GLOBALS)
+    if any(opcode in stream for opcode in _EXTENSIONS):
+        return False
+    names = stream.count(pickle.STACK_GLOBAL)
+    return names == 0 or names == len(_NUMPY_GLOBAL.findall(stream))
 
 
 def decode(body: memoryview, layout: Layout) -> Any:

@@ -29,8 +29,8 @@ from lazycast.wire import AnyMessage, Cast, Failure, Gone, Need, Report, Verdict
 
 logger = logging.getLogger("lazycast")
 
-#: A payload up to this size, of builtin types and without a materializer, is decoded where it arrives: a worker would
-#: cost more. Anything else may run user code, or import a library, while other messages wait.
+#: A pickle stream up to this size, of builtin types and arrays and without a materializer, is decoded where it arrives:
+#: a worker would cost more. Anything else may run user code, or import a library, while other messages wait.
 INLINE_NBYTES = 64 << 10
 
 SPENT = Result()  # stands for a value that has been handed over: the future alone keeps it alive
@@ -106,17 +106,21 @@ class Lane(Desk):
 
     def _begin(self, arrival: Arrival) -> None:
         """Start this rank's part of a cast that has arrived, once."""
-        message = arrival.message
         with self._lock:
             if arrival.begun:
                 return
             arrival.begun = True
-        body = arrival.body
-        layout = Layout(message.stream_nbytes, message.frames)
-        here = (
-            message.ref is None and message.nbytes <= INLINE_NBYTES and (body is None or codec.is_plain(body, layout))
+        self._performer.run(
+            lambda: self._part(arrival), lambda result: self._part_done(arrival, result), here=self._is_quick(arrival)
         )
-        self._performer.run(lambda: self._part(arrival), lambda result: self._part_done(arrival, result), here=here)
+
+    @staticmethod
+    def _is_quick(arrival: Arrival) -> bool:
+        """Whether a cast is decoded at once where it has arrived: arrays of any size are only looked at, not copied."""
+        message, body = arrival.message, arrival.body
+        if message.ref is not None or message.stream_nbytes > INLINE_NBYTES:
+            return False
+        return not body or codec.is_plain(body, Layout(message.stream_nbytes, message.frames))
 
     def _part(self, arrival: Arrival) -> Result:
         ref = arrival.message.ref

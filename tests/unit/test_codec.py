@@ -7,6 +7,7 @@ import dataclasses
 import pickle
 import threading
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -350,3 +351,21 @@ def test_an_empty_encoding_has_no_frames() -> None:
 def test_copy_refuses_buffers_of_different_sizes() -> None:
     with pytest.raises(ValueError, match="broadcast"):
         codec.copy(memoryview(bytearray(3)), b"12")
+
+
+@pytest.mark.parametrize(
+    ("payload", "plain"),
+    [
+        ({"a": [1, "x", b"y", None, (True, 2.5)]}, True),
+        (np.arange(10.0), True),
+        ([np.zeros((100, 100), np.uint8), np.array(["s"]), {"n": np.float32(1)}], True),
+        ({"cls": Fraction}, False),
+        ([np.zeros(3), Fraction(1, 2)], False),
+        (np.array([Fraction(1, 2)], object), False),
+    ],
+)
+def test_what_may_be_decoded_at_once_names_nothing_but_numpy(payload: object, plain: bool) -> None:
+    encoded = codec.encode(payload)
+    body = codec.allocate(encoded.nbytes)
+    encoded.write_into(body)
+    assert codec.is_plain(body, encoded.layout) is plain
