@@ -37,7 +37,7 @@ def draw(run: dict[str, Any], path: Path) -> None:
     for spare in list(axes)[len(kinds) :]:
         spare.set_axis_off()
     named = [way for way in ways if way in handles]
-    figure.legend([handles[way] for way in named], named, loc="outside lower center", ncols=4)
+    figure.legend([handles[way] for way in named], named, loc="outside lower center", ncols=2 * columns)
     figure.suptitle(f"{report.title(run)}: until the last rank holds the value")
     figure.savefig(path, dpi=120, format="png")
 
