@@ -260,9 +260,6 @@ class Lane(Desk):
     def _engine_failed(self, exc: Exception) -> None:
         self._on_gone(Gone(self._group.rank, self._performer.failure("lost", "the engine failed", exc)))
 
-    def _busy(self) -> bool:
-        return super()._busy() and self._end.failure is None
-
     def _disconnect(self, timeout_s: float) -> None:
         rank = self._group.rank
         host = self._group.hosts[rank]

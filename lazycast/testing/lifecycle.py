@@ -49,6 +49,29 @@ def close_waits_for_pending_casts(rank: Rank) -> None:
         same(future.result(0), "pending")
 
 
+@behaviour(min_size=2)
+def close_waits_for_what_can_still_be_done_although_another_rank_has_closed(rank: Rank) -> None:
+    gate = threading.Event()
+    with rank.executor(1) as executor:
+        lazy = rank.lazy(identity, executor=executor, agree=False)
+        last = rank.rank == rank.last
+        executor.submit(lambda: last or gate.wait(TIMEOUT_S))
+        rank.meet()
+        future = lazy.broadcast_async("pending")
+        if last:
+            same(future.result(TIMEOUT_S), "pending")
+            lazy.close()
+        rank.meet()
+        if not last:
+            deadline_s = time.monotonic() + TIMEOUT_S
+            while lazy.is_root and "ended" not in lazy.dump():  # the news that the last rank has closed
+                check(time.monotonic() < deadline_s, "the root was not told")
+                time.sleep(0.005)
+            threading.Timer(0.2, gate.set).start()
+            lazy.close()
+            same(future.result(0), "pending")
+
+
 @behaviour()
 def close_fails_what_does_not_finish(rank: Rank) -> None:
     gate = threading.Event()
