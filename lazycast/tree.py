@@ -25,9 +25,3 @@ def path(rank: int, *, size: int, root: int, fanout: int = FANOUT) -> list[int]:
     while (above := parent(way[0], size=size, root=root, fanout=fanout)) is not None:
         way.insert(0, above)
     return way
-
-
-def next_hop(rank: int, to: int, *, size: int, root: int, fanout: int = FANOUT) -> int | None:
-    """Return the child of `rank` on the way to `to`; None if `to` is not below `rank`."""
-    way = path(to, size=size, root=root, fanout=fanout)
-    return way[way.index(rank) + 1] if rank in way[:-1] else None

@@ -33,20 +33,6 @@ def test_parent_is_the_inverse_of_children(size: int) -> None:
             assert above is None or rank in tree.children(above, size=size, root=root)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_next_hop_walks_from_any_rank_above_to_the_target_and_is_none_elsewhere(size: int) -> None:
-    for root in range(size):
-        for to in range(size):
-            walk = [root]
-            while (hop := tree.next_hop(walk[-1], to, size=size, root=root)) is not None:
-                assert hop in tree.children(walk[-1], size=size, root=root)
-                walk.append(hop)
-            assert walk == tree.path(to, size=size, root=root)
-            assert walk[-1] == to
-            for rank in set(range(size)) - set(walk[:-1]):
-                assert tree.next_hop(rank, to, size=size, root=root) is None
-
-
 @pytest.mark.parametrize(("size", "hops"), [(1, 0), (2, 1), (4, 1), (5, 2), (13, 2), (14, 3), (40, 3), (64, 4)])
 def test_depth_is_logarithmic(size: int, hops: int) -> None:
     for root in (0, size // 2, size - 1):
