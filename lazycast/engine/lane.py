@@ -60,7 +60,7 @@ class _End:
     """Why nothing more can come, once that is so."""
 
     failure: Failure | None = None
-    gone: set[int] = field(default_factory=set)
+    gone: dict[int, Gone] = field(default_factory=dict)  # by rank
 
 
 class Lane(Desk):
@@ -227,7 +227,7 @@ class Lane(Desk):
         with self._lock:
             if message.rank in self._end.gone:
                 return
-            self._end.gone.add(message.rank)
+            self._end.gone[message.rank] = message
         if flood:
             self._relay.flood(message)
         if message.failure.kind == "lost":
@@ -263,6 +263,11 @@ class Lane(Desk):
     def _disconnect(self, timeout_s: float) -> None:
         rank = self._group.rank
         host = self._group.hosts[rank]
+        # Others may hear of our end before they notice the loss that brought it about: tell them that first.
+        with self._lock:
+            losses = [gone for gone in self._end.gone.values() if gone.failure.kind == "lost"]
+        for loss in losses:
+            self._relay.flood(loss)
         self._relay.flood(Gone(rank, Failure("closed", rank, host, f"rank {rank} ({host}) has closed its object")))
         self._relay.close(timeout_s=timeout_s)
         self._context.close()
