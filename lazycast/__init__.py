@@ -16,6 +16,7 @@ from lazycast.errors import (
     LaunchError,
     LazycastError,
     MaterializeError,
+    PayloadMismatchError,
     PeerLostError,
     ReentrantCallError,
     RemoteError,
@@ -25,6 +26,7 @@ from lazycast.future import CastFuture
 from lazycast.launcher import launch
 from lazycast.materializers import register_materializer
 from lazycast.reducers import register_reducer
+from lazycast.staged import Staged
 from lazycast.stats import Stats, Timing
 from lazycast.version import __version__
 
@@ -42,9 +44,11 @@ __all__ = [
     "LazyBroadcast",
     "LazycastError",
     "MaterializeError",
+    "PayloadMismatchError",
     "PeerLostError",
     "ReentrantCallError",
     "RemoteError",
+    "Staged",
     "Stats",
     "Timing",
     "TrustError",

@@ -118,12 +118,10 @@ class LazyBroadcast(Generic[P, V]):
             executor=executor,
             arena_nbytes=arena_nbytes,
             shared_memory=shared_memory,
+            owners=owners,
+            replicated=replicated,
         )
-        reserved: dict[str, object] = {
-            "owners": owners,
-            "replicated": replicated,
-            "allow": allow,
-        }
+        reserved: dict[str, object] = {"allow": allow}
         self._options = options
         self._lane = self._meet(options, check(options, self._backend.size, reserved))
         lifetime.watch(self._lane)

@@ -54,6 +54,10 @@ class MaterializeError(LazycastError):
     """The materializer raised. On the rank where it happened, `__cause__` is the original exception."""
 
 
+class PayloadMismatchError(LazycastError, ValueError):
+    """With `replicated=True`: a rank's own payload is another one than the root's, or it has none."""
+
+
 class PeerLostError(LazycastError, ConnectionError):
     """A rank died. Nothing can be cast in this group any more; build a new one without it."""
 

@@ -10,6 +10,7 @@ from lazycast.errors import (
     EncodeError,
     LazycastError,
     MaterializeError,
+    PayloadMismatchError,
     PeerLostError,
     RemoteError,
 )
@@ -23,18 +24,20 @@ _AT_HOME: dict[FailureKind, type[LazycastError]] = {
     "encode": EncodeError,
     "decode": DecodeError,
     "materialize": MaterializeError,
+    "mismatch": PayloadMismatchError,
     "lost": PeerLostError,
     "closed": ClosedError,
 }
 _ABROAD: dict[FailureKind, type[LazycastError]] = {
     "decode": DecodeError,
     "materialize": MaterializeError,
+    "mismatch": PayloadMismatchError,
     "lost": PeerLostError,
     "closed": ClosedError,
 }
 
 
-def _clip(text: str, limit: int) -> str:
+def clip(text: str, limit: int) -> str:
     """Shorten from the middle to `limit` bytes, and make the text encodable: it may hold lone surrogates."""
     encoded = text.encode("utf-8", "replace")
     if len(encoded) <= limit:
@@ -62,7 +65,7 @@ def _format(exc: BaseException) -> str:
 def from_exception(kind: FailureKind, what: str, exc: BaseException, *, rank: int, host: str) -> Failure:
     """Put an exception into a form that can travel. `what` opens the message, as in "materializer 'f' raised"."""
     message = f"{what} on rank {rank} ({host}): {_describe(exc)}"
-    return Failure(kind, rank, host, _clip(message, _MAX_MESSAGE), _clip(_format(exc), _MAX_TRACEBACK))
+    return Failure(kind, rank, host, clip(message, _MAX_MESSAGE), clip(_format(exc), _MAX_TRACEBACK))
 
 
 def to_exception(failure: Failure, *, label: str, rank: int, cause: BaseException | None = None) -> LazycastError:

@@ -18,12 +18,13 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import cloudpickle
 
 from lazycast.codec import CannotEncode
 from lazycast.diagnose import describe_unpicklable
+from lazycast.staged import Staged
 from lazycast.wire import MaterializerRef
 
 Materializer = Callable[[Any], Any]
@@ -36,7 +37,19 @@ T = TypeVar("T")
 
 
 class CodeMissing(Exception):
-    """This rank needs the code of a materializer from the root."""
+    """This rank needs the code of a materializer, named `ident`, from the root."""
+
+    def __init__(self, text: str, ident: str) -> None:
+        super().__init__(text)
+        self.ident = ident
+
+
+class Shipped(NamedTuple):
+    """How a materializer travels: what a cast says of it, and the code to send before it (name and bytes)."""
+
+    ref: MaterializerRef | None
+    finish: MaterializerRef | None
+    codes: list[tuple[str, bytes]]
 
 
 class _Recent(Generic[T]):
@@ -147,6 +160,16 @@ def _registered_name(fn: object) -> str | None:
     return next((name for name, known in list(_registered.items()) if known is fn), None)
 
 
+def _registered_part(ref: MaterializerRef) -> Materializer:
+    try:
+        fn = _registered[ref.name]
+    except KeyError:
+        raise LookupError(f"no materializer {ref.name!r} is registered on this rank") from None
+    if isinstance(fn, Staged) != (ref.part is not None):
+        raise LookupError(f"materializer {ref.name!r} is registered with two stages on one of root and this rank only")
+    return fn if ref.part is None else getattr(fn, ref.part)
+
+
 class Shipper:
     """The root's side: names materializers and answers for their code. Thread-safe."""
 
@@ -155,14 +178,26 @@ class Shipper:
         self._paths: _Recent[Materializer] = _Recent()
         self._codes: _Recent[bytes] = _Recent()
 
-    def ship(self, fn: Materializer) -> tuple[MaterializerRef, bytes | None]:
-        """Return the reference to send with a cast, and the code to send before it if it is new.
+    def ship(self, fn: Materializer, *, prepared: bool = False) -> Shipped:
+        """Return the references to send with a cast, and the code to send before it if it is new.
 
+        Args:
+            prepared: the first stage of a `Staged` has been run: only the second is needed.
         Raises: CannotEncode naming the captured part that does not pickle.
         """
         name = _registered_name(fn)
+        if not isinstance(fn, Staged):
+            ref, code = (MaterializerRef(_REGISTERED + name, name), None) if name is not None else self._ship(fn)
+            return Shipped(ref, None, [] if code is None else [(ref.ident, code)])
         if name is not None:
-            return MaterializerRef(_REGISTERED + name, name), None
+            first, second = (MaterializerRef(_REGISTERED + name, name, part=part) for part in ("prepare", "finish"))
+            return Shipped(None if prepared else first, second, [])
+        parts: list[Callable[..., Any]] = [fn.finish] if prepared else [fn.prepare, fn.finish]
+        stages = [self._ship(part) for part in parts]
+        codes = [(ref.ident, code) for ref, code in stages if code is not None]
+        return Shipped(None if prepared else stages[0][0], stages[-1][0], codes)
+
+    def _ship(self, fn: Materializer) -> tuple[MaterializerRef, bytes | None]:
         path = import_path(fn)
         if path is not None:
             ident = ":".join(path)
@@ -215,10 +250,7 @@ class Loader:
         Raises: CodeMissing if the root must be asked; whatever unpickling raises.
         """
         if ref.ident.startswith(_REGISTERED):
-            try:
-                return _registered[ref.name]
-            except KeyError:
-                raise LookupError(f"no materializer {ref.name!r} is registered on this rank") from None
+            return _registered_part(ref)
         with self._lock:
             loaded, code = self._loaded.get(ref.ident), self._codes.get(ref.ident)
         if loaded is not None:
@@ -229,9 +261,9 @@ class Loader:
             try:
                 fn = _follow(*ref.path)
             except (ImportError, AttributeError) as exc:
-                raise CodeMissing(f"{ref.ident} cannot be imported here: {exc}") from exc
+                raise CodeMissing(f"{ref.ident} cannot be imported here: {exc}", ref.ident) from exc
         else:
-            raise CodeMissing(f"the code of materializer {ref.name!r} is not here")
+            raise CodeMissing(f"the code of materializer {ref.name!r} is not here", ref.ident)
         with self._lock:
             self._loaded.put(ref.ident, fn, len(code or b""))
             self._codes.drop(ref.ident)  # one of the two is enough

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import concurrent.futures
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
 VALUES: Final = ("private", "readonly", "copy")
-PLACEMENTS: Final = ("every", "demand", "root", "auto")
+PLACEMENTS: Final = ("every", "demand", "root", "shard", "auto")
+WITH_OWNERS: Final = ("shard", "auto")
 DEFAULT_MAX_INFLIGHT_NBYTES: Final = 1 << 30
 DEFAULT_ARENA_NBYTES: Final = 1 << 30
 
 _NOT_YET: Final[dict[str, tuple[object, ...]]] = {
-    "owners": (None,),
-    "replicated": (False,),
     "trust": ("pickle",),
     "allow": (None,),
 }
@@ -42,23 +41,18 @@ class Options:
     executor: concurrent.futures.Executor | None
     arena_nbytes: int
     shared_memory: bool | str
-
-    @property
-    def effective_placement(self) -> str:
-        """What casts are placed as today."""
-        return "every" if self.placement == "auto" else self.placement
-
-    @property
-    def placement_reason(self) -> str:
-        """Why."""
-        if self.placement == "auto":
-            return "'auto' means 'every' in this version"
-        return "asked for"
+    owners: Collection[int] | None = None
+    replicated: bool = False
 
     def agreed(self) -> dict[str, object]:
         """Return what must be the same on every rank."""
-        shared = ("root", "name", "placement", "agree", "values", "trust")
-        return {name: getattr(self, name) for name in shared}
+        shared = ("root", "name", "placement", "agree", "values", "trust", "replicated")
+        said: dict[str, object] = {name: getattr(self, name) for name in shared}
+        try:
+            said["owners"] = None if self.owners is None else sorted(self.owners)
+        except TypeError:  # it is none; `check` says so
+            said["owners"] = shown(self.owners)
+        return said
 
 
 def shown(value: object, how: Callable[[object], str] = repr, limit: int = 200) -> str:
@@ -74,6 +68,18 @@ def _problem(name: str, value: object, kinds: tuple[type, ...]) -> str | None:
     if not good or not value > 0 or not math.isfinite(value):  # type: ignore[operator,arg-type]
         return f"{name} must be a positive {' or '.join(k.__name__ for k in kinds)}, got {shown(value)}"
     return None
+
+
+def _owners_problem(options: Options, size: int) -> str | None:
+    owners: object = options.owners
+    if owners is None:
+        return None
+    if options.placement not in WITH_OWNERS:
+        return f"owners= is for placement 'shard' or 'auto', not {shown(options.placement)}"
+    if not isinstance(owners, Collection) or isinstance(owners, (str, bytes)) or len(owners) == 0:
+        return f"owners must be a collection of at least one rank, or None, got {shown(owners)}"
+    strange = [r for r in owners if isinstance(r, bool) or not isinstance(r, int) or not 0 <= r < size]
+    return f"owners: {shown(strange)} are no ranks of this group: 0 to {size - 1} (group-local)" if strange else None
 
 
 def check(options: Options, size: int, others: dict[str, object]) -> Exception | None:
@@ -98,13 +104,17 @@ def check(options: Options, size: int, others: dict[str, object]) -> Exception |
         return ValueError(
             f"unknown placement {shown(options.placement)}; use one of {', '.join(map(repr, PLACEMENTS))}"
         )
+    problem = _owners_problem(options, size)
+    if problem is not None:
+        return ValueError(problem)
     if not isinstance(options.values, str) or options.values not in VALUES:
         return ValueError(f"unknown values {shown(options.values)}; use one of {', '.join(map(repr, VALUES))}")
     if not isinstance(options.name, str) or not 0 < len(options.name) <= 200:
         return ValueError(f"name must be a string of 1 to 200 characters, got {shown(options.name)}")
-    agree: object = options.agree
-    if not isinstance(agree, bool):
-        return ValueError(f"agree must be True or False, got {shown(agree)}")
+    switches: dict[str, object] = {"agree": options.agree, "replicated": options.replicated}
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            return ValueError(f"{name} must be True or False, got {shown(value)}")
     executor: object = options.executor
     if executor is not None and not isinstance(executor, concurrent.futures.Executor):
         return TypeError(f"executor must be a concurrent.futures.Executor or None, got {shown(executor)}")

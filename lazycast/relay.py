@@ -13,6 +13,7 @@ Guarantees:
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +23,7 @@ from lazycast.codec import allocate, copy
 from lazycast.fanout.arena import Slot
 from lazycast.fanout.mesh import INLINE_NBYTES, Mesh
 from lazycast.topology import Topology
-from lazycast.wire import AnyMessage, Cast, Chunk, Code, Gone, Status
+from lazycast.wire import AnyMessage, Cast, Chunk, Code, Gone, Pass, Status, Value
 
 _EMPTY = memoryview(b"")
 
@@ -110,9 +111,12 @@ class Relay:
             with self._count_lock:
                 self.nbytes_sent += len(header) + (body.nbytes if body is not None else 0)
 
-    def room(self, nbytes: int) -> Room:
-        """Return memory for a body that this rank will send down. Raises MemoryError with the reason."""
-        if self._mesh is None or not self._topology.local or nbytes <= INLINE_NBYTES:
+    def room(self, nbytes: int, *, host: bool = False) -> Room:
+        """Return memory for a body that this rank will send down, or, with `host`, share with its host.
+
+        Raises: MemoryError with the reason.
+        """
+        if self._mesh is None or nbytes <= INLINE_NBYTES or not (host or self._topology.local):
             return Room(allocate(nbytes))
         slot = self._mesh.allocate(nbytes)
         return Room(slot.view, slot)
@@ -124,15 +128,23 @@ class Relay:
             self._send_here(header, room)
             self._send_away(message, header, room.view if room is not None else _EMPTY)
 
+    def share(self, message: Value | Pass, room: Room | None = None) -> None:
+        """Send to the other ranks of this host. The room's bytes must not change any more."""
+        if self._mesh is not None:
+            self._send_near(self._mesh.peers, wire.encode(message), room, self._mesh)
+
     def _send_here(self, header: bytes, room: Room | None) -> None:
         """Send to the ranks of this host."""
-        local = self._topology.local
-        if local and self._mesh is not None:
-            if room is not None and room.slot is not None:
-                self._mesh.share(list(local), header, room.slot)
-            else:
-                for peer in local:
-                    self._mesh.send(peer, header, room.view if room is not None else _EMPTY)
+        if self._mesh is not None and self._topology.local:
+            self._send_near(self._topology.local, header, room, self._mesh)
+
+    @staticmethod
+    def _send_near(peers: Sequence[int], header: bytes, room: Room | None, mesh: Mesh) -> None:
+        if room is not None and room.slot is not None:
+            mesh.share(list(peers), header, room.slot)
+        else:
+            for peer in peers:
+                mesh.send(peer, header, room.view if room is not None else _EMPTY)
 
     def _send_away(self, message: AnyMessage, header: bytes, body: memoryview) -> None:
         """Send to the leaders of other hosts, in chunks."""

@@ -35,12 +35,15 @@ class Stats:
         pending: those whose future is not done.
         unasked: casts that have arrived and nobody here has asked for.
         resolved, cancelled, failed: how calls ended; `failed` counts by class of error.
+        unshared: values or hints that this rank, as an owner, could not share, or could not rebuild from what an owner
+            shared, so that it made its own; `unshared_reason` says why, for the last one.
         nbytes_sent: to other hosts, through the backend, headers and relaying for others included.
         nbytes_received: from anybody, headers included; on a host a body counts though it is not copied.
         hosts: the ranks of each host; those of one share memory.
         shared_slots, shared_nbytes: what this rank has written to shared memory and somebody still holds.
         queue: from the call to the start of encoding (root).
         encode, decode, materialize: that work, each on this rank.
+        share: from an owner's having made a value to its having sent it to its host.
         agree: from this rank's report to the verdict.
         total: from the call to the settled future, for calls that got a value.
         blocked: how long calls on the root were held up by back-pressure, for those that were.
@@ -58,6 +61,8 @@ class Stats:
     resolved: int
     cancelled: int
     failed: dict[str, int]
+    unshared: int
+    unshared_reason: str | None
     nbytes_sent: int
     nbytes_received: int
     hosts: tuple[tuple[int, ...], ...]
@@ -67,6 +72,7 @@ class Stats:
     encode: Timing
     decode: Timing
     materialize: Timing
+    share: Timing
     agree: Timing
     total: Timing
     blocked: Timing
@@ -80,6 +86,8 @@ class Counters:
     asked: int = 0
     resolved: int = 0
     cancelled: int = 0
+    unshared: int = 0
+    unshared_reason: str | None = None
     failed: dict[str, int] = field(default_factory=dict)
     timings: dict[str, Timing] = field(default_factory=dict)
 

@@ -17,12 +17,14 @@ import msgspec
 
 from lazycast.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
 
-WIRE_VERSION: Final = 1
+WIRE_VERSION: Final = 2
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
 WireKey = Any  # Key | None, which `decode` checks: msgspec has no union of str and bytes
-FailureKind = Literal["encode", "decode", "materialize", "refused", "withdrawn", "timeout", "lost", "closed"]
+FailureKind = Literal[
+    "encode", "decode", "materialize", "mismatch", "refused", "withdrawn", "timeout", "lost", "closed"
+]
 
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -43,21 +45,44 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
 
 
 class MaterializerRef(msgspec.Struct, frozen=True, array_like=True):
-    """Names a materializer: by import path, else by the digest of code that a `Code` message brings."""
+    """Names a materializer: by import path, else by the digest of code that a `Code` message brings.
+
+    With `part` that attribute of it is meant.
+    """
 
     ident: str
     name: str
     path: tuple[str, str] | None = None
+    part: Literal["prepare", "finish"] | None = None
+
+
+class Cost(msgspec.Struct, frozen=True, array_like=True):
+    """What its part of a cast cost a rank.
+
+    `busy_s` is CPU time, `materialize_s` the time in its materializer. An owner says how many bytes it shared, or why
+    it could not.
+    """
+
+    busy_s: float
+    materialize_s: float
+    shared_nbytes: Count = 0
+    unshared: str | None = None
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """Base of all messages. `route` says whom a message is for, so that relays need not know what it says."""
 
-    route: ClassVar[Literal["down", "up", "flood", "one"]]
+    route: ClassVar[Literal["down", "up", "flood", "one", "host"]]
 
 
 class Cast(Message, frozen=True, tag="cast"):
-    """One cast; the body holds what `lazycast.codec` wrote. With `failure` the call is consumed without a value."""
+    """One cast; the body holds what `lazycast.codec` wrote. With `failure` the call is consumed without a value.
+
+    The value is the body; or what the materializer `ref` makes of it; or, in two stages, what `finish` makes of the
+    payload and of the hint that `ref` makes of it. Without `ref` the body of a cast in two stages holds payload and
+    hint. A cast with a `fingerprint` has no payload in its body: every rank has brought its own. `turn` says which
+    rank of each host is the owner.
+    """
 
     route = "down"
     seq: int
@@ -69,6 +94,9 @@ class Cast(Message, frozen=True, tag="cast"):
     stream_nbytes: Count = 0
     frames: Count = 0
     failure: Failure | None = None
+    finish: MaterializerRef | None = None
+    turn: Count = 0
+    fingerprint: bytes | None = None
 
 
 class Chunk(Message, frozen=True, tag="chunk"):
@@ -106,6 +134,34 @@ class Report(Message, frozen=True, tag="report"):
     seq: int
     read: bool
     failure: Failure | None = None
+    cost: Cost | None = None
+
+
+class Value(Message, frozen=True, tag="value"):
+    """From the owner of a cast to the others of its host: its value or hint, in the body; or why there is none.
+
+    With `unshared`, which says why, every rank makes its own. `passes` counts the ranks that passed the cast on.
+    """
+
+    route = "host"
+    rank: int
+    seq: int
+    passes: Count = 0
+    nbytes: Count = 0
+    stream_nbytes: Count = 0
+    frames: Count = 0
+    failure: Failure | None = None
+    unshared: str | None = None
+
+
+class Pass(Message, frozen=True, tag="pass"):
+    """From the owner of a replicated cast, who will not ask for it, to its host: `to` is the owner now."""
+
+    route = "host"
+    rank: int
+    seq: int
+    to: int
+    passed: list[int]
 
 
 class Read(Message, frozen=True, tag="read"):
@@ -152,7 +208,7 @@ class Gone(Message, frozen=True, tag="gone"):
     failure: Failure
 
 
-AnyMessage = Cast | Chunk | Code | Verdict | Report | Read | Need | Query | Status | Gone
+AnyMessage = Cast | Chunk | Code | Verdict | Report | Value | Pass | Read | Need | Query | Status | Gone
 
 _PREFIX: Final = bytes([WIRE_VERSION])
 _encoder = msgspec.msgpack.Encoder()

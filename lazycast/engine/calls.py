@@ -16,6 +16,7 @@ from typing import Any
 
 from lazycast.engine.desk import Ask
 from lazycast.materializers import Materializer
+from lazycast.missing import MISSING
 from lazycast.wire import Failure, Key
 
 
@@ -28,6 +29,10 @@ class Call:
     ask: Ask
     materialize: Materializer | None = None
     payload: Any = None
+    hint: Any = MISSING  # what the first of two stages made of it on the root
+    prepared: bool = False  # the payload is the value already, or the hint is there
+    placement: str = ""  # once it is decided
+    mark: bytes | None = None  # the fingerprint of a replicated payload
     failure: Failure | None = None  # it was refused, or its value cannot be had: sent in place of it
     cause: BaseException | None = None
     ready: bool = False

@@ -26,12 +26,13 @@ from lazycast.engine.waits import Stage, Wait, Waits, plan
 from lazycast.engine.workers import Workers, inside, role_of
 from lazycast.errors import CastTimeoutError, ClosedError, KeyInUseError, LazycastError, ReentrantCallError
 from lazycast.future import CastFuture
+from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.stats import Counters, Stats
 from lazycast.wire import Key
 
 if TYPE_CHECKING:
-    from lazycast.engine.lane import Arrival
+    from lazycast.engine.arrival import Arrival
 
 logger = logging.getLogger("lazycast")
 
@@ -49,6 +50,7 @@ class Ask:
     arrival: Arrival | None = None
     taken: bool = False  # settled, or given up: what arrives for it is dropped
     report: str | None = None  # what the root answered when this ask was about to time out
+    payload: Any = MISSING  # of this rank's own, where payloads are replicated
 
 
 class Desk(ABC):
@@ -190,6 +192,7 @@ class Desk(ABC):
             return False
         ask.taken = True
         ask.arrival = None  # the two would keep each other, and the value, until the next collection
+        ask.payload = MISSING
         self._waits.end(ask.wait)
         if ask.key is not None and self._pending.get(ask.key) is ask:
             del self._pending[ask.key]
@@ -312,20 +315,23 @@ class Desk(ABC):
     def stats(self) -> Stats:
         self.refuse_after_fork()
         shared_slots, shared_nbytes = self._shared()
+        placement, reason = self._placement()
         with self._lock:
             counters, timing = self._counters, self._counters.timing
             return Stats(
                 rank=self._group.rank,
                 size=self._group.size,
                 root=self._group.root,
-                placement=self._options.effective_placement,
-                placement_reason=self._options.placement_reason,
+                placement=placement,
+                placement_reason=reason,
                 casts=counters.casts,
                 asked=counters.asked,
                 pending=len(self._waits),
                 unasked=self._unasked(),
                 resolved=counters.resolved,
                 cancelled=counters.cancelled,
+                unshared=counters.unshared,
+                unshared_reason=counters.unshared_reason,
                 failed=dict(counters.failed),
                 nbytes_sent=self._nbytes()[0],
                 nbytes_received=self._nbytes()[1],
@@ -336,10 +342,15 @@ class Desk(ABC):
                 encode=timing("encode"),
                 decode=timing("decode"),
                 materialize=timing("materialize"),
+                share=timing("share"),
                 agree=timing("agree"),
                 total=timing("total"),
                 blocked=timing("blocked"),
             )
+
+    def _placement(self) -> tuple[str, str]:
+        """How casts are placed, and why."""
+        return self._options.placement, "asked for"
 
     def _unasked(self) -> int:
         """With the lock held: casts that nobody here has asked for."""
@@ -348,7 +359,7 @@ class Desk(ABC):
     def dump(self) -> str:
         self.refuse_after_fork()
         rank, size, root, hosts = self._group
-        placement = f"{self._options.effective_placement} ({self._options.placement_reason})"
+        placement = "{} ({})".format(*self._placement())
         lines = [f"lazycast {self._options.name!r}: rank {rank} of {size} on {hosts[rank]}, root {root}, {placement=}"]
         with self._lock:
             state = "closed" if self._closed.is_set() else "closing" if self._closing else "open"

@@ -14,15 +14,17 @@ from collections.abc import Callable
 from typing import Any
 
 from lazycast.backend import Context
+from lazycast.engine.arrival import Arrival, Own
 from lazycast.engine.desk import Ask
-from lazycast.engine.lane import SPENT, Arrival, Lane
+from lazycast.engine.lane import SPENT, Lane
 from lazycast.engine.mailbox import Mailbox
 from lazycast.engine.performer import Group, Result
 from lazycast.fanout.mesh import Mesh
 from lazycast.future import CastFuture
+from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.topology import Topology
-from lazycast.wire import AnyMessage, Cast, Code, Gone, Key, Query, Read, Status, Verdict
+from lazycast.wire import AnyMessage, Cast, Code, Gone, Key, Pass, Query, Read, Status, Value, Verdict
 
 #: How long reads are gathered before the root is told, unless a quarter of its window is reached.
 _READ_DELAY_S = 0.002
@@ -38,7 +40,7 @@ class FollowerLane(Lane):
         self._reads: list[int] = []
         self._reads_due_s: float | None = None
         self._queries: dict[int, Ask] = {}
-        self._early: dict[int, Verdict] = {}  # verdicts whose cast has not come
+        self._early_verdicts: dict[int, Verdict] = {}  # verdicts whose cast has not come
 
     def call(
         self,
@@ -57,6 +59,8 @@ class FollowerLane(Lane):
             if refused is not None:
                 ask.taken = True
             else:
+                if self._options.replicated:
+                    ask.payload = payload
                 self._book(ask)
             arrival, result = self._match(ask)
             hopeless = self._end.failure if result is None and self._depends_on_end(arrival) else None
@@ -109,6 +113,8 @@ class FollowerLane(Lane):
         arrival.ask = ask
         if not ask.taken:
             ask.arrival = arrival
+            if arrival.message.fingerprint is not None:
+                arrival.own, ask.payload = Own(ask.payload), MISSING
         reports_later = arrival.message.agree and arrival.local is None and arrival.final is None
         if not reports_later and not arrival.told_read and arrival.message.failure is None:
             arrival.told_read = True
@@ -125,10 +131,8 @@ class FollowerLane(Lane):
             return
         if result is not None:
             self._settle(ask, result)
-        elif ask.taken and not arrival.begun:
-            arrival.body = None  # on demand, and nobody will
         else:
-            self._begin(arrival)
+            self._advance(arrival)
 
     def _take(self, ask: Ask) -> bool:
         self._queries.pop(ask.number, None)
@@ -151,8 +155,10 @@ class FollowerLane(Lane):
             with self._lock:
                 if message.seq not in self._agreeing and message.failure is not None:
                     # The news that a rank has gone can overtake a cast on its way out.
-                    self._early[message.seq] = message
+                    self._early_verdicts[message.seq] = message
             self._on_verdict(message)
+        elif isinstance(message, (Value, Pass)):
+            self._on_host_message(message, body)
         elif isinstance(message, Code):
             self._on_code(message, body)
         elif isinstance(message, Status):
@@ -168,7 +174,8 @@ class FollowerLane(Lane):
         arrival = Arrival(message, body, final=result)  # final before anybody can see it
         with self._lock:
             self._counters.casts += 1
-            early = self._early.pop(message.seq, None)
+            early = self._early_verdicts.pop(message.seq, None)
+            self._admit(arrival)
             if message.agree and early is None:
                 self._agreeing[message.seq] = arrival
             ask = self._mailbox.arrive(message.key, arrival)
@@ -181,21 +188,19 @@ class FollowerLane(Lane):
         elif result is not None:
             if ask is not None:
                 self._settle(ask, result)
-        elif message.placement != "demand":
-            self._begin(arrival)
-        elif ask is not None:
-            self._after_match(ask, arrival, None)
+        else:
+            self._advance(arrival)
 
     def _on_code(self, message: Code, body: memoryview) -> None:
         if message.failure is None:
-            self._loader.learn(message.ident, bytes(body))
+            self._parts.loader.learn(message.ident, bytes(body))
         with self._lock:
             parked = self._parked.pop(message.ident, [])
         for arrival in parked:
             if message.failure is None:
-                self._begin(arrival)
+                self._advance(arrival)
             else:
-                self._local_done(arrival, Result(failure=message.failure))
+                self._code_missing(arrival, message.failure)
 
     def _handle_gone(self, message: Gone) -> None:
         if message.failure.kind == "lost" or message.rank in self._topology.upstream:
@@ -228,6 +233,8 @@ class FollowerLane(Lane):
     def _describe(self, ask: Ask) -> str:
         rank, _, root, _ = self._group
         arrival = ask.arrival
+        if arrival is not None and (waits := self._describe_owner(arrival)) is not None:
+            return waits
         if arrival is not None and arrival.local is None:
             what = "its code has not come from the root" if not arrival.begun else "decoding or materializing here"
             return f"{what}; missing: {_ranks([rank if arrival.begun else root])}"

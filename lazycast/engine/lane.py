@@ -5,6 +5,7 @@ Guarantees:
 * Receivers always listen: messages are handled on the link's threads as they come, whether or not anybody asks.
 * User code runs on workers; only small payloads without a materializer are unpickled where they arrive.
 * A rank that has been told of a cast always reports on it, unless it closes or dies.
+* An owner sends its host exactly one `Value` for each cast, whatever becomes of it, unless it closes or dies.
 * After `close` has returned nothing of the lane is left but the values it handed out.
 """
 
@@ -18,14 +19,17 @@ from dataclasses import dataclass, field
 from lazycast import codec
 from lazycast.backend import Context
 from lazycast.codec import Layout
-from lazycast.engine.desk import Ask, Desk
+from lazycast.engine.arrival import Arrival
+from lazycast.engine.desk import Desk
+from lazycast.engine.parts import Parts
 from lazycast.engine.performer import Group, Result
+from lazycast.engine.succession import heir
 from lazycast.fanout.mesh import Mesh
-from lazycast.materializers import CodeMissing, Loader, Materializer
+from lazycast.materializers import CodeMissing
 from lazycast.options import Options
 from lazycast.relay import Relay
 from lazycast.topology import Topology
-from lazycast.wire import AnyMessage, Cast, Failure, Gone, Need, Report, Verdict
+from lazycast.wire import AnyMessage, Cast, Failure, Gone, Need, Pass, Report, Value, Verdict
 
 logger = logging.getLogger("lazycast")
 
@@ -34,25 +38,6 @@ logger = logging.getLogger("lazycast")
 INLINE_NBYTES = 64 << 10
 
 SPENT = Result()  # stands for a value that has been handed over: the future alone keeps it alive
-
-
-@dataclass(eq=False)
-class Arrival:
-    """One cast as this rank sees it."""
-
-    message: Cast
-    body: memoryview | None
-    ask: Ask | None = None
-    begun: bool = False
-    local: Result | None = None  # this rank's own part is done
-    final: Result | None = None
-    told_read: bool = False
-    reported_s: float = 0.0
-
-    @property
-    def wanted(self) -> bool:
-        """Whether anybody here may still want the value."""
-        return self.ask is None or not self.ask.taken
 
 
 @dataclass
@@ -71,9 +56,14 @@ class Lane(Desk):
         self._context = context
         self._topology = topology
         self._relay = Relay(topology, self, mesh)
-        self._loader = Loader()
+        self._parts = Parts(
+            group.rank, self._performer, self._relay, readonly=options.values == "readonly", took=self._took
+        )
         self._agreeing: dict[int, Arrival] = {}  # by seq: casts whose verdict has not come
         self._parked: dict[str, list[Arrival]] = {}  # by materializer: casts that wait for its code
+        self._awaiting: dict[int, Arrival] = {}  # by seq: casts whose owner on this host has not sent its `Value`
+        self._early: dict[int, list[tuple[Value | Pass, memoryview]]] = {}  # from owners, before the cast itself
+        self._late_passes: dict[int, int] = {}  # by seq: how many are still to come after the value
         self._end = _End()
 
     def start(self, *, timeout_s: float) -> None:
@@ -81,83 +71,154 @@ class Lane(Desk):
         self._relay.connect(self._context, timeout_s=timeout_s, name=self._options.name)
         self._clock.start()
 
+    def _took(self, what: str, seconds: float) -> None:
+        with self._lock:
+            self._counters.took(what, seconds)
+
     # This rank's part of a cast
 
-    def _decode(self, arrival: Arrival) -> Result:
+    def _admit(self, arrival: Arrival) -> None:
+        """With the lock held: find out who materializes a new cast for this host, and what has come of it already."""
         message = arrival.message
-        began_s = time.monotonic()
-        with self._lock:
-            body, arrival.body = arrival.body, None  # from here on the object alone keeps its memory alive
-        if body is None:
-            return Result()  # the verdict was a failure and came first
-        try:
-            if body.nbytes != message.nbytes:
-                raise MemoryError(f"{message.nbytes} bytes could not be allocated")
-            if self._options.values == "readonly":
-                body = body.toreadonly()
-            value = codec.decode(body, Layout(message.stream_nbytes, message.frames))
-        except BaseException as exc:
-            return Result(
-                failure=self._performer.failure("decode", "what arrived could not be decoded", exc), cause=exc
-            )
-        with self._lock:
-            self._counters.took("decode", time.monotonic() - began_s)
-        return Result(value)
+        if message.placement != "shard" or message.ref is None or message.failure is not None:
+            return
+        arrival.owner = self._heir(message, ())
+        if arrival.owner == self._group.rank:
+            return
+        self._awaiting[message.seq] = arrival
+        for early, body in self._early.pop(message.seq, ()):
+            self._heard(arrival, early, body)
 
-    def _begin(self, arrival: Arrival) -> None:
-        """Start this rank's part of a cast that has arrived, once."""
+    def _heir(self, message: Cast, passed: tuple[int, ...] | list[int]) -> int | None:
+        host = self._topology.host
+        return heir(host, self._options.owners, message.turn, passed) if len(host) > 1 else None
+
+    def _on_host_message(self, message: Value | Pass, body: memoryview) -> None:
         with self._lock:
-            if arrival.begun:
+            arrival = self._awaiting.get(message.seq)
+            if arrival is not None:
+                again = self._heard(arrival, message, body)
+            elif message.seq in self._late_passes:
+                self._count_pass(message.seq, self._late_passes.pop(message.seq) - 1)
+            elif self._end.failure is None:
+                self._early.setdefault(message.seq, []).append((message, body))
+        if arrival is None:
+            return
+        if again:
+            self._pass_on(arrival)
+        self._advance(arrival)
+
+    def _heard(self, arrival: Arrival, message: Value | Pass, body: memoryview) -> bool:
+        """With the lock held: note what an owner says. True if this rank is the owner now, and has given up before."""
+        if isinstance(message, Value):
+            del self._awaiting[message.seq]
+            self._count_pass(message.seq, message.passes - len(arrival.passed))
+            if arrival.final is None and not arrival.begun:
+                arrival.shared = message, body
+            return False
+        arrival.owner, arrival.passed = message.to, message.passed
+        if message.to != self._group.rank:
+            return False
+        del self._awaiting[message.seq]
+        return arrival.begun or arrival.final is not None
+
+    def _count_pass(self, seq: int, left: int) -> None:
+        """With the lock held: a value can overtake the news of how its owner came to be it, which comes from others."""
+        if left > 0:
+            self._late_passes[seq] = left
+
+    def _advance(self, arrival: Arrival) -> None:
+        """Start this rank's part of a cast, once, as soon as there is what it needs."""
+        with self._lock:
+            if not arrival.ready(self._group.rank):
                 return
             arrival.begun = True
+            takes = arrival.shared is not None and arrival.shared[0].unshared is None
         self._performer.run(
-            lambda: self._part(arrival), lambda result: self._part_done(arrival, result), here=self._is_quick(arrival)
+            lambda: self._part(arrival),
+            lambda result: self._part_done(arrival, result),
+            here=self._is_quick(arrival),
+            light=takes,
         )
 
     @staticmethod
     def _is_quick(arrival: Arrival) -> bool:
-        """Whether a cast is decoded at once where it has arrived: arrays of any size are only looked at, not copied."""
-        message, body = arrival.message, arrival.body
-        if message.ref is not None or message.stream_nbytes > INLINE_NBYTES:
+        """Whether a part is done where it became possible: arrays of any size are only looked at, not copied."""
+        message, shared = arrival.message, arrival.shared
+        if not arrival.wanted and arrival.owner is None:
+            return True
+        if message.finish is not None or (shared is None and message.ref is not None):
             return False
-        return not body or codec.is_plain(body, Layout(message.stream_nbytes, message.frames))
+        if message.fingerprint is not None:
+            return False
+        body: memoryview | None
+        if shared is not None:
+            head, body = shared
+            layout = Layout(head.stream_nbytes, head.frames)
+            if head.unshared is not None:
+                return False
+        else:
+            body, layout = arrival.body, Layout(message.stream_nbytes, message.frames)
+        return layout.stream_nbytes <= INLINE_NBYTES and (not body or codec.is_plain(body, layout))
 
     def _part(self, arrival: Arrival) -> Result:
-        ref = arrival.message.ref
+        message = arrival.message
+        owner = arrival.owner == self._group.rank
         if not arrival.wanted:  # nobody here will look at it: nothing to object
-            return Result()
-        if ref is None:
-            return self._decode(arrival)
+            if not owner:
+                return Result()
+            if message.fingerprint is not None:  # and there is no payload to work on either
+                self._pass_on(arrival)
+                return Result()
         try:
-            fn = self._loader.load(ref)
+            stages = self._parts.stages(arrival)
         except CodeMissing as exc:
             return Result(cause=exc)
         except BaseException as exc:
-            what = f"materializer {ref.name!r} could not be loaded"
-            return Result(failure=self._performer.failure("decode", what, exc), cause=exc)
-        decoded = self._decode(arrival)
-        return decoded if decoded.failure is not None else self._materialize(fn, decoded.value)
-
-    def _materialize(self, fn: Materializer, payload: object) -> Result:
-        began_s = time.monotonic()
-        result = self._performer.materialize(fn, payload)
+            name = next(ref.name for ref in (message.ref, message.finish) if ref is not None)
+            result = self._parts.failed("decode", f"materializer {name!r} could not be loaded", exc)
+            if owner:
+                self._parts.tell(self._value(arrival, result.failure))
+            return result
         with self._lock:
-            self._counters.took("materialize", time.monotonic() - began_s)
+            material = arrival.take()
+        result, cost = self._parts.run(message, material, stages, self._value(arrival) if owner else None)
+        if stages.prepare is not None or stages.finish is not None:
+            arrival.cost = cost
+        if cost.unshared is not None:
+            with self._lock:
+                self._counters.unshared += 1
+                self._counters.unshared_reason = cost.unshared
         return result
+
+    def _value(self, arrival: Arrival, failure: Failure | None = None) -> Value:
+        """What this rank, as the owner, has to say about a cast."""
+        return Value(self._group.rank, arrival.message.seq, len(arrival.passed), failure=failure)
+
+    def _pass_on(self, arrival: Arrival) -> None:
+        """This rank was to materialize what it has no payload for: the next one of its host does."""
+        seq, rank = arrival.message.seq, self._group.rank
+        passed = [*arrival.passed, rank]
+        to = self._heir(arrival.message, passed)
+        if to is None:  # nobody wants it; those who wait for news of it need not
+            self._parts.tell(self._value(arrival, Failure("withdrawn", rank, "", "no rank of this host wants it")))
+            return
+        with self._lock:
+            arrival.owner, arrival.passed = to, passed
+            self._awaiting[seq] = arrival  # its value will come here too
+        self._relay.share(Pass(rank, seq, to, passed))
 
     def _part_done(self, arrival: Arrival, result: Result) -> None:
         if isinstance(result.cause, CodeMissing):
-            self._park(arrival)
+            self._park(arrival, result.cause.ident)
         else:
             self._local_done(arrival, result)
 
-    def _park(self, arrival: Arrival) -> None:
+    def _park(self, arrival: Arrival, ident: str) -> None:
         """The code of this cast's materializer is not here: ask for it, and go on when it comes."""
-        ref = arrival.message.ref
-        assert ref is not None
         with self._lock:
             end = self._end.failure
-            waiting = self._parked.setdefault(ref.ident, [])
+            waiting = self._parked.setdefault(ident, [])
             if end is None:
                 waiting.append(arrival)
             first = len(waiting) == 1
@@ -165,7 +226,21 @@ class Lane(Desk):
         if end is not None:
             self._conclude(arrival, Result(failure=end))
         elif first:
-            self._relay.up(Need(self._group.rank, ref.ident))
+            self._relay.up(Need(self._group.rank, ident))
+
+    def _code_missing(self, arrival: Arrival, failure: Failure) -> None:
+        """The root cannot send the code that this cast waits for."""
+        if arrival.owner == self._group.rank:
+            self._parts.tell(self._value(arrival, failure))
+        self._local_done(arrival, Result(failure=failure))
+
+    def _describe_owner(self, arrival: Arrival) -> str | None:
+        """Say so if this rank waits for the owner of a cast."""
+        owner = arrival.owner
+        if arrival.begun or owner in (None, self._group.rank):
+            return None
+        unasked = " or has not asked for it" if arrival.message.fingerprint is not None else ""
+        return f"rank {owner} materializes it for this host and is not done{unasked}; missing: rank {owner}"
 
     def _local_done(self, arrival: Arrival, result: Result) -> None:
         """This rank's part is done: report it, or settle if nobody waits for reports."""
@@ -174,11 +249,12 @@ class Lane(Desk):
             self._conclude(arrival, result)
             return
         with self._lock:
+            arrival.drop()
             arrival.local = result
             arrival.reported_s = time.monotonic()
             read = arrival.ask is not None
             arrival.told_read |= read
-        self._relay.up(Report(self._group.rank, message.seq, read, result.failure))
+        self._relay.up(Report(self._group.rank, message.seq, read, result.failure, arrival.cost))
 
     def _on_verdict(self, verdict: Verdict) -> None:
         with self._lock:
@@ -199,7 +275,8 @@ class Lane(Desk):
         with self._lock:
             if arrival.final is not None:
                 return
-            arrival.local = arrival.body = None
+            arrival.local = None
+            arrival.drop()
             ask = arrival.ask
             # Once it is handed over, the future alone keeps a value alive.
             arrival.final = result if ask is None else SPENT
@@ -221,7 +298,19 @@ class Lane(Desk):
         # All ranks of a host hear of its ends by themselves. Only those whose messages come by way of this rank are
         # passed on from here: by another way the news could overtake a report that the rank has sent.
         topology = self._topology
+        if peer in topology.host:
+            self._owner_gone(peer, failure)
         self._on_gone(Gone(peer, failure), flood=peer == topology.parent or peer in topology.children)
+
+    def _owner_gone(self, owner: int, failure: Failure) -> None:
+        """A rank of this host sends no more; what it has sent has come. What it was to materialize fails."""
+        with self._lock:
+            waiting = [arrival for arrival in self._awaiting.values() if arrival.owner == owner]
+            for arrival in waiting:
+                del self._awaiting[arrival.message.seq]
+                arrival.begun = True
+        for arrival in waiting:
+            self._local_done(arrival, Result(failure=failure))
 
     def _on_gone(self, message: Gone, *, flood: bool = True) -> None:
         with self._lock:
@@ -249,6 +338,9 @@ class Lane(Desk):
                 asks = [ask for ask in asks if ask.arrival is None or ask.arrival.message.agree]
             self._agreeing.clear()
             self._parked.clear()
+            if failure.kind == "lost":
+                self._awaiting.clear()
+                self._early.clear()
             self._changed.notify_all()
         for arrival in parked:  # the code they wait for will not come
             self._conclude(arrival, Result(failure=failure))

@@ -47,21 +47,32 @@ class Performer:
         self._group = group
         self._executor = executor
         self._workers = Workers(pool_threads(group), name)
+        self._light = Workers(1, f"{name}-light")
 
     def failure(self, kind: FailureKind, what: str, exc: BaseException) -> Failure:
         """Put an exception of this rank into the form that travels."""
         rank = self._group.rank
         return failures.from_exception(kind, what, exc, rank=rank, host=self._group.hosts[rank])
 
-    def materialize(self, fn: Callable[[Any], Any], payload: object) -> Result:
-        """Call a materializer in this thread."""
+    def materialize(self, fn: Callable[..., Any], *args: object) -> Result:
+        """Call a materializer, or a stage of one, in this thread."""
         try:
-            return Result(fn(payload))
+            return Result(fn(*args))
         except BaseException as exc:  # KeyboardInterrupt and SystemExit too: every rank must learn of it
             return Result(failure=self.failure("materialize", f"materializer {name_of(fn)!r} raised", exc), cause=exc)
 
-    def run(self, part: Callable[[], Result], done: Callable[[Result], None], *, here: bool = False) -> None:
-        """Run `part`, which runs user code, and then `done`, on a worker; or here if it is small."""
+    def run(
+        self,
+        part: Callable[[], Result],
+        done: Callable[[Result], None],
+        *,
+        here: bool = False,
+        light: bool = False,
+    ) -> None:
+        """Run `part`, which runs user code, and then `done`, on a worker; or here if it is small.
+
+        What is `light` does not wait for workers that materialize.
+        """
 
         def task() -> None:
             try:
@@ -74,7 +85,7 @@ class Performer:
         if here:
             task()
         elif self._executor is None:
-            self._workers.submit(task)
+            (self._light if light else self._workers).submit(task)
         else:
             self._submit(self._executor, task, done)
 
@@ -107,3 +118,4 @@ class Performer:
     def stop(self) -> None:
         """End the threads. A given executor stays the user's."""
         self._workers.stop()
+        self._light.stop()

@@ -19,18 +19,22 @@ from typing import Any
 
 from lazycast import codec
 from lazycast.backend import Context
+from lazycast.engine.arrival import Arrival, Own
 from lazycast.engine.calls import Call, Calls
 from lazycast.engine.desk import Ask
-from lazycast.engine.lane import Arrival, Lane
+from lazycast.engine.lane import Lane
 from lazycast.engine.ledger import Ledger
 from lazycast.engine.performer import Group, Result
+from lazycast.engine.placing import Placing
 from lazycast.errors import CastTimeoutError, ClosedError
 from lazycast.fanout.mesh import Mesh
+from lazycast.fingerprint import fingerprint
 from lazycast.future import CastFuture
 from lazycast.materializers import Shipper
 from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.relay import Room
+from lazycast.staged import Staged
 from lazycast.topology import Topology
 from lazycast.wire import (
     AnyMessage,
@@ -40,12 +44,13 @@ from lazycast.wire import (
     FailureKind,
     Gone,
     Key,
-    MaterializerRef,
     Need,
+    Pass,
     Query,
     Read,
     Report,
     Status,
+    Value,
 )
 
 _SHOWN = 8  # of a list, in a message
@@ -72,6 +77,9 @@ class RootLane(Lane):
         self._shipper = Shipper()
         self._seqs = itertools.count(1)
         self._calls = Calls()
+        self._turn = 0
+        self._placed = options.placement, "nothing has been cast"
+        self._placing = Placing(options)
 
     # Calls
 
@@ -212,42 +220,64 @@ class RootLane(Lane):
 
     def _begin_call(self, call: Call) -> None:
         fn, payload = call.materialize, call.payload
+        self._took("queue", time.monotonic() - call.ask.since_s)
+        if call.failure is None and self._options.replicated:
+            try:
+                call.mark = fingerprint(payload)
+            except Exception as exc:  # whatever the attributes of a payload do when they are looked at
+                what = "the payload's fingerprint could not be taken"
+                call.failure, call.cause = self._performer.failure("encode", what, exc), exc
         with self._lock:
-            self._counters.took("queue", time.monotonic() - call.ask.since_s)
-            if call.failure is not None or fn is None or self._options.effective_placement != "root":
+            if call.failure is None:
+                self._placed = self._placing.place(call)
+                call.placement = self._placed[0]
+            if call.failure is not None or fn is None or call.placement != "root":
                 self._calls.make_ready(call)
                 return
             call.phase = "materializing on the root"
             call.payload = call.materialize = None
+        staged = isinstance(fn, Staged)
+        first = fn.prepare if isinstance(fn, Staged) else fn
 
         def done(result: Result) -> None:
             with self._lock:
-                call.payload = result.value
+                if staged:
+                    call.payload, call.materialize, call.hint = payload, fn, result.value
+                else:
+                    call.payload = result.value
+                call.prepared = True
                 if result.failure is not None and call.failure is None:
                     call.failure, call.cause = result.failure, result.cause
                 self._calls.make_ready(call)
             self._clock.wake()
 
-        self._performer.run(lambda: self._materialize(fn, payload), done)
+        self._performer.run(lambda: self._parts.materialize(first, payload)[0], done)
 
     def _said(self, kind: FailureKind, text: str) -> Failure:
         rank = self._group.rank
         return Failure(kind, rank, self._group.hosts[rank], text)
 
     def _send(self, call: Call) -> None:
-        room, cast, code = None, None, None
+        room: Room | None = None
+        cast: Cast | None = None
+        codes: list[tuple[Code, Room]] = []
+        value: object = None
         began_s = time.monotonic()
         if call.failure is None:
             call.phase = "encoding"
             try:
-                cast, room, code = self._encode(call)
+                cast, room, codes = self._encode(call)
             except BaseException as exc:  # MemoryError, and whatever a payload's own code raises
                 call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
         if cast is None:
             assert call.failure is not None
-            cast = Cast(call.seq, call.key, self._options.effective_placement, False, None, failure=call.failure)
-        arrival = Arrival(cast, None, ask=call.ask, begun=True)
+            cast = Cast(call.seq, call.key, call.placement, False, None, failure=call.failure)
+        arrival = Arrival(cast, None, ask=call.ask)
         with self._lock:
+            if cast.failure is None:
+                value = call.payload
+                arrival.own = self._own(call)
+                self._admit(arrival)
             if not call.ask.taken:
                 call.ask.arrival = arrival
             self._counters.casts += 1
@@ -258,46 +288,67 @@ class RootLane(Lane):
                     self._agreeing[cast.seq] = arrival
             self._calls.sent(call)
             self._changed.notify_all()
-        if code is not None:
+        for code in codes:
             self._relay.down(*code)
         self._relay.down(cast, room)
         del room  # a slot is held as long as its writer has a hand on it
         if call.failure is not None:
             self._conclude(arrival, Result(failure=call.failure, cause=call.cause))
+        elif cast.ref is None and cast.finish is None:
+            self._local_done(arrival, Result(value))
         else:
-            self._own_part(arrival, call)
+            self._advance(arrival)
 
-    def _encode(self, call: Call) -> tuple[Cast, Room, tuple[Code, Room] | None]:
-        """Encode a payload and name its materializer. Raises whatever user code raises."""
-        ref: MaterializerRef | None = None
-        code = None
+    def _encode(self, call: Call) -> tuple[Cast, Room, list[tuple[Code, Room]]]:
+        """Encode a payload, or what takes its place, and name its materializer. Raises whatever user code raises."""
+        ref = finish = None
+        codes: list[tuple[Code, Room]] = []
         if call.materialize is not None:
-            ref, fresh = self._shipper.ship(call.materialize)
-            if fresh is not None:
-                code = Code(next(self._seqs), ref.ident, len(fresh)), self._room_with(fresh)
-        encoded = codec.encode(call.payload)
+            ref, finish, fresh = self._shipper.ship(call.materialize, prepared=call.prepared)
+            codes = [(Code(next(self._seqs), name, len(code)), self._room_with(code)) for name, code in fresh]
+        staged = finish is not None and call.prepared
+        if call.mark is not None and not call.prepared:
+            encoded = codec.Encoded()  # every rank has its own
+        elif call.mark is not None and staged:
+            encoded = codec.encode(call.hint)
+        else:
+            encoded = codec.encode((call.payload, call.hint) if staged else call.payload)
         room = self._relay.room(encoded.nbytes)
         encoded.write_into(room.view)
-        placement = self._options.effective_placement
-        agree = self._options.agree and placement != "demand"
+        agree = self._options.agree and call.placement != "demand"
         layout = encoded.layout
-        cast = Cast(call.seq, call.key, placement, agree, ref, encoded.nbytes, layout.stream_nbytes, layout.frames)
-        return cast, room, code
+        cast = Cast(
+            call.seq,
+            call.key,
+            call.placement,
+            agree,
+            ref,
+            encoded.nbytes,
+            layout.stream_nbytes,
+            layout.frames,
+            finish=finish,
+            turn=self._next_turn() if call.placement == "shard" else 0,
+            fingerprint=call.mark,
+        )
+        return cast, room, codes
+
+    def _next_turn(self) -> int:
+        self._turn += 1
+        return self._turn - 1
+
+    def _own(self, call: Call) -> Own:
+        """What the root has for its own part."""
+        fn, payload = call.materialize, call.payload
+        call.payload = call.materialize = None
+        if isinstance(fn, Staged):
+            first = None if call.prepared else fn.prepare
+            return Own(payload, True, first, fn.finish, call.hint)
+        return Own(payload, True, fn)
 
     def _room_with(self, code: bytes) -> Room:
         room = self._relay.room(len(code))
         codec.copy(room.view, code)
         return room
-
-    def _own_part(self, arrival: Arrival, call: Call) -> None:
-        payload, fn = call.payload, call.materialize
-        call.payload = call.materialize = None
-        if fn is None:
-            self._local_done(arrival, Result(payload))
-        else:
-            self._performer.run(
-                lambda: self._materialize(fn, payload), lambda result: self._local_done(arrival, result)
-            )
 
     # Messages
 
@@ -309,6 +360,8 @@ class RootLane(Lane):
                 for seq in message.seqs:
                     self._ledger.read(message.rank, seq)
                 self._freed()
+        elif isinstance(message, (Value, Pass)):
+            self._on_host_message(message, body)
         elif isinstance(message, Need):
             self._on_need(message)
         elif isinstance(message, Query):
@@ -321,6 +374,7 @@ class RootLane(Lane):
             if message.read and message.rank != self._group.rank:
                 self._ledger.read(message.rank, message.seq)
                 self._freed()
+            self._placing.reported(message.seq, message.rank, message.cost)
             verdict = self._ledger.report(message.rank, message.seq, message.failure)
         if verdict is not None:
             self._relay.down(verdict)
@@ -373,6 +427,9 @@ class RootLane(Lane):
 
     # Looking
 
+    def _placement(self) -> tuple[str, str]:
+        return self._placed
+
     def _ask_root(self, ask: Ask) -> None:
         raise AssertionError("the root's waits have no such stage")
 
@@ -381,6 +438,8 @@ class RootLane(Lane):
 
     def _describe(self, ask: Ask) -> str:
         rank = self._group.rank
+        if ask.arrival is not None and (waits := self._describe_owner(ask.arrival)) is not None:
+            return waits
         with self._lock:
             call = self._calls.of(ask)
             if ask.arrival is not None and ask.arrival.local is None:

@@ -11,6 +11,7 @@ from lazycast.errors import (
     EncodeError,
     LazycastError,
     MaterializeError,
+    PayloadMismatchError,
     PeerLostError,
     RemoteError,
 )
@@ -105,6 +106,7 @@ CLASSES: dict[str, tuple[type[LazycastError], type[LazycastError]]] = {
     "encode": (EncodeError, RemoteError),
     "decode": (DecodeError, DecodeError),
     "materialize": (MaterializeError, MaterializeError),
+    "mismatch": (PayloadMismatchError, PayloadMismatchError),
     "refused": (RemoteError, RemoteError),
     "withdrawn": (RemoteError, RemoteError),
     "timeout": (RemoteError, RemoteError),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from tests.unit.test_relay import FakeContext, FakeLink
-
 from lazycast.engine.follower import FollowerLane
 from lazycast.engine.performer import Group
 from lazycast.options import Options
 from lazycast.topology import place
 from lazycast.wire import Gone
+from tests.unit.test_relay import FakeContext, FakeLink
 
 RANK, VICTIM, SIZE = 3, 4, 5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import operator
 import sys
 import textwrap
 import threading
@@ -17,7 +18,8 @@ import pytest
 
 from lazycast import materializers
 from lazycast.codec import CannotEncode
-from lazycast.materializers import CodeMissing, Loader, Shipper, import_path, name_of
+from lazycast.materializers import CodeMissing, Loader, Shipper, import_path, name_of, register_materializer
+from lazycast.staged import Staged
 from lazycast.wire import MaterializerRef
 
 
@@ -90,9 +92,18 @@ BY_VALUE: dict[str, Any] = {
 }
 
 
+def _shipped(shipper: Shipper, fn: Any) -> tuple[MaterializerRef, bytes | None]:
+    """What travels of a materializer in one stage."""
+    ref, finish, codes = shipper.ship(fn)
+    assert ref is not None
+    assert finish is None
+    assert [ident for ident, _ in codes] in ([], [ref.ident])
+    return ref, codes[0][1] if codes else None
+
+
 def _ship(fn: Any) -> tuple[Loader, MaterializerRef]:
     """Ship a callable to a new receiver."""
-    ref, code = Shipper().ship(fn)
+    ref, code = _shipped(Shipper(), fn)
     loader = Loader()
     if code is not None:
         loader.learn(ref.ident, code)
@@ -103,7 +114,7 @@ def _ship(fn: Any) -> tuple[Loader, MaterializerRef]:
 def test_what_can_be_imported_travels_as_a_path(name: str) -> None:
     fn, path = IMPORTABLE[name]
     assert import_path(fn) == path
-    ref, code = Shipper().ship(fn)
+    ref, code = _shipped(Shipper(), fn)
     assert (ref.path, ref.name, code) == (path, path[1], None)
     assert Loader().load(ref) == fn
 
@@ -111,7 +122,7 @@ def test_what_can_be_imported_travels_as_a_path(name: str) -> None:
 def test_an_inherited_class_method_stays_bound_to_the_subclass() -> None:
     loader, ref = _ship(Derived.from_dict)
     assert loader.load(ref)({"a": 1}) == ("Derived", {"a": 1})
-    assert ref.ident != Shipper().ship(Base.from_dict)[0].ident
+    assert ref.ident != _shipped(Shipper(), Base.from_dict)[0].ident
 
 
 @pytest.mark.parametrize("name", BY_VALUE)
@@ -189,7 +200,7 @@ def test_functions_of_main_travel_as_code(run_python: Callable[..., str], tmp_pa
         @classmethod
         def from_dict(cls, payload): return cls.__name__, f(payload)
     assert import_path(f) is None and import_path(Made.from_dict) is None and import_path(Made) is None
-    ref, code = Shipper().ship(Made.from_dict)
+    ref, code = _shipped(Shipper(), Made.from_dict)
     assert ref.path is None
     open(sys.argv[1], "wb").write(code)
     """
@@ -204,9 +215,9 @@ def test_functions_of_main_travel_as_code(run_python: Callable[..., str], tmp_pa
 
 def test_code_is_sent_once_and_then_named_by_digest() -> None:
     shipper = Shipper()
-    first, code = shipper.ship(_closure(3))
+    first, code = _shipped(shipper, _closure(3))
     assert code is not None
-    again, none = shipper.ship(_closure(3))
+    again, none = _shipped(shipper, _closure(3))
     assert (again, none) == (first, None)
     assert shipper.code_for(first.ident) == code
 
@@ -219,7 +230,7 @@ def test_a_change_of_captured_state_is_shipped_anew(how: str) -> None:
     results = []
     for scale in (1, 2, 1):
         state.scale = scale
-        ref, code = shipper.ship(fn)
+        ref, code = _shipped(shipper, fn)
         assert (code is None) == (len(results) == 2), "the third is the first again"
         if code is not None:
             loader.learn(ref.ident, code)
@@ -231,15 +242,15 @@ def test_a_change_of_captured_state_is_shipped_anew(how: str) -> None:
 def test_the_least_recently_used_code_is_forgotten_and_then_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     shipper = Shipper()
     capacity = materializers._REMEMBERED
-    oldest, used = shipper.ship(_closure("oldest"))[0], shipper.ship(_closure("used"))[0]
+    oldest, used = _shipped(shipper, _closure("oldest"))[0], _shipped(shipper, _closure("used"))[0]
     for number in range(capacity - 2):
-        shipper.ship(_closure(number))
-    assert shipper.ship(_closure("used"))[1] is None
-    shipper.ship(_closure("one too many"))
+        _shipped(shipper, _closure(number))
+    assert _shipped(shipper, _closure("used"))[1] is None
+    _shipped(shipper, _closure("one too many"))
     assert shipper.code_for(used.ident)
     with pytest.raises(CannotEncode, match=f"materializer {oldest.ident} is not remembered here any more"):
         shipper.code_for(oldest.ident)
-    ref, code = shipper.ship(_closure("oldest"))
+    ref, code = _shipped(shipper, _closure("oldest"))
     assert ref == oldest
     assert code is not None
 
@@ -248,7 +259,7 @@ def test_a_receiver_that_has_forgotten_code_asks_again() -> None:
     loader = Loader()
     refs = []
     for number in range(materializers._REMEMBERED + 1):
-        ref, code = Shipper().ship(_closure(number))
+        ref, code = _shipped(Shipper(), _closure(number))
         assert code is not None
         loader.learn(ref.ident, code)
         assert loader.load(ref)(0) == (number, 0)
@@ -261,7 +272,7 @@ def test_a_receiver_that_has_forgotten_code_asks_again() -> None:
 def test_a_receiver_keeps_what_it_uses() -> None:
     loader, used = _ship(_closure("used"))
     for number in range(materializers._REMEMBERED + 1):
-        ref, code = Shipper().ship(_closure(number))
+        ref, code = _shipped(Shipper(), _closure(number))
         assert code is not None
         loader.learn(ref.ident, code)
         loader.load(ref)
@@ -310,7 +321,7 @@ def test_what_unpickling_raises_comes_through_and_is_not_remembered() -> None:
 )
 def test_a_capture_that_does_not_pickle_is_named(fn: Any, part: str) -> None:
     with pytest.raises(CannotEncode) as caught:
-        Shipper().ship(fn)
+        _shipped(Shipper(), fn)
     assert str(caught.value).startswith("materializer ")
     assert part in str(caught.value)
 
@@ -340,6 +351,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 RECEIVER = """
 import sys
 from lazycast.materializers import CodeMissing, Loader
+from lazycast.staged import Staged
 from lazycast.wire import MaterializerRef
 ref = MaterializerRef(sys.argv[1], "f", tuple(sys.argv[1].split(":")))
 loader = Loader()
@@ -356,7 +368,7 @@ print(loader.load(ref)({"a": 1}))
 
 def _loaded_elsewhere(fn: Any, run_python: Callable[..., str], tmp_path: Path, *path: Path) -> str:
     shipper = Shipper()
-    ref, code = shipper.ship(fn)
+    ref, code = _shipped(shipper, fn)
     assert ref.path is not None
     assert code is None
     code_file = tmp_path / "code"
@@ -429,7 +441,7 @@ def test_a_class_method_is_sent_to_a_rank_that_has_the_base_module_only(
 def test_pickling_by_value_leaves_no_trace_in_cloudpickle(modules: Callable[..., Any]) -> None:
     module = modules("only_here_module", SOURCE)
     shipper = Shipper()
-    ref, _ = shipper.ship(module.function)
+    ref, _ = _shipped(shipper, module.function)
     shipper.code_for(ref.ident)
     assert "only_here_module" not in cloudpickle.list_registry_pickle_by_value()
     cloudpickle.register_pickle_by_value(module)
@@ -444,6 +456,50 @@ def test_code_that_cannot_be_sent_either_is_explained(modules: Callable[..., Any
     source = "import threading\nLOCK = threading.Lock()\ndef f(payload):\n    with LOCK: return payload\n"
     module = modules("only_here_locked", source)
     shipper = Shipper()
-    ref, _ = shipper.ship(module.f)
+    ref, _ = _shipped(shipper, module.f)
     with pytest.raises(CannotEncode, match=r"cannot be imported by some rank .*'s global 'LOCK'.* on every rank"):
         shipper.code_for(ref.ident)
+
+
+def _prepare(payload: int) -> int:
+    return payload + 1
+
+
+def _load(loader: Loader, ref: MaterializerRef | None, codes: list[tuple[str, bytes]]) -> Any:
+    assert ref is not None
+    for ident, code in codes:
+        loader.learn(ident, code)
+    return loader.load(ref)
+
+
+def test_two_stages_travel_each_by_the_shortest_way() -> None:
+    shipper, loader = Shipper(), Loader()
+    local = 3
+    staged: Staged[int, int, int] = Staged(operator.neg, lambda payload, hint: payload * hint * local)
+    ref, finish, codes = shipper.ship(staged)
+    assert ref is not None
+    assert ref.path is not None
+    assert len(codes) == 1
+    prepare, second = _load(loader, ref, []), _load(loader, finish, codes)
+    assert second(2, prepare(5)) == -30
+    assert staged(5) == -75
+    assert shipper.ship(staged).codes == []
+    assert shipper.ship(staged, prepared=True).ref is None
+
+
+def test_two_stages_are_registered_under_one_name() -> None:
+    staged: Staged[int, int, int] = Staged(_prepare, pow)
+    register_materializer("unit.staged", staged)
+    shipped = Shipper().ship(staged)
+    assert shipped.codes == []
+    assert _load(Loader(), shipped.ref, []) is _prepare
+    assert _load(Loader(), shipped.finish, []) is pow
+    register_materializer("unit.staged", len)
+    with pytest.raises(LookupError, match="registered with two stages on one of root and this rank only"):
+        _load(Loader(), shipped.ref, [])
+
+
+@pytest.mark.parametrize("stages", [(3, len), (len, None)])
+def test_stages_are_callable(stages: Any) -> None:
+    with pytest.raises(TypeError, match=r"Staged: (prepare|finish) must be callable"):
+        Staged(*stages)

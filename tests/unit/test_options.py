@@ -12,8 +12,6 @@ import pytest
 from lazycast.options import DEFAULT_MAX_INFLIGHT_NBYTES, PLACEMENTS, Options, check
 
 OTHERS: dict[str, object] = {
-    "owners": None,
-    "replicated": False,
     "allow": None,
 }
 
@@ -92,6 +90,13 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"agree": 1}, Exception, "agree"),
     ({"agree": 0}, Exception, "agree"),  # it would travel as an int, which peers refuse
     ({"agree": "yes"}, Exception, "agree"),
+    ({"replicated": 1}, ValueError, "replicated must be True or False, got 1"),
+    ({"owners": 1}, ValueError, "owners must be a collection of at least one rank, or None, got 1"),
+    ({"owners": []}, ValueError, "owners must be a collection of at least one rank"),
+    ({"owners": "12"}, ValueError, "owners must be a collection of at least one rank"),
+    ({"owners": [0, 4]}, ValueError, "owners: [4] are no ranks of this group: 0 to 3"),
+    ({"owners": [True, "a"]}, ValueError, "owners: [True, 'a'] are no ranks"),
+    ({"owners": [0], "placement": "root"}, ValueError, "owners= is for placement 'shard' or 'auto', not 'root'"),
     ({"executor": "threads"}, TypeError, "executor"),
 ]
 
@@ -106,8 +111,6 @@ def test_each_bad_option_has_its_message(changes: dict[str, Any], kind: type[Exc
 @pytest.mark.parametrize(
     ("name", "value", "instead"),
     [
-        ("owners", [0], "None"),
-        ("replicated", True, "False"),
         ("allow", ["numpy"], "None"),
     ],
 )
@@ -148,14 +151,6 @@ def test_a_process_pool_is_refused() -> None:
 
 
 def test_what_ranks_must_agree_on_is_shared_and_what_may_differ_is_not() -> None:
-    assert set(options().agreed()) == {"root", "name", "placement", "agree", "values", "trust"}
+    assert set(options().agreed()) == {"root", "name", "placement", "agree", "values", "trust", "owners", "replicated"}
+    assert options(owners={2, 1}).agreed()["owners"] == [1, 2]
     assert options(root=2, materialize=len, timeout_s=1.0).agreed()["root"] == 2
-
-
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_the_effective_placement_is_never_auto_and_has_a_reason(placement: str) -> None:
-    one = options(placement=placement)
-    assert one.effective_placement in set(PLACEMENTS) - {"auto"}
-    assert one.placement_reason
-    if placement != "auto":
-        assert one.effective_placement == placement

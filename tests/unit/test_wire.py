@@ -21,8 +21,16 @@ FAILURES = st.builds(
     message=TEXT,
     traceback=st.none() | TEXT,
 )
-REFS = st.builds(wire.MaterializerRef, ident=TEXT, name=TEXT, path=st.none() | st.tuples(TEXT, TEXT))
+REFS = st.builds(
+    wire.MaterializerRef,
+    ident=TEXT,
+    name=TEXT,
+    path=st.none() | st.tuples(TEXT, TEXT),
+    part=st.sampled_from([None, "prepare", "finish"]),
+)
 SIZES = st.integers(0, 2**63 - 1)
+SECONDS = st.floats(0, 1e6)
+COSTS = st.builds(wire.Cost, busy_s=SECONDS, materialize_s=SECONDS, shared_nbytes=SIZES, unshared=st.none() | TEXT)
 MAYBE = st.none() | FAILURES
 MESSAGES = st.one_of(
     st.builds(
@@ -36,11 +44,26 @@ MESSAGES = st.one_of(
         stream_nbytes=SIZES,
         frames=SIZES,
         failure=MAYBE,
+        finish=st.none() | REFS,
+        turn=SIZES,
+        fingerprint=st.none() | st.binary(max_size=16),
     ),
     st.builds(wire.Chunk, seq=INT, offset=SIZES, nbytes=SIZES),
     st.builds(wire.Code, seq=INT, ident=TEXT, nbytes=SIZES, failure=MAYBE),
     st.builds(wire.Verdict, seq=INT, failure=MAYBE),
-    st.builds(wire.Report, rank=INT, seq=INT, read=st.booleans(), failure=MAYBE),
+    st.builds(wire.Report, rank=INT, seq=INT, read=st.booleans(), failure=MAYBE, cost=st.none() | COSTS),
+    st.builds(
+        wire.Value,
+        rank=INT,
+        seq=INT,
+        passes=SIZES,
+        nbytes=SIZES,
+        stream_nbytes=SIZES,
+        frames=SIZES,
+        failure=MAYBE,
+        unshared=st.none() | TEXT,
+    ),
+    st.builds(wire.Pass, rank=INT, seq=INT, to=INT, passed=st.lists(INT, max_size=20)),
     st.builds(wire.Read, rank=INT, seqs=st.lists(INT, max_size=20)),
     st.builds(wire.Need, rank=INT, ident=TEXT),
     st.builds(wire.Query, rank=INT, token=INT, seq=st.none() | INT, key=st.none() | KEYS),
@@ -69,6 +92,8 @@ def _one_of_each() -> list[wire.AnyMessage]:
         wire.Code(1, "i"),
         wire.Verdict(1),
         wire.Report(1, 2, False),
+        wire.Value(1, 2),
+        wire.Pass(1, 2, 3, [1]),
         wire.Read(1, [2]),
         wire.Need(1, "i"),
         wire.Query(1, 2, None, None),
@@ -80,7 +105,14 @@ def _one_of_each() -> list[wire.AnyMessage]:
 @pytest.mark.parametrize("message", _one_of_each(), ids=lambda m: type(m).__name__)
 def test_a_message_says_where_it_goes(message: wire.AnyMessage) -> None:
     up, down = (wire.Report, wire.Read, wire.Need, wire.Query), (wire.Cast, wire.Chunk, wire.Code, wire.Verdict)
-    expected = {**dict.fromkeys(up, "up"), **dict.fromkeys(down, "down"), wire.Status: "one", wire.Gone: "flood"}
+    host = dict.fromkeys((wire.Value, wire.Pass), "host")
+    expected = {
+        **dict.fromkeys(up, "up"),
+        **dict.fromkeys(down, "down"),
+        **host,
+        wire.Status: "one",
+        wire.Gone: "flood",
+    }
     assert message.route == expected[type(message)]
 
 

@@ -1,0 +1,75 @@
+"""One cast as one rank sees it: plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lazycast.engine.desk import Ask
+from lazycast.engine.performer import Result
+from lazycast.materializers import Materializer
+from lazycast.missing import MISSING
+from lazycast.wire import Cast, Cost, Value
+
+
+@dataclass
+class Own:
+    """What this rank has itself, so that it need not come with the cast: the root all of it, others a payload."""
+
+    payload: Any
+    of_root: bool = False
+    prepare: Materializer | None = None
+    finish: Any = None
+    hint: Any = MISSING
+
+
+@dataclass
+class Material:
+    """What a rank's part is made from. Whoever takes it off the arrival alone keeps its memory alive."""
+
+    body: memoryview | None
+    own: Own | None
+    shared: tuple[Value, memoryview] | None  # what the owner made
+
+
+@dataclass(eq=False)
+class Arrival:
+    """The state of one cast on this rank. Guarded by the lane's lock."""
+
+    message: Cast
+    body: memoryview | None
+    ask: Ask | None = None
+    own: Own | None = None
+    owner: int | None = None  # who materializes for this host; None: every rank for itself
+    passed: list[int] = field(default_factory=list)  # owners that would not
+    shared: tuple[Value, memoryview] | None = None
+    begun: bool = False
+    local: Result | None = None  # this rank's own part is done
+    cost: Cost | None = None  # of that part
+    final: Result | None = None
+    told_read: bool = False
+    reported_s: float = 0.0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody here may still want the value."""
+        return self.ask is None or not self.ask.taken
+
+    def ready(self, rank: int) -> bool:
+        """Whether `rank`, this one, can begin its part."""
+        message = self.message
+        if self.begun or self.final is not None:
+            return False
+        if self.ask is None and (message.placement == "demand" or message.fingerprint is not None):
+            return False
+        return not self.wanted or self.owner in (None, rank) or self.shared is not None
+
+    def take(self) -> Material:
+        """Hand over what the part is made from."""
+        material = Material(self.body, self.own, self.shared)
+        self.drop()
+        return material
+
+    def drop(self) -> None:
+        """Let go of memory that is not needed any more."""
+        self.body = self.own = self.shared = None
