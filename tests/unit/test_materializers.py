@@ -200,7 +200,7 @@ def test_functions_of_main_travel_as_code(run_python: Callable[..., str], tmp_pa
         @classmethod
         def from_dict(cls, payload): return cls.__name__, f(payload)
     assert import_path(f) is None and import_path(Made.from_dict) is None and import_path(Made) is None
-    ref, code = _shipped(Shipper(), Made.from_dict)
+    ref, _, [(_, code)] = Shipper().ship(Made.from_dict)
     assert ref.path is None
     open(sys.argv[1], "wb").write(code)
     """
