@@ -87,9 +87,10 @@ class Chooser:
         if counted != site.ranks or len(host_of) != sum(site.ranks):
             raise ValueError(f"host_of places {counted} ranks on the hosts, the site says {site.ranks}")
         self._placements = site.placements
-        self._model = CostModel(site, dict(enumerate(host_of)))
+        self._model = CostModel(site, tuple(host_of))
         self._records: OrderedDict[tuple[str, int], Record] = OrderedDict()
-        self._depth: float | None = None
+        self._depth: float | None = None  # mean
+        self._last_depth = 0
 
     def choose(self, materializer: str, payload_nbytes: int, depth: int, *, staged: bool, replicated: bool) -> Choice:
         """Return where to place a cast.
@@ -113,7 +114,10 @@ class Chooser:
         """Take into account what a cast has cost. A cast that failed tells nothing: do not call this for it."""
         record = self._records.get((materializer, payload_nbytes.bit_length()))
         if record is not None:
-            record.learn(sample, payload_nbytes)
+            # A cast that found no other was alone to its end if it is the last that was placed. (Or if those placed
+            # since did not meet it either, and the news of it is late.)
+            alone = sample.depth == 0 and self._last_depth == 0
+            record.learn(sample, payload_nbytes, alone=alone)
 
     def unshareable(self, materializer: str, payload_nbytes: int, reason: str) -> None:
         """Note that a value could not be shared, and each rank had to make its own: for a while, do not ask for it."""
@@ -136,7 +140,7 @@ class Chooser:
 
     def _under_way(self, depth: int) -> float:
         """Return how many casts there are at a time: a mean, since the first of a burst finds nobody before it."""
-        depth = max(depth, 0)
+        self._last_depth = depth = max(depth, 0)
         self._depth = depth if self._depth is None else self._depth + (depth - self._depth) * _DEPTH_WEIGHT
         return 1 + self._depth
 

@@ -16,7 +16,8 @@ host needs for all of them (the two bounds of operational analysis). This is wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from lazycast.placement.sample import Sample
@@ -60,6 +61,14 @@ class Work(NamedTuple):
     value_nbytes: float = 0.0
 
 
+class Spent(NamedTuple):
+    """CPU seconds of one host's ranks for one cast."""
+
+    total_s: float
+    least_s: float
+    most_s: float
+
+
 class _Load(NamedTuple):
     """What one cast asks of one host: CPU seconds, calls of the materializer, threads they are spread over."""
 
@@ -71,7 +80,7 @@ class _Load(NamedTuple):
 class CostModel:
     """Predicts costs at one site. Immutable."""
 
-    def __init__(self, site: Site, host_of: Mapping[int, int]) -> None:
+    def __init__(self, site: Site, host_of: Sequence[int]) -> None:
         self._site = site
         self._host_of = host_of
         self._several = len(site.ranks) > 1
@@ -139,54 +148,60 @@ class CostModel:
 
     # Measurement
 
-    def work(self, sample: Sample, busy_s: list[float | None], traffic: Traffic) -> Work | None:
-        """Return what one call of the materializer has cost in a cast, or None if it does not say.
+    def spent(self, sample: Sample) -> list[Spent | None]:
+        """Return what each host spent on a cast; None where not all its ranks are known."""
+        by_host: list[list[float]] = [[] for _ in self._site.ranks]
+        for rank, seconds in sample.busy_s.items():
+            if 0 <= rank < len(self._host_of):
+                by_host[self._host_of[rank]].append(seconds)
+        return [
+            Spent(sum(seconds), min(seconds), max(seconds)) if len(seconds) == ranks else None
+            for seconds, ranks in zip(by_host, self._site.ranks, strict=True)
+        ]
 
-        `cpu_s` is the CPU time where it is known, else the time; `wait_s` is NaN where it cannot be told from
-        waiting for a core, `value_nbytes` where nothing was shared.
+    def work(self, sample: Sample, spent: Sequence[Spent | None], traffic: Traffic) -> Work | None:
+        """Return what one call of the materializer has cost in a cast, or None if the sample does not say.
+
+        `wait_s` is what it took beyond its share of the cores, as if the cast had been alone. What was not observed
+        (`wait_s`, `value_nbytes`) is NaN.
         """
-        cpu_s = self._cpu_s(sample, busy_s, traffic)
+        cpu_s = self._cpu_s(sample, spent, traffic)
         if cpu_s is None:
             return None
-        wait_s = float("nan")
-        if sample.depth == 0 and sample.materialize_s is not None:
+        wait_s = math.nan
+        if sample.materialize_s is not None:
             wait_s = sample.materialize_s - cpu_s * self._slowdown(sample.placement)
             if wait_s < cpu_s / 2:  # it has competed for cores with something else
                 wait_s = 0.0
-        return Work(cpu_s, wait_s, float("nan") if sample.value_nbytes is None else sample.value_nbytes)
+        return Work(cpu_s, wait_s, math.nan if sample.value_nbytes is None else sample.value_nbytes)
 
-    def _cpu_s(self, sample: Sample, busy_s: list[float | None], traffic: Traffic) -> float | None:
-        spent_s, copies_s = None, 0.0
-        known = [seconds for seconds in busy_s if seconds is not None]
+    def _cpu_s(self, sample: Sample, spent: Sequence[Spent | None], traffic: Traffic) -> float | None:
+        """CPU time of one call: as measured, else that of the rank that did little else, less the copy of the value.
+
+        Nothing is subtracted for the payload, although the root (and other hosts' leaders) copied it: with several
+        hosts, or ranks that take turns, most casts show a rank that did not.
+        """
+        if sample.materialize_cpu_s is not None:
+            return sample.materialize_cpu_s
+        known = [host for host in spent if host is not None]
         if sample.placement == "every":
-            spent_s = min(sample.busy_s.values(), default=None)
+            busy_s = min((host.least_s for host in known), default=None)
         elif sample.placement == "root":
-            spent_s = busy_s[self._site.root_host]
-        elif known:
-            spent_s = min(known)
-        if sample.placement != "every":
-            copies_s = self._encode_s(sample.placement, traffic)
-            copies_s += 0.0 if traffic.staged else (sample.value_nbytes or 0) / COPY_BYTES_PER_S
-        if spent_s is None:
+            root = spent[self._site.root_host]
+            busy_s = root.most_s if root is not None else None
+        else:
+            busy_s = min((host.most_s for host in known), default=None)
+        if busy_s is None:
             return sample.materialize_s
-        cpu_s = max(spent_s - copies_s, spent_s / 2)
+        shared_nbytes = 0 if traffic.staged else sample.value_nbytes or 0
+        cpu_s = max(busy_s - shared_nbytes / COPY_BYTES_PER_S, busy_s / 2)
         return cpu_s if sample.materialize_s is None else min(cpu_s, sample.materialize_s)
 
-    def host_busy_s(self, sample: Sample) -> list[float | None]:
-        """Return the CPU seconds that each host spent on a cast; None where not all its ranks are known."""
-        busy_s = [0.0] * len(self._site.ranks)
-        known = [0] * len(self._site.ranks)
-        for rank, seconds in sample.busy_s.items():
-            host = self._host_of.get(rank)
-            if host is not None:
-                busy_s[host] += seconds
-                known[host] += 1
-        return [busy_s[h] if known[h] == ranks else None for h, ranks in enumerate(self._site.ranks)]
-
-    def bottleneck_s(self, placement: str, busy_s: list[float | None], work: Work, traffic: Traffic) -> float:
+    def bottleneck_s(self, placement: str, spent: Sequence[Spent | None], work: Work, traffic: Traffic) -> float:
         """Return how long a cast took up the busiest host, where hosts that are not known cost what is predicted."""
         held_s = self._encode_s(placement, traffic)
-        for host, seconds in enumerate(busy_s):
+        for host, known in enumerate(spent):
             load = self._load(host, placement, work, traffic)
-            held_s = max(held_s, self._held_s(host, load, load.busy_s if seconds is None else seconds, work))
+            busy_s = load.busy_s if known is None else known.total_s
+            held_s = max(held_s, self._held_s(host, load, busy_s, work))
         return held_s

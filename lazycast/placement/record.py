@@ -193,43 +193,45 @@ class Record:
 
     # Learning
 
-    def learn(self, sample: Sample, payload_nbytes: int) -> None:
-        """Take into account what a cast of this kind has cost. What makes no sense is left out."""
+    def learn(self, sample: Sample, payload_nbytes: int, *, alone: bool) -> None:
+        """Take into account what a cast of this kind has cost. What makes no sense is left out.
+
+        Args:
+            alone: whether there was no other cast from its placing to its end.
+        """
         tried = self._tried.get(sample.placement)
         traffic = self.traffic._replace(payload_nbytes=payload_nbytes)
-        busy_s = self._model.host_busy_s(sample)
-        measured = self._model.work(sample, busy_s, traffic)
+        spent = self._model.spent(sample)
+        measured = self._model.work(sample, spent, traffic)
         if tried is None or measured is None or not math.isfinite(measured.cpu_s + sample.latency_s):
             return
         tried.outstanding = False
         if sample.placement != "every" and not self.banned_for:
             self._ban, self._doubted = _BANNED, False
-        work = self._add_work(measured)
+        work = self._add_work(measured if alone else measured._replace(wait_s=math.nan))
         level = self._model.predict(sample.placement, self._mean_work(), traffic)
         if not tried.holds_at(level):
             tried.latency.clear()
             tried.bottleneck.clear()
         tried.at = level
         predicted = self._model.predict(sample.placement, work, traffic)
-        bottleneck_s = self._model.bottleneck_s(sample.placement, busy_s, work, traffic)
+        bottleneck_s = self._model.bottleneck_s(sample.placement, spent, work, traffic)
         tried.bottleneck.add(max(bottleneck_s, 1e-6) / predicted.bottleneck_s)
         # Beside others a cast takes longer than alone, unless they leave most of the site idle.
-        if sample.depth == 0 or (sample.depth + 1) * bottleneck_s * 2 <= predicted.latency_s:
+        if alone or (sample.depth + 1) * bottleneck_s * 2 <= predicted.latency_s:
             tried.latency.add(max(sample.latency_s, 1e-6) / predicted.latency_s)
 
     def _add_work(self, measured: Work) -> Work:
         """Add a sample to the means; return its work, what it does not tell filled in from them."""
         self._cpu_s.add(measured.cpu_s)
-        if measured.wait_s == measured.wait_s:
+        if not math.isnan(measured.wait_s):
             self._wait_s.add(measured.wait_s)
-        if measured.value_nbytes == measured.value_nbytes:
+        if not math.isnan(measured.value_nbytes):
             self._value_nbytes.add(measured.value_nbytes)
         mean = self._mean_work()
-        return Work(
-            measured.cpu_s,
-            measured.wait_s if measured.wait_s == measured.wait_s else mean.wait_s,
-            measured.value_nbytes if measured.value_nbytes == measured.value_nbytes else mean.value_nbytes,
-        )
+        wait_s = mean.wait_s if math.isnan(measured.wait_s) else measured.wait_s
+        value_nbytes = mean.value_nbytes if math.isnan(measured.value_nbytes) else measured.value_nbytes
+        return Work(measured.cpu_s, wait_s, value_nbytes)
 
     def _mean_work(self) -> Work:
         """What one call costs on average. A value of unknown size is taken to be as large as its payload."""

@@ -18,6 +18,8 @@ class Sample:
             are known.
         materialize_s: the longest time that one call of the materializer took on any known rank.
         value_nbytes: what an owner or the root shared, if it did.
+        materialize_cpu_s: CPU seconds of one such call, if they were measured: they tell a call that waits for a core
+            from one that computes. Else they are inferred from `busy_s`.
     """
 
     placement: str
@@ -26,3 +28,4 @@ class Sample:
     busy_s: dict[int, float]
     materialize_s: float | None
     value_nbytes: int | None
+    materialize_cpu_s: float | None = None
