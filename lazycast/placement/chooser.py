@@ -91,6 +91,7 @@ class Chooser:
         self._records: OrderedDict[tuple[str, int], Record] = OrderedDict()
         self._depth: float | None = None  # mean
         self._last_depth = 0
+        self._told: tuple[list[Judged], Choice] = ([], Choice("every", ""))  # the last text, and what it is about
 
     def choose(self, materializer: str, payload_nbytes: int, depth: int, *, staged: bool, replicated: bool) -> Choice:
         """Return where to place a cast.
@@ -108,7 +109,9 @@ class Chooser:
         placement, judged = record.choose(under_way)
         if placement != record.placement:
             return Choice(placement, _reason_to_try(placement, judged, under_way))
-        return Choice(placement, _reason(record, judged, under_way))
+        if judged is not self._told[0]:
+            self._told = (judged, Choice(placement, _reason(record, judged, under_way)))
+        return self._told[1]
 
     def learn(self, materializer: str, payload_nbytes: int, sample: Sample) -> None:
         """Take into account what a cast has cost. A cast that failed tells nothing: do not call this for it."""
@@ -190,11 +193,9 @@ def _compared(judged: list[Judged], under_way: float) -> str:
 
 def _reason(record: Record, judged: list[Judged], under_way: float) -> str:
     placement = record.placement
-    if record.banned_for:
-        return (
-            f"{placement}: the value could not be shared ({record.refused[:_SHOWN]}); "
-            f"tried again in {record.banned_for} casts"
-        )
+    if len(judged) == 1:
+        when = f"in {record.banned_for} casts" if record.banned_for else "with the next cast"
+        return f"{placement}: the value could not be shared ({record.refused[:_SHOWN]}); tried again {when}"
     if not record.samples:
         known = "nothing measured yet"
         if placement == "shard":

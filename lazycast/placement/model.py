@@ -26,7 +26,7 @@ from lazycast.placement.site import Site
 COPY_BYTES_PER_S: Final = 5e9  # one core copying into shared memory
 NET_BYTES_PER_S: Final = 1.2e9  # between hosts: 10 Gbit/s
 HOP_S: Final = 300e-6  # a message to the ranks of a host, until they act on it
-_LEAST_S: Final = 1e-6  # no figure is smaller, so that ratios of them stay sane
+LEAST_S: Final = 1e-6  # no figure is smaller, so that ratios of them stay sane
 
 
 class Cost(NamedTuple):
@@ -70,11 +70,67 @@ class Spent(NamedTuple):
 
 
 class _Load(NamedTuple):
-    """What one cast asks of one host: CPU seconds, calls of the materializer, threads they are spread over."""
+    """What a cast under one placement asks of one host."""
 
-    busy_s: float
-    calls: int
-    threads: int
+    calls: int  # of the materializer
+    per_value_byte_s: float
+    per_payload_byte_s: float
+    cores: float
+    threads: int  # that the calls are spread over, casts taken together
+
+    def held_s(self, busy_s: float, wait_s: float) -> float:
+        """Return how long it takes up the host: its cores, or the threads it can use."""
+        return max(busy_s / self.cores, (busy_s + self.calls * wait_s) / self.threads)
+
+
+class _Formula(NamedTuple):
+    """The costs of one placement as sums over what is known of a cast."""
+
+    hop_s: float
+    slowdown: float  # how much longer than its CPU time a call takes when the cast is alone: ranks compete for cores
+    per_value_byte_s: float  # of latency
+    per_payload_byte_s: float
+    encode_per_payload_byte_s: float  # on the root's one engine thread
+    hosts: tuple[_Load, ...]
+    distinct: tuple[_Load, ...]  # those that are alike once
+
+
+def _formula(site: Site, placement: str, *, staged: bool) -> _Formula:
+    several, shares = len(site.ranks) > 1, max(site.ranks) > 1
+    copy_s = 1 / COPY_BYTES_PER_S
+    travel_s = copy_s + (1 / NET_BYTES_PER_S if several else 0.0)
+    payload_travels = placement != "root" or staged
+    value_travels = placement == "root" and not staged
+    value_is_copied = placement == "shard" and shares and not staged
+
+    def load(host: int) -> _Load:
+        ranks, cores, threads = site.ranks[host], site.cores[host], site.threads(host)
+        calls, busy_ranks, shared = ranks, ranks, False
+        if placement == "shard":
+            calls, busy_ranks, shared = 1, site.owners[host], value_is_copied and ranks > 1
+        elif placement == "root":
+            at_root = host == site.root_host
+            calls, busy_ranks, shared = int(at_root), 1 if at_root else ranks, value_travels
+        # The root copies what is sent, and so do the leaders of other hosts.
+        return _Load(
+            calls, copy_s if shared else 0.0, copy_s if payload_travels else 0.0, cores, max(1, busy_ranks * threads)
+        )
+
+    crowds = {
+        "every": max(ranks / cores for ranks, cores in zip(site.ranks, site.cores, strict=True)),
+        "root": 1 / site.cores[site.root_host],
+        "shard": 1 / min(site.cores),
+    }
+    hosts = tuple(load(host) for host in range(len(site.ranks)))
+    return _Formula(
+        hop_s=HOP_S * (2 if placement == "shard" and shares else 1),
+        slowdown=max(1.0, crowds[placement]),
+        per_value_byte_s=travel_s if value_travels else copy_s if value_is_copied else 0.0,
+        per_payload_byte_s=travel_s if payload_travels else 0.0,
+        encode_per_payload_byte_s=copy_s if payload_travels else 0.0,
+        hosts=hosts,
+        distinct=tuple(dict.fromkeys(hosts)),
+    )
 
 
 class CostModel:
@@ -83,79 +139,45 @@ class CostModel:
     def __init__(self, site: Site, host_of: Sequence[int]) -> None:
         self._site = site
         self._host_of = host_of
-        self._several = len(site.ranks) > 1
-        self._shares = max(site.ranks) > 1
-        self._crowd = max(max(1.0, ranks / cores) for ranks, cores in zip(site.ranks, site.cores, strict=True))
-        self._alone = max(1.0, 1 / min(site.cores))
-        self._alone_at_root = max(1.0, 1 / site.cores[site.root_host])
-        kinds: dict[tuple[object, ...], int] = {}  # hosts that are alike are computed once
-        for host in range(len(site.ranks)):
-            alike = (site.ranks[host], site.cores[host], site.owners[host], host == site.root_host)
-            kinds.setdefault(alike, host)
-        self._distinct = tuple(kinds.values())
-
-    # Prediction
+        self._formulas = {
+            (placement, staged): _formula(site, placement, staged=staged)
+            for placement in site.placements
+            for staged in (False, True)
+        }
 
     def predict(self, placement: str, work: Work, traffic: Traffic) -> Cost:
         """Return what a cast costs under a placement."""
-        bottleneck_s = self._encode_s(placement, traffic)
-        for host in self._distinct:
-            load = self._load(host, placement, work, traffic)
-            bottleneck_s = max(bottleneck_s, self._held_s(host, load, load.busy_s, work))
-        return Cost(max(self._latency_s(placement, work, traffic), _LEAST_S), max(bottleneck_s, _LEAST_S))
-
-    def _latency_s(self, placement: str, work: Work, traffic: Traffic) -> float:
-        latency_s = HOP_S + work.wait_s + work.cpu_s * self._slowdown(placement)
-        if placement != "root" or traffic.staged:
-            latency_s += self._travel_s(traffic.moved_nbytes)
-        if placement == "root" and not traffic.staged:
-            latency_s += self._travel_s(work.value_nbytes)
-        elif placement == "shard" and self._shares:
-            latency_s += HOP_S + (0.0 if traffic.staged else work.value_nbytes / COPY_BYTES_PER_S)
-        return latency_s
-
-    def _travel_s(self, nbytes: float) -> float:
-        return nbytes / COPY_BYTES_PER_S + (nbytes / NET_BYTES_PER_S if self._several else 0.0)
-
-    def _slowdown(self, placement: str) -> float:
-        """How much longer than its CPU time a call takes in a cast that is alone: its ranks compete for cores."""
-        if placement == "every":
-            return self._crowd
-        return self._alone_at_root if placement == "root" else self._alone
-
-    @staticmethod
-    def _encode_s(placement: str, traffic: Traffic) -> float:
-        """How long the root's one engine thread is held by encoding the payload."""
-        if placement == "root" and not traffic.staged:
-            return 0.0
-        return traffic.moved_nbytes / COPY_BYTES_PER_S
-
-    def _load(self, host: int, placement: str, work: Work, traffic: Traffic) -> _Load:
-        site = self._site
-        ranks, threads = site.ranks[host], site.threads(host)
-        copy_s = self._encode_s(placement, traffic)  # by the root, and by the leaders of other hosts
-        share_s = 0.0 if traffic.staged else work.value_nbytes / COPY_BYTES_PER_S
-        if placement == "every":
-            return _Load(copy_s + ranks * work.cpu_s, ranks, ranks * threads)
-        if placement == "shard":
-            return _Load(copy_s + work.cpu_s + (share_s if ranks > 1 else 0.0), 1, site.owners[host] * threads)
-        if host == site.root_host:
-            return _Load(copy_s + share_s + work.cpu_s, 1, threads)
-        return _Load(copy_s + share_s, 0, ranks * threads)
-
-    def _held_s(self, host: int, load: _Load, busy_s: float, work: Work) -> float:
-        return max(busy_s / self._site.cores[host], (busy_s + load.calls * work.wait_s) / load.threads)
+        formula = self._formulas[placement, traffic.staged]
+        cpu_s, wait_s, value_nbytes = work
+        moved = traffic.moved_nbytes
+        latency_s = formula.hop_s + wait_s + cpu_s * formula.slowdown
+        latency_s += value_nbytes * formula.per_value_byte_s + moved * formula.per_payload_byte_s
+        bottleneck_s = moved * formula.encode_per_payload_byte_s
+        for (
+            calls,
+            per_value_byte_s,
+            per_payload_byte_s,
+            cores,
+            threads,
+        ) in formula.distinct:  # plain: every cast passes
+            busy_s = calls * cpu_s + value_nbytes * per_value_byte_s + moved * per_payload_byte_s
+            on_cores_s, on_threads_s = busy_s / cores, (busy_s + calls * wait_s) / threads
+            if on_cores_s > bottleneck_s:
+                bottleneck_s = on_cores_s
+            if on_threads_s > bottleneck_s:
+                bottleneck_s = on_threads_s
+        return Cost(max(latency_s, LEAST_S), max(bottleneck_s, LEAST_S))
 
     # Measurement
 
     def spent(self, sample: Sample) -> list[Spent | None]:
-        """Return what each host spent on a cast; None where not all its ranks are known."""
+        """Return what each host spent on a cast; None where not all its ranks are known, or none worked."""
         by_host: list[list[float]] = [[] for _ in self._site.ranks]
         for rank, seconds in sample.busy_s.items():
             if 0 <= rank < len(self._host_of):
                 by_host[self._host_of[rank]].append(seconds)
         return [
-            Spent(sum(seconds), min(seconds), max(seconds)) if len(seconds) == ranks else None
+            Spent(sum(seconds), min(seconds), max(seconds)) if len(seconds) == ranks and any(seconds) else None
             for seconds, ranks in zip(by_host, self._site.ranks, strict=True)
         ]
 
@@ -170,7 +192,7 @@ class CostModel:
             return None
         wait_s = math.nan
         if sample.materialize_s is not None:
-            wait_s = sample.materialize_s - cpu_s * self._slowdown(sample.placement)
+            wait_s = sample.materialize_s - cpu_s * self._formulas[sample.placement, traffic.staged].slowdown
             if wait_s < cpu_s / 2:  # it has competed for cores with something else
                 wait_s = 0.0
         return Work(cpu_s, wait_s, math.nan if sample.value_nbytes is None else sample.value_nbytes)
@@ -198,10 +220,15 @@ class CostModel:
         return cpu_s if sample.materialize_s is None else min(cpu_s, sample.materialize_s)
 
     def bottleneck_s(self, placement: str, spent: Sequence[Spent | None], work: Work, traffic: Traffic) -> float:
-        """Return how long a cast took up the busiest host, where hosts that are not known cost what is predicted."""
-        held_s = self._encode_s(placement, traffic)
-        for host, known in enumerate(spent):
-            load = self._load(host, placement, work, traffic)
-            busy_s = load.busy_s if known is None else known.total_s
-            held_s = max(held_s, self._held_s(host, load, busy_s, work))
+        """Return how long a cast took up the busiest host; those that are not known are left to the prediction."""
+        formula = self._formulas[placement, traffic.staged]
+        moved = traffic.moved_nbytes
+        held_s = max(moved * formula.encode_per_payload_byte_s, LEAST_S)
+        for load, known in zip(formula.hosts, spent, strict=True):
+            if known is not None:
+                busy_s = known.total_s
+            else:
+                busy_s = load.calls * work.cpu_s + work.value_nbytes * load.per_value_byte_s
+                busy_s += moved * load.per_payload_byte_s
+            held_s = max(held_s, load.held_s(busy_s, work.wait_s))
         return held_s

@@ -24,7 +24,7 @@ import math
 from typing import Final, NamedTuple
 
 from lazycast.placement.estimate import RecentMedian, RunningMean
-from lazycast.placement.model import Cost, CostModel, Traffic, Work
+from lazycast.placement.model import LEAST_S, Cost, CostModel, Traffic, Work
 from lazycast.placement.sample import Sample
 
 _FEW: Final = 3  # samples from which a placement counts as measured
@@ -36,6 +36,7 @@ _TOO_BAD: Final = 2.0
 _STALE: Final = 256  # instead of _LATE for one that is too bad: 1024 casts at least
 _NEAR: Final = 1.25
 _OTHER_LEVEL: Final = 4.0
+_JUDGED_FOR: Final = 4  # casts, once much is known
 _SETTLED: Final = 8  # casts before the placement changes again
 _BANNED: Final = 256
 _BANNED_AT_MOST: Final = 1 << 16
@@ -62,25 +63,36 @@ class Judged(NamedTuple):
 class _Tried:
     """What was measured of one placement, as a multiple of what the model says of it."""
 
-    __slots__ = ("at", "bottleneck", "casts", "last", "latency", "outstanding")
+    __slots__ = ("at", "bottleneck", "casts", "last", "latency", "level", "outstanding")
 
     def __init__(self) -> None:
         self.casts = 0
         self.last = 0  # cast at which it was last placed
         self.outstanding = False
-        self.at: Cost | None = None  # what the model said when it was last measured
+        self.level: Cost | None = None  # what the model says now
+        self.at: Cost | None = None  # what it said when this was last measured
         self.latency = RecentMedian()
         self.bottleneck = RecentMedian()
 
-    def holds_at(self, predicted: Cost) -> bool:
-        """Whether costs are still at the level at which this was measured."""
-        if self.at is None:
-            return False
-        ratio = predicted.bottleneck_s / self.at.bottleneck_s
-        return 1 / _OTHER_LEVEL <= ratio <= _OTHER_LEVEL
+    def corrected(self, predicted: Cost) -> tuple[Cost, int]:
+        """Return the cost, and the number of measurements that it rests on: 0 if costs were at another level then."""
+        if self.at is None or not self.at.bottleneck_s / _OTHER_LEVEL <= predicted.bottleneck_s <= (
+            self.at.bottleneck_s * _OTHER_LEVEL
+        ):
+            return predicted, 0
+        corrected = Cost(predicted.latency_s * self.latency.value, predicted.bottleneck_s * self.bottleneck.value)
+        return corrected, self.bottleneck.count
 
-    def corrected(self, predicted: Cost) -> Cost:
-        return Cost(predicted.latency_s * self.latency.value, predicted.bottleneck_s * self.bottleneck.value)
+    def add(self, bottleneck: float, latency: float | None) -> None:
+        """Take a sample into account: multiples of what the model says of that very cast."""
+        if self.level is not None and self.at is not self.level:
+            if self.at is not None and not self.corrected(self.level)[1]:
+                self.latency.clear()
+                self.bottleneck.clear()
+            self.at = self.level
+        self.bottleneck.add(bottleneck)
+        if latency is not None:
+            self.latency.add(latency)
 
 
 class Record:
@@ -97,15 +109,13 @@ class Record:
         self._cpu_s = RunningMean()
         self._wait_s = RunningMean()
         self._value_nbytes = RunningMean()
+        self._judged: list[Judged] = []
+        self._judged_at = 0
+        self._judged_for = 1.0
         self._changed = -_SETTLED
         self._banned_until = 0
         self._ban = _BANNED
         self._doubted = False  # whether a value can be shared: to be tried before it becomes the rule again
-
-    @property
-    def placements(self) -> tuple[str, ...]:
-        """What may be chosen now."""
-        return ("every",) if self.banned_for else tuple(self._tried)
 
     @property
     def banned_for(self) -> int:
@@ -129,15 +139,17 @@ class Record:
         Args:
             under_way: how many casts there are at a time, this one included.
         """
-        judged = self.judge(under_way)
-        if self.samples and self._tried[self.placement].at is not None and len(judged) > 1:
-            better = self._better(judged)
-            if better is not None:
-                self._settle_on(better.placement)
-                judged = self.judge(under_way)
-            choice = self._due(judged) or self.placement
-        else:
-            choice = self.placement
+        choice = self.placement
+        judged = self._judged
+        if not judged or self._outdated(under_way):
+            judged = self.judge(under_way)
+            if len(judged) > 1 and self._tried[self.placement].at is not None:
+                better = self._better(judged)
+                if better is not None:
+                    self._settle_on(better.placement)
+                    judged = self.judge(under_way)
+                choice = self._due(judged) or self.placement
+            self._judged, self._judged_at, self._judged_for = judged, self.casts, under_way
         self.casts += 1
         tried = self._tried[choice]
         tried.casts += 1
@@ -145,30 +157,40 @@ class Record:
         tried.outstanding = True
         return choice, judged
 
+    def _outdated(self, under_way: float) -> bool:
+        """Whether to judge anew: for every cast at first, later for every fourth, or when the load changes."""
+        if self.samples < _LATE or self.casts - self._judged_at >= _JUDGED_FOR or len(self._judged) == 1:
+            return True
+        return abs(under_way - self._judged_for) * 10 > self._judged_for
+
     def judge(self, under_way: float) -> list[Judged]:
         """Return what is believed of every placement that may be chosen now, the present one first."""
         work = self._mean_work()
+        banned = self.casts < self._banned_until
         judged: list[Judged] = []
-        for name in self.placements:
-            cost, samples = self._model.predict(name, work, self.traffic), 0
-            tried = self._tried[name]
-            if tried.holds_at(cost):
-                cost, samples = tried.corrected(cost), tried.bottleneck.count
+        for name, tried in self._tried.items():
+            if banned and name != "every":
+                continue
+            predicted = self._model.predict(name, work, self.traffic)
+            tried.level = predicted
+            cost, samples = tried.corrected(predicted)
             entry = Judged(name, cost, cost.with_under_way(under_way), samples)
-            judged.insert(0 if name == self.placement else len(judged), entry)
+            if name == self.placement:
+                judged.insert(0, entry)
+            else:
+                judged.append(entry)
         return judged
 
     def _settle_on(self, placement: str) -> None:
         self.placement = placement
         self.switches += 1
         self._changed = self.casts
+        self._judged = []
 
     def _better(self, judged: list[Judged]) -> Judged | None:
         """Return the placement that replaces the present one, if any."""
         present, *others = judged
-        if self.casts - self._changed < _SETTLED:
-            return None
-        if self._doubted:
+        if self._doubted or self.casts - self._changed < _SETTLED:
             return None
         good = [other for other in others if other.time_s < present.time_s * _margin(other.samples)]
         return min(good, key=lambda other: other.time_s, default=None)
@@ -200,38 +222,39 @@ class Record:
             alone: whether there was no other cast from its placing to its end.
         """
         tried = self._tried.get(sample.placement)
-        traffic = self.traffic._replace(payload_nbytes=payload_nbytes)
+        if tried is None:
+            return
+        traffic = Traffic(payload_nbytes, self.traffic.staged, self.traffic.replicated)
         spent = self._model.spent(sample)
         measured = self._model.work(sample, spent, traffic)
-        if tried is None or measured is None or not math.isfinite(measured.cpu_s + sample.latency_s):
+        if measured is None or not math.isfinite(measured.cpu_s + sample.latency_s):
             return
         tried.outstanding = False
         if sample.placement != "every" and not self.banned_for:
             self._ban, self._doubted = _BANNED, False
-        work = self._add_work(measured if alone else measured._replace(wait_s=math.nan))
-        level = self._model.predict(sample.placement, self._mean_work(), traffic)
-        if not tried.holds_at(level):
-            tried.latency.clear()
-            tried.bottleneck.clear()
-        tried.at = level
+        work = self._add_work(measured, alone=alone)
+        if self.samples == 1:  # until now the model had nothing to go by
+            self.judge(1.0)
         predicted = self._model.predict(sample.placement, work, traffic)
         bottleneck_s = self._model.bottleneck_s(sample.placement, spent, work, traffic)
-        tried.bottleneck.add(max(bottleneck_s, 1e-6) / predicted.bottleneck_s)
         # Beside others a cast takes longer than alone, unless they leave most of the site idle.
-        if alone or (sample.depth + 1) * bottleneck_s * 2 <= predicted.latency_s:
-            tried.latency.add(max(sample.latency_s, 1e-6) / predicted.latency_s)
+        undisturbed = alone or (sample.depth + 1) * bottleneck_s * 2 <= predicted.latency_s
+        latency = max(sample.latency_s, LEAST_S) / predicted.latency_s if undisturbed else None
+        tried.add(bottleneck_s / predicted.bottleneck_s, latency)
 
-    def _add_work(self, measured: Work) -> Work:
+    def _add_work(self, measured: Work, *, alone: bool) -> Work:
         """Add a sample to the means; return its work, what it does not tell filled in from them."""
-        self._cpu_s.add(measured.cpu_s)
-        if not math.isnan(measured.wait_s):
-            self._wait_s.add(measured.wait_s)
-        if not math.isnan(measured.value_nbytes):
-            self._value_nbytes.add(measured.value_nbytes)
-        mean = self._mean_work()
-        wait_s = mean.wait_s if math.isnan(measured.wait_s) else measured.wait_s
-        value_nbytes = mean.value_nbytes if math.isnan(measured.value_nbytes) else measured.value_nbytes
-        return Work(measured.cpu_s, wait_s, value_nbytes)
+        cpu_s, wait_s, value_nbytes = measured
+        self._cpu_s.add(cpu_s)
+        if alone and not math.isnan(wait_s):
+            self._wait_s.add(wait_s)
+        else:
+            wait_s = self._wait_s.value
+        if not math.isnan(value_nbytes):
+            self._value_nbytes.add(value_nbytes)
+        else:
+            value_nbytes = self._mean_work().value_nbytes
+        return Work(cpu_s, wait_s, value_nbytes)
 
     def _mean_work(self) -> Work:
         """What one call costs on average. A value of unknown size is taken to be as large as its payload."""
@@ -243,6 +266,7 @@ class Record:
         """Choose nothing that shares a value for some 256 casts; twice as many each time that this recurs."""
         if self.banned_for:  # told of a cast placed before the ban
             return
+        self._judged = []
         self.refused = reason
         self._doubted = True
         if self.placement != "every":

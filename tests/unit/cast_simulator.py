@@ -169,7 +169,7 @@ class Group:
         return MESSAGE_CPU_S + self.workload.value_nbytes / COPY_BYTES_PER_S * warm
 
     def _hop_s(self, nbytes: int) -> float:
-        late_s = 0.02 if self._random.random() < 0.01 else 0.0  # a thread that did not wake in time
+        late_s = 0.005 if self._random.random() < 0.01 else 0.0  # a thread that did not wake in time
         network_s = nbytes / NET_BYTES_PER_S if len(self.site.ranks) > 1 else 0.0
         return HOP_S * self._random.lognormvariate(0, 0.3) + network_s + late_s
 
