@@ -142,7 +142,7 @@ class LazyBroadcast(Generic[P, V]):
                 raise error
             if disagreement is not None:
                 raise disagreement
-            group = Group(backend.rank, backend.size, options.root, [h.host for h in hellos])
+            group = Group(backend.rank, backend.size, options.root, [h.host for h in hellos], [h.cores for h in hellos])
             lane = self._build(group, options, context, deadline_s)
             if backend.size == 1:
                 context.close()
@@ -161,7 +161,7 @@ class LazyBroadcast(Generic[P, V]):
         group: Group, options: Options, context: Context, deadline_s: float
     ) -> RootLane | FollowerLane | SoloLane:
         """Find out which ranks share a host, and build the lane."""
-        rank, size, root, _ = group
+        rank, size, root = group[:3]
         if size == 1:
             return SoloLane(group, options)
         left_s = max(0.001, deadline_s - time.monotonic())

@@ -107,15 +107,16 @@ class _Reader:
                 self.read(value, depth + 1)
 
 
+def survey(payload: object) -> tuple[bytes, int]:
+    """Return a fingerprint of 16 bytes, and about how many bytes the payload has.
+
+    Raises: whatever the attributes of an object of a strange class raise when looked at.
+    """
+    reader = _Reader()
+    reader.read(payload)
+    return reader.digest.digest(), reader.nbytes
+
+
 def fingerprint(payload: object) -> bytes:
-    """Return 16 bytes. Raises whatever the attributes of an object of a strange class raise when looked at."""
-    reader = _Reader()
-    reader.read(payload)
-    return reader.digest.digest()
-
-
-def approximate_nbytes(payload: object) -> int:
-    """Return about how many bytes a payload has, its buffers above all."""
-    reader = _Reader()
-    reader.read(payload)
-    return reader.nbytes
+    """Return the fingerprint alone."""
+    return survey(payload)[0]

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from lazycast import cores
+from lazycast.cores import Cores
 from lazycast.errors import ConfigMismatchError
 from lazycast.options import shown
 from lazycast.version import __version__
@@ -27,6 +29,7 @@ class Hello(msgspec.Struct, frozen=True):
     version: str
     wire: int
     options: dict[str, str]
+    cores: Cores
     error: str | None = None
 
 
@@ -34,7 +37,8 @@ def hello(rank: int, options: dict[str, object], error: Exception | None) -> Hel
     """Describe this process."""
     said = {name: shown(value) for name, value in options.items()}
     text = f"{type(error).__name__}: {shown(error, str, 2000)}" if error is not None else None
-    return Hello(rank, socket.gethostname(), os.getpid(), __version__, WIRE_VERSION, said, text)
+    mine = cores.of_this_process()
+    return Hello(rank, socket.gethostname(), os.getpid(), __version__, WIRE_VERSION, said, mine, text)
 
 
 def encode(mine: Hello) -> bytes:

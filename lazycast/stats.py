@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lazycast.placement.chooser import Standing
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -29,7 +31,9 @@ class Stats:
 
     Attributes:
         rank, size, root: as on the object.
-        placement: what casts are placed as; `placement_reason` says why.
+        placement: what the last cast was placed as; `placement_reason` says why.
+        standings: on the root, with `placement="auto"`: how each kind of cast is placed now, why, and what each
+            placement is known to cost.
         casts: casts that this rank has sent (on the root) or received (elsewhere), failed ones included.
         asked: calls of `broadcast` and `broadcast_async` on this rank.
         pending: those whose future is not done.
@@ -54,6 +58,7 @@ class Stats:
     root: int
     placement: str
     placement_reason: str
+    standings: tuple[Standing, ...]
     casts: int
     asked: int
     pending: int

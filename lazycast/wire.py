@@ -59,12 +59,13 @@ class MaterializerRef(msgspec.Struct, frozen=True, array_like=True):
 class Cost(msgspec.Struct, frozen=True, array_like=True):
     """What its part of a cast cost a rank.
 
-    `busy_s` is CPU time, `materialize_s` the time in its materializer. An owner says how many bytes it shared, or why
-    it could not.
+    `busy_s` is its CPU time, `materialize_s` the time in its materializer, `materialize_cpu_s` CPU time in it. An owner
+    says how many bytes it shared, or why it could not.
     """
 
     busy_s: float
     materialize_s: float
+    materialize_cpu_s: float = 0.0
     shared_nbytes: Count = 0
     unshared: str | None = None
 

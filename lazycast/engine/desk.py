@@ -28,6 +28,7 @@ from lazycast.errors import CastTimeoutError, ClosedError, KeyInUseError, Lazyca
 from lazycast.future import CastFuture
 from lazycast.missing import MISSING
 from lazycast.options import Options
+from lazycast.placement.chooser import Standing
 from lazycast.stats import Counters, Stats
 from lazycast.wire import Key
 
@@ -87,7 +88,7 @@ class Desk(ABC):
             which += f" key {key!r}"
         elif number is not None:
             which += f" (unkeyed call number {number} here)"
-        rank, size, root, _ = self._group
+        rank, size, root = self._group[:3]
         return f"lazycast {self._options.name!r}: cast{which} on rank {rank} of {size}, root {root}"
 
     def _ask_label(self, ask: Ask) -> str:
@@ -324,6 +325,7 @@ class Desk(ABC):
                 root=self._group.root,
                 placement=placement,
                 placement_reason=reason,
+                standings=self._standings(),
                 casts=counters.casts,
                 asked=counters.asked,
                 pending=len(self._waits),
@@ -349,8 +351,12 @@ class Desk(ABC):
             )
 
     def _placement(self) -> tuple[str, str]:
-        """How casts are placed, and why."""
+        """How the last cast was placed, and why."""
         return self._options.placement, "asked for"
+
+    def _standings(self) -> tuple[Standing, ...]:
+        """With the lock held: how each kind of cast is placed now, where that is chosen."""
+        return ()
 
     def _unasked(self) -> int:
         """With the lock held: casts that nobody here has asked for."""
@@ -358,7 +364,7 @@ class Desk(ABC):
 
     def dump(self) -> str:
         self.refuse_after_fork()
-        rank, size, root, hosts = self._group
+        rank, size, root, hosts = self._group[:4]
         placement = "{} ({})".format(*self._placement())
         lines = [f"lazycast {self._options.name!r}: rank {rank} of {size} on {hosts[rank]}, root {root}, {placement=}"]
         with self._lock:

@@ -39,6 +39,7 @@ class FollowerLane(Lane):
         self._mailbox: Mailbox[Ask, Arrival] = Mailbox()
         self._reads: list[int] = []
         self._reads_due_s: float | None = None
+        self._placed: str | None = None
         self._queries: dict[int, Ask] = {}
         self._early_verdicts: dict[int, Verdict] = {}  # verdicts whose cast has not come
 
@@ -174,6 +175,8 @@ class FollowerLane(Lane):
         arrival = Arrival(message, body, final=result)  # final before anybody can see it
         with self._lock:
             self._counters.casts += 1
+            if message.failure is None:
+                self._placed = message.placement
             early = self._early_verdicts.pop(message.seq, None)
             self._admit(arrival)
             if message.agree and early is None:
@@ -231,7 +234,7 @@ class FollowerLane(Lane):
         self._relay.up(Query(self._group.rank, ask.number, seq, ask.key))
 
     def _describe(self, ask: Ask) -> str:
-        rank, _, root, _ = self._group
+        rank, root = self._group.rank, self._group.root
         arrival = ask.arrival
         if arrival is not None and (waits := self._describe_owner(arrival)) is not None:
             return waits
@@ -240,6 +243,11 @@ class FollowerLane(Lane):
             return f"{what}; missing: {_ranks([rank if arrival.begun else root])}"
         phase = "not arrived" if arrival is None else "agreeing"
         return f"{phase}; {ask.report or f'missing: {_ranks([root])}'}"
+
+    def _placement(self) -> tuple[str, str]:
+        if self._options.placement != "auto":
+            return super()._placement()
+        return self._placed or "auto", "chosen by the root" if self._placed else "nothing has been cast"
 
     def _unasked(self) -> int:
         return len(self._mailbox.arrivals())

@@ -247,6 +247,8 @@ class Lane(Desk):
         message = arrival.message
         if not message.agree:
             self._conclude(arrival, result)
+            if self._options.placement == "auto" and (message.ref is not None or message.finish is not None):
+                self._relay.up(Report(self._group.rank, message.seq, False, result.failure, arrival.cost))
             return
         with self._lock:
             arrival.drop()

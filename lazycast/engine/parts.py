@@ -69,7 +69,7 @@ class Parts:
             why = None if result.failure is not None else "the cast had failed already"
             self.tell(msgspec.structs.replace(value, failure=result.failure, unshared=why))
         busy_s = time.thread_time() - began_s
-        return result, Cost(busy_s, part.materialize_s, part.shared_nbytes, part.unshared)
+        return result, Cost(busy_s, part.materialize_s, part.materialize_cpu_s, part.shared_nbytes, part.unshared)
 
     def tell(self, message: Value) -> None:
         """Tell this host why there is nothing to share."""
@@ -131,7 +131,7 @@ class _Part:
         self._parts, self._message, self._material, self._stages = parts, message, material, stages
         self._to_share = to_share
         self.told = False
-        self.materialize_s = 0.0
+        self.materialize_s = self.materialize_cpu_s = 0.0
         self.shared_nbytes = 0
         self.unshared: str | None = None
 
@@ -217,7 +217,9 @@ class _Part:
         return own.payload, self._decoded_body()
 
     def _materialize(self, fn: Callable[..., Any], *args: object) -> Any:
+        cpu_s = time.thread_time()
         result, seconds = self._parts.materialize(fn, *args)
+        self.materialize_cpu_s += time.thread_time() - cpu_s
         self.materialize_s += seconds
         if result.failure is not None:
             raise _Failed(result)

@@ -6,11 +6,11 @@ Guarantees: every part that is handed in is followed by its `done`, once, also i
 from __future__ import annotations
 
 import concurrent.futures
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from lazycast import failures
+from lazycast.cores import Cores, together
 from lazycast.engine.workers import Workers, inside
 from lazycast.materializers import name_of
 from lazycast.wire import Failure, FailureKind
@@ -23,6 +23,7 @@ class Group(NamedTuple):
     size: int
     root: int
     hosts: Sequence[str]
+    cores: Sequence[Cores]
 
 
 class Result(NamedTuple):
@@ -35,8 +36,8 @@ class Result(NamedTuple):
 
 def pool_threads(group: Group) -> int:
     """Return how many materializers may run at once on this rank: its share of the cores it may use."""
-    beside = sum(host == group.hosts[group.rank] for host in group.hosts)
-    return max(1, len(os.sched_getaffinity(0)) // beside)
+    beside = [rank for rank, host in enumerate(group.hosts) if host == group.hosts[group.rank]]
+    return max(1, int(together([group.cores[rank] for rank in beside])) // len(beside))
 
 
 class Performer:

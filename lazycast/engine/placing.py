@@ -1,23 +1,141 @@
-"""The root's choice of a placement for each cast: the one asked for, or what costs least."""
+"""The root's choice of a placement for each cast: the one asked for, or what costs least by what ranks have reported.
+
+Guarantees: whatever ranks do or do not report, memory is bounded, and no cast waits for a report on costs.
+"""
 
 from __future__ import annotations
 
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from lazycast.cores import together
 from lazycast.engine.calls import Call
+from lazycast.engine.performer import Group
+from lazycast.materializers import name_of
 from lazycast.options import Options
+from lazycast.placement.chooser import Chooser, Standing
+from lazycast.placement.sample import Sample
+from lazycast.placement.site import Site
+from lazycast.staged import Staged
+from lazycast.topology import Topology
 from lazycast.wire import Cost
+
+_MAX_TRIALS = 1024
+
+
+@dataclass
+class _Trial:
+    """A cast whose cost is being added up."""
+
+    materializer: str
+    payload_nbytes: int
+    placement: str
+    depth: int
+    began_s: float
+    busy_s: dict[int, float] = field(default_factory=dict)
+    own_s: float = 0.0  # what the root spent before it sent anything
+    materialize_s: float = 0.0
+    materialize_cpu_s: float = 0.0
+    value_nbytes: int | None = None
+    unshared: str | None = None
+
+
+def site_of(group: Group, topology: Topology, options: Options) -> Site:
+    """Describe a group to the chooser. Ranks of one machine that share no memory share its cores all the same."""
+    cores = []
+    for host in topology.hosts:
+        machine = [rank for rank in range(group.size) if group.hosts[rank] == group.hosts[host[0]]]
+        cores.append(together([group.cores[rank] for rank in machine]) * len(host) / len(machine))
+    owners = [
+        len([rank for rank in host if options.owners is None or rank in options.owners]) or len(host)
+        for host in topology.hosts
+    ]
+    root_host = next(index for index, host in enumerate(topology.hosts) if group.root in host)
+    return Site(tuple(map(len, topology.hosts)), tuple(cores), tuple(owners), root_host)
 
 
 class Placing:
     """See the module's text. Guarded by the lane's lock."""
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
+    def __init__(self, group: Group, topology: Topology, options: Options) -> None:
+        self._options, self._root, self._size = options, group.root, group.size
+        self._trials: OrderedDict[int, _Trial] = OrderedDict()
+        self._chooser: Chooser | None = None
+        if options.placement == "auto":
+            host_of = {rank: index for index, host in enumerate(topology.hosts) for rank in host}
+            host_list = [host_of[rank] for rank in range(group.size)]
+            self._chooser = Chooser(site_of(group, topology, options), host_list)
 
-    def place(self, call: Call) -> tuple[str, str]:
+    def place(self, call: Call, payload_nbytes: int, depth: int) -> tuple[str, str]:
         """Return the placement of a cast, and why."""
-        if self._options.placement != "auto":
+        chooser, fn = self._chooser, call.materialize
+        if chooser is None:
             return self._options.placement, "asked for"
-        return "every", "not chosen yet"
+        if fn is None:
+            return chooser.choose("", payload_nbytes, depth, staged=False, replicated=self._options.replicated)
+        named = fn.prepare if isinstance(fn, Staged) else fn
+        name = f"{getattr(named, '__module__', '')}.{name_of(named)}"
+        staged = isinstance(fn, Staged)
+        choice = chooser.choose(name, payload_nbytes, depth, staged=staged, replicated=self._options.replicated)
+        self._trials[call.seq] = _Trial(name, payload_nbytes, choice.placement, depth, time.monotonic())
+        if len(self._trials) > _MAX_TRIALS:
+            self._trials.popitem(last=False)
+        return choice
+
+    def spent(self, seq: int, cost: Cost) -> None:
+        """Note what the root has spent on a cast before it sent it."""
+        trial = self._trials.get(seq)
+        if trial is not None:
+            trial.own_s += cost.busy_s
+            self._add(trial, cost)
+
+    @staticmethod
+    def _add(trial: _Trial, cost: Cost) -> None:
+        if cost.materialize_s > trial.materialize_s:
+            trial.materialize_s, trial.materialize_cpu_s = cost.materialize_s, cost.materialize_cpu_s
+        if cost.shared_nbytes:
+            trial.value_nbytes = cost.shared_nbytes
+        if cost.unshared is not None:
+            trial.unshared = cost.unshared
 
     def reported(self, seq: int, rank: int, cost: Cost | None) -> None:
-        """Note what its part of a cast cost a rank."""
+        """Note what its part of a cast cost a rank. Once all have reported, this is learnt from."""
+        trial = self._trials.get(seq)
+        if trial is None:
+            return
+        trial.busy_s[rank] = cost.busy_s if cost is not None else 0.0
+        if cost is not None:
+            self._add(trial, cost)
+        if len(trial.busy_s) < self._size:
+            return
+        del self._trials[seq]
+        assert self._chooser is not None
+        if trial.unshared is not None:
+            self._chooser.unshareable(trial.materializer, trial.payload_nbytes, trial.unshared)
+            return
+        trial.busy_s[self._root] += trial.own_s
+        known = trial.materialize_s > 0
+        sample = Sample(
+            trial.placement,
+            trial.depth,
+            time.monotonic() - trial.began_s,
+            trial.busy_s,
+            trial.materialize_s if known else None,
+            trial.value_nbytes,
+            trial.materialize_cpu_s if known else None,
+        )
+        self._chooser.learn(trial.materializer, trial.payload_nbytes, sample)
+
+    def failed(self, seq: int) -> None:
+        """Forget a cast: what failed tells nothing about costs."""
+        self._trials.pop(seq, None)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether anything is to be decided, so that payloads must be looked at."""
+        return self._chooser is not None
+
+    def standings(self) -> tuple[Standing, ...]:
+        """Return how each kind of cast stands."""
+        return tuple(self._chooser.current()) if self._chooser is not None else ()

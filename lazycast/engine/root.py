@@ -28,11 +28,12 @@ from lazycast.engine.performer import Group, Result
 from lazycast.engine.placing import Placing
 from lazycast.errors import CastTimeoutError, ClosedError
 from lazycast.fanout.mesh import Mesh
-from lazycast.fingerprint import fingerprint
+from lazycast.fingerprint import survey
 from lazycast.future import CastFuture
 from lazycast.materializers import Shipper
 from lazycast.missing import MISSING
 from lazycast.options import Options
+from lazycast.placement.chooser import Standing
 from lazycast.relay import Room
 from lazycast.staged import Staged
 from lazycast.topology import Topology
@@ -40,6 +41,7 @@ from lazycast.wire import (
     AnyMessage,
     Cast,
     Code,
+    Cost,
     Failure,
     FailureKind,
     Gone,
@@ -79,7 +81,7 @@ class RootLane(Lane):
         self._calls = Calls()
         self._turn = 0
         self._placed = options.placement, "nothing has been cast"
-        self._placing = Placing(options)
+        self._placing = Placing(group, topology, options)
 
     # Calls
 
@@ -221,15 +223,19 @@ class RootLane(Lane):
     def _begin_call(self, call: Call) -> None:
         fn, payload = call.materialize, call.payload
         self._took("queue", time.monotonic() - call.ask.since_s)
-        if call.failure is None and self._options.replicated:
+        nbytes = 0
+        if call.failure is None and (self._options.replicated or (self._placing.chooses and fn is not None)):
             try:
-                call.mark = fingerprint(payload)
+                mark, nbytes = survey(payload)
             except Exception as exc:  # whatever the attributes of a payload do when they are looked at
-                what = "the payload's fingerprint could not be taken"
-                call.failure, call.cause = self._performer.failure("encode", what, exc), exc
+                if self._options.replicated:
+                    what = "no fingerprint of the payload could be taken"
+                    call.failure, call.cause = self._performer.failure("encode", what, exc), exc
+            else:
+                call.mark = mark if self._options.replicated else None
         with self._lock:
             if call.failure is None:
-                self._placed = self._placing.place(call)
+                self._placed = self._placing.place(call, nbytes, len(self._waits) - 1)
                 call.placement = self._placed[0]
             if call.failure is not None or fn is None or call.placement != "root":
                 self._calls.make_ready(call)
@@ -238,6 +244,14 @@ class RootLane(Lane):
             call.payload = call.materialize = None
         staged = isinstance(fn, Staged)
         first = fn.prepare if isinstance(fn, Staged) else fn
+
+        def part() -> Result:
+            cpu_s = time.thread_time()
+            result, materialize_s = self._parts.materialize(first, payload)
+            cpu_s = time.thread_time() - cpu_s
+            with self._lock:
+                self._placing.spent(call.seq, Cost(cpu_s, materialize_s, cpu_s))
+            return result
 
         def done(result: Result) -> None:
             with self._lock:
@@ -251,7 +265,7 @@ class RootLane(Lane):
                 self._calls.make_ready(call)
             self._clock.wake()
 
-        self._performer.run(lambda: self._parts.materialize(first, payload)[0], done)
+        self._performer.run(part, done)
 
     def _said(self, kind: FailureKind, text: str) -> Failure:
         rank = self._group.rank
@@ -262,7 +276,7 @@ class RootLane(Lane):
         cast: Cast | None = None
         codes: list[tuple[Code, Room]] = []
         value: object = None
-        began_s = time.monotonic()
+        began_s, cpu_s = time.monotonic(), time.thread_time()
         if call.failure is None:
             call.phase = "encoding"
             try:
@@ -275,13 +289,17 @@ class RootLane(Lane):
         arrival = Arrival(cast, None, ask=call.ask)
         with self._lock:
             if cast.failure is None:
+                sent_nbytes = cast.nbytes if call.prepared else 0
+                self._placing.spent(call.seq, Cost(time.thread_time() - cpu_s, 0.0, shared_nbytes=sent_nbytes))
                 value = call.payload
                 arrival.own = self._own(call)
                 self._admit(arrival)
             if not call.ask.taken:
                 call.ask.arrival = arrival
             self._counters.casts += 1
-            if cast.failure is None:
+            if cast.failure is not None:
+                self._placing.failed(call.seq)
+            else:
                 self._counters.took("encode", time.monotonic() - began_s)
                 self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree)
                 if cast.agree:
@@ -376,6 +394,8 @@ class RootLane(Lane):
                 self._freed()
             self._placing.reported(message.seq, message.rank, message.cost)
             verdict = self._ledger.report(message.rank, message.seq, message.failure)
+            if message.failure is not None:
+                self._placing.failed(message.seq)
         if verdict is not None:
             self._relay.down(verdict)
             self._on_verdict(verdict)
@@ -429,6 +449,9 @@ class RootLane(Lane):
 
     def _placement(self) -> tuple[str, str]:
         return self._placed
+
+    def _standings(self) -> tuple[Standing, ...]:
+        return self._placing.standings()
 
     def _ask_root(self, ask: Ask) -> None:
         raise AssertionError("the root's waits have no such stage")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lazycast.cores import Cores
 from lazycast.engine.follower import FollowerLane
 from lazycast.engine.performer import Group
 from lazycast.options import Options
@@ -34,7 +35,7 @@ def options() -> Options:
 def test_a_rank_that_closes_after_a_loss_passes_the_loss_on_before_its_farewell() -> None:
     """Or others, who have not noticed the loss yet, would blame the one that closed."""
     link = FakeLink(1 << 20)
-    group = Group(RANK, SIZE, 0, ["h"] * SIZE)
+    group = Group(RANK, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     lane = FollowerLane(group, options(), FakeContext(link), place(RANK, 0, [[r] for r in range(SIZE)]), None)
     lane.start(timeout_s=1.0)
     lane.on_neighbour_gone(VICTIM, "it ended without a farewell")  # on a host: no neighbour of ours in the tree

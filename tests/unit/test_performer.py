@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -11,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from lazycast.cores import Cores
 from lazycast.engine.performer import Group, Performer, Result, pool_threads
 from lazycast.engine.workers import role_of
 
 WAIT_S = 10.0
-GROUP = Group(1, 3, 0, ["a", "b", "a"])
+GROUP = Group(1, 3, 0, ["a", "b", "a"], [Cores([0])] * 3)
 OWNER = object()
 
 
@@ -198,5 +198,5 @@ def test_an_executor_that_refuses_with_any_error_is_a_failure(error: Exception) 
 def test_a_rank_uses_its_share_of_the_cores(
     monkeypatch: pytest.MonkeyPatch, cores: int, hosts: list[str], rank: int, threads: int
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    assert pool_threads(Group(rank, len(hosts), 0, hosts)) == threads
+    mine = [Cores(list(range(cores)))] * len(hosts)
+    assert pool_threads(Group(rank, len(hosts), 0, hosts, mine)) == threads

@@ -30,7 +30,14 @@ REFS = st.builds(
 )
 SIZES = st.integers(0, 2**63 - 1)
 SECONDS = st.floats(0, 1e6)
-COSTS = st.builds(wire.Cost, busy_s=SECONDS, materialize_s=SECONDS, shared_nbytes=SIZES, unshared=st.none() | TEXT)
+COSTS = st.builds(
+    wire.Cost,
+    busy_s=SECONDS,
+    materialize_s=SECONDS,
+    materialize_cpu_s=SECONDS,
+    shared_nbytes=SIZES,
+    unshared=st.none() | TEXT,
+)
 MAYBE = st.none() | FAILURES
 MESSAGES = st.one_of(
     st.builds(
