@@ -35,8 +35,9 @@ class RunningMean:
         if self.count == 1:
             self.value = value
             return
-        if self._is_far(value):
-            if self._off and (self._off[-1] > self.value) != (value > self.value):
+        mean = self.value
+        if value > mean * _FAR or value * _FAR < mean:
+            if self._off and (self._off[-1] > mean) != (value > mean):
                 self._off.clear()
             self._off.append(value)
             if len(self._off) == _STREAK:
@@ -45,10 +46,7 @@ class RunningMean:
                 return
         elif self._off:
             self._off.clear()
-        self.value += (min(value, self.value * _AT_MOST) - self.value) * max(1 / self.count, _WEIGHT)
-
-    def _is_far(self, value: float) -> bool:
-        return value > self.value * _FAR or value * _FAR < self.value
+        self.value += (min(value, mean * _AT_MOST) - mean) * max(1 / self.count, _WEIGHT)
 
 
 class RecentMedian:

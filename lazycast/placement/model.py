@@ -69,6 +69,13 @@ class Spent(NamedTuple):
     most_s: float
 
 
+def _sum_up(busy_s: list[float], ranks: int) -> Spent | None:
+    if len(busy_s) != ranks:
+        return None
+    total_s = sum(busy_s)
+    return Spent(total_s, min(busy_s), max(busy_s)) if total_s else None
+
+
 class _Load(NamedTuple):
     """What a cast under one placement asks of one host."""
 
@@ -172,14 +179,13 @@ class CostModel:
 
     def spent(self, sample: Sample) -> list[Spent | None]:
         """Return what each host spent on a cast; None where not all its ranks are known, or none worked."""
+        if len(self._site.ranks) == 1:
+            return [_sum_up(list(sample.busy_s.values()), self._site.ranks[0])]
         by_host: list[list[float]] = [[] for _ in self._site.ranks]
         for rank, seconds in sample.busy_s.items():
             if 0 <= rank < len(self._host_of):
                 by_host[self._host_of[rank]].append(seconds)
-        return [
-            Spent(sum(seconds), min(seconds), max(seconds)) if len(seconds) == ranks and any(seconds) else None
-            for seconds, ranks in zip(by_host, self._site.ranks, strict=True)
-        ]
+        return [_sum_up(seconds, ranks) for seconds, ranks in zip(by_host, self._site.ranks, strict=True)]
 
     def work(self, sample: Sample, spent: Sequence[Spent | None], traffic: Traffic) -> Work | None:
         """Return what one call of the materializer has cost in a cast, or None if the sample does not say.

@@ -4,8 +4,9 @@ Guarantees:
 
 * Every answer is a function of what was told before. Time is counted in casts.
 * A placement that is believed to take more than twice as long as the present one is not tried, unless that belief is
-  older than a thousand casts. All trials together cost about 1 % at most once the first hundred casts are over.
-* The placement changes only for one that is better by a margin, which shrinks with what has been measured of it.
+  older than a thousand casts.
+* The placement changes only for one that is better by a margin, which shrinks from a half to 5 % with what has been
+  measured of it, and not again within eight casts.
 
 How a placement's cost is known. Each sample tells what the call of the materializer has cost (CPU time, waiting, size
 of the value). Their running means, common to all placements, go into the model; the median of *measured over
@@ -15,7 +16,7 @@ correction that was measured when costs were more than four times smaller or lar
 
 When others are tried. At first up to three times each, every few casts; then, where two are close, up to nine times;
 then every 64th cast. All these intervals grow with the square of how much worse the placement is believed to be: one
-that takes `r` times as long costs (r - 1) / 64 r² more per cast, which is 0.4 % at most whatever `r` is.
+that takes `r` times as long then costs (r - 1) / 64 r² more per cast, which is 0.4 % at most whatever `r` is.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _TOO_BAD: Final = 2.0
 _STALE: Final = 256  # instead of _LATE for one that is too bad: 1024 casts at least
 _NEAR: Final = 1.25
 _OTHER_LEVEL: Final = 4.0
-_JUDGED_FOR: Final = 4  # casts, once much is known
+_JUDGED_FOR: Final = 8  # casts, once much is known
 _SETTLED: Final = 8  # casts before the placement changes again
 _BANNED: Final = 256
 _BANNED_AT_MOST: Final = 1 << 16
@@ -158,7 +159,7 @@ class Record:
         return choice, judged
 
     def _outdated(self, under_way: float) -> bool:
-        """Whether to judge anew: for every cast at first, later for every fourth, or when the load changes."""
+        """Whether to judge anew: for every cast at first, later for every eighth, or when the load changes."""
         if self.samples < _LATE or self.casts - self._judged_at >= _JUDGED_FOR or len(self._judged) == 1:
             return True
         return abs(under_way - self._judged_for) * 10 > self._judged_for
