@@ -22,6 +22,8 @@ from lazycast.cli import arguments, extras
 HELP = "throughput, latency and CPU of requests, by way and workload"
 
 _SECONDS, _ROUNDS, _SLOWDOWNS = 5.0, 5, 3
+#: How long the scheduler is watched at a time, at most.
+_SLOWDOWN_S = 1.0
 #: What `--short` takes instead.
 _SHORT_SECONDS, _SHORT_ROUNDS, _SHORT_SLOWDOWNS = 1.0, 3, 1
 
@@ -98,14 +100,16 @@ def run(args: argparse.Namespace, backend: str) -> int:
 
 def _plan(args: argparse.Namespace, backend: str) -> plans.Plan:
     rounds = args.rounds or (_SHORT_ROUNDS if args.short else _ROUNDS)
+    seconds = args.seconds or (_SHORT_SECONDS if args.short else _SECONDS)
     return plans.Plan(
         backend=backend,
         ranks=args.ranks,
         workloads=args.workloads,
         ways=args.ways,
-        seconds=args.seconds or (_SHORT_SECONDS if args.short else _SECONDS),
+        seconds=seconds,
         rounds=rounds,
         concurrency=args.concurrency,
         rate=args.rate,
+        slowdown_s=0.0 if args.no_figures else min(seconds, _SLOWDOWN_S),
         slowdown_rounds=0 if args.no_figures else min(rounds, _SHORT_SLOWDOWNS if args.short else _SLOWDOWNS),
     )

@@ -19,6 +19,7 @@ from typing import Any
 
 from lazycast import discovery
 from lazycast.bench import machine
+from lazycast.bench.plan import MIB
 from lazycast.bench.progress import Reporter
 from lazycast.bench.qps import ways
 from lazycast.bench.qps.loop import Loop
@@ -37,9 +38,9 @@ _AHEAD_S = 5e-3
 _ALONE, _VERIFIED = 3, 3
 #: How long, and how often at most, the root materializes by itself in each round.
 _ALONE_S, _ALONE_CALLS = 0.25, 30
-#: Beside a scheduler: such a part of all cores would do for the materializing, if each request were made once; and the
-#: bounds of the rate (requests a second).
-_SHARE, _RATES = 0.05, (2.0, 50.0)
+#: Beside a scheduler: such a part of all cores would do for the materializing, if each value were made once; the bounds
+#: of the rate (requests a second); and the bytes a second that it does not exceed.
+_SHARE, _RATES, _RATE_NBYTES = 0.05, (2.0, 50.0), 256 * MIB
 
 _BEGIN = struct.Struct("<qq")
 
@@ -149,7 +150,7 @@ class Bench:
         if self.place.rank == 0:
             cores = len(os.sched_getaffinity(0))
             rate = _SHARE * cores / statistics.median(self.result.materialize_s)
-            rate = min(_RATES[1], max(_RATES[0], rate))
+            rate = max(_RATES[0], min(_RATES[1], rate, _RATE_NBYTES / self.workload.nbytes))
         self.result.rate = float(self.sync.gather(repr(rate).encode())[0])
 
     def _agree(self, count: int) -> tuple[int, int]:

@@ -103,11 +103,15 @@ def _slowdown(way: dict[str, Any]) -> list[str]:
         way["way"],
         _number(found["steps_per_s_without"]),
         _number(found["steps_per_s"]),
-        f"{found['lost']:.1%}",
+        _percent(found["lost"]),
         f"{found['cpu_cores']:.2f}",
-        f"{found['cpu_share']:.1%}",
-        f"{found['beyond']:.1%}",
+        _percent(found["cpu_share"]),
+        _percent(found["beyond"]),
     ]
+
+
+def _percent(share: float) -> str:
+    return f"{round(share, 3) + 0.0:.1%}"  # adding 0 makes -0 plain
 
 
 def _ratio(ratio: float | None) -> str:
