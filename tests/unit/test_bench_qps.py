@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import lazycast
 from lazycast.bench.qps import materializers, measure, plan, report, summary
 from lazycast.bench.qps.loop import Loop
 from lazycast.bench.qps.materializers import Recorder, Work
@@ -166,6 +167,42 @@ def test_a_backend_without_a_broadcast_of_objects_is_told(name: str) -> None:
         WAYS[name](_PLACE, _WORK)
 
 
+class _Library:
+    """Notes how `LazyBroadcast` is constructed and called."""
+
+    def __init__(self, materialize: Any, **options: Any) -> None:
+        self.materialize, self.options, self.asked = materialize, options, []
+
+    def broadcast_async(self, payload: Any, *, key: int) -> Future[Any]:
+        self.asked.append((payload, key))
+        return Future()
+
+
+@pytest.mark.parametrize("name", [name for name in WAYS if name.startswith("lazycast-")])
+def test_lazycast_gets_both_stages_where_every_rank_has_the_payload(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lazycast, "LazyBroadcast", _Library)
+    monkeypatch.setattr(lazycast, "Staged", lambda prepare, finish: (prepare, finish), raising=False)
+    for work in (WORKLOADS["replicated"], WORKLOADS["photo"]):
+        for rank in (0, 1):
+            way: Any = WAYS[name](Place(rank, 2, "local"), work)
+            way.start(5, "payload")
+            library = way._lazy
+            assert library.options["placement"] == name.partition("-")[2]
+            if work.replicated:
+                assert library.materialize == (materializers.hash_arrays, materializers.attach)
+                assert library.options["replicated"] is True
+            else:
+                assert library.materialize is materializers.photo
+                assert "replicated" not in library.options
+            assert library.asked == [("payload" if work.replicated or rank == 0 else None, 5)]
+
+
+def test_a_library_without_stages_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(lazycast, "Staged", raising=False)
+    with pytest.raises(ImportError, match="no Staged"):
+        WAYS["lazycast-auto"](_PLACE, WORKLOADS["replicated"])
+
+
 def _turn(arrived_ms: list[int], done_ms: list[int], *, cpu_s: float, calls: int) -> Turn:
     arrived, done = (np.array(moments, np.int64) * MS for moments in (arrived_ms, done_ms))
     return Turn(arrived, done, 0.2, 0.1, cpu_s, Work(calls, 0.01 * calls, 0.005 * calls), {"total": (2, 0.5)})
@@ -208,7 +245,8 @@ def _run() -> dict[str, Any]:
             for way in ("itself", "raw-pool", "lazycast-auto")
         ]
         cells = [*there, Cell("photo", "lazycast-shard", "no such placement [yet]")]
-        ranks.append([Workbench("photo", 8, 2.0, [0.02, 0.01, 0.03], cells)])
+        alone = [Work(1, 0.05, cpu_s) for cpu_s in (0.02, 0.01, 0.03)]
+        ranks.append([Workbench("photo", 8, 2.0, alone, cells)])
     return {
         "date": "2024-01-01",
         "machine": {"cpu": "some", "cores": 2, "memory_gib": 4.0, "kernel": "6", "load_before": 0.1},
@@ -221,7 +259,7 @@ def _run() -> dict[str, Any]:
 
 def test_a_run_is_plain_data_with_medians_over_rounds() -> None:
     (work,) = json.loads(json.dumps(_run()))["workloads"]
-    assert work["materialize_alone_s"] == 0.02
+    assert (work["materialize_alone_cpu_s"], work["materialize_alone_s"]) == (0.02, 0.05)
     assert work["ideal_qps"] == 100
     ways = {way["way"]: way for way in work["ways"]}
     assert ways["lazycast-shard"]["unavailable"] == "no such placement [yet]"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,7 @@ class Loop:
     def _settle(self, at: int, future: Future[Any]) -> None:
         """Note that a value is here. On any thread."""
         now_ns = time.monotonic_ns()
-        error = future.exception()
+        error = CancelledError() if future.cancelled() else future.exception()
         value = future.result() if error is None and at < self._keep else None
         self._came.put((at, now_ns, value, error))
 

@@ -36,8 +36,8 @@ from lazycast.stats import Stats, Timing
 _AHEAD_S = 5e-3
 #: Requests one at a time, per turn; values of a turn that are verified, per rank.
 _ALONE, _VERIFIED = 3, 3
-#: How long, and how often at most, the root materializes by itself in each round.
-_ALONE_S, _ALONE_CALLS = 0.25, 30
+#: How long, and how often at least and at most, the root materializes by itself in each round.
+_ALONE_S, _ALONE_CALLS = 0.25, (4, 30)
 #: Beside a scheduler: such a part of all cores would do for the materializing, if each value were made once; the bounds
 #: of the rate (requests a second); and the bytes a second that it does not exceed.
 _SHARE, _RATES, _RATE_NBYTES = 0.05, (2.0, 50.0), 256 * MIB
@@ -85,10 +85,10 @@ class Bench:
         """Time the root's materializer, while the others sleep."""
         if self.place.rank == 0:
             end_s, calls = time.monotonic() + _ALONE_S, 0
-            while calls < len(self.pool) or (calls < _ALONE_CALLS and time.monotonic() < end_s):
-                began_s = time.perf_counter()
+            while calls < _ALONE_CALLS[0] or (calls < _ALONE_CALLS[1] and time.monotonic() < end_s):
+                TIMES.take()
                 self.workload.materialize(self.pool[calls % len(self.pool)])
-                self.result.materialize_s.append(time.perf_counter() - began_s)
+                self.result.alone.append(TIMES.take())
                 calls += 1
         self.sync.gather()
 
@@ -149,7 +149,7 @@ class Bench:
         rate = 0.0
         if self.place.rank == 0:
             cores = len(os.sched_getaffinity(0))
-            rate = _SHARE * cores / statistics.median(self.result.materialize_s)
+            rate = _SHARE * cores / statistics.median(work.cpu_s for work in self.result.alone)
             rate = max(_RATES[0], min(_RATES[1], rate, _RATE_NBYTES / self.workload.nbytes))
         self.result.rate = float(self.sync.gather(repr(rate).encode())[0])
 

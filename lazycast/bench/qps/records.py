@@ -71,10 +71,10 @@ class Cell:
 
 @dataclass
 class Workbench:
-    """One workload on one rank. `materialize_s`: the root's times, with all other ranks asleep."""
+    """One workload on one rank. `alone`: the root's materializing, call by call, with all other ranks asleep."""
 
     name: str
     window: int
     rate: float = 0.0  # of requests beside the scheduler
-    materialize_s: list[float] = field(default_factory=list)
+    alone: list[Work] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
