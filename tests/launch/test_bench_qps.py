@@ -10,6 +10,7 @@ import pytest
 
 from lazycast import cli, launch
 from lazycast.bench.qps import measure, ways
+from lazycast.bench.qps.tally import Tally
 from lazycast.bench.qps.workloads import WORKLOADS
 from lazycast.bench.sync import Sync, WrongValueError
 from lazycast.discovery import resolve
@@ -89,7 +90,7 @@ def _faulty(folder: Path) -> str:
     sync = Sync(backend.rank, backend.size, folder)
     place = ways.Place(backend.rank, backend.size, "local")
     plan = measure.Plan("local", 2, ("thumbnail",), concurrency=2)
-    bench = measure.Bench(plan, WORKLOADS["thumbnail"], place, sync)
+    bench = measure.Bench(plan, WORKLOADS["thumbnail"], place, sync, Tally(folder, *place[:2]))
     ways.WAYS["faulty"] = _Faulty
     course = bench.open("faulty")
     assert course is not None

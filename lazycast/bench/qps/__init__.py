@@ -7,6 +7,7 @@ values as they come; ways to get the value to every rank take turns, in alternat
     session         start the ranks, put together what they bring back
     measure         on each rank: workloads, rounds, verification
     loop            the loop of one rank over one way
+    tally           how far every rank is, for loops that are closed over all of them
     slowdown        the same beside a scheduler that never rests
     ways            one small class per way
     workloads       what is asked for;  materializers  what is made of it, and how long that took

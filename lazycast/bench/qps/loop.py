@@ -1,8 +1,8 @@
 """The loop of one rank over one way: ask for requests as they arrive, take values as they come.
 
 When a request arrives: in an open loop, at its moment in a schedule that every rank has; in a closed loop, when the
-value that makes room for it is taken. Every rank follows the same rule on its own, as schedulers do that hear of
-requests at the same time; the root's arrivals are what latencies are counted from.
+last rank has the value that makes room for it. Every rank follows the same rule on its own, as schedulers do that hear
+of requests at the same time.
 
 Guarantees: `start` of a way is called from one thread, in the order of numbers. A value is dropped as soon as it is
 here, but for the first few, which are kept to be verified.
@@ -19,9 +19,13 @@ from typing import Any
 import numpy as np
 
 from lazycast.bench.qps.records import Moments
+from lazycast.bench.qps.tally import Tally
 from lazycast.bench.qps.ways import Way
 from lazycast.bench.sync import TIMEOUT_S
 from lazycast.errors import CastTimeoutError
+
+#: How often a rank that is ahead looks for the others (seconds).
+_LOOK_S = 5e-4
 
 
 class Loop:
@@ -33,6 +37,7 @@ class Loop:
         begin_ns: when it all begins (CLOCK_MONOTONIC); the same on every rank.
         schedule: when requests arrive (seconds after the beginning); None in a closed loop.
         keep: how many of the first values to keep.
+        tally: how far the other ranks are; set back by who makes the loop.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class Loop:
         begin_ns: int,
         schedule: Sequence[float] | None = None,
         keep: int = 0,
+        tally: Tally | None = None,
     ) -> None:
         self._way, self._pool = way, pool
         self._first, self._count, self._window = first, count, window
@@ -53,9 +59,8 @@ class Loop:
         self._schedule = None if schedule is None else [begin_ns + round(at * 1e9) for at in schedule]
         self._keep = keep
         self._came: queue.SimpleQueue[tuple[int, int, Any, BaseException | None]] = queue.SimpleQueue()
-        self._room_ns: list[int] = []  # when values were there, in the order in which they were taken
+        self._tally = tally or Tally(None)
         self.started = self.finished = 0
-        self.arrived_ns: Moments = np.zeros(count, np.int64)
         self.done_ns: Moments = np.zeros(count, np.int64)
         self.blocked_s = self.starting_cpu_s = 0.0
         self.values: dict[int, Any] = {}
@@ -76,17 +81,10 @@ class Loop:
     def start_one(self) -> bool:
         """Ask for the next request if it has arrived; return whether it had."""
         at = self.started
-        if not self._has_room():
+        if not self._has_room() or (self._schedule is not None and self._schedule[at] > time.monotonic_ns()):
             return False
-        if self._schedule is None:
-            arrived_ns = self._begin_ns if at < self._window else self._room_ns[at - self._window]
-        else:
-            arrived_ns = self._schedule[at]
         began_s, cpu_s = time.perf_counter(), time.thread_time()
-        if arrived_ns > time.monotonic_ns():
-            return False
         number = self._first + at
-        self.arrived_ns[at] = arrived_ns
         self.started += 1
         future = self._way.start(number, self._pool[number % len(self._pool)])
         self.blocked_s += time.perf_counter() - began_s
@@ -95,7 +93,9 @@ class Loop:
         return True
 
     def _has_room(self) -> bool:
-        return self.started < self._count and self.started - self.finished < self._window
+        if self.started == self._count or self.started - self.finished >= self._window:
+            return False
+        return self._schedule is not None or self.started - self._tally.least() < self._window
 
     def _settle(self, at: int, future: Future[Any]) -> None:
         """Note that a value is here. On any thread."""
@@ -113,8 +113,8 @@ class Loop:
         if error is not None:
             raise error
         self.done_ns[at] = done_ns
-        self._room_ns.append(done_ns)
         self.finished += 1
+        self._tally.put(self.finished)
         if at < self._keep:
             self.values[self._first + at] = value
         return True
@@ -128,6 +128,8 @@ class Loop:
         """Until the next arrival that there is room for, or for long; not at all when there is nothing to wait for."""
         if self.finished == self._count:
             return 0.0
-        if self._schedule is None or not self._has_room():
+        if self.started == self._count or self.started - self.finished >= self._window:
             return TIMEOUT_S
+        if self._schedule is None:
+            return _LOOK_S  # room there is on this rank, and not on another
         return max(1e-6, (self._schedule[self.started] - time.monotonic_ns()) / 1e9)

@@ -1,8 +1,8 @@
 """What each rank of a run does. `run_rank` is the function that is launched.
 
 How a turn is taken: all ranks meet; the root says how many requests there are and when they begin, a moment ahead; each
-rank runs its loop and notes, by CLOCK_MONOTONIC, when each request arrived and when its value was here; all meet again,
-and the processor time is read. Then the first values of every rank are compared with those that the root has made by
+rank runs its loop and notes, by CLOCK_MONOTONIC, when the value of each request was here; all meet again, and the
+processor time is read. Then the first values of every rank are compared with those that the root has made by
 itself, and a difference ends the run on all ranks.
 """
 
@@ -27,6 +27,7 @@ from lazycast.bench.qps.materializers import TIMES
 from lazycast.bench.qps.plan import OPEN_WINDOW, Plan, arrivals
 from lazycast.bench.qps.records import Cell, Turn, Workbench
 from lazycast.bench.qps.slowdown import watch
+from lazycast.bench.qps.tally import Tally
 from lazycast.bench.qps.ways import WAYS, Place, Way
 from lazycast.bench.qps.workloads import WORKLOADS, Workload, fingerprint
 from lazycast.bench.sync import Sync
@@ -34,7 +35,7 @@ from lazycast.stats import Stats, Timing
 
 #: From the meeting to the first request: longer than a rank needs from one to the other (seconds).
 _AHEAD_S = 5e-3
-#: Requests one at a time, per turn; values of a turn that are verified, per rank.
+#: Requests one at a time, in each round; values of a turn that are verified, per rank.
 _ALONE, _VERIFIED = 3, 3
 #: How long, and how often at least and at most, the root materializes by itself in each round.
 _ALONE_S, _ALONE_CALLS = 0.25, (4, 30)
@@ -58,8 +59,8 @@ class Course:
 class Bench:
     """One workload on this rank."""
 
-    def __init__(self, plan: Plan, workload: Workload, place: Place, sync: Sync) -> None:
-        self.plan, self.workload, self.place, self.sync = plan, workload, place, sync
+    def __init__(self, plan: Plan, workload: Workload, place: Place, sync: Sync, tally: Tally) -> None:
+        self.plan, self.workload, self.place, self.sync, self.tally = plan, workload, place, sync, tally
         self.pool = workload.pool()
         self.window = workload.window(OPEN_WINDOW if plan.rate is not None else plan.concurrency)
         self.result = Workbench(workload.name, self.window)
@@ -101,7 +102,7 @@ class Bench:
         self.materialize_alone()
         turn %= max(1, len(courses))
         for course in [*courses[turn:], *courses[:turn]]:
-            course.cell.alone.append(self.turn(course, _ALONE, 1))
+            course.cell.alone += [self.turn(course, 1, 1) for _ in range(_ALONE)]
             count = self.plan.count(course.qps, self.window)
             schedule = arrivals(self.plan.rate, count, turn) if self.plan.rate is not None else None
             course.cell.turns.append(self.turn(course, count, self.window, schedule))
@@ -117,11 +118,13 @@ class Bench:
         self.sync.gather()
         cpu_s = time.process_time() - cpu_s
         work = TIMES.take()
-        if window > 1 or self.window == 1:
+        if count > 1:
             course.qps = count / max(1e-6, (int(loop.done_ns.max()) - begin_ns) / 1e9)
         self._verify(way, loop)
         return Turn(
-            loop.arrived_ns,
+            begin_ns,
+            schedule,
+            window,
             loop.done_ns,
             loop.blocked_s,
             way.collective_s - collective_s,
@@ -155,6 +158,7 @@ class Bench:
 
     def _agree(self, count: int) -> tuple[int, int]:
         """Let the root say how many requests there are, and when they begin. Collective."""
+        self.tally.put(0)
         said = self.sync.gather(_BEGIN.pack(count, time.monotonic_ns() + round(_AHEAD_S * 1e9)))
         return _BEGIN.unpack(said[0])
 
@@ -170,6 +174,7 @@ class Bench:
             begin_ns=begin_ns,
             schedule=schedule,
             keep=min(_VERIFIED, count),
+            tally=self.tally,
         )
 
     def _verify(self, way: Way, loop: Loop) -> None:
@@ -212,19 +217,20 @@ def run_rank(plan: Plan, folder: Path) -> tuple[list[Workbench], dict[str, str]]
     backend = discovery.resolve("auto")
     place = Place(backend.rank, backend.size, plan.backend)
     sync = Sync(place.rank, place.size, folder)
+    tally = Tally(folder, place.rank, place.size)
     reporter = Reporter(folder, place.rank == 0)
     results = []
     for index, name in enumerate(plan.workloads):
         reporter.begin(index, len(plan.workloads), name)
-        results.append(_workload(plan, WORKLOADS[name], place, sync, reporter))
+        results.append(_workload(Bench(plan, WORKLOADS[name], place, sync, tally), reporter))
     reporter.end(len(plan.workloads))
     sync.gather()
     sync.close()
     return results, machine.versions(plan.backend)
 
 
-def _workload(plan: Plan, workload: Workload, place: Place, sync: Sync, reporter: Reporter) -> Workbench:
-    bench = Bench(plan, workload, place, sync)
+def _workload(bench: Bench, reporter: Reporter) -> Workbench:
+    plan = bench.plan
     opened = [bench.open(name) for name in plan.ways or ways.WAYS]
     courses = [course for course in opened if course is not None]
     slowdowns = plan.slowdown_rounds if plan.slowdown_s else 0
@@ -241,5 +247,5 @@ def _workload(plan: Plan, workload: Workload, place: Place, sync: Sync, reporter
         bench.beside(courses, done)
     for course in courses:
         course.way.close()
-    sync.gather()
+    bench.sync.gather()
     return bench.result

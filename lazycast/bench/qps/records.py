@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,15 +18,19 @@ class Turn:
     """One way for so many requests, on one rank.
 
     Attributes:
-        arrived_ns: when each request arrived (CLOCK_MONOTONIC, which all processes of a machine share).
-        done_ns: when this rank had its value.
+        begin_ns: when it began (CLOCK_MONOTONIC, which all processes of a machine share).
+        schedule_s: when requests arrived, after that; None in a closed loop.
+        window: how many were outstanding at most.
+        done_ns: when this rank had the value of each request.
         blocked_s: time its main thread spent in the calls that start requests; of it, in the peers' collectives.
         cpu_s: processor time of this process, all threads, from the start until the last rank was done.
         work: its materializers.
         counted: what `LazyBroadcast.stats()` has timed meanwhile, by name: how often and for how long (seconds).
     """
 
-    arrived_ns: Moments
+    begin_ns: int
+    schedule_s: Sequence[float] | None
+    window: int
     done_ns: Moments
     blocked_s: float
     collective_s: float
@@ -56,7 +61,7 @@ class Cell:
 
     Attributes:
         unavailable: why there is no such way here, if there is none.
-        turns, alone: of each round; those in `alone` are of few requests, one at a time.
+        turns: of each round. alone: of single requests, some in each round.
         quiet, beside: the scheduler without the way, and, at once after it, beside the way.
     """
 

@@ -13,8 +13,8 @@ _WIDE = 170  # columns that the widest table takes
 
 NOTE = (
     "A request is done when the last rank has its value. Figures are medians over the rounds; times are per request. "
-    "of ideal: QPS as a share of cores / (processor time of one materialization alone). p50, p99: latency, from the "
-    "arrival at the root. alone: latency of one request at a time. broadcast: of that, what is not materializing. "
+    "of ideal: QPS as a share of cores / (processor time of one materialization alone). p50, p99: latency, from "
+    "arrival. alone: latency of one request at a time. broadcast: of that, what is not materializing. "
     "blocked: time the main thread spends in the call that starts a request, on the root, and on the rank where it is "
     "longest. CPU: per rank. CPU in mat.: of all ranks, in materializations alone. materialize: time of one, beside "
     "everything else. made: how many the ranks make of each value."

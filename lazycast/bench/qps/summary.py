@@ -3,8 +3,8 @@
 The measure of everything is one materialization alone, by its processor time: what else runs on the machine makes the
 wall's longer, and would flatter every way.
 
-A request is done when the last rank has its value; its latency counts from its arrival at the root. Moments of
-different ranks compare because CLOCK_MONOTONIC is one clock for all processes of a machine.
+A request is done when the last rank has its value; its latency counts from its arrival. Moments of different ranks
+compare because CLOCK_MONOTONIC is one clock for all processes of a machine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lazycast.bench.qps.records import Beside, Cell, Turn, Workbench
+from lazycast.bench.qps.records import Beside, Cell, Moments, Turn, Workbench
 from lazycast.bench.qps.ways import WAYS
 from lazycast.bench.qps.workloads import WORKLOADS
 
@@ -52,9 +52,9 @@ def _cell(ranks: Sequence[Cell], alone_s: float, cores: int) -> dict[str, Any]:
     if ranks[0].unavailable is not None:
         return found
     turns = zip(*(rank.turns for rank in ranks), strict=True)
-    probes = zip(*(rank.alone for rank in ranks), strict=True)
-    rounds = [{**turn_figures(turn), **alone_figures(probe)} for turn, probe in zip(turns, probes, strict=True)]
+    rounds = [turn_figures(turn) for turn in turns]
     found.update(_medians(rounds))
+    found.update(_medians([alone_figures(turn) for turn in zip(*(rank.alone for rank in ranks), strict=True)]))
     found["of_ideal"] = found["qps"] * alone_s / cores
     found["cpu_in_materializations"] = sum(found["cpu_s"]) / alone_s
     found["lazycast_stats_s"] = _counted([turn for rank in ranks for turn in rank.turns])
@@ -66,17 +66,30 @@ def _cell(ranks: Sequence[Cell], alone_s: float, cores: int) -> dict[str, Any]:
     return found
 
 
+def moments(ranks: Sequence[Turn]) -> tuple[Moments, Moments]:
+    """Return when each request of a turn arrived, and when the last rank had its value (ns).
+
+    In a closed loop a request arrives when there is room for it: the first ones at once, each other one when as many
+    are done as there were before it, less those that may be outstanding.
+    """
+    root = ranks[0]
+    done_ns: Moments = np.max([turn.done_ns for turn in ranks], axis=0)
+    if root.schedule_s is not None:
+        return root.begin_ns + np.round(np.multiply(root.schedule_s, 1e9)).astype(np.int64), done_ns
+    arrived_ns = np.full_like(done_ns, root.begin_ns)
+    arrived_ns[root.window :] = np.sort(done_ns)[: -root.window]
+    return arrived_ns, done_ns
+
+
 def turn_figures(ranks: Sequence[Turn]) -> dict[str, Any]:
     """Return the figures of one turn; lists are by rank, times in seconds and, but for latencies, per request."""
-    root = ranks[0]
-    count = len(root.done_ns)
-    done_ns = np.max([turn.done_ns for turn in ranks], axis=0)
-    latency_s = (done_ns - root.arrived_ns) / 1e9
+    arrived_ns, done_ns = moments(ranks)
+    count, latency_s = len(done_ns), (done_ns - arrived_ns) / 1e9
     p50, p99 = percentiles(latency_s.tolist(), (50, 99))
     calls = [turn.work.calls for turn in ranks]
     return {
         "count": count,
-        "qps": count * 1e9 / float(done_ns.max() - root.arrived_ns.min()),
+        "qps": count * 1e9 / float(done_ns.max() - arrived_ns.min()),
         "p50_s": p50,
         "p99_s": p99,
         "cpu_s": [turn.cpu_s / count for turn in ranks],
@@ -89,9 +102,9 @@ def turn_figures(ranks: Sequence[Turn]) -> dict[str, Any]:
 
 
 def alone_figures(ranks: Sequence[Turn]) -> dict[str, float]:
-    """Return the latency of requests one at a time, and what of it is not the materializing of the slowest rank."""
-    done_ns = np.max([turn.done_ns for turn in ranks], axis=0)
-    latency_s = float(np.median(done_ns - ranks[0].arrived_ns)) / 1e9
+    """Return the latency of a single request, and what of it is not the materializing of the slowest rank."""
+    arrived_ns, done_ns = moments(ranks)
+    latency_s = float(np.median(done_ns - arrived_ns)) / 1e9
     work_s = max(turn.work.wall_s / max(1, turn.work.calls) for turn in ranks)
     return {"alone_s": latency_s, "broadcast_s": max(0.0, latency_s - work_s)}
 
