@@ -9,7 +9,7 @@ RANKS  ?= 4
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench bench-qps clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -49,6 +49,9 @@ demo: $(NEEDED)
 # Beside the peers that the backend brings: BACKEND=torch, mpi or local.
 bench: $(NEEDED) $(VENV)/.bench
 	$(BIN)/lazycast bench --backend $(BACKEND) --ranks $(RANKS) --short --out docs/benchmarks
+
+bench-qps: $(NEEDED) $(VENV)/.bench
+	$(BIN)/lazycast bench qps --backend $(BACKEND) --ranks $(RANKS) --out docs/benchmarks
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

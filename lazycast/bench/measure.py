@@ -21,7 +21,7 @@ from lazycast import discovery
 from lazycast.api import LazyBroadcast
 from lazycast.bench import machine, ways
 from lazycast.bench.payloads import SOURCES, ArraySource, Source
-from lazycast.bench.plan import COLUMNS, MIB, Plan
+from lazycast.bench.plan import COLUMNS, MIB, Plan, size_text
 from lazycast.bench.progress import Reporter
 from lazycast.bench.sync import TIMEOUT_S, Sync
 from lazycast.bench.touch import difference, overwrite, read
@@ -78,7 +78,7 @@ def run_rank(plan: Plan, folder: Path) -> dict[str, Any] | None:
         source = SOURCES[kind]
         suited = [way for way in present if source.is_buffer or not way.buffers_only]
         cell = Cell(source(nbytes), source(nbytes) if backend.rank == 0 else None, suited, itertools.count(1))
-        reporter.begin(index, len(cells), kind, nbytes)
+        reporter.begin(index, len(cells), f"{kind}, {size_text(nbytes)}")
         _measure(cell, plan, sync, reporter)
         results += [
             {"kind": kind, "nbytes": nbytes, "way": way.name, "column": column, **asdict(Spread.of(seconds))}

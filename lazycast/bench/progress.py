@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from lazycast.bench.plan import size_text
-
 _FILE = "progress"
 _POLL_S = 0.1
 _WRITE_S = 0.2  # no more often: writing takes time from a rank that measures
@@ -34,10 +32,10 @@ class Reporter:
         self._what = what
         self._write(0.0)
 
-    def begin(self, cell: int, cells: int, kind: str, nbytes: int) -> None:
+    def begin(self, cell: int, cells: int, what: str) -> None:
         """Begin a cell."""
         self._cell, self._cells = cell, cells
-        self.say(f"{kind}, {size_text(nbytes)}")
+        self.say(what)
 
     def round(self, done: int, wanted: int) -> None:
         """Tell how far the cell is; not every call is written."""

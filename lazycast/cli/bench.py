@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
 
 from lazycast.bench import plan as plans
 from lazycast.bench import plot, report, session
 from lazycast.bench.payloads import SOURCES
 from lazycast.bench.ways import WAYS
+from lazycast.cli import arguments, bench_qps
 
 HELP = "compare lazycast with other ways to broadcast an object, on this machine"
 
@@ -30,74 +28,50 @@ _LIBRARIES = {"torch": "torch", "mpi": "mpi4py"}
 _SHORT_CELL_S = 4.0
 _CELL_S = 20.0
 
-T = TypeVar("T")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     ways = [way.name for way in WAYS]
     many = "comma-separated; default: all"
     parser.add_argument("--backend", choices=BACKENDS, help="default: the first of these that is installed")
-    parser.add_argument("--ranks", type=_whole(2), default=4, metavar="N", help="default: %(default)s")
+    parser.add_argument("--ranks", type=arguments.whole(2), default=4, metavar="N", help="default: %(default)s")
     parser.add_argument("--short", action="store_true", help="sizes up to 64 MiB, and less time for each")
-    parser.add_argument("--sizes", type=_listed(plans.parse_size), metavar="S,..", help="such as 1KiB,64MiB")
-    parser.add_argument("--kinds", type=_listed(_one_of(SOURCES)), metavar="K,..", help=f"{', '.join(SOURCES)}; {many}")
-    parser.add_argument("--ways", type=_listed(_one_of(ways)), metavar="W,..", help=f"{', '.join(ways)}; {many}")
+    parser.add_argument("--sizes", type=arguments.listed(plans.parse_size), metavar="S,..", help="such as 1KiB,64MiB")
+    parser.add_argument(
+        "--kinds",
+        type=arguments.listed(arguments.one_of(SOURCES)),
+        metavar="K,..",
+        help=f"{', '.join(SOURCES)}; {many}",
+    )
+    parser.add_argument(
+        "--ways", type=arguments.listed(arguments.one_of(ways)), metavar="W,..", help=f"{', '.join(ways)}; {many}"
+    )
     parser.add_argument(
         "--cell-s",
-        type=_seconds,
+        type=arguments.above_zero,
         metavar="S",
         help=f"time for each kind and size, once it has {plans.MIN_ROUNDS} rounds; default: {_CELL_S:g}, "
         f"or {_SHORT_CELL_S:g} with --short",
     )
-    parser.add_argument("--rounds", type=_whole(1), metavar="N", help="so many rounds at most")
+    parser.add_argument("--rounds", type=arguments.whole(1), metavar="N", help="so many rounds at most")
     parser.add_argument("--no-figures", action="store_true", help="leave out idle ranks and broadcast_async")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (PNG): time over size")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write all three there, as bench-BACKEND.*")
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.strip().isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
-        return int(text)
-
-    return parse
-
-
-def _seconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
-    return number
-
-
-def _one_of(names: Sequence[str] | dict[str, Any]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in names:
-            raise ValueError(f"unknown: {text!r}; there are {', '.join(names)}")
-        return text
-
-    return parse
-
-
-def _listed(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
-    def parse_all(text: str) -> tuple[T, ...]:
-        try:
-            return tuple(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
-        except ValueError as exc:
-            raise argparse.ArgumentTypeError(str(exc)) from exc
-
-    return parse_all
+    parser.set_defaults(benchmark=None)
+    others = parser.add_subparsers(metavar="qps", title="another benchmark")
+    qps = others.add_parser("qps", help=bench_qps.HELP, description=bench_qps.__doc__)
+    qps.formatter_class = argparse.RawDescriptionHelpFormatter
+    bench_qps.add_arguments(qps)
+    qps.set_defaults(benchmark=bench_qps.run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write. Returns the exit code."""
     backend = args.backend or next(b for b in BACKENDS if b not in _LIBRARIES or find_spec(_LIBRARIES[b]))
+    if args.benchmark is not None:
+        code: int = args.benchmark(args, backend)
+        return code
     paths = _paths(args, backend)
     problem = _missing(wants_plot=args.plot is not None)
     if problem is not None:

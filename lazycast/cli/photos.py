@@ -51,14 +51,15 @@ def digest(pixels: npt.NDArray[np.float32]) -> str:
 
 def develop(jpegs: dict[str, bytes]) -> dict[str, Photo]:
     """Make photos from JPEG files: the materializer."""
-    return {name: _develop(jpeg) for name, jpeg in jpegs.items()}
+    return {name: develop_one(jpeg, SIZE) for name, jpeg in jpegs.items()}
 
 
-def _develop(jpeg: bytes) -> Photo:
+def develop_one(jpeg: bytes, size: tuple[int, int]) -> Photo:
+    """Make a photo of this width and height."""
     from PIL import Image
 
     with Image.open(io.BytesIO(jpeg)) as image:
-        rgb = np.asarray(image.convert("RGB").resize(SIZE, Image.Resampling.BICUBIC), dtype=np.float32)
+        rgb = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
     normal = (rgb / np.float32(255) - MEAN) / STD
     pixels = np.ascontiguousarray(normal.transpose(2, 0, 1))
     return Photo(pixels, digest(pixels))

@@ -97,7 +97,7 @@ def a_materializer_that_raises_everywhere(rank: Rank) -> None:
 @behaviour()
 def a_materializer_that_raises_on_one_rank_fails_everywhere_with_agreement(rank: Rank) -> None:
     for culprit in range(rank.size):
-        with rank.executor() as executor, rank.lazy(executor=executor) as lazy:
+        with rank.executor() as executor, rank.lazy(executor=executor, placement="every") as lazy:
             exc = raises(
                 MaterializeError,
                 rf"on rank {culprit} .*ValueError: only here",
@@ -111,7 +111,7 @@ def a_materializer_that_raises_on_one_rank_fails_everywhere_with_agreement(rank:
 
 @behaviour(min_size=2)
 def without_agreement_the_other_ranks_get_their_value(rank: Rank) -> None:
-    with rank.executor() as executor, rank.lazy(executor=executor, agree=False) as lazy:
+    with rank.executor() as executor, rank.lazy(executor=executor, agree=False, placement="every") as lazy:
         if rank.rank == rank.last:
             raises(MaterializeError, "only here", lambda: lazy.broadcast(materialize=FailsOn(rank.last)))
         else:
@@ -183,7 +183,7 @@ def a_time_out_names_the_root_that_did_not_call(rank: Rank) -> None:
 @behaviour(min_size=2)
 def a_time_out_while_agreeing_names_the_slow_rank(rank: Rank) -> None:
     gate = threading.Event()
-    with rank.executor(1) as executor, rank.lazy(identity, executor=executor) as lazy:
+    with rank.executor(1) as executor, rank.lazy(identity, executor=executor, placement="every") as lazy:
         slow = rank.rank == rank.last
         held = executor.submit(lambda: slow and gate.wait(TIMEOUT_S))
         rank.meet()

@@ -53,7 +53,7 @@ def close_waits_for_pending_casts(rank: Rank) -> None:
 def close_waits_for_what_can_still_be_done_although_another_rank_has_closed(rank: Rank) -> None:
     gate = threading.Event()
     with rank.executor(1) as executor:
-        lazy = rank.lazy(identity, executor=executor, agree=False)
+        lazy = rank.lazy(identity, executor=executor, agree=False, placement="every")
         last = rank.rank == rank.last
         executor.submit(lambda: last or gate.wait(TIMEOUT_S))
         rank.meet()

@@ -132,7 +132,7 @@ def materializers_of_every_kind(rank: Rank) -> None:
 @behaviour()
 def placements_decide_who_materializes(rank: Rank) -> None:
     for agree in (True, False):
-        for placement, workers in (("every", range(rank.size)), ("auto", range(rank.size)), ("root", [0])):
+        for placement, workers in (("every", range(rank.size)), ("root", [0])):
             with rank.lazy(lambda text: text.upper(), placement=placement, agree=agree) as lazy:
                 same(lazy.broadcast("payload"), "PAYLOAD", placement)
                 rank.meet()
@@ -182,7 +182,7 @@ def bad_keys_are_refused_here_and_nobody_waits(rank: Rank) -> None:
 def a_key_in_use_is_refused_and_counts(rank: Rank) -> None:
     gate = threading.Event()
     executor = rank.executor(1)
-    with executor, rank.lazy(executor=executor) as lazy:
+    with executor, rank.lazy(executor=executor, placement="every") as lazy:
         held = executor.submit(gate.wait, TIMEOUT_S)  # materializing waits for the gate
         rank.meet()
         first = lazy.broadcast_async(b"first", key="k", materialize=bytes)
