@@ -81,6 +81,15 @@ def death_while_materializing(lazy: LazyBroadcast[Any, Any]) -> None:
     outcome(lambda: lazy.broadcast("later", timeout_s=30), time.monotonic())
 
 
+def death_of_an_owner(lazy: LazyBroadcast[Any, Any]) -> None:
+    """Everybody's turn to materialize comes; the victim dies in its own, with casts of others under way."""
+    futures = [lazy.broadcast_async(np.zeros(100_000), key=n, materialize=die_if_victim) for n in range(SIZE)]
+    began_s = time.monotonic()
+    for future in futures:
+        outcome(lambda future=future: len(future.result(30)), began_s)
+    outcome(lambda: lazy.broadcast("later", timeout_s=30), time.monotonic())
+
+
 def die_if_victim(payload: Any) -> Any:
     # Sent as code, with the root's globals: it has to look where it is.
     if os.environ["RANK"] == os.environ["VICTIM"]:
@@ -130,6 +139,7 @@ SCENARIOS = {
     for fn in (
         death_while_waiting,
         death_while_materializing,
+        death_of_an_owner,
         exit_without_close,
         fork_while_open,
         death_with_a_child_alive,
@@ -139,5 +149,6 @@ SCENARIOS = {
 if __name__ == "__main__":
     assert issubclass(PeerLostError, ConnectionError)
     the_backend = backend(sys.argv[2])
-    SCENARIOS[sys.argv[1]](LazyBroadcast(backend=the_backend, root=int(os.environ.get("ROOT", "0"))))
+    placement = os.environ.get("PLACEMENT", "every")
+    SCENARIOS[sys.argv[1]](LazyBroadcast(backend=the_backend, placement=placement))
     say("done")

@@ -73,6 +73,22 @@ def test_a_killed_rank_is_named_by_all_others(scenario: str, victim: int, backen
             assert error["ms"] < 5000, (rank, error)  # far below any time limit: it was told, not timed out
 
 
+@pytest.mark.parametrize(("backend", "victim"), [("local", 0), ("local", 3), ("torch", 1)])
+def test_an_owner_killed_half_way_is_named_by_all_others(victim: int, backend: str) -> None:
+    for rank, (code, events) in enumerate(run("death_of_an_owner", backend, VICTIM=victim, PLACEMENT="shard")):
+        if rank == victim:
+            assert code == -9
+            continue
+        assert code == 0, (rank, code, events)
+        assert events[-1]["event"] == "done", (rank, events)
+        seen = errors(events)
+        assert len(seen) >= 2, (rank, events)  # its own cast, and the one after
+        for error in seen:
+            assert error["kind"] == "PeerLostError", (rank, error)
+            assert error["rank"] == victim, (rank, error)
+            assert error["ms"] < 5000, (rank, error)
+
+
 @pytest.mark.parametrize("backend", ["local", "torch"])
 def test_an_interpreter_that_exits_without_close_ends_cleanly(backend: str) -> None:
     for rank, (code, events) in enumerate(run("exit_without_close", backend)):

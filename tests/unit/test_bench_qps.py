@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import lazycast
+from lazycast import Staged
 from lazycast.bench.qps import materializers, measure, plan, report, summary
 from lazycast.bench.qps.loop import Loop
 from lazycast.bench.qps.materializers import Recorder, Work
@@ -211,7 +212,6 @@ class _Library:
 @pytest.mark.parametrize("name", [name for name in WAYS if name.startswith("lazycast-")])
 def test_lazycast_gets_both_stages_where_every_rank_has_the_payload(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lazycast, "LazyBroadcast", _Library)
-    monkeypatch.setattr(lazycast, "Staged", lambda prepare, finish: (prepare, finish), raising=False)
     for work in (WORKLOADS["replicated"], WORKLOADS["photo"]):
         for rank in (0, 1):
             way: Any = WAYS[name](Place(rank, 2, "local"), work)
@@ -219,18 +219,12 @@ def test_lazycast_gets_both_stages_where_every_rank_has_the_payload(name: str, m
             library = way._lazy
             assert library.options["placement"] == name.partition("-")[2]
             if work.replicated:
-                assert library.materialize == (materializers.hash_arrays, materializers.attach)
+                assert library.materialize == Staged(materializers.hash_arrays, materializers.attach)
                 assert library.options["replicated"] is True
             else:
                 assert library.materialize is materializers.photo
                 assert "replicated" not in library.options
             assert library.asked == [("payload" if work.replicated or rank == 0 else None, 5)]
-
-
-def test_a_library_without_stages_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(lazycast, "Staged", raising=False)
-    with pytest.raises(ImportError, match="no Staged"):
-        WAYS["lazycast-auto"](_PLACE, WORKLOADS["replicated"])
 
 
 def _turn(arrived_ms: list[int] | None, done_ms: list[int], *, cpu_s: float, calls: int, window: int = 64) -> Turn:

@@ -17,6 +17,7 @@ import lazycast
 from lazycast.bench import ways as transfers
 from lazycast.bench.qps.workloads import Workload
 from lazycast.bench.sync import TIMEOUT_S
+from lazycast.staged import Staged
 from lazycast.stats import Stats
 
 
@@ -127,15 +128,31 @@ class _Collective(Way):
 
 
 class RootValue(_Collective):
-    """The value travels. Where every rank has the payload, it is only what the first stage makes."""
+    """The value travels, also where every rank has most of it in its payload: as engines have it."""
 
     name = "root-value"
     about = "the root materializes, and broadcasts the value (broadcast_object_list; mpi4py's bcast)"
 
     def start(self, number: int, payload: Any) -> Future[Any]:
+        return _done(self._broadcast(self.workload.materialize(payload) if self.is_root else None))
+
+
+class RootHint(_Collective):
+    """What two stages are without this library: a way that one could write by hand, and nobody has."""
+
+    name = "root-hint"
+    about = "every rank has the raw request; the root runs the first stage and broadcasts what it makes"
+    known = False
+
+    def __init__(self, place: Place, workload: Workload) -> None:
+        if workload.prepare is None:
+            raise ValueError("there is one stage only")
+        super().__init__(place, workload)
+
+    def start(self, number: int, payload: Any) -> Future[Any]:
         work = self.workload
-        if work.prepare is None or work.finish is None:
-            return _done(self._broadcast(work.materialize(payload) if self.is_root else None))
+        assert work.prepare is not None
+        assert work.finish is not None
         hint = self._broadcast(work.prepare(payload) if self.is_root else None)
         return _done(work.finish(payload, hint))
 
@@ -228,16 +245,12 @@ class LazycastShard(Lazycast):
 
 
 def _materializer(workload: Workload) -> Any:
-    """Return what lazycast is given: a callable, or both stages where every rank has the payload.
-
-    Raises: ImportError if this version of the library has no stages.
-    """
+    """Return what lazycast is given: a callable, or both stages where every rank has the payload."""
     if not workload.replicated:
         return workload.materialize
-    staged = vars(lazycast).get("Staged")
-    if staged is None:
-        raise ImportError("this version of lazycast has no Staged")
-    return staged(prepare=workload.prepare, finish=workload.finish)
+    assert workload.prepare is not None
+    assert workload.finish is not None
+    return Staged(workload.prepare, workload.finish)
 
 
 WAYS: dict[str, type[Way]] = {
@@ -246,6 +259,7 @@ WAYS: dict[str, type[Way]] = {
         Itself,
         ItselfPool,
         RootValue,
+        RootHint,
         RawAll,
         RawPool,
         LazycastEvery,
