@@ -6,6 +6,7 @@ Guarantees: every part that is handed in is followed by its `done`, once, also i
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -63,20 +64,20 @@ class Performer:
     def run(self, part: Callable[[], Result], done: Callable[[Result], None], *, here: bool = False) -> None:
         """Run `part`, which runs user code, and then `done`, on a worker; or here if it is small."""
 
-        def task() -> None:
-            try:
-                with inside(self._owner, "materializer"):
-                    result = part()
-            except BaseException as exc:  # a defect: what user code raises is in the result
-                result = Result(failure=self.failure("materialize", "lazycast itself failed", exc), cause=exc)
-            done(result)
-
         if here:
-            task()
+            self._do(part, done)
         elif self._executor is None:
-            self._workers.submit(task)
+            self._workers.submit(functools.partial(self._do, part, done))
         else:
-            self._submit(self._executor, task, done)
+            self._submit(self._executor, functools.partial(self._do, part, done), done)
+
+    def _do(self, part: Callable[[], Result], done: Callable[[Result], None]) -> None:
+        try:
+            with inside(self._owner, "materializer"):
+                result = part()
+        except BaseException as exc:  # a defect: what user code raises is in the result
+            result = Result(failure=self.failure("materialize", "lazycast itself failed", exc), cause=exc)
+        done(result)
 
     def _submit(
         self, executor: concurrent.futures.Executor, task: Callable[[], None], done: Callable[[Result], None]

@@ -23,7 +23,7 @@ class Stage(IntEnum):
     GIVE_UP = 2
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Wait(Generic[W]):
     """One waiting call: when it began, and when each stage is due (seconds of one monotonic clock), in time order."""
 
