@@ -237,6 +237,10 @@ class Mesh:
             return header, body
         if kind & _BRINGS_ARENA:
             self._views.learn(rank, fds[0], fds[1], arena_nbytes)
+        if nbytes < self._copy_below and not kind & _IN_SEGMENT:
+            body = allocate(nbytes)
+            self._views.copy_into(body, rank, row, offset)
+            return header, body
         view = self._views.view(rank, row, offset, nbytes, fds[-1] if kind & _IN_SEGMENT else None)
         return header, self._settle(view)
 
