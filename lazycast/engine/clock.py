@@ -72,6 +72,7 @@ class Clock(Generic[W]):
         work_s = self._work()
         with self._lock:
             next_s = self._waits.next_s()
-        times = [t for t in (work_s, next_s) if t is not None]
+        if next_s is None or (work_s is not None and work_s < next_s):
+            next_s = work_s
         # Whoever wakes us from here on opens the gate, so nothing that comes meanwhile is missed.
-        self._gate.acquire(timeout=max(0.0, min(times) - time.monotonic()) if times else -1)
+        self._gate.acquire(timeout=-1 if next_s is None else max(0.0, next_s - time.monotonic()))
