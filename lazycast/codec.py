@@ -8,16 +8,17 @@ Guarantees:
   `Encoded.write_into` copies everything once.
 * `decode` copies nothing out of band: the object's arrays are views of the buffer it was given, and keep it alive.
 * Copies release the GIL (NumPy's do; assigning a memoryview slice does not, and 64 MiB would stall all other threads
-  for some 10 ms).
+  for some 10 ms), but for those of up to 64 KiB: a slice takes less than 2 µs, and is faster than NumPy by as much.
 """
 
 from __future__ import annotations
 
+import array
 import copyreg
+import ctypes
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -27,6 +28,8 @@ from lazycast.diagnose import describe_unpicklable
 from lazycast.reducers import Reduce, Reduction
 
 ALIGNMENT = 64
+
+_SLICE_NBYTES = 64 << 10
 
 
 class CannotEncode(Exception):
@@ -46,56 +49,64 @@ def _aligned(nbytes: int) -> int:
 
 def allocate(nbytes: int) -> memoryview:
     """Return `nbytes` of fresh, writable, 64-byte aligned memory that lives as long as a view of it does."""
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + nbytes].data
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8).data
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(raw)) % ALIGNMENT  # NumPy takes 3 µs longer to say where it is
+    return raw[start : start + nbytes]
 
 
 def copy(into: memoryview, source: memoryview | bytes | bytearray) -> None:
-    """Copy bytes between buffers of one size, without the GIL."""
+    """Copy bytes between buffers of one size; many of them without the GIL."""
+    if into.nbytes <= _SLICE_NBYTES:
+        into[:] = source
+        return
     np.copyto(np.frombuffer(into, np.uint8), np.frombuffer(source, np.uint8))
 
 
-@dataclass(frozen=True)
 class Encoded:
     """An object ready to be written: its pickle stream and the buffers beside it, still the caller's memory.
 
     The stream is in pieces. A pickler writes `bytes` and `bytearray` of 64 KiB and more as pieces of their own, which
     are the caller's objects: they are copied once, and not by way of one stream in memory.
+
+    Attributes:
+        layout: what a receiver must know.
+        nbytes: size of the whole in bytes, as `write_into` lays it out.
     """
 
-    pieces: list[bytes | bytearray] = field(default_factory=list)
-    frames: list[memoryview] = field(default_factory=list)
+    __slots__ = ("frames", "layout", "nbytes", "pieces", "write")
 
-    # What a pickler needs: its file, and the callback for its buffers
-
-    def write(self, piece: bytes | bytearray) -> None:
-        self.pieces.append(piece)
+    def __init__(self) -> None:
+        self.pieces: list[bytes | bytearray] = []
+        self.frames: list[memoryview] = []
+        self.write = self.pieces.append  # for a pickler, whose file this is
 
     def keep(self, buffer: pickle.PickleBuffer) -> None:
+        """For a pickler: take a buffer that travels out of band."""
         self.frames.append(buffer.raw())
+
+    def finish(self) -> None:
+        """Everything has been pickled: add it up."""
+        stream_nbytes = 0
+        for piece in self.pieces:
+            stream_nbytes += len(piece)
+        self.layout = Layout(stream_nbytes, len(self.frames))
+        nbytes = _aligned(8 * len(self.frames)) + _aligned(stream_nbytes)
+        for frame in self.frames:
+            nbytes += _aligned(frame.nbytes)
+        self.nbytes = nbytes
 
     @property
     def stream(self) -> bytes:
         """The pickle stream in one: a copy, for those who look into it."""
         return b"".join(self.pieces)
 
-    @property
-    def layout(self) -> Layout:
-        return Layout(sum(map(len, self.pieces)), len(self.frames))
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the whole in bytes, as `write_into` lays it out."""
-        table = _aligned(8 * len(self.frames))
-        return table + _aligned(self.layout.stream_nbytes) + sum(_aligned(f.nbytes) for f in self.frames)
-
     def write_into(self, buffer: memoryview) -> None:
         """Lay the object out in `buffer`, which has `nbytes` bytes."""
-        sizes = np.array([f.nbytes for f in self.frames], np.uint64)
+        offset = 0
         if self.frames:
-            copy(buffer[: sizes.nbytes], sizes.data.cast("B"))
-        offset = _aligned(sizes.nbytes)
+            sizes = array.array("Q", [f.nbytes for f in self.frames]).tobytes()
+            copy(buffer[: len(sizes)], sizes)
+            offset = _aligned(len(sizes))
         for piece in self.pieces:
             copy(buffer[offset : offset + len(piece)], piece)
             offset += len(piece)
@@ -126,6 +137,7 @@ def _pickled(
         encoded = Encoded()
         make_pickler(encoded, reduction).dump(obj)
         if not reduction.again():
+            encoded.finish()
             return encoded
 
 
@@ -145,7 +157,7 @@ def encode(obj: object) -> Encoded:
 
 
 def _frames(body: memoryview, layout: Layout) -> Iterator[memoryview]:
-    sizes = np.frombuffer(body[: 8 * layout.frames], np.uint64).tolist()
+    sizes = body[: 8 * layout.frames].cast("Q").tolist()
     offset = _aligned(8 * layout.frames) + _aligned(layout.stream_nbytes)
     for nbytes in sizes:
         frame = body[offset : offset + nbytes]
@@ -158,7 +170,6 @@ def _frames(body: memoryview, layout: Layout) -> Iterator[memoryview]:
 # How protocol 5 names classes and functions: two strings, each memoized, and STACK_GLOBAL; or an extension code.
 # Older protocols have GLOBAL, a plain letter, which nobody here writes.
 _NUMPY_GLOBAL = re.compile(rb"\x8c.numpy[\w.]*\x94\x8c.\w+\x94\x93", re.DOTALL)
-_EXTENSIONS = (pickle.EXT1, pickle.EXT2, pickle.EXT4)
 
 
 def is_plain(body: memoryview, layout: Layout) -> bool:
@@ -168,7 +179,7 @@ def is_plain(body: memoryview, layout: Layout) -> bool:
     """
     start = _aligned(8 * layout.frames)
     stream = bytes(body[start : start + layout.stream_nbytes])
-    if any(opcode in stream for opcode in _EXTENSIONS):
+    if pickle.EXT1 in stream or pickle.EXT2 in stream or pickle.EXT4 in stream:
         return False
     names = stream.count(pickle.STACK_GLOBAL)
     return names == 0 or names == len(_NUMPY_GLOBAL.findall(stream))
@@ -176,5 +187,7 @@ def is_plain(body: memoryview, layout: Layout) -> bool:
 
 def decode(body: memoryview, layout: Layout) -> Any:
     """Rebuild an object on top of `body`. Raises whatever unpickling raises."""
+    if not layout.frames:
+        return pickle.loads(body[: layout.stream_nbytes])
     start = _aligned(8 * layout.frames)
     return pickle.loads(body[start : start + layout.stream_nbytes], buffers=_frames(body, layout))

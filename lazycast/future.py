@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+import threading
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
@@ -40,6 +41,8 @@ class CastFuture(concurrent.futures.Future[V]):
         self._withdraw: Callable[[], bool] | None = withdraw
         self._run_callback = run_callback
         self._guard = guard
+        self._gate = threading.Lock()  # open once it is settled
+        self._gate.acquire()
 
     def __repr__(self) -> str:
         return f"<CastFuture {self._label()} {self._state.lower()}>"
@@ -59,15 +62,21 @@ class CastFuture(concurrent.futures.Future[V]):
         Raises: the cast's error; `concurrent.futures.TimeoutError` if `timeout` ends before the cast's own time limit;
             ReentrantCallError if called, before it is done, from a materializer or callback of the same object.
         """
-        if not self.done():
-            self._guard()
-        return super().result(timeout)
+        self._wait(timeout)
+        return super().result(0)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the cast's error or None, waiting as `result` does."""
+        self._wait(timeout)
+        return super().exception(0)
+
+    def _wait(self, timeout: float | None) -> None:
+        # At a gate, not at the base class's condition: whoever wakes there needs a second lock, which the thread that
+        # woke it still holds. That costs 10 µs and often another switch of threads, for each blocking call.
         if not self.done():
             self._guard()
-        return super().exception(timeout)
+            if self._gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+                self._gate.release()
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[V]], object]) -> None:
         """Call `fn(future)` when done: at once in this thread if it is, else on the object's callback thread."""
@@ -107,11 +116,13 @@ class CastFuture(concurrent.futures.Future[V]):
         """Resolve."""
         self._withdraw = None  # it leads back here: a value in such a circle would live until the next collection
         self.set_result(value)
+        self._gate.release()
 
     def settle_error(self, exc: BaseException) -> None:
         """Fail."""
         self._withdraw = None
         self.set_exception(exc)
+        self._gate.release()
 
     def settle_cancelled(self) -> None:
         """Cancel, and wake who waits."""
@@ -119,3 +130,4 @@ class CastFuture(concurrent.futures.Future[V]):
         super().cancel()
         # Without this, concurrent.futures.wait() never learns of a cancellation that no executor sees.
         self.set_running_or_notify_cancel()
+        self._gate.release()

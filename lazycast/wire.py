@@ -11,7 +11,8 @@ Guarantees:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, Literal, cast
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
 
@@ -212,6 +213,8 @@ class Gone(Message, frozen=True, tag="gone"):
 AnyMessage = Cast | Chunk | Code | Verdict | Report | Value | Pass | Read | Need | Query | Status | Gone
 
 _PREFIX: Final = bytes([WIRE_VERSION])
+_KEYED: Final = (Cast, Query)
+_KEY_TYPES: Final = (NoneType, str, int, bytes)
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(AnyMessage)
 
@@ -226,10 +229,9 @@ def decode(header: bytes) -> AnyMessage:
     if header[:1] != _PREFIX:
         raise WireError(f"wire version {header[0] if header else None}, this rank speaks {WIRE_VERSION}")
     try:
-        message = cast(AnyMessage, _decoder.decode(memoryview(header)[1:]))
+        message: AnyMessage = _decoder.decode(memoryview(header)[1:])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise WireError(f"malformed header: {exc}") from exc
-    key = getattr(message, "key", None)
-    if key is not None and type(key) not in (str, int, bytes):
-        raise WireError(f"malformed header: a key of type {type(key).__name__}")
+    if isinstance(message, _KEYED) and type(message.key) not in _KEY_TYPES:
+        raise WireError(f"malformed header: a key of type {type(message.key).__name__}")
     return message

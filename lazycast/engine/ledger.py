@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from lazycast.wire import Failure, Key, Verdict
 
 
-@dataclass
+@dataclass(slots=True)
 class _Entry:
     key: Key | None
     nbytes: int
@@ -24,7 +24,7 @@ class _Entry:
     decided: bool = False
 
 
-@dataclass
+@dataclass(slots=True)
 class _Load:
     """What one rank has not read yet."""
 

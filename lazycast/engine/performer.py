@@ -6,6 +6,7 @@ Guarantees: every part that is handed in is followed by its `done`, once, also i
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -75,20 +76,20 @@ class Performer:
         What is `light` does not wait for workers that materialize.
         """
 
-        def task() -> None:
-            try:
-                with inside(self._owner, "materializer"):
-                    result = part()
-            except BaseException as exc:  # a defect: what user code raises is in the result
-                result = Result(failure=self.failure("materialize", "lazycast itself failed", exc), cause=exc)
-            done(result)
-
         if here:
-            task()
+            self._do(part, done)
         elif self._executor is None:
-            (self._light if light else self._workers).submit(task)
+            (self._light if light else self._workers).submit(functools.partial(self._do, part, done))
         else:
-            self._submit(self._executor, task, done)
+            self._submit(self._executor, functools.partial(self._do, part, done), done)
+
+    def _do(self, part: Callable[[], Result], done: Callable[[Result], None]) -> None:
+        try:
+            with inside(self._owner, "materializer"):
+                result = part()
+        except BaseException as exc:  # a defect: what user code raises is in the result
+            result = Result(failure=self.failure("materialize", "lazycast itself failed", exc), cause=exc)
+        done(result)
 
     def _submit(
         self, executor: concurrent.futures.Executor, task: Callable[[], None], done: Callable[[Result], None]

@@ -23,7 +23,7 @@ class Stage(IntEnum):
     GIVE_UP = 2
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Wait(Generic[W]):
     """One waiting call: when it began, and when each stage is due (seconds of one monotonic clock), in time order."""
 
@@ -64,7 +64,7 @@ class Waits(Generic[W]):
         self._live = 0
 
     def add(self, wait: Wait[W]) -> bool:
-        """Begin to watch a wait. Returns whether it is due before all others, dead ones included."""
+        """Begin to watch a wait. Returns whether it moves `next_s` forward."""
         self._live += 1
         wait.live = True
         self._push(wait)
@@ -85,16 +85,20 @@ class Waits(Generic[W]):
             heapq.heapify(self._heap)
 
     def next_s(self) -> float | None:
-        """Return when the next stage of a live wait is due, or None."""
-        while self._heap and not self._heap[0][2].live:
-            heapq.heappop(self._heap)
+        """Return when to look again: when the next stage is due, be it of a wait that has ended, or None.
+
+        If those that have ended did not count, whoever sleeps until then would be woken by the first call after each
+        look, and a rank that reads one value after another would wake twice for each. So it wakes once in a while.
+        """
         return self._heap[0][0] if self._heap else None
 
     def due(self, now_s: float) -> list[tuple[Stage, W]]:
         """Return and take off what has come due."""
         ready = []
-        while (next_s := self.next_s()) is not None and next_s <= now_s:
+        while self._heap and self._heap[0][0] <= now_s:
             _, _, wait = heapq.heappop(self._heap)
+            if not wait.live:
+                continue
             stage = wait.due_s[wait.passed][1]
             wait.passed += 1
             if wait.passed < len(wait.due_s):

@@ -28,6 +28,7 @@ from lazycast.fanout.slots import FreeSpace
 CAPACITY = 1 << 14
 
 _STEP_NBYTES = 16 << 20
+_FEW = 24  # slots: so many are looked at one by one in the time that NumPy takes for any number, 10 µs
 
 
 @dataclass
@@ -81,6 +82,7 @@ class Arena:
 
     def __init__(self, ranks: list[int], me: int, nbytes: int) -> None:
         self._ranks, self._me = ranks, ranks.index(me)
+        self._index = {rank: index for index, rank in enumerate(ranks)}
         self.nbytes = pages(nbytes)
         self._lock = threading.Lock()
         self._extents: dict[int, _Extent] = {}
@@ -96,6 +98,7 @@ class Arena:
             region = Region(arena_fd, self.nbytes)
             seal_against_writers(arena_fd)
             self._ledger = ledger_of(Region(ledger_fd, ledger_nbytes), len(self._ranks))
+            self._flags = self._ledger.reshape(-1).data
         self._region, self._fds = region, (arena_fd, ledger_fd)
 
     def allocate(self, nbytes: int) -> Slot:
@@ -160,8 +163,9 @@ class Arena:
 
     def share(self, slot: Slot, readers: list[int]) -> None:
         """Book that `readers` hold a slot, before the message goes to them."""
+        flags = self._ledger[slot.row]
         for rank in readers:
-            self._ledger[slot.row, self._ranks.index(rank)] = 1
+            flags[self._index[rank]] = 1
 
     def handed_over(self, slot: Slot) -> None:
         """Close the descriptor of a segment: whoever needs it has it."""
@@ -178,8 +182,7 @@ class Arena:
         """With the lock held: free what nobody holds."""
         if not self._extents:
             return
-        rows = np.fromiter(self._extents, np.intp, len(self._extents))
-        for row in rows[~self._ledger[rows].any(axis=1)].tolist():
+        for row in self._unheld():
             extent = self._extents.pop(row)
             if extent.segment is None:
                 self._free.give(extent.offset, extent.nbytes)
@@ -188,6 +191,14 @@ class Arena:
                 if extent.fd is not None:  # it was never shared
                     os.close(extent.fd)
             self._rows.append(row)
+
+    def _unheld(self) -> list[int]:
+        if len(self._extents) <= _FEW:
+            ranks, flags = len(self._ranks), self._flags
+            return [row for row in self._extents if 1 not in flags[row * ranks : (row + 1) * ranks]]
+        rows = np.fromiter(self._extents, np.intp, len(self._extents))
+        unheld: list[int] = rows[~self._ledger[rows].any(axis=1)].tolist()
+        return unheld
 
     def _holders(self) -> str:
         """With the lock held: say who holds how much."""

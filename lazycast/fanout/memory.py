@@ -7,16 +7,18 @@ Guarantees:
 * `hold` returns memory whose finalizer runs when the last array, tensor or memoryview made from it is gone. It is a
   ctypes array: NumPy collapses chains of its own bases, so an ndarray (or a subclass) is forgotten while views live.
 * Finalizers do nothing in another process, and nothing for what was held when this process forked: the child has the
-  memory too, so it stays as it is until the region goes.
+  memory too, so it stays as it is until the region goes. Nor do they do anything while the interpreter exits.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import functools
 import mmap
 import os
-import weakref
 from collections.abc import Callable
+from typing import Any
 
 PAGE = mmap.PAGESIZE
 
@@ -30,15 +32,18 @@ _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ct
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
-_forks = 0  # of this process, so that a finalizer can tell that its memory has been shared with a child
+_epoch = (
+    0  # ends with each fork, so that a finalizer can tell that its memory has been shared with a child; and at exit
+)
 
 
-def _count_fork() -> None:
-    global _forks
-    _forks += 1
+def _end_epoch() -> None:
+    global _epoch
+    _epoch += 1
 
 
-os.register_at_fork(before=_count_fork)
+os.register_at_fork(before=_end_epoch)
+atexit.register(_end_epoch)
 
 
 def create(nbytes: int) -> int:
@@ -83,16 +88,15 @@ class Region:
 
         `released` must take no locks: garbage collection may run it anywhere.
         """
-        # Whole pages, since ctypes makes a class for each new length, and a memoryview can be cut.
-        array = (ctypes.c_ubyte * pages(nbytes)).from_address(self.address + offset)
-        pid, forks = os.getpid(), _forks
-
-        def finish(region: Region) -> None:  # which it keeps mapped
-            if os.getpid() == pid and _forks == forks:
-                released()
-
-        weakref.finalize(array, finish, self).atexit = False
+        # Whole pages, since each length needs a class, and a memoryview can be cut.
+        array = _held(pages(nbytes)).from_address(self.address + offset)
+        array.lease = self, released, os.getpid(), _epoch  # the region too: so it stays mapped
         return memoryview(array).cast("B")[:nbytes]
+
+    @functools.cached_property
+    def whole(self) -> memoryview:
+        """All of its bytes, for use while the region is at hand: this view holds nothing."""
+        return memoryview((ctypes.c_ubyte * self.nbytes).from_address(self.address)).cast("B")
 
     def forget(self, offset: int, nbytes: int) -> None:
         """Drop this process's own copies of the pages, so that what the writer puts there next is seen."""
@@ -107,3 +111,20 @@ class Region:
 def pages(nbytes: int) -> int:
     """Return `nbytes` rounded up to whole pages, at least one."""
     return max(1, -(-nbytes // PAGE)) * PAGE
+
+
+@functools.lru_cache(maxsize=1024)
+def _held(nbytes: int) -> Any:
+    """Return a class of arrays that end their lease when they go. `weakref.finalize` would take 6 µs more for each."""
+
+    class Held(ctypes.Array[ctypes.c_ubyte]):
+        _type_ = ctypes.c_ubyte
+        _length_ = nbytes
+        lease: tuple[Region, Callable[[], None], int, int]
+
+        def __del__(self) -> None:
+            _, released, pid, epoch = self.lease
+            if epoch == _epoch and os.getpid() == pid:
+                released()
+
+    return Held

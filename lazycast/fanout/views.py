@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lazycast.codec import copy
 from lazycast.fanout.arena import CAPACITY, Slot, ledger_of
 from lazycast.fanout.memory import Region, pages
 
@@ -59,6 +60,12 @@ class Views:
             ledger[row, me] = 0
 
         return region.hold(offset, nbytes, released)
+
+    def copy_into(self, body: memoryview, writer: int, row: int, offset: int) -> None:
+        """Copy a slot of a writer's arena that was shared with this rank, and let go of it."""
+        known = self._writers[writer]
+        copy(body, known.arena.whole[offset : offset + body.nbytes])  # looking at a page makes no copy of it to drop
+        known.ledger[row, self._me] = 0
 
     def own(self, slot: Slot) -> memoryview:
         """Return a slot that this rank wrote as a value of its own; it keeps the writer's hold on the slot."""

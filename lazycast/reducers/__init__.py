@@ -44,12 +44,11 @@ class Reduction(dict[type, Reduce]):
     """The reducers of one encoding, as the `dispatch_table` of its pickler. Filled when the first type is asked for."""
 
     def __init__(self, base: Mapping[type, Reduce]) -> None:
-        super().__init__()
-        self.families: list[tuple[type, Reduce]] = []  # for all subclasses of a type that have no reducer of their own
-        self.plans: list[Callable[[], bool]] = []  # asked after the first pass whether they need a second one
-        self._base: Mapping[type, Reduce] | None = base
+        self._base: Mapping[type, Reduce] | None = base  # until the first type is asked for
 
     def _fill(self, base: Mapping[type, Reduce]) -> None:
+        self.families: list[tuple[type, Reduce]] = []  # for all subclasses of a type that have no reducer of their own
+        self.plans: list[Callable[[], bool]] = []  # asked after the first pass whether they need a second one
         self.update(base)
         for install in _installed():
             install(self)
@@ -73,6 +72,8 @@ class Reduction(dict[type, Reduce]):
 
     def again(self) -> bool:
         """After a pass: whether another is needed, now that all of the payload has been seen. At most once."""
+        if self._base is not None:  # plain containers, numbers and text: no type has been asked for
+            return False
         plans, self.plans = self.plans, []
         answers = [plan() for plan in plans]  # each of them is asked
         return any(answers)

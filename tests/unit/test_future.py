@@ -78,6 +78,34 @@ def test_waiting_for_it_has_a_time_limit(engine: Engine) -> None:
         engine.future.exception(0)
 
 
+@pytest.mark.parametrize("timeout", [-1, -0.5, 0, 0.01])
+def test_a_time_limit_may_be_over_already(engine: Engine, timeout: float) -> None:
+    with pytest.raises(concurrent.futures.TimeoutError):
+        engine.future.result(timeout)
+    engine.future.settle(5)
+    assert engine.future.result(timeout) == 5
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_all_who_wait_wake(engine: Engine, end: str, together: Any) -> None:
+    waiting = threading.Barrier(4)
+
+    def wait() -> str:
+        waiting.wait(WAIT_S)
+        try:
+            return "value" if engine.future.result() == 5 else "?"
+        except ValueError:
+            return "error"
+        except concurrent.futures.CancelledError:
+            return "cancelled"
+
+    def settle() -> None:
+        waiting.wait(WAIT_S)
+        ENDS[end](engine.future)
+
+    assert together(wait, wait, wait, settle) == [end, end, end, None]
+
+
 @pytest.mark.parametrize("how", ["result", "exception"])
 def test_a_reentrant_wait_is_refused_until_it_is_done(engine: Engine, how: str) -> None:
     engine.reentrant = True

@@ -10,17 +10,19 @@ from lazycast.stats import Counters, Stats, Timing
 
 
 def test_a_timing_keeps_count_total_largest_and_mean() -> None:
-    timing = Timing()
-    assert timing.mean_s == 0.0
+    counters = Counters()
+    assert counters.timing("encode").mean_s == 0.0
     for seconds in (1.0, 4.0, 1.0):
-        timing = timing.with_one_more(seconds)
-    assert timing == Timing(3, 6.0, 4.0)
-    assert timing.mean_s == 2.0
+        counters.took("encode", seconds)
+    assert counters.timing("encode") == Timing(3, 6.0, 4.0)
+    assert counters.timing("encode").mean_s == 2.0
 
 
 def test_a_timing_and_a_snapshot_do_not_change_later() -> None:
-    timing = Timing(1, 1.0, 1.0)
-    timing.with_one_more(5.0)
+    counters = Counters()
+    counters.took("encode", 1.0)
+    timing = counters.timing("encode")
+    counters.took("encode", 5.0)
     assert timing == Timing(1, 1.0, 1.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         timing.count = 3  # type: ignore[misc]
