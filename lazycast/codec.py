@@ -79,6 +79,8 @@ class Encoded:
         self.pieces: list[bytes | bytearray] = []
         self.frames: list[memoryview] = []
         self.write = self.pieces.append  # for a pickler, whose file this is
+        self.layout = Layout(0, 0)
+        self.nbytes = 0
 
     def keep(self, buffer: pickle.PickleBuffer) -> None:
         """For a pickler: take a buffer that travels out of band."""
