@@ -42,6 +42,7 @@ class Arrival:
     own: Own | None = None
     owner: int | None = None  # who materializes for this host; None: every rank for itself
     passed: list[int] = field(default_factory=list)  # owners that would not
+    passes: int = 0  # how often this rank has heard, or said, that one would not
     shared: tuple[Value, memoryview] | None = None
     begun: bool = False
     local: Result | None = None  # this rank's own part is done

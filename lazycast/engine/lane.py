@@ -86,8 +86,9 @@ class Lane(Desk):
         if arrival.owner == self._group.rank:
             return
         self._awaiting[message.seq] = arrival
-        for early, body in self._early.pop(message.seq, ()):
-            self._heard(arrival, early, body)
+        early = self._early.pop(message.seq, ())
+        for said, body in sorted(early, key=lambda entry: isinstance(entry[0], Value)):  # the owner, then its value
+            self._heard(arrival, said, body)
 
     def _heir(self, message: Cast, passed: tuple[int, ...] | list[int]) -> int | None:
         host = self._topology.host
@@ -112,11 +113,13 @@ class Lane(Desk):
         """With the lock held: note what an owner says. True if this rank is the owner now, and has given up before."""
         if isinstance(message, Value):
             del self._awaiting[message.seq]
-            self._count_pass(message.seq, message.passes - len(arrival.passed))
+            self._count_pass(message.seq, message.passes - arrival.passes)
             if arrival.final is None and not arrival.begun:
                 arrival.shared = message, body
             return False
-        arrival.owner, arrival.passed = message.to, message.passed
+        arrival.passes += 1
+        if len(message.passed) > len(arrival.passed):  # they come from several ranks, in any order
+            arrival.owner, arrival.passed = message.to, message.passed
         if message.to != self._group.rank:
             return False
         del self._awaiting[message.seq]
@@ -205,6 +208,7 @@ class Lane(Desk):
             return
         with self._lock:
             arrival.owner, arrival.passed = to, passed
+            arrival.passes += 1
             self._awaiting[seq] = arrival  # its value will come here too
         self._relay.share(Pass(rank, seq, to, passed))
 
@@ -343,6 +347,7 @@ class Lane(Desk):
             if failure.kind == "lost":
                 self._awaiting.clear()
                 self._early.clear()
+                self._late_passes.clear()
             self._changed.notify_all()
         for arrival in parked:  # the code they wait for will not come
             self._conclude(arrival, Result(failure=failure))
