@@ -115,6 +115,7 @@ def a_value_that_cannot_be_shared_is_made_by_every_rank(rank: Rank) -> None:
             same(by, rank.rank)
             same(value, array)
         stats = lazy.stats()
+        rank.meet()  # before the next cast arrives anywhere
         if len(host_of(lazy, rank.rank)) > 1:
             check(stats.unshared > 0, "nobody counted it")
             check("could not share" in str(stats.unshared_reason), f"no reason: {stats.unshared_reason}")
