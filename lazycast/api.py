@@ -239,10 +239,7 @@ class LazyBroadcast(Generic[P, V]):
         lane.refuse_after_fork()
         limit_s, refusal = self._limit_s(timeout_s)
         refusal = lane.reentrant("broadcast()") or refusal
-        if isinstance(lane, SoloLane):
-            future = lane.call(payload, materialize, key, limit_s, refusal, here=True)
-        else:
-            future = lane.call(payload, materialize, key, limit_s, refusal)
+        future = lane.call(payload, materialize, key, limit_s, refusal, here=True)
         try:
             return cast(V, future.result(limit_s + _GRACE_S))
         except concurrent.futures.TimeoutError as exc:

@@ -56,6 +56,12 @@ class Arrival:
         """Whether anybody here may still want the value."""
         return self.ask is None or not self.ask.taken
 
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing to do but to decode what was sent."""
+        message = self.message
+        return message.ref is None and message.finish is None and message.fingerprint is None
+
     def ready(self, rank: int) -> bool:
         """Whether `rank`, this one, can begin its part."""
         message = self.message

@@ -52,6 +52,8 @@ class FollowerLane(Lane):
         key: Key | None,
         timeout_s: float,
         refusal: Exception | None = None,
+        *,
+        here: bool = False,
     ) -> CastFuture[Any]:
         refused = refusal
         with self._lock:

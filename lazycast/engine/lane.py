@@ -137,12 +137,14 @@ class Lane(Desk):
                 return
             arrival.begun = True
             takes = arrival.shared is not None and arrival.shared[0].unshared is None
-        self._performer.run(
-            lambda: self._part(arrival),
-            lambda result: self._part_done(arrival, result),
-            here=self._is_quick(arrival),
-            light=takes,
-        )
+        if arrival.plain and self._is_quick(arrival):
+            self._local_done(arrival, self._plain_part(arrival))
+        elif self._is_quick(arrival):  # no user code runs: neither marks nor workers are needed
+            self._part_done(arrival, self._part(arrival))
+        else:
+            self._performer.run(
+                lambda: self._part(arrival), lambda result: self._part_done(arrival, result), light=takes
+            )
 
     @staticmethod
     def _is_quick(arrival: Arrival) -> bool:
@@ -163,6 +165,15 @@ class Lane(Desk):
         else:
             body, layout = arrival.body, Layout(message.stream_nbytes, message.frames)
         return layout.stream_nbytes <= INLINE_NBYTES and (not body or codec.is_plain(body, layout))
+
+    def _plain_part(self, arrival: Arrival) -> Result:
+        """The part of a cast whose value is what was sent: of most casts that are small, so the shortest way."""
+        message = arrival.message
+        with self._lock:
+            body, arrival.body = arrival.body, None
+        if body is None or not arrival.wanted:  # the verdict was a failure and came first, or nobody will look
+            return Result()
+        return self._parts.decode(body, message.nbytes, Layout(message.stream_nbytes, message.frames))
 
     def _part(self, arrival: Arrival) -> Result:
         message = arrival.message
@@ -336,7 +347,7 @@ class Lane(Desk):
     def _end_with(self, failure: Failure) -> None:
         """Nothing more can come: fail what depends on it, and, after a loss, all that is not done."""
         with self._lock:
-            if self._end.failure is None:
+            if self._end.failure is None or (failure.kind == "lost" and self._end.failure.kind == "closed"):
                 self._end.failure = failure
             asks = self._waits.waiting()
             parked = [arrival for waiting in self._parked.values() for arrival in waiting]
@@ -348,7 +359,7 @@ class Lane(Desk):
                 self._awaiting.clear()
                 self._early.clear()
                 self._late_passes.clear()
-            self._changed.notify_all()
+            self._notify()
         for arrival in parked:  # the code they wait for will not come
             self._conclude(arrival, Result(failure=failure))
         for ask in asks:
@@ -356,7 +367,7 @@ class Lane(Desk):
 
     # The end
 
-    def _engine_failed(self, exc: Exception) -> None:
+    def _engine_failed(self, exc: BaseException) -> None:
         self._on_gone(Gone(self._group.rank, self._performer.failure("lost", "the engine failed", exc)))
 
     def _disconnect(self, timeout_s: float) -> None:

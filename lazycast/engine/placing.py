@@ -22,6 +22,7 @@ from lazycast.topology import Topology
 from lazycast.wire import Cost
 
 _MAX_TRIALS = 1024
+_PLAIN = "every", "without a materializer the value is the payload"
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Placing:
     def __init__(self, group: Group, topology: Topology, options: Options) -> None:
         self._options, self._root, self._size = options, group.root, group.size
         self._trials: OrderedDict[int, _Trial] = OrderedDict()
+        self._asked_for = options.placement, "asked for"
         self._chooser: Chooser | None = None
         if options.placement == "auto":
             host_of = {rank: index for index, host in enumerate(topology.hosts) for rank in host}
@@ -71,9 +73,9 @@ class Placing:
         """Return the placement of a cast, and why."""
         chooser, fn = self._chooser, call.materialize
         if chooser is None:
-            return self._options.placement, "asked for"
+            return self._asked_for
         if fn is None:
-            return chooser.choose("", payload_nbytes, depth, staged=False, replicated=self._options.replicated)
+            return _PLAIN
         named = fn.prepare if isinstance(fn, Staged) else fn
         name = f"{getattr(named, '__module__', '')}.{name_of(named)}"
         staged = isinstance(fn, Staged)

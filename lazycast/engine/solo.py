@@ -90,7 +90,7 @@ class SoloLane(Desk):
     def _describe(self, ask: Ask) -> str:
         return "materializing here; missing: rank 0"
 
-    def _engine_failed(self, exc: Exception) -> None:
+    def _engine_failed(self, exc: BaseException) -> None:
         """Only the clock has stopped; casts go on."""
 
     def _disconnect(self, timeout_s: float) -> None:
