@@ -30,7 +30,7 @@ def decode(request: dict) -> np.ndarray:
 def rank() -> list[str]:
     """What each rank does; `launch` gathers what it returns."""
     lines = []
-    with LazyBroadcast(decode) as lazy:
+    with LazyBroadcast(decode, placement="every") as lazy:  # rank 2 has to run it, to fail
         for name, side in (("china.jpg", 20_000), ("flower.jpg", 448)):
             request = None
             if lazy.is_root:
