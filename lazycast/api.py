@@ -45,14 +45,22 @@ class LazyBroadcast(Generic[P, V]):
     """Casts raw payloads from one rank to all, with the callable that makes the object every rank gets.
 
     Args:
-        materialize: `callable(payload) -> value`; None casts the payload itself. The root's rules; other ranks need
-            not have it.
+        materialize: `callable(payload) -> value`, or a `Staged` of two; None casts the payload itself. The root's
+            rules; other ranks need not have it.
         backend: "auto" (torch.distributed if its default group is initialised, else MPI if started by its launcher,
             else local), a name found among the entry points `lazycast.backends`, or a `Backend`.
         root: the rank that owns the payloads, 0-based, local to the backend's group.
         name: part of the handshake; objects with other names never cross.
-        placement: who materializes: "every" rank on arrival; on "demand", when it asks; the "root", which casts the
-            value; "auto", today the same as "every".
+        placement: who materializes: "every" rank on arrival; in a "shard", one rank of each host, a different one for
+            each cast, whose value the others of its host get through shared memory (they make their own if it cannot be
+            shared); the "root", which casts the value; on "demand", each rank when it asks. With "auto" the root
+            chooses one of the first three for each cast, by what casts like it have cost. Wherever not every rank
+            materializes, the others get an unpickled copy.
+        owners: the ranks that take turns in a "shard", also if "auto" chooses it; all by default. A host with none of
+            them uses all its ranks.
+        replicated: every rank passes its own payload, equal to the root's, and none is sent: only the value, or what
+            the first stage of a `Staged` makes. Each rank works when it asks. Payloads are compared by a fingerprint
+            of their structure and of samples of their bytes.
         agree: encoding, decoding and materializing succeed on every rank or fail on every rank with the same error.
             Costs a round trip. "demand" makes no such promise.
         values: what a rank gets, if it is not the root: "private", memory of its own to write to, without a copy on the
@@ -64,12 +72,15 @@ class LazyBroadcast(Generic[P, V]):
         timeout_s: how long construction, and each call that does not say otherwise, may wait (seconds).
         warn_after_s: a call that waits longer than this is logged once, with whom it waits for (seconds).
         executor: runs materializers in this process; by default some threads of lazycast's own.
-        owners, replicated, allow, arena_nbytes, shared_memory: reserved; only their defaults are supported today
-            (`shared_memory=False` too).
+        arena_nbytes: how much shared memory this rank may write messages and values to (bytes); pages count once they
+            are used.
+        shared_memory: "auto", with every rank that can be reached so; False: with none, all go over the network.
+        allow: reserved; only None is supported today, and of `trust` only "pickle".
 
     Raises:
         ValueError, TypeError: an argument makes no sense; the other ranks raise ConfigMismatchError.
-        ConfigMismatchError: ranks differ in root, name, placement, agree, values, trust or wire version.
+        ConfigMismatchError: ranks differ in root, name, placement, owners, replicated, agree, values, trust or wire
+            version.
         BackendUnavailableError: a library is missing or not initialised.
         CastTimeoutError: some rank, which is named, did not construct its object in time.
         BackendError: a rank went away, or the engine that connects them failed, meanwhile.
@@ -213,7 +224,8 @@ class LazyBroadcast(Generic[P, V]):
         """Cast `payload` to every rank and return the value.
 
         Args:
-            payload: any picklable object; ignored except on the root. Arrays of any shape travel out of band.
+            payload: any picklable object; ignored except on the root, unless payloads are `replicated`. Arrays of any
+                shape travel out of band.
             materialize: for this cast instead of the object's; ignored except on the root.
             key: a str, int (64 bits) or bytes (both up to 1 KiB) that names the cast, so that ranks may ask in any
                 order. Per key the n-th call gets the n-th cast. Without one, a rank's n-th call without a key gets
@@ -223,7 +235,8 @@ class LazyBroadcast(Generic[P, V]):
             payload itself.
         Raises:
             EncodeError: the payload does not pickle (root). RemoteError: the same, on the others.
-            MaterializeError, DecodeError: on every rank with `agree`, else where it happened.
+            MaterializeError, DecodeError: on every rank with `agree`, else where it happened (an owner's on its host).
+            PayloadMismatchError: some rank's replicated payload is another one than the root's, or it passed none.
             KeyInUseError: a call with this key is pending on this rank.
             CastTimeoutError: it took longer than `timeout_s`; names the phase and who is missing.
             PeerLostError: a rank died. ClosedError: a rank, or this one, has closed its object.
@@ -274,6 +287,7 @@ class LazyBroadcast(Generic[P, V]):
     def discard(self, key: Key) -> None:
         """Say that this rank will not ask for the next cast with `key`.
 
+        An owner still works for the others of its host; with replicated payloads it passes the cast on to another.
         On the root, which does not ask, it withdraws a pending cast with this key if it has not been sent.
         Collective: no. Blocking: never. Threads: safe.
         """
@@ -283,7 +297,7 @@ class LazyBroadcast(Generic[P, V]):
         self._lane.discard(cast(Key, self._key(key)))
 
     def stats(self) -> Stats:
-        """Return counts and timings of this rank. Local, never blocks, cheap. Threads: safe."""
+        """Return counts and timings of this rank, and how casts are placed. Local, never blocks. Threads: safe."""
         return self._lane.stats()
 
     def dump(self) -> str:
