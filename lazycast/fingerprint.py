@@ -5,18 +5,26 @@ Guarantees:
 * Equal payloads have equal fingerprints on every rank of a job. Different ones have different ones as far as that shows
   in the structure, in shapes, types and lengths, in scalars and text, or in the bytes that are sampled.
 * The cost follows the number of objects, not of bytes: of long buffers some hundred bytes are looked at.
-* Nothing of the payload is run, copied or changed. An object of an unknown class counts by its class and attributes,
+* Nothing of the payload is copied or changed, and no code of its classes runs but `str` of standard ones. An object of
+  an unknown class counts by its class and attributes,
   whether they lie in a dict or in slots (of dataclasses, of `msgspec.Struct`). Classes, functions and members of enums
   count by their names.
 """
 
 from __future__ import annotations
 
+import array
+import collections
+import datetime
+import decimal
 import enum
+import fractions
 import hashlib
+import pathlib
 import sys
 import types
-from collections.abc import Iterator, Mapping, Set
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -24,7 +32,22 @@ import numpy as np
 _WHOLE_NBYTES = 512  # buffers up to this size are read whole
 _SAMPLES, _SAMPLE_NBYTES = 8, 32
 _MAX_OBJECTS = 10_000
+_MAX_WEIGHED = 1_000  # where only the size is asked for, with every cast
 _MAX_DEPTH = 16
+_ELEMENTS = 256
+_MANY = 32  # numbers in a list: looked at together
+_AS_TEXT = (
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+    datetime.tzinfo,
+    decimal.Decimal,
+    fractions.Fraction,
+    pathlib.PurePath,
+    uuid.UUID,
+    range,
+    slice,
+)
 _NAMED = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # what they hold is the program's
 
 
@@ -45,18 +68,21 @@ def _attributes(obj: object) -> Iterator[tuple[str, Any]]:
 
 
 class _Reader:
-    """Feeds a payload into a hash, and adds up its bytes."""
+    """Adds up a payload's bytes, and, if it is given a digest, feeds what tells payloads apart into it."""
 
-    def __init__(self) -> None:
-        self.digest = hashlib.blake2b(digest_size=16)
+    def __init__(self, digest: Any = None, max_objects: int = _MAX_OBJECTS) -> None:
+        self.digest = digest
         self.nbytes = 0
-        self._objects = 0
+        self._left = max_objects
 
     def _say(self, *facts: object) -> None:
-        self.digest.update(repr(facts).encode("utf-8", "replace"))
+        if self.digest is not None:
+            self.digest.update(repr(facts).encode("utf-8", "replace"))
 
     def _sample(self, raw: memoryview) -> None:
         self.nbytes += raw.nbytes
+        if self.digest is None:
+            return
         if raw.nbytes <= _WHOLE_NBYTES:
             self.digest.update(raw)
             return
@@ -66,8 +92,8 @@ class _Reader:
             self.digest.update(raw[start : start + _SAMPLE_NBYTES])
 
     def read(self, obj: Any, depth: int = 0) -> None:
-        self._objects += 1
-        if self._objects > _MAX_OBJECTS or depth > _MAX_DEPTH:
+        self._left -= 1
+        if self._left < 0 or depth > _MAX_DEPTH:
             return  # enough has been said
         kind = type(obj)
         if obj is None or kind in (bool, int, float, complex):
@@ -80,12 +106,12 @@ class _Reader:
         elif isinstance(obj, _NAMED):
             self._say("named", getattr(obj, "__module__", None), getattr(obj, "__qualname__", None) or obj.__name__)
             self.nbytes += 8
-        elif kind is str:
-            self._say("str", len(obj))
-            self._sample(memoryview(obj.encode("utf-8", "surrogatepass")))
-        elif kind in (bytes, bytearray, memoryview):
+        elif isinstance(obj, str):
+            self._say("str", kind.__name__, len(obj))
+            self._sample(memoryview(str.encode(obj, "utf-8", "surrogatepass")))
+        elif isinstance(obj, (bytes, bytearray, memoryview)):
             raw = memoryview(obj)
-            self._say(kind.__name__, raw.nbytes)
+            self._say("bytes", kind.__name__, raw.nbytes)
             self._sample(raw.cast("B") if raw.c_contiguous and raw.nbytes else memoryview(raw.tobytes()))
         elif isinstance(obj, (np.ndarray, np.generic)):
             self._array(np.asarray(obj))
@@ -94,26 +120,62 @@ class _Reader:
             for key, value in obj.items():
                 self.read(key, depth + 1)
                 self.read(value, depth + 1)
-        elif isinstance(obj, (list, tuple)):
-            self._say(kind.__name__, len(obj))
-            for item in obj:
-                self.read(item, depth + 1)
-        elif isinstance(obj, Set):  # in no order that ranks share
-            self._say("set", kind.__name__, len(obj))
-            self.nbytes += 8 * len(obj)
+        elif isinstance(obj, (list, tuple, collections.deque)):
+            self._sequence(obj, depth)
+        elif isinstance(obj, Set):
+            self._set(obj, depth)
+        elif isinstance(obj, _AS_TEXT):
+            self._say("text", kind.__name__, str(obj))
+            self.nbytes += 8
+        elif isinstance(obj, (int, float, complex)):
+            base = next(base for base in (int, float, complex) if isinstance(obj, base))
+            self._say(kind.__name__, base.__repr__(obj))
+            self.nbytes += 8
         else:
             self._object(obj, depth)
 
-    def _array(self, array: np.ndarray) -> None:
-        self._say("array", array.shape, array.dtype.str)
-        if array.dtype.hasobject:
-            self.nbytes += array.nbytes
-        elif array.flags.c_contiguous:
-            self._sample(array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(b""))
-        else:
-            some = np.ascontiguousarray(array.flat[:: max(1, array.size // 64)])
-            self.digest.update(some.view(np.uint8).data)
-            self.nbytes += array.nbytes
+    def _sequence(self, items: Collection[Any], depth: int) -> None:
+        self._say("sequence", type(items).__name__, len(items))
+        if len(items) >= _MANY:
+            for code in ("q", "d"):
+                try:
+                    numbers = array.array(code, items)
+                except (TypeError, OverflowError):
+                    continue
+                self._say(code)
+                self.nbytes += len(numbers) * 8
+                if self.digest is not None:
+                    self.digest.update(numbers)
+                return
+        for item in items:
+            self.read(item, depth + 1)
+
+    def _set(self, items: Collection[Any], depth: int) -> None:
+        """Ranks have sets in orders of their own."""
+        self._say("set", type(items).__name__, len(items))
+        self.nbytes += 8 * len(items)
+        if self.digest is None or len(items) > self._left:
+            return
+        marks = []
+        for item in items:
+            reader = _Reader(hashlib.blake2b(digest_size=16), self._left)
+            reader.read(item, depth + 1)
+            marks.append(reader.digest.digest())
+        self._left -= len(marks)
+        for mark in sorted(marks):
+            self.digest.update(mark)
+
+    def _array(self, values: np.ndarray) -> None:
+        self._say("array", values.shape, values.dtype.str)
+        self.nbytes += values.nbytes
+        if self.digest is None or values.dtype.hasobject or not values.nbytes:
+            return
+        if values.nbytes <= _WHOLE_NBYTES:
+            some = np.ascontiguousarray(values)
+        else:  # elements in C order, however they lie in memory
+            flat: Any = values.reshape(-1) if values.flags.c_contiguous else values.flat
+            some = np.ascontiguousarray(flat[:: max(1, values.size // _ELEMENTS)])
+        self.digest.update(some.reshape(-1).view(np.uint8).data)
 
     def _object(self, obj: Any, depth: int) -> None:
         kind = type(obj)
@@ -123,7 +185,8 @@ class _Reader:
             self._say(tuple(obj.shape), str(obj.dtype), obj.requires_grad)
             plain = obj.layout is torch.strided and obj.device.type == "cpu" and obj.is_contiguous()
             if plain and obj.numel() and not obj.is_conj() and not obj.is_neg():
-                self._array(obj.detach().reshape(-1).view(torch.uint8).numpy())
+                whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(obj.element_size(), torch.int64)
+                self._array(obj.detach().reshape(-1).view(whole).numpy())
             else:
                 self.nbytes += obj.numel() * obj.element_size()
         elif pillow is not None and isinstance(obj, pillow.Image):
@@ -135,16 +198,18 @@ class _Reader:
                 self.read(value, depth + 1)
 
 
-def survey(payload: object) -> tuple[bytes, int]:
-    """Return a fingerprint of 16 bytes, and about how many bytes the payload has.
-
-    Raises: whatever the attributes of an object of a strange class raise when looked at.
-    """
-    reader = _Reader()
-    reader.read(payload)
-    return reader.digest.digest(), reader.nbytes
-
-
 def fingerprint(payload: object) -> bytes:
-    """Return the fingerprint alone."""
-    return survey(payload)[0]
+    """Return 16 bytes. Raises whatever the attributes of an object of a strange class raise when looked at."""
+    reader = _Reader(hashlib.blake2b(digest_size=16))
+    reader.read(payload)
+    return reader.digest.digest()  # type: ignore[no-any-return]
+
+
+def approximate_nbytes(payload: object) -> int:
+    """Return about how many bytes a payload has: of one with very many objects, those that come first.
+
+    Raises: as `fingerprint`.
+    """
+    reader = _Reader(max_objects=_MAX_WEIGHED)
+    reader.read(payload)
+    return reader.nbytes

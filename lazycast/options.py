@@ -49,7 +49,7 @@ class Options:
         shared = ("root", "name", "placement", "agree", "values", "trust", "replicated")
         said: dict[str, object] = {name: getattr(self, name) for name in shared}
         try:
-            said["owners"] = None if self.owners is None else sorted(self.owners)
+            said["owners"] = None if self.owners is None else sorted(set(self.owners))
         except TypeError:  # it is none; `check` says so
             said["owners"] = shown(self.owners)
         return said

@@ -193,8 +193,9 @@ class FollowerLane(Lane):
                 self._join(ask, arrival)
                 if result is not None:
                     arrival.final = SPENT
-        if early is not None:
+        if early is not None and early.failure is not None:
             self._conclude(arrival, Result(failure=early.failure))
+            self._give_up(arrival, early.failure)
         elif result is not None:
             if ask is not None:
                 self._settle(ask, result)

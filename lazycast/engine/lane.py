@@ -245,6 +245,10 @@ class Lane(Desk):
 
     def _code_missing(self, arrival: Arrival, failure: Failure) -> None:
         """The root cannot send the code that this cast waits for."""
+        with self._lock:
+            if arrival.begun:
+                return
+            arrival.begun = True
         if arrival.owner == self._group.rank:
             self._parts.tell(self._value(arrival, failure))
         self._local_done(arrival, Result(failure=failure))
@@ -287,6 +291,19 @@ class Lane(Desk):
         else:
             mine = local is not None and local.failure is not None and verdict.failure.rank == self._group.rank
             self._conclude(arrival, Result(failure=verdict.failure, cause=local.cause if local and mine else None))
+            self._give_up(arrival, verdict.failure)
+
+    def _give_up(self, arrival: Arrival, failure: Failure) -> None:
+        """A cast has failed. If this rank's part has not begun, it never will; those who count on it are told so."""
+        with self._lock:
+            if arrival.begun:
+                return
+            arrival.begun = True
+            read = arrival.ask is not None
+            arrival.told_read |= read
+        if arrival.owner == self._group.rank:
+            self._parts.tell(self._value(arrival, failure))
+        self._relay.up(Report(self._group.rank, arrival.message.seq, read, failure))
 
     def _conclude(self, arrival: Arrival, result: Result) -> None:
         with self._lock:

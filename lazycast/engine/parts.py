@@ -26,7 +26,7 @@ from lazycast.missing import MISSING
 from lazycast.relay import Relay
 from lazycast.wire import Cast, Cost, Value
 
-_MAX_REASON = 500
+MAX_REASON = 500
 
 
 class Stages(NamedTuple):
@@ -83,7 +83,7 @@ class Parts:
             room = self._relay.room(encoded.nbytes, host=True)
             encoded.write_into(room.view)
         except BaseException as exc:  # MemoryError, and whatever a value's own code raises
-            unshared = clip(f"rank {self._rank} could not share its value: {type(exc).__name__}: {exc}", _MAX_REASON)
+            unshared = clip(f"rank {self._rank} could not share its value: {type(exc).__name__}: {exc}", MAX_REASON)
             self.tell(msgspec.structs.replace(message, unshared=unshared))
             return 0, unshared
         nbytes, (stream_nbytes, frames) = encoded.nbytes, encoded.layout
@@ -186,7 +186,7 @@ class _Part:
         result = self._parts.decode(body, value.nbytes, Layout(value.stream_nbytes, value.frames))
         if result.failure is None:
             return result.value
-        self.unshared = result.failure.message[:_MAX_REASON]
+        self.unshared = result.failure.message[:MAX_REASON]
         return MISSING
 
     def _decoded_body(self) -> Any:

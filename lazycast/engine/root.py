@@ -25,11 +25,13 @@ from lazycast.engine.desk import Ask
 from lazycast.engine.interrupts import Uninterrupted
 from lazycast.engine.lane import Lane
 from lazycast.engine.ledger import Ledger
+from lazycast.engine.parts import MAX_REASON
 from lazycast.engine.performer import Group, Result
 from lazycast.engine.placing import Placing
 from lazycast.errors import CastTimeoutError, ClosedError
+from lazycast.failures import clip
 from lazycast.fanout.mesh import Mesh
-from lazycast.fingerprint import survey
+from lazycast.fingerprint import approximate_nbytes, fingerprint
 from lazycast.future import CastFuture
 from lazycast.materializers import Shipper
 from lazycast.missing import MISSING
@@ -252,26 +254,20 @@ class RootLane(Lane):
     def _begin_call(self, call: Call) -> None:
         fn, payload = call.materialize, call.payload
         self._took("queue", time.monotonic() - call.ask.since_s)
-        nbytes = 0
-        if call.failure is None and (self._options.replicated or (self._placing.chooses and fn is not None)):
-            try:
-                mark, nbytes = survey(payload)
-            except Exception as exc:  # whatever the attributes of a payload do when they are looked at
-                if self._options.replicated:
-                    what = "no fingerprint of the payload could be taken"
-                    call.failure, call.cause = self._performer.failure("encode", what, exc), exc
-            else:
-                call.mark = mark if self._options.replicated else None
+        nbytes = self._look_at(call)
         with self._lock:
             if call.failure is None:
                 self._placed = self._placing.place(call, nbytes, len(self._waits) - 1)
                 call.placement = self._placed[0]
                 call.measured = self._placing.chooses and fn is not None
+            doubtful = call.failure is None and self._placing.doubts(call)
             if call.failure is not None or fn is None or call.placement != "root":
                 self._calls.make_ready(call)
                 return
             call.phase = "materializing on the root"
-            call.payload = call.materialize = None
+        if doubtful:
+            self._spare(call)
+        call.payload = call.materialize = None
         staged = isinstance(fn, Staged)
         first = fn.prepare if isinstance(fn, Staged) else fn
 
@@ -297,6 +293,30 @@ class RootLane(Lane):
 
         self._performer.run(part, done)
 
+    def _look_at(self, call: Call) -> int:
+        """Take the fingerprint of a replicated payload; return about how large a payload is, if that matters."""
+        try:
+            if call.failure is None and self._options.replicated:
+                call.mark = fingerprint(call.payload)
+        except Exception as exc:  # whatever the attributes of a payload do when they are looked at
+            what = "no fingerprint of the payload could be taken"
+            call.failure, call.cause = self._performer.failure("encode", what, exc), exc
+        if call.failure is not None or call.materialize is None or not self._placing.chooses:
+            return 0
+        try:
+            return approximate_nbytes(call.payload)
+        except Exception:
+            return 0  # the choice is made without it
+
+    def _spare(self, call: Call) -> None:
+        """Get ready for a value that does not pickle: then every rank is to make its own, from the payload as it is."""
+        call.placement = "every"
+        try:
+            call.spare = self._encode(call)
+        except BaseException as exc:  # the payload does not pickle either
+            call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
+        call.placement = "root"
+
     def _said(self, kind: FailureKind, text: str) -> Failure:
         rank = self._group.rank
         return Failure(kind, rank, self._group.hosts[rank], text)
@@ -308,16 +328,21 @@ class RootLane(Lane):
             try:
                 cast, room, codes = self._encode(call)
             except BaseException as exc:  # MemoryError, and whatever a payload's own code raises
-                call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
+                if call.spare is not None:
+                    cast, room, codes = call.spare
+                    self._unshared(call, exc)
+                else:
+                    call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
+            call.spare = None
         if call.failure is not None:
             self._send_failure(call, call.failure)
             return
-        value, arrival = call.payload, Arrival(cast, None, ask=call.ask)
+        own = self._own(call)
+        arrival = Arrival(cast, None, ask=call.ask, own=own)
         with self._lock:
             if call.measured:
                 sent_nbytes = cast.nbytes if call.prepared else 0
                 self._placing.spent(call.seq, Cost(time.thread_time() - cpu_s, 0.0, shared_nbytes=sent_nbytes))
-            arrival.own = self._own(call)
             self._admit(arrival)
             self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree)
             if cast.agree:
@@ -328,10 +353,19 @@ class RootLane(Lane):
             self._relay.down(*code)
         self._relay.down(cast, room)
         del room  # a slot is held as long as its writer has a hand on it
-        if cast.ref is None and cast.finish is None:
-            self._local_done(arrival, Result(value))
+        if own.prepare is None and own.finish is None:  # the value is here
+            self._local_done(arrival, Result(own.payload))
         else:
             self._advance(arrival)
+
+    def _unshared(self, call: Call, exc: BaseException) -> None:
+        """A value of the root does not pickle, though it was to be cast: the ranks make their own."""
+        reason = clip(f"the root could not share its value: {type(exc).__name__}: {exc}", MAX_REASON)
+        with self._lock:
+            self._counters.unshared += 1
+            self._counters.unshared_reason = reason
+            self._placing.spent(call.seq, Cost(0.0, 0.0, unshared=reason))
+        call.placement = "every"
 
     def _send_failure(self, call: Call, failure: Failure) -> None:
         """Tell the ranks that a call has no value: it counts all the same."""
@@ -389,7 +423,8 @@ class RootLane(Lane):
         self._turn += 1
         return self._turn - 1
 
-    def _own(self, call: Call) -> Own:
+    @staticmethod
+    def _own(call: Call) -> Own:
         """What the root has for its own part."""
         fn, payload = call.materialize, call.payload
         call.payload = call.materialize = None
@@ -427,10 +462,11 @@ class RootLane(Lane):
             if message.read and message.rank != self._group.rank:
                 self._ledger.read(message.rank, message.seq)
                 self._freed()
-            self._placing.reported(message.seq, message.rank, message.cost)
-            verdict = self._ledger.report(message.rank, message.seq, message.failure)
-            if message.failure is not None:
+            if message.failure is None:
+                self._placing.reported(message.seq, message.rank, message.cost)
+            else:
                 self._placing.failed(message.seq)
+            verdict = self._ledger.report(message.rank, message.seq, message.failure)
         if verdict is not None:
             self._relay.down(verdict)
             self._on_verdict(verdict)
