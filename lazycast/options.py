@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+
 VALUES: Final = ("private", "readonly", "copy")
 PLACEMENTS: Final = ("every", "demand", "root", "shard", "auto")
 WITH_OWNERS: Final = ("shard", "auto")
@@ -49,8 +51,8 @@ class Options:
         shared = ("root", "name", "placement", "agree", "values", "trust", "replicated")
         said: dict[str, object] = {name: getattr(self, name) for name in shared}
         try:
-            said["owners"] = None if self.owners is None else sorted(set(self.owners))
-        except TypeError:  # it is none; `check` says so
+            said["owners"] = None if self.owners is None else sorted({int(rank) for rank in self.owners})
+        except (TypeError, ValueError):  # it is none; `check` says so
             said["owners"] = shown(self.owners)
         return said
 
@@ -78,7 +80,7 @@ def _owners_problem(options: Options, size: int) -> str | None:
         return f"owners= is for placement 'shard' or 'auto', not {shown(options.placement)}"
     if not isinstance(owners, Collection) or isinstance(owners, (str, bytes)) or len(owners) == 0:
         return f"owners must be a collection of at least one rank, or None, got {shown(owners)}"
-    strange = [r for r in owners if isinstance(r, bool) or not isinstance(r, int) or not 0 <= r < size]
+    strange = [r for r in owners if isinstance(r, bool) or not isinstance(r, (int, np.integer)) or not 0 <= r < size]
     return f"owners: {shown(strange)} are no ranks of this group: 0 to {size - 1} (group-local)" if strange else None
 
 

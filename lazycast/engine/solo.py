@@ -81,6 +81,9 @@ class SoloLane(Desk):
         ask.future.settle_cancelled()
         return True
 
+    def _placement(self) -> tuple[str, str]:
+        return "every", "there is one rank"
+
     def _work(self) -> float | None:
         return None
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import copy
+import datetime
+import decimal
 import enum
+import pathlib
 import pickle
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +85,12 @@ class Counting:
         return object.__getattribute__(self, name)
 
 
+class Text(str):
+    """A string with a class of its own."""
+
+    __slots__ = ()
+
+
 def set_slot(obj: Any, name: str, value: Any) -> Any:
     setattr(obj, name, value)
     return obj
@@ -139,6 +150,21 @@ def test_a_copy_has_the_same_fingerprint(payload: Any) -> None:
         (Derived(modality=Modality.IMAGE), Item(modality=Modality.IMAGE)),
         (Derived(modality=Modality.IMAGE, more=1), Derived(modality=Modality.IMAGE, more=2)),
         (Derived(modality=Modality.IMAGE, hash=1), Derived(modality=Modality.IMAGE, hash=2)),
+        (uuid.UUID(int=1), uuid.UUID(int=2)),
+        (decimal.Decimal(1), decimal.Decimal(2)),
+        (datetime.date(2024, 1, 1), datetime.date(2024, 1, 2)),
+        (pathlib.PurePosixPath("a"), pathlib.PurePosixPath("b")),
+        (range(3), range(4)),
+        (slice(1), slice(2)),
+        (collections.deque([1]), collections.deque([2])),
+        ({1, 2}, {1, 3}),
+        (frozenset("ab"), frozenset("ac")),
+        (Text("a"), Text("b")),
+        (Text("a"), "a"),
+        (list(range(1000)), [*range(999), 0]),
+        ([0.5] * 1000, [*[0.5] * 999, 0.25]),
+        ([1] * 31 + [0.5], [1] * 31 + [0.25]),
+        (np.arange(100_000, dtype=np.uint8), np.arange(100_000, dtype=np.uint8)[::-1]),
     ],
     ids=repr,
 )
@@ -190,6 +216,28 @@ def test_there_is_an_end_to_it(nested: Callable[[], Any]) -> None:
     began_s = time.monotonic()
     assert fingerprint(payload) == fingerprint(copy.copy(payload))
     assert time.monotonic() - began_s < 5
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (100, 100), (7, 11, 13)])
+def test_arrays_count_by_their_elements_however_they_lie_in_memory(shape: tuple[int, ...]) -> None:
+    one = np.random.default_rng(3).random(shape)
+    wide = np.zeros((*shape[:-1], 2 * shape[-1]))
+    wide[..., ::2] = one
+    assert fingerprint(one) == fingerprint(np.asfortranarray(one)) == fingerprint(wide[..., ::2])
+
+
+def test_sets_count_in_no_order() -> None:
+    words = [f"word {n}" for n in range(100)]
+    backwards: set[str] = set()
+    for word in reversed(words):
+        backwards.add(word)
+    assert fingerprint(set(words)) == fingerprint(backwards)
+
+
+def test_a_path_that_has_been_looked_at_is_the_same() -> None:
+    used = pathlib.PurePosixPath("a/b")
+    hash(used)
+    assert fingerprint(used) == fingerprint(pathlib.PurePosixPath("a/b"))
 
 
 def test_a_circle_is_no_trap() -> None:
