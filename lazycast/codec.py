@@ -144,6 +144,11 @@ def _pickled(
             return encoded
 
 
+def encode_by_name(obj: object) -> Encoded:
+    """Pickle `obj` as plain pickle can: classes and functions by name. Raises whatever pickling raises."""
+    return _pickled(obj, _plain_pickler, copyreg.dispatch_table)
+
+
 def encode(obj: object) -> Encoded:
     """Pickle `obj` with its buffers out of band.
 
@@ -151,7 +156,7 @@ def encode(obj: object) -> Encoded:
     cloudpickle. Raises CannotEncode naming the part that neither can pickle.
     """
     try:
-        return _pickled(obj, _plain_pickler, copyreg.dispatch_table)
+        return encode_by_name(obj)
     except Exception as plain_error:
         try:
             return _pickled(obj, _CloudPickler, cloudpickle.Pickler.dispatch_table)

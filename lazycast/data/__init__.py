@@ -65,7 +65,7 @@ def is_plain(body: memoryview, layout: Layout) -> bool:
     Never raises: what makes no sense is found out where it is decoded.
     """
     start = aligned(8 * layout.frames)
-    return body[start : start + 1] in (b"\0", b"\1")
+    return bytes(body[start : start + 1]) in (b"\0", b"\1")
 
 
 def decode(body: memoryview, layout: Layout) -> Any:
