@@ -269,7 +269,7 @@ class _HostileOwner(_HostileCodec):
     """Shares a bomb, but takes nobody else's."""
 
     def __init__(self, honest: Any) -> None:
-        self.decode, self.is_plain = honest.decode, honest.is_plain  # type: ignore[method-assign]
+        self.decode, self.is_plain = honest.decode, honest.is_plain
 
 
 @behaviour()
