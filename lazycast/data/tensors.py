@@ -1,14 +1,18 @@
-"""torch tensors as data: taken apart and put together by `lazycast.reducers.torch_tensors`, checked in between."""
+"""torch tensors as data: taken apart and put together by `lazycast.reducers.torch_tensors`, checked in between.
+
+That module is loaded with the first tensor, as for all that need no torch.
+"""
 
 from __future__ import annotations
 
 import pickle
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lazycast.data.dtypes import sizes
-from lazycast.reducers import torch_tensors
-from lazycast.reducers.torch_tensors import Stretch, TensorReducer
+
+if TYPE_CHECKING:
+    from lazycast.reducers.torch_tensors import Stretch
 
 _DTYPES = {"bool", "bfloat16", "float16", "float32", "float64", "complex32", "complex64", "complex128"}
 _DTYPES |= {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
@@ -20,7 +24,9 @@ class Tensors:
     """Takes the tensors of one payload apart."""
 
     def __init__(self) -> None:
-        self._reducer = TensorReducer()
+        from lazycast.reducers import torch_tensors
+
+        self._rebuild, self._reducer = torch_tensors.rebuild, torch_tensors.TensorReducer()
         self._planned = False
 
     def again(self) -> bool:
@@ -32,7 +38,7 @@ class Tensors:
         """Return the bytes a tensor shows, and how it looks at them. Raises ValueError for an unusual one."""
         reduced: Any = self._reducer.reduce(tensor)
         name = str(tensor.dtype).partition(".")[2]
-        if reduced[0] is not torch_tensors.rebuild or name not in _DTYPES:
+        if reduced[0] is not self._rebuild or name not in _DTYPES:
             raise ValueError(
                 f"a tensor that is not bytes and strides ({tensor.layout}, {tensor.dtype}): send its parts"
             )
@@ -52,6 +58,8 @@ def receive(frame: memoryview, kind: object) -> Any:
     if kind not in _DEVICES or not frame.nbytes:
         raise ValueError(f"a tensor of {frame.nbytes} bytes for device {kind!r:.40}")
     _torch()
+    from lazycast.reducers import torch_tensors
+
     return torch_tensors.receive(frame, str(kind))
 
 
@@ -72,6 +80,8 @@ def rebuild(
     stop = 0 if empty else start + 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
     if empty != (flat is None) or (flat is not None and stop * dtype.itemsize > flat.numel()):
         raise ValueError(f"a tensor of size {shape} and stride {steps} looks beyond its bytes")
+    from lazycast.reducers import torch_tensors
+
     return torch_tensors.rebuild(flat, dtype, start, shape, steps, requires_grad, str(kind))
 
 
