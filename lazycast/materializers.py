@@ -184,12 +184,12 @@ def _registered_part(ref: MaterializerRef) -> Materializer:
     return fn if ref.part is None else getattr(fn, ref.part)
 
 
-def objection(fn: Materializer, policy: Policy) -> TrustError | None:
-    """Return the error that casting with `fn` deserves, or None."""
+def objection(fn: Materializer, policy: Policy) -> str | None:
+    """Say why `fn` may not travel, or None."""
     if policy.paths is None or _registered_name(fn) is not None:
         return None
     parts = (fn.prepare, fn.finish) if isinstance(fn, Staged) else (fn,)
-    return next((error for part in parts if (error := policy.objection(name_of(part), import_path(part)))), None)
+    return next((text for part in parts if (text := policy.objection(name_of(part), import_path(part)))), None)
 
 
 class Shipper:
@@ -224,7 +224,7 @@ class Shipper:
         path = import_path(fn)
         refused = self._policy.objection(name_of(fn), path)
         if refused is not None:
-            raise refused
+            raise TrustError(refused)
         if path is not None:
             ident = ":".join(path)
             with self._lock:
@@ -284,7 +284,7 @@ class Loader:
             return _registered_part(ref)
         refused = self._policy.objection(ref.name, ref.path)
         if refused is not None:
-            raise refused
+            raise TrustError(refused)
         with self._lock:
             loaded, code = self._loaded.get(ref.ident), self._codes.get(ref.ident)
         if loaded is not None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from lazycast import codec, data
 from lazycast.allowed import AllowCodec
 from lazycast.codec import Codec
-from lazycast.errors import TrustError
 
 if TYPE_CHECKING:
     from lazycast.options import Options
@@ -30,22 +29,22 @@ class Policy(NamedTuple):
     paths: frozenset[str] | None
     rule: str
 
-    def objection(self, name: str, path: tuple[str, str] | None) -> TrustError | None:
-        """Return the error that a materializer deserves that is not registered, or None.
+    def objection(self, name: str, path: tuple[str, str] | None) -> str | None:
+        """Say why a materializer that is not registered may not travel, or be loaded; None if it may.
 
         Args:
             path: module and qualified name; None if it can travel only as code.
         """
         if self.paths is None or (path is not None and ".".join(path) in self.paths):
             return None
-        if not self.paths and path is not None:
-            why = "by registered name only"
+        if self.codec is data:
+            why = "by registered name only:"
         elif path is None:
-            why = "by name only, and this one has none that can be imported (its code cannot be allowed)"
+            why = "by name only, and this one has none that can be imported (code cannot be allowed):"
         else:
-            why = f"by allowed names only, and {'.'.join(path)!r} is not one: add it to allow= on every rank"
-        return TrustError(
-            f"materializer {name!r} is not registered, and with {self.rule} materializers travel {why}; or call "
+            why = f"by allowed names only, and {'.'.join(path)!r} is not one: add it to allow= on every rank, or"
+        return (
+            f"materializer {name!r} is not registered, and with {self.rule} materializers travel {why} call "
             "lazycast.register_materializer(name, fn) with it on every rank"
         )
 

@@ -12,6 +12,7 @@ Dtype = np.dtype[Any]
 Description = str | list[Any]
 
 _MAX_DEPTH = 16
+_MAX_LENGTH = 4096  # of a list of sizes or offsets: to multiply many long numbers takes long
 _SIMPLE = re.compile(r"[<>|][biufcmMSUV]\d{1,10}(\[\d{0,10}[a-zA-Z]{1,2}\])?")
 _STRUCTURE, _SUBARRAY = "{}", "[]"
 
@@ -94,6 +95,10 @@ def _read_structure(itemsize: Any, aligned: Any, rows: list[Any], *, depth: int)
 
 def sizes(numbers: object) -> tuple[int, ...]:
     """Check a list of sizes, as they arrive. Raises ValueError."""
-    if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
+    if (
+        not isinstance(numbers, list)
+        or len(numbers) > _MAX_LENGTH
+        or not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
+    ):
         raise ValueError(f"{numbers!r:.100} are no sizes")
     return tuple(numbers)

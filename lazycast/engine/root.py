@@ -26,7 +26,7 @@ from lazycast.engine.lane import Lane
 from lazycast.engine.ledger import Ledger
 from lazycast.engine.performer import Group, Result
 from lazycast.engine.placing import Placing
-from lazycast.errors import CastTimeoutError, ClosedError
+from lazycast.errors import CastTimeoutError, ClosedError, TrustError
 from lazycast.fanout.mesh import Mesh
 from lazycast.fingerprint import survey
 from lazycast.future import CastFuture
@@ -101,8 +101,8 @@ class RootLane(Lane):
             refusal = TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
         elif fn is not None and not callable(fn):
             refusal = TypeError(f"{self._label(key, None)}: materialize must be callable, got {type(fn).__name__}")
-        elif fn is not None:
-            refusal = objection(fn, self._policy)
+        elif fn is not None and (refused := objection(fn, self._policy)) is not None:
+            refusal = TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
         with self._lock:
             self._refuse_if_closed()
             ask = self._make_ask(key, timeout_s, began_s, ask_root=False)

@@ -324,6 +324,7 @@ HOSTILE: dict[str, tuple[memoryview, Layout]] = {
     "float shape": body_of(marked(Mark.ARRAY, 0, "|u1", [64.0], True, False), frames=FRAME),
     "absurd item": body_of(marked(Mark.ARRAY, 0, "|V9999999999", [1], True, False), frames=FRAME),
     "item of no bytes": body_of(marked(Mark.ARRAY, 0, "<U0", [1 << 40], True, False), frames=(b"",)),
+    "many dimensions": body_of(marked(Mark.ARRAY, 0, "|u1", [(1 << 62) + 1] * 300_000, True, False), frames=FRAME),
     "65 dimensions": body_of(marked(Mark.ARRAY, 0, "|u1", [1] * 64 + [64], True, False), frames=FRAME),
     "field outside": body_of(
         marked(Mark.ARRAY, 0, ["{}", 8, False, [["a", None, 4, "<f8"]]], [8], True, False), frames=FRAME

@@ -67,10 +67,10 @@ REFUSED: list[tuple[Policy, Any]] = [
 
 @pytest.mark.parametrize(("policy", "fn"), REFUSED)
 def test_what_may_not_travel_is_refused_at_the_root(policy: Policy, fn: Any) -> None:
-    error = objection(fn, policy)
-    assert isinstance(error, TrustError)
-    assert "is not registered" in str(error)
-    assert "register_materializer" in str(error)
+    why = objection(fn, policy)
+    assert why is not None
+    assert "is not registered" in why
+    assert "register_materializer" in why
     with pytest.raises(TrustError):
         Shipper(policy).ship(fn)
     assert objection(fn, EVERYTHING) is None
@@ -173,7 +173,7 @@ def test_a_name_that_is_not_registered_here_says_what_to_do() -> None:
 
 def test_a_group_of_one_keeps_the_rule() -> None:
     with LazyBroadcast(LOCAL_2, backend="local", trust="data") as lazy:
-        with pytest.raises(TrustError, match="is not registered"):
+        with pytest.raises(TrustError, match=r"cast on rank 0 of 1, root 0: .* is not registered"):
             lazy.broadcast(1)
         register_materializer("test_trust: 2", LOCAL_2)
         assert lazy.broadcast(1) == 2
