@@ -66,7 +66,11 @@ class LazyBroadcast(Generic[P, V]):
         values: what a rank gets, if it is not the root: "private", memory of its own to write to, without a copy on the
             host; "readonly", arrays that refuse to be written to (tensors, which cannot, are copied); "copy", memory on
             the heap, faster for values that are overwritten as a whole. Below 64 KiB, values are copied anyway.
-        trust: "pickle": ranks trust each other, as with torch's and MPI's object collectives.
+        trust: "pickle": ranks trust each other, as with torch's and MPI's object collectives. "data": payloads, values
+            and hints are plain data and arrays, materializers are registered by name (`register_materializer`), and
+            nothing that arrives is unpickled or imported.
+        allow: with trust "pickle": the exact names ("module.qualname") of all types and functions that may arrive,
+            beside plain data, arrays and images; materializers are listed here, or registered. None: any, and code too.
         max_inflight, max_inflight_nbytes: how many casts, and bytes of payload, the slowest rank may have that it has
             not asked for; beyond it the root's calls block.
         timeout_s: how long construction, and each call that does not say otherwise, may wait (seconds).
@@ -75,12 +79,11 @@ class LazyBroadcast(Generic[P, V]):
         arena_nbytes: how much shared memory this rank may write messages and values to (bytes); pages count once they
             are used.
         shared_memory: "auto", with every rank that can be reached so; False: with none, all go over the network.
-        allow: reserved; only None is supported today, and of `trust` only "pickle".
 
     Raises:
         ValueError, TypeError: an argument makes no sense; the other ranks raise ConfigMismatchError.
-        ConfigMismatchError: ranks differ in root, name, placement, owners, replicated, agree, values, trust or wire
-            version.
+        ConfigMismatchError: ranks differ in root, name, placement, owners, replicated, agree, values, trust,
+            allow or wire version.
         BackendUnavailableError: a library is missing or not initialised.
         CastTimeoutError: some rank, which is named, did not construct its object in time.
         BackendError: a rank went away, or the engine that connects them failed, meanwhile.
@@ -131,10 +134,10 @@ class LazyBroadcast(Generic[P, V]):
             shared_memory=shared_memory,
             owners=owners,
             replicated=replicated,
+            allow=allow,
         )
-        reserved: dict[str, object] = {"allow": allow}
         self._options = options
-        self._lane = self._meet(options, check(options, self._backend.size, reserved))
+        self._lane = self._meet(options, check(options, self._backend.size))
         lifetime.watch(self._lane)
 
     def _meet(self, options: Options, error: Exception | None) -> RootLane | FollowerLane | SoloLane:
@@ -234,7 +237,9 @@ class LazyBroadcast(Generic[P, V]):
         Returns: what the materializer made, or the payload without one. On the root without a materializer, the
             payload itself.
         Raises:
-            EncodeError: the payload does not pickle (root). RemoteError: the same, on the others.
+            EncodeError: the payload does not pickle, or is not plain data (root). RemoteError: the same, on the others.
+            TrustError: the materializer is not registered or allowed (root; the others RemoteError), or what arrived is
+                not allowed (every rank with `agree`, else where it happened).
             MaterializeError, DecodeError: on every rank with `agree`, else where it happened (an owner's on its host).
             PayloadMismatchError: some rank's replicated payload is another one than the root's, or it passed none.
             KeyInUseError: a call with this key is pending on this rank.

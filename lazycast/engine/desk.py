@@ -30,6 +30,7 @@ from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.placement.chooser import Standing
 from lazycast.stats import Counters, Stats
+from lazycast.trust import policy_of
 from lazycast.wire import Key
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Desk(ABC):
     def __init__(self, group: Group, options: Options) -> None:
         self._group = group
         self._options = options
+        self._policy = policy_of(options)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._watching = 0  # how many threads wait for `_changed`: to notify nobody takes 2 µs, several times a cast

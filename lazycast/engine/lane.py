@@ -16,7 +16,6 @@ import time
 from abc import abstractmethod
 from dataclasses import dataclass, field
 
-from lazycast import codec
 from lazycast.backend import Context
 from lazycast.codec import Layout
 from lazycast.engine.arrival import Arrival
@@ -57,7 +56,12 @@ class Lane(Desk):
         self._topology = topology
         self._relay = Relay(topology, self, mesh)
         self._parts = Parts(
-            group.rank, self._performer, self._relay, readonly=options.values == "readonly", took=self._took
+            group.rank,
+            self._performer,
+            self._relay,
+            self._policy,
+            readonly=options.values == "readonly",
+            took=self._took,
         )
         self._agreeing: dict[int, Arrival] = {}  # by seq: casts whose verdict has not come
         self._parked: dict[str, list[Arrival]] = {}  # by materializer: casts that wait for its code
@@ -146,8 +150,7 @@ class Lane(Desk):
                 lambda: self._part(arrival), lambda result: self._part_done(arrival, result), light=takes
             )
 
-    @staticmethod
-    def _is_quick(arrival: Arrival) -> bool:
+    def _is_quick(self, arrival: Arrival) -> bool:
         """Whether a part is done where it became possible: arrays of any size are only looked at, not copied."""
         message, shared = arrival.message, arrival.shared
         if not arrival.wanted and arrival.owner is None:
@@ -164,7 +167,7 @@ class Lane(Desk):
                 return False
         else:
             body, layout = arrival.body, Layout(message.stream_nbytes, message.frames)
-        return layout.stream_nbytes <= INLINE_NBYTES and (not body or codec.is_plain(body, layout))
+        return layout.stream_nbytes <= INLINE_NBYTES and (not body or self._policy.codec.is_plain(body, layout))
 
     def _plain_part(self, arrival: Arrival) -> Result:
         """The part of a cast whose value is what was sent: of most casts that are small, so the shortest way."""

@@ -28,12 +28,12 @@ from lazycast.engine.ledger import Ledger
 from lazycast.engine.parts import MAX_REASON
 from lazycast.engine.performer import Group, Result
 from lazycast.engine.placing import Placing
-from lazycast.errors import CastTimeoutError, ClosedError
+from lazycast.errors import CastTimeoutError, ClosedError, TrustError
 from lazycast.failures import clip
 from lazycast.fanout.mesh import Mesh
 from lazycast.fingerprint import approximate_nbytes, fingerprint
 from lazycast.future import CastFuture
-from lazycast.materializers import Shipper
+from lazycast.materializers import Shipper, objection
 from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.placement.chooser import Standing
@@ -79,7 +79,7 @@ class RootLane(Lane):
     def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
         super().__init__(group, options, context, topology, mesh)
         self._ledger = Ledger(group.root, [rank for rank in range(group.size) if rank != group.root])
-        self._shipper = Shipper()
+        self._shipper = Shipper(self._policy)
         self._seqs = itertools.count(1)
         self._calls = Calls()
         self._turn = 0
@@ -106,6 +106,8 @@ class RootLane(Lane):
             refusal = TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
         elif fn is not None and not callable(fn):
             refusal = TypeError(f"{self._label(key, None)}: materialize must be callable, got {type(fn).__name__}")
+        elif fn is not None and (refused := objection(fn, self._policy)) is not None:
+            refusal = TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
         with Uninterrupted():  # what has begun must count, or the ranks would be out of step
             with self._lock:
                 self._refuse_if_closed()
@@ -394,12 +396,13 @@ class RootLane(Lane):
             ref, finish, fresh = self._shipper.ship(call.materialize, prepared=call.prepared)
             codes = [(Code(next(self._seqs), name, len(code)), self._room_with(code)) for name, code in fresh]
         staged = finish is not None and call.prepared
+        encode = self._policy.codec.encode
         if call.mark is not None and not call.prepared:
             encoded = codec.Encoded()  # every rank has its own
         elif call.mark is not None and staged:
-            encoded = codec.encode(call.hint)
+            encoded = encode(call.hint)
         else:
-            encoded = codec.encode((call.payload, call.hint) if staged else call.payload)
+            encoded = encode((call.payload, call.hint) if staged else call.payload)
         room = self._relay.room(encoded.nbytes)
         encoded.write_into(room.view)
         agree = self._options.agree and call.placement != "demand"

@@ -12,7 +12,9 @@ from typing import Any
 
 from lazycast.engine.desk import Ask, Desk
 from lazycast.engine.performer import Result
+from lazycast.errors import TrustError
 from lazycast.future import CastFuture
+from lazycast.materializers import objection
 from lazycast.missing import MISSING
 from lazycast.wire import Key
 
@@ -41,6 +43,9 @@ class SoloLane(Desk):
             raise TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
         if fn is not None and not callable(fn):
             raise TypeError(f"{self._label(key, None)}: materialize must be callable, got {type(fn).__name__}")
+        refused = objection(fn, self._policy) if fn is not None else None
+        if refused is not None:
+            raise TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
         with self._lock:
             self._refuse_if_closed()
             ask = self._make_ask(key, timeout_s, time.monotonic(), ask_root=False)

@@ -19,6 +19,7 @@ from lazycast.fingerprint import fingerprint
 from lazycast.materializers import Shipper
 from lazycast.missing import MISSING
 from lazycast.relay import Relay, Room
+from lazycast.trust import EVERYTHING
 from lazycast.wire import Cast, Cost, Failure, Pass, Value
 
 RANK = 1
@@ -55,6 +56,7 @@ class Subject:
             RANK,
             self.performer,
             cast(Relay, self.relay),
+            EVERYTHING,
             readonly=readonly,
             took=lambda what, seconds: self.took.append(what),
         )
