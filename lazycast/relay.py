@@ -98,6 +98,10 @@ class Relay:
         """Return slots and bytes of this rank's shared memory that somebody holds."""
         return self._mesh.in_use() if self._mesh is not None else (0, 0)
 
+    def taken_nbytes(self) -> int:
+        """Return the bytes of shared memory that this rank has taken, held or not."""
+        return self._mesh.taken_nbytes() if self._mesh is not None else 0
+
     # Sending
 
     def _send(self, peer: int, header: bytes, body: memoryview | None = None) -> None:
