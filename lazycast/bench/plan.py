@@ -11,8 +11,9 @@ _UNITS = {"": 1, "B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB}
 SHORT_SIZES = (KIB, 64 * KIB, MIB, 16 * MIB, 64 * MIB)
 SIZES = (*SHORT_SIZES, 256 * MIB)
 
-#: The smallest payload whose memory is looked at. A process takes and gives back a MiB or two for whatever it does.
-MEMORY_NBYTES = 16 * MIB
+#: The smallest payload whose memory is looked at. `malloc_trim` does not give back the top of a thread's heap (glibc
+#: 2.36: `mtrim`), so some MiB can be taken again unseen: half a payload of 16 MiB, nothing of 64 that showed.
+MEMORY_NBYTES = 64 * MIB
 
 #: Until the last rank has done this with the value, from the moment the root makes its call.
 COLUMNS = ("holds", "read", "overwritten")

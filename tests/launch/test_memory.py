@@ -97,9 +97,10 @@ def cases(backend: str) -> Iterator[Any]:
     return (case for case in CASES if backend == "torch" or case[0] is not tensor)
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("backend", ["local", "torch"])
 def test_a_cast_takes_no_more_private_memory_than_is_promised(backend: str, tmp_path: Path) -> None:
-    by_rank = launch(needs, ranks=RANKS, backend=backend, args=(tmp_path, backend), timeout_s=110)
+    by_rank = launch(needs, ranks=RANKS, backend=backend, args=(tmp_path, backend), timeout_s=220)
     wrong = []
     for rank, found in enumerate(by_rank):
         for (what, taken), case in zip(found, cases(backend), strict=True):
@@ -130,5 +131,8 @@ def arena_sizes(folder: Path) -> list[int]:
 
 def test_the_arena_is_as_large_as_what_is_in_use_at_a_time(tmp_path: Path) -> None:
     root, *others = launch(arena_sizes, ranks=RANKS, backend="local", args=(tmp_path,), timeout_s=110)
-    assert root == [0, NBYTES + 4096, 3 * (NBYTES + 4096), 0]
+    unused, one, three, closed = root
+    assert unused == closed == 0
+    assert NBYTES <= one <= NBYTES + MIB
+    assert 3 * NBYTES <= three <= 3 * (NBYTES + MIB)
     assert others == [[0, 0, 0, 0]] * (RANKS - 1)  # who never writes has none
