@@ -105,6 +105,10 @@ class Relay:
         """Bytes from anybody, headers included."""
         return self._nbytes_from_away + self._nbytes_from_host
 
+    def taken_nbytes(self) -> int:
+        """Return the bytes of shared memory that this rank has taken, held or not."""
+        return self._mesh.taken_nbytes() if self._mesh is not None else 0
+
     # Sending
 
     def _send(self, peer: int, header: bytes, body: memoryview | None = None) -> None:

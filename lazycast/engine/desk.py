@@ -336,7 +336,7 @@ class Desk(ABC):
 
     def stats(self) -> Stats:
         self.refuse_after_fork()
-        shared_slots, shared_nbytes = self._shared()
+        shared_slots, shared_nbytes, arena_nbytes = self._shared()
         placement, reason = self._placement()
         with self._lock:
             counters, timing = self._counters, self._counters.timing
@@ -361,6 +361,7 @@ class Desk(ABC):
                 hosts=self._hosts(),
                 shared_slots=shared_slots,
                 shared_nbytes=shared_nbytes,
+                arena_nbytes=arena_nbytes,
                 queue=timing("queue"),
                 encode=timing("encode"),
                 decode=timing("decode"),
@@ -405,9 +406,9 @@ class Desk(ABC):
     def _hosts(self) -> tuple[tuple[int, ...], ...]:
         return ((self._group.rank,),)
 
-    def _shared(self) -> tuple[int, int]:
-        """Slots and bytes of this rank's shared memory that somebody holds."""
-        return 0, 0
+    def _shared(self) -> tuple[int, int, int]:
+        """Slots and bytes of this rank's shared memory that somebody holds, and all that it has taken."""
+        return 0, 0, 0
 
     def _nbytes(self) -> tuple[int, int]:
         """Bytes sent to and received from other ranks."""

@@ -409,8 +409,8 @@ class Lane(Desk):
     def _hosts(self) -> tuple[tuple[int, ...], ...]:
         return self._topology.hosts
 
-    def _shared(self) -> tuple[int, int]:
-        return self._relay.in_use()
+    def _shared(self) -> tuple[int, int, int]:
+        return *self._relay.in_use(), self._relay.taken_nbytes()
 
     def _nbytes(self) -> tuple[int, int]:
         return self._relay.nbytes_sent, self._relay.nbytes_received

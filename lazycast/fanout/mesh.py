@@ -304,3 +304,7 @@ class Mesh:
     def in_use(self) -> tuple[int, int]:
         """Return slots and bytes of this rank's shared memory that somebody holds."""
         return self._arena.in_use()
+
+    def taken_nbytes(self) -> int:
+        """Return the bytes of shared memory that this rank has taken, held or not."""
+        return self._arena.taken_nbytes()

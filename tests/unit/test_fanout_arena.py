@@ -66,6 +66,20 @@ def test_a_slot_is_whole_pages_of_the_size_that_was_asked_for(arena: Arena) -> N
     assert arena.in_use() == (2, 3 * PAGE)
 
 
+def test_the_arena_takes_what_was_written_to_at_most_and_keeps_it(arena: Arena) -> None:
+    assert arena.taken_nbytes() == 0
+    slots = [written(arena, 2 * PAGE, 1), written(arena, PAGE, 2)]
+    assert arena.taken_nbytes() == 3 * PAGE
+    slots.clear()
+    again = written(arena, 3 * PAGE, 3)
+    assert arena.taken_nbytes() == 3 * PAGE
+    beside = arena.allocate(6 * PAGE)  # does not fit
+    assert arena.taken_nbytes() == 9 * PAGE
+    arena.handed_over(beside)
+    del beside, again
+    assert arena.taken_nbytes() == 3 * PAGE
+
+
 def test_the_writer_holds_its_slot_and_the_lowest_place_is_reused(arena: Arena) -> None:
     first, second = arena.allocate(PAGE), arena.allocate(PAGE)
     assert arena.allocate(1).offset == 2 * PAGE  # and is dropped at once
