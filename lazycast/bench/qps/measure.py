@@ -175,6 +175,7 @@ class Bench:
             schedule=schedule,
             keep=min(_VERIFIED, count),
             tally=self.tally,
+            led=course.way.led and self.place.rank != 0,
         )
 
     def _verify(self, way: Way, loop: Loop) -> None:
