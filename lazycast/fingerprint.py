@@ -5,14 +5,18 @@ Guarantees:
 * Equal payloads have equal fingerprints on every rank of a job. Different ones have different ones as far as that shows
   in the structure, in shapes, types and lengths, in scalars and text, or in the bytes that are sampled.
 * The cost follows the number of objects, not of bytes: of long buffers some hundred bytes are looked at.
-* Nothing of the payload is run, copied or changed. An object of an unknown class counts by its class and attributes.
+* Nothing of the payload is run, copied or changed. An object of an unknown class counts by its class and attributes,
+  whether they lie in a dict or in slots (of dataclasses, of `msgspec.Struct`). Classes, functions and members of enums
+  count by their names.
 """
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import sys
-from collections.abc import Mapping, Set
+import types
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,23 @@ _WHOLE_NBYTES = 512  # buffers up to this size are read whole
 _SAMPLES, _SAMPLE_NBYTES = 8, 32
 _MAX_OBJECTS = 10_000
 _MAX_DEPTH = 16
+_NAMED = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # what they hold is the program's
+
+
+def _attributes(obj: object) -> Iterator[tuple[str, Any]]:
+    """Yield what an object of any class holds: in its dict, in slots, or in the fields of a struct."""
+    yield from (getattr(obj, "__dict__", None) or {}).items()
+    for cls in reversed(type(obj).__mro__):  # each class adds its own, and none repeats those of another
+        slots = vars(cls).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else tuple(slots):
+            if name in ("__dict__", "__weakref__"):
+                continue
+            if name.startswith("__") and not name.endswith("__"):
+                name = f"_{cls.__name__.lstrip('_')}{name}"
+            try:
+                yield name, object.__getattribute__(obj, name)  # not the class's own way: that is its code
+            except AttributeError:
+                yield name, None  # not set
 
 
 class _Reader:
@@ -52,6 +73,13 @@ class _Reader:
         if obj is None or kind in (bool, int, float, complex):
             self._say(kind.__name__, obj)
             self.nbytes += 8
+        elif isinstance(obj, enum.Enum):
+            value = obj.value  # the members of a flag that are made of others have no name
+            self._say("enum", kind.__qualname__, obj.name, value if isinstance(value, (int, str)) else None)
+            self.nbytes += 8
+        elif isinstance(obj, _NAMED):
+            self._say("named", getattr(obj, "__module__", None), getattr(obj, "__qualname__", None) or obj.__name__)
+            self.nbytes += 8
         elif kind is str:
             self._say("str", len(obj))
             self._sample(memoryview(obj.encode("utf-8", "surrogatepass")))
@@ -59,8 +87,8 @@ class _Reader:
             raw = memoryview(obj)
             self._say(kind.__name__, raw.nbytes)
             self._sample(raw.cast("B") if raw.c_contiguous and raw.nbytes else memoryview(raw.tobytes()))
-        elif isinstance(obj, np.ndarray):
-            self._array(obj)
+        elif isinstance(obj, (np.ndarray, np.generic)):
+            self._array(np.asarray(obj))
         elif isinstance(obj, Mapping):
             self._say("mapping", kind.__name__, len(obj))
             for key, value in obj.items():
@@ -102,7 +130,7 @@ class _Reader:
             self._say(obj.mode, obj.size)
             self.nbytes += obj.size[0] * obj.size[1] * len(obj.getbands())
         else:
-            for name, value in (getattr(obj, "__dict__", None) or {}).items():
+            for name, value in _attributes(obj):
                 self._say(name)
                 self.read(value, depth + 1)
 

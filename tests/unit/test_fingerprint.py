@@ -1,0 +1,198 @@
+"""Fingerprints of payloads: equal for equal ones, different where it shows, and cheap."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazycast.fingerprint import fingerprint, survey
+
+
+class Modality(enum.Enum):
+    IMAGE = "image"
+    VIDEO = "video"
+
+
+class Bits(enum.Flag):
+    A = 1
+    B = 2
+    C = 4
+
+
+class Item(msgspec.Struct, kw_only=True, dict=True):
+    modality: Modality
+    hash: int | None = None
+    feature: Any = None
+    extra: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class Derived(Item):
+    more: int = 0
+
+
+@dataclass(slots=True)
+class Slotted:
+    x: int
+    y: Any = None
+
+
+@dataclass(slots=True)
+class SlottedChild(Slotted):
+    z: int = 0
+
+
+@dataclass
+class Plain:
+    x: int
+    y: list[Any] = field(default_factory=list)
+
+
+class OneSlot:
+    __slots__ = "only"  # a string is one slot
+
+
+class Private:
+    __slots__ = ("__hidden",)
+
+    def __init__(self, hidden: int) -> None:
+        self.__hidden = hidden
+
+
+class Counting:
+    """Whose attributes must not run code of its own."""
+
+    __slots__ = ("value",)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "value":
+            raise AssertionError("the class's own code was run")
+        return object.__getattribute__(self, name)
+
+
+def set_slot(obj: Any, name: str, value: Any) -> Any:
+    setattr(obj, name, value)
+    return obj
+
+
+def _data() -> st.SearchStrategy[Any]:
+    leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+    arrays = st.integers(0, 300).map(lambda n: np.arange(n, dtype=np.float32))
+    return st.recursive(
+        leaves | arrays,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+        max_leaves=12,
+    )
+
+
+@given(_data())
+def test_a_copy_has_the_same_fingerprint(payload: Any) -> None:
+    assert fingerprint(payload) == fingerprint(copy.deepcopy(payload)) == fingerprint(pickle.loads(pickle.dumps(payload)))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (1, 2),
+        (1, True),
+        (1, 1.0),
+        (None, 0),
+        ("a", b"a"),
+        ([1, 2], [2, 1]),
+        ([1, 2], (1, 2)),
+        ({"a": 1}, {"b": 1}),
+        ({"a": 1}, {"a": 2}),
+        (b"x" * 10_000, b"x" * 10_001),
+        (np.zeros((2, 3)), np.zeros((3, 2))),
+        (np.zeros(4, np.float32), np.zeros(4, np.int32)),
+        (np.zeros(100_000), np.ones(100_000)),
+        (np.zeros((100, 100)).T, np.ones((100, 100)).T),
+        (np.float32(1), np.float32(2)),
+        (Modality.IMAGE, Modality.VIDEO),
+        (Bits.A | Bits.B, Bits.A | Bits.C),
+        (int, float),
+        (len, print),
+        (Plain(1), Plain(2)),
+        (Plain(1, [1]), Plain(1, [2])),
+        (Slotted(1), Slotted(2)),
+        (Slotted(1, [1]), Slotted(1, [2])),
+        (SlottedChild(1, None, 3), SlottedChild(1, None, 4)),
+        (SlottedChild(1, None, 3), SlottedChild(2, None, 3)),
+        (Private(1), Private(2)),
+        (set_slot(OneSlot(), "only", 1), OneSlot()),
+        (Item(modality=Modality.IMAGE), Item(modality=Modality.VIDEO)),
+        (Item(modality=Modality.IMAGE, hash=1), Item(modality=Modality.IMAGE)),
+        (Item(modality=Modality.IMAGE, feature=np.ones(3)), Item(modality=Modality.IMAGE, feature=np.ones(4))),
+        (Item(modality=Modality.IMAGE, extra={"a": 1}), Item(modality=Modality.IMAGE, extra={"a": 2})),
+        (Derived(modality=Modality.IMAGE), Item(modality=Modality.IMAGE)),
+        (Derived(modality=Modality.IMAGE, more=1), Derived(modality=Modality.IMAGE, more=2)),
+        (Derived(modality=Modality.IMAGE, hash=1), Derived(modality=Modality.IMAGE, hash=2)),
+    ],
+    ids=repr,
+)
+def test_what_differs_shows(one: Any, other: Any) -> None:
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(one) == fingerprint(pickle.loads(pickle.dumps(one)))
+    assert fingerprint([other]) == fingerprint([pickle.loads(pickle.dumps(other))])
+
+
+def test_attributes_that_a_struct_has_beside_its_fields_count() -> None:
+    one, other = Item(modality=Modality.IMAGE), Item(modality=Modality.IMAGE)
+    one.__dict__["beside"] = 1
+    assert fingerprint(one) != fingerprint(other)
+    other.__dict__["beside"] = 1
+    assert fingerprint(one) == fingerprint(other)
+
+
+def test_attributes_in_slots_are_looked_at_without_the_code_of_their_class() -> None:
+    one, other = Counting(), Counting()
+    object.__setattr__(one, "value", 1)
+    object.__setattr__(other, "value", 2)
+    assert fingerprint(one) != fingerprint(other)
+
+
+def test_tensors_count_by_shape_type_and_samples() -> None:
+    torch = pytest.importorskip("torch")
+    base = torch.zeros(50_000)
+    for other in (torch.ones(50_000), torch.zeros(50_001), torch.zeros(50_000, dtype=torch.float64), base.reshape(2, -1)):
+        assert fingerprint(base) != fingerprint(other)
+    assert fingerprint(base) == fingerprint(base.clone())
+    assert survey(base)[1] == pytest.approx(base.nbytes, abs=64)
+
+
+def test_the_size_is_about_that_of_the_payload() -> None:
+    item = Item(modality=Modality.IMAGE, feature=np.zeros(1 << 20, np.uint8), extra={"more": bytes(1 << 20)})
+    assert survey([item, item])[1] == pytest.approx(4 << 20, rel=0.01)
+
+
+@pytest.mark.parametrize("nested", [lambda: [[]] * 3, lambda: list(range(1_000_000))], ids=["alike", "long"])
+def test_there_is_an_end_to_it(nested: Callable[[], Any]) -> None:
+    payload = nested()
+    for _ in range(100):
+        payload = [payload]
+    began_s = time.monotonic()
+    assert fingerprint(payload) == fingerprint(copy.copy(payload))
+    assert time.monotonic() - began_s < 5
+
+
+def test_a_circle_is_no_trap() -> None:
+    circle: list[Any] = [1]
+    circle.append(circle)
+    assert fingerprint(circle) == fingerprint(circle)
+
+
+def test_classes_are_not_looked_into() -> None:
+    class Big:
+        table = list(range(100_000))
+
+    assert survey(Big)[1] < 100
