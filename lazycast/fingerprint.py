@@ -12,6 +12,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import array
 import enum
 import hashlib
 import sys
@@ -25,6 +26,7 @@ _WHOLE_NBYTES = 512  # buffers up to this size are read whole
 _SAMPLES, _SAMPLE_NBYTES = 8, 32
 _MAX_OBJECTS = 10_000
 _MAX_DEPTH = 16
+_SHORT = 32
 _NAMED = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # what they hold is the program's
 
 
@@ -96,6 +98,8 @@ class _Reader:
                 self.read(value, depth + 1)
         elif isinstance(obj, (list, tuple)):
             self._say(kind.__name__, len(obj))
+            if len(obj) > _SHORT and self._ints(obj):
+                return
             for item in obj:
                 self.read(item, depth + 1)
         elif isinstance(obj, Set):  # in no order that ranks share
@@ -103,6 +107,18 @@ class _Reader:
             self.nbytes += 8 * len(obj)
         else:
             self._object(obj, depth)
+
+    def _ints(self, numbers: list[Any] | tuple[Any, ...]) -> bool:
+        """Read many numbers at once, such as token ids. False if they are something else."""
+        if set(map(type, numbers)) != {int}:
+            return False
+        try:
+            raw = array.array("q", numbers)
+        except OverflowError:
+            return False
+        self.digest.update(raw)
+        self.nbytes += 8 * len(numbers)
+        return True
 
     def _array(self, array: np.ndarray) -> None:
         self._say("array", array.shape, array.dtype.str)
