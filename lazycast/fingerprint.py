@@ -89,6 +89,9 @@ class _Reader:
             raw = memoryview(obj)
             self._say(kind.__name__, raw.nbytes)
             self._sample(raw.cast("B") if raw.c_contiguous and raw.nbytes else memoryview(raw.tobytes()))
+        elif kind is array.array:
+            self._say("array.array", obj.typecode, len(obj))
+            self._sample(memoryview(obj).cast("B") if len(obj) else memoryview(b""))
         elif isinstance(obj, (np.ndarray, np.generic)):
             self._array(np.asarray(obj))
         elif isinstance(obj, Mapping):

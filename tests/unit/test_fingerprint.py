@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import copy
 import enum
 import pickle
@@ -124,6 +125,9 @@ def test_a_copy_has_the_same_fingerprint(payload: Any) -> None:
         (np.zeros(100_000), np.ones(100_000)),
         (np.zeros((100, 100)).T, np.ones((100, 100)).T),
         (np.float32(1), np.float32(2)),
+        (array.array("q", range(900)), array.array("q", range(901))),
+        (array.array("i", [1]), array.array("i", [2])),
+        (array.array("i"), array.array("q")),
         (Modality.IMAGE, Modality.VIDEO),
         (Bits.A | Bits.B, Bits.A | Bits.C),
         (int, float),
