@@ -97,7 +97,7 @@ def process(scheduler: Any, raw: Any) -> Any:
 
 
 def failing(call: Callable[[], object], match: str, within_s: float = 1.0) -> Exception:
-    """Return the error of a call, which must come in time, and be the one that SGLang's callers catch if there is one."""
+    """Return the error of a call, which must come in time, and be what SGLang's callers catch, if they do."""
     module = __import__("sglang.srt.managers.scheduler", fromlist=["scheduler"])
     expected = getattr(module, "_MultimodalInputProcessingError", Exception)
     began_s = time.monotonic()
