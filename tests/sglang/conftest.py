@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 
@@ -22,6 +24,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         marker = item.get_closest_marker("release")
         if marker is not None and marker.args[0] != RELEASE:
             item.add_marker(pytest.mark.skip(reason=f"for SGLang {marker.args[0]}, this is {RELEASE}"))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once what has failed: the other ranks may hang now, and be killed, and this one with them."""
+    if report.failed:
+        text = f"== rank {os.environ['RANK']}: {report.nodeid} ({report.when})\n{report.longreprtext}"
+        print(text, file=sys.__stderr__, flush=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
