@@ -69,6 +69,7 @@ def receive(sent: list[Any], group: Any, *, monkeypatch: pytest.MonkeyPatch) -> 
             attn_tp_rank=members.index(rank),
             attn_cp_rank=0,
             max_recv_per_poll=-1,
+            enable_trace=False,
             recv_from_tokenizer=Socket(sent if rank == members[0] else []),
             recv_from_rpc=Socket([]),
             server_args=SimpleNamespace(

@@ -23,7 +23,7 @@ def without_model(cls: Any, group: Any = None, *, asks_modalities: bool = False)
     """
     import torch.distributed as dist
 
-    pg = dist.group.WORLD if group is None else group
+    pg: Any = dist.group.WORLD if group is None else group
     scheduler = cls.__new__(cls)
     scheduler.dp_tp_cpu_group = pg
     scheduler.dp_tp_group = SimpleNamespace(

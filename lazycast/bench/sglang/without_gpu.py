@@ -42,18 +42,23 @@ def _empty(name: str, **members: Any) -> types.ModuleType:
     return module
 
 
+def release_text() -> str:
+    """Return the release of SGLang that is installed."""
+    return version("sglang")
+
+
 def prepare() -> None:
     """Do it, once."""
     if _kept:
         return
     import torch
 
-    library = torch.library.Library("torchvision", "DEF")
+    library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     _kept.append(library)
     if "torchvision" not in sys.modules:
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    release = tuple(int(part) for part in version("sglang").split(".")[:3])
+    release = tuple(int(part) for part in release_text().split(".")[:3])
     if release < (0, 5, 10) and importlib.util.find_spec("sgl_kernel") is None:
         names = [f"transfer_kv_{what}" for what in _COPIES]
         copies = _empty("sgl_kernel.kvcacheio", **{name: _refusing(name) for name in names})
