@@ -2,7 +2,8 @@
 
 How a time is taken: all ranks meet in a barrier that costs no processor time; each makes one call, and notes how long
 it took: these are the times per call. They meet again, and make some calls in a row: from the first begin to the last
-end is the throughput, and what all ranks have used of the processors the cost. Hashes are compared among ways and ranks.
+end is the throughput, and what all ranks have used of the processors the cost. Hashes are compared among ways and
+ranks.
 """
 
 from __future__ import annotations

@@ -27,8 +27,9 @@ def run(plan: Plan) -> dict[str, Any]:
     """
     if find_spec("sglang") is None:
         raise BackendUnavailableError(
-            "this benchmark runs SGLang, which is not installed here; in a checkout, `python tests/sglang/environment.py"
-            " 0.5.23` makes an environment with it that needs no GPU, and prints its interpreter"
+            "this benchmark runs SGLang, which is not installed here; in a checkout, `python "
+            "tests/sglang/environment.py 0.5.23` makes an environment with it that needs no GPU, and prints its "
+            "interpreter"
         )
     about = {
         "format": FORMAT,
