@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import array
 import enum
+import functools
 import hashlib
 import sys
 import types
@@ -27,64 +28,91 @@ _SAMPLES, _SAMPLE_NBYTES = 8, 32
 _MAX_OBJECTS = 10_000
 _MAX_DEPTH = 16
 _SHORT = 32
+_HUGE = 1 << 63
+_PLAIN = frozenset({type(None), bool, int, float, complex})
 _NAMED = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # what they hold is the program's
 
 
-def _attributes(obj: object) -> Iterator[tuple[str, Any]]:
-    """Yield what an object of any class holds: in its dict, in slots, or in the fields of a struct."""
-    yield from (getattr(obj, "__dict__", None) or {}).items()
-    for cls in reversed(type(obj).__mro__):  # each class adds its own, and none repeats those of another
+@functools.lru_cache(maxsize=1024)
+def _slots(kind: type) -> tuple[str, ...]:
+    """Return the names under which objects of a class hold attributes in slots, also those of a `msgspec.Struct`."""
+    names: list[str] = []
+    for cls in reversed(kind.__mro__):  # each class adds its own, and none repeats those of another
         slots = vars(cls).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else tuple(slots):
-            if name in ("__dict__", "__weakref__"):
-                continue
             if name.startswith("__") and not name.endswith("__"):
                 name = f"_{cls.__name__.lstrip('_')}{name}"
-            try:
-                yield name, object.__getattribute__(obj, name)  # not the class's own way: that is its code
-            except AttributeError:
-                yield name, None  # not set
+            names += [name] if name not in ("__dict__", "__weakref__") else []
+    return tuple(names)
+
+
+def _attributes(obj: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an object of any class holds: in its dict, and in slots."""
+    yield from (getattr(obj, "__dict__", None) or {}).items()
+    for name in _slots(type(obj)):
+        try:
+            yield name, object.__getattribute__(obj, name)  # not the class's own way: that is its code
+        except AttributeError:
+            yield name, None  # not set
 
 
 class _Reader:
-    """Feeds a payload into a hash, and adds up its bytes."""
+    """Reads a payload, and adds up its bytes. What it finds is gathered, since a hash costs the same for all of it."""
 
     def __init__(self) -> None:
-        self.digest = hashlib.blake2b(digest_size=16)
         self.nbytes = 0
+        self._digest = hashlib.blake2b(digest_size=16)  # of samples; their lengths are among the facts
+        self._facts: list[object] = []
         self._objects = 0
 
+    def digest(self) -> bytes:
+        """Return the fingerprint of what has been read."""
+        self._digest.update(repr(self._facts).encode("utf-8", "replace"))
+        return self._digest.digest()
+
     def _say(self, *facts: object) -> None:
-        self.digest.update(repr(facts).encode("utf-8", "replace"))
+        self._facts += facts
 
     def _sample(self, raw: memoryview) -> None:
         self.nbytes += raw.nbytes
         if raw.nbytes <= _WHOLE_NBYTES:
-            self.digest.update(raw)
+            self._digest.update(raw)
             return
         last = raw.nbytes - _SAMPLE_NBYTES
-        for index in range(_SAMPLES):
-            start = last * index // (_SAMPLES - 1)
-            self.digest.update(raw[start : start + _SAMPLE_NBYTES])
+        samples = [
+            raw[start : start + _SAMPLE_NBYTES] for start in (last * n // (_SAMPLES - 1) for n in range(_SAMPLES))
+        ]
+        self._digest.update(b"".join(samples))
 
     def read(self, obj: Any, depth: int = 0) -> None:
         self._objects += 1
         if self._objects > _MAX_OBJECTS or depth > _MAX_DEPTH:
             return  # enough has been said
         kind = type(obj)
-        if obj is None or kind in (bool, int, float, complex):
-            self._say(kind.__name__, obj)
+        if kind in _PLAIN:
+            # Huge numbers in another base: the text of decimal ones is limited, and slow.
+            self._facts.append(obj if kind is not int or -_HUGE < obj < _HUGE else hex(obj))
+            self._facts.append(kind.__name__)
             self.nbytes += 8
-        elif isinstance(obj, enum.Enum):
+        elif kind is str:
+            self._text(obj)
+        elif kind is dict:
+            self._mapping(obj, depth)
+        elif kind is list or kind is tuple:
+            self._sequence(obj, depth)
+        else:
+            self._other(kind, obj, depth)
+
+    def _other(self, kind: type, obj: Any, depth: int) -> None:
+        """Read what is rarer."""
+        if isinstance(obj, enum.Enum):
             value = obj.value  # the members of a flag that are made of others have no name
             self._say("enum", kind.__qualname__, obj.name, value if isinstance(value, (int, str)) else None)
             self.nbytes += 8
         elif isinstance(obj, _NAMED):
-            self._say("named", getattr(obj, "__module__", None), getattr(obj, "__qualname__", None) or obj.__name__)
+            name = getattr(obj, "__qualname__", None) or getattr(obj, "__name__", None)
+            self._say("named", getattr(obj, "__module__", None), name)
             self.nbytes += 8
-        elif kind is str:
-            self._say("str", len(obj))
-            self._sample(memoryview(obj.encode("utf-8", "surrogatepass")))
         elif kind in (bytes, bytearray, memoryview):
             raw = memoryview(obj)
             self._say(kind.__name__, raw.nbytes)
@@ -95,21 +123,35 @@ class _Reader:
         elif isinstance(obj, (np.ndarray, np.generic)):
             self._array(np.asarray(obj))
         elif isinstance(obj, Mapping):
-            self._say("mapping", kind.__name__, len(obj))
-            for key, value in obj.items():
-                self.read(key, depth + 1)
-                self.read(value, depth + 1)
+            self._mapping(obj, depth)
         elif isinstance(obj, (list, tuple)):
-            self._say(kind.__name__, len(obj))
-            if len(obj) > _SHORT and self._ints(obj):
-                return
-            for item in obj:
-                self.read(item, depth + 1)
+            self._sequence(obj, depth)
         elif isinstance(obj, Set):  # in no order that ranks share
             self._say("set", kind.__name__, len(obj))
             self.nbytes += 8 * len(obj)
         else:
             self._object(obj, depth)
+
+    def _text(self, text: str) -> None:
+        if len(text) <= _WHOLE_NBYTES:
+            self._say("str", text)
+            self.nbytes += len(text)
+        else:
+            self._say("str", len(text), None)
+            self._sample(memoryview(text.encode("utf-8", "surrogatepass")))
+
+    def _mapping(self, mapping: Mapping[Any, Any], depth: int) -> None:
+        self._say("mapping", type(mapping).__name__, len(mapping))
+        for key, value in mapping.items():
+            self.read(key, depth + 1)
+            self.read(value, depth + 1)
+
+    def _sequence(self, sequence: list[Any] | tuple[Any, ...], depth: int) -> None:
+        self._say(type(sequence).__name__, len(sequence))
+        if len(sequence) > _SHORT and self._ints(sequence):
+            return
+        for item in sequence:
+            self.read(item, depth + 1)
 
     def _ints(self, numbers: list[Any] | tuple[Any, ...]) -> bool:
         """Read many numbers at once, such as token ids. False if they are something else."""
@@ -119,7 +161,7 @@ class _Reader:
             raw = array.array("q", numbers)
         except OverflowError:
             return False
-        self.digest.update(raw)
+        self._digest.update(raw)
         self.nbytes += 8 * len(numbers)
         return True
 
@@ -131,7 +173,7 @@ class _Reader:
             self._sample(array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(b""))
         else:
             some = np.ascontiguousarray(array.flat[:: max(1, array.size // 64)])
-            self.digest.update(some.view(np.uint8).data)
+            self._digest.update(some.view(np.uint8).data)
             self.nbytes += array.nbytes
 
     def _object(self, obj: Any, depth: int) -> None:
@@ -139,19 +181,26 @@ class _Reader:
         self._say(kind.__module__, kind.__qualname__)
         torch, pillow = sys.modules.get("torch"), sys.modules.get("PIL.Image")
         if torch is not None and isinstance(obj, torch.Tensor):
-            self._say(tuple(obj.shape), str(obj.dtype), obj.requires_grad)
-            plain = obj.layout is torch.strided and obj.device.type == "cpu" and obj.is_contiguous()
-            if plain and obj.numel() and not obj.is_conj() and not obj.is_neg():
-                self._array(obj.detach().reshape(-1).view(torch.uint8).numpy())
-            else:
-                self.nbytes += obj.numel() * obj.element_size()
+            self._tensor(torch, obj)
         elif pillow is not None and isinstance(obj, pillow.Image):
             self._say(obj.mode, obj.size)
             self.nbytes += obj.size[0] * obj.size[1] * len(obj.getbands())
         else:
             for name, value in _attributes(obj):
-                self._say(name)
+                self._facts.append(name)
                 self.read(value, depth + 1)
+
+    def _tensor(self, torch: Any, tensor: Any) -> None:
+        self._say(tuple(tensor.shape), str(tensor.dtype), tensor.requires_grad)
+        plain = tensor.layout is torch.strided and tensor.is_cpu and tensor.is_contiguous() and tensor.numel()
+        if not plain or tensor.is_conj() or tensor.is_neg():
+            self.nbytes += tensor.numel() * tensor.element_size()
+            return
+        tensor = tensor.detach() if tensor.requires_grad else tensor
+        if tensor.dtype in (torch.float32, torch.int64):  # the ones that count: a view of bytes costs twice as much
+            self._sample(tensor.numpy().reshape(-1).view(np.uint8).data)
+        else:
+            self._sample(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def survey(payload: object) -> tuple[bytes, int]:
@@ -161,7 +210,7 @@ def survey(payload: object) -> tuple[bytes, int]:
     """
     reader = _Reader()
     reader.read(payload)
-    return reader.digest.digest(), reader.nbytes
+    return reader.digest(), reader.nbytes
 
 
 def fingerprint(payload: object) -> bytes:

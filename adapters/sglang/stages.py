@@ -5,6 +5,7 @@ Guarantees:
 * Both stages run SGLang's own function once. The rank that prepares does nothing else, and keeps what it made; on the
   others the items have their hashes beforehand, so that the same function hashes nothing.
 * Items, tensors and results belong to one rank and one request. All that travels is a hash and its pad values per item.
+* Several items are hashed at the same time, on threads that take a core each, since the other ranks of the host wait.
 * Presets are kept as SGLang keeps them, since SGLang itself decides on the rank that prepares.
 * Hashing changes items in place, as SGLang does: nobody looks at a request's raw inputs after its first stage.
 """
@@ -20,6 +21,7 @@ from typing import Any
 from lazycast.staged import Staged
 
 from .binding import Binding, hashed_fields, uses_feature_buffer
+from .hashing import hash_beforehand
 
 Hint = list[tuple[Any, ...]]
 _COPIER = "__deepcopy__"
@@ -62,6 +64,8 @@ def _make(request: Request, hint: Hint | None = None) -> Any:
         if hint is not None:
             for item, values in _matched(binding.items(request.raw), hint):
                 _set(item, values)
+        elif not uses_feature_buffer():
+            hash_beforehand(binding.items(request.raw))
         return binding(request.raw)
 
 

@@ -25,6 +25,7 @@ from lazycast.bench.sglang.ways import INPUTS, REQUESTS, Ways, fresh, identity
 from lazycast.bench.sync import Sync
 
 _SPLITTING = "SGLANG_ENABLE_MM_SPLITTING"
+_MOST_SPLIT = 4  # images: without the adapter it takes seconds for more
 _NOTHING = "no request"  # what an idle server broadcasts all the time
 
 
@@ -54,7 +55,7 @@ def cells(plan: Plan) -> list[Cell]:
     """Return the cells of a plan, as far as this release has them."""
     found = [Cell("inputs", images) for images in plan.images]
     if plan.splitting and inputs.bundles():
-        found += [Cell("splitting", images) for images in plan.images if images > 1]
+        found += [Cell("splitting", images) for images in plan.images if 1 < images <= _MOST_SPLIT]
     if plan.requests:
         found += [Cell("requests", images) for images in (0, *plan.images)]
     return found
