@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import array
 import enum
-import functools
 import hashlib
 import sys
 import types
@@ -31,11 +30,15 @@ _SHORT = 32
 _HUGE = 1 << 63
 _PLAIN = frozenset({type(None), bool, int, float, complex})
 _NAMED = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # what they hold is the program's
+_MAX_KINDS = 1000
+_slots_known: dict[type, tuple[str, ...]] = {}
 
 
-@functools.lru_cache(maxsize=1024)
 def _slots(kind: type) -> tuple[str, ...]:
     """Return the names under which objects of a class hold attributes in slots, also those of a `msgspec.Struct`."""
+    known = _slots_known.get(kind)
+    if known is not None:
+        return known
     names: list[str] = []
     for cls in reversed(kind.__mro__):  # each class adds its own, and none repeats those of another
         slots = vars(cls).get("__slots__", ())
@@ -43,7 +46,10 @@ def _slots(kind: type) -> tuple[str, ...]:
             if name.startswith("__") and not name.endswith("__"):
                 name = f"_{cls.__name__.lstrip('_')}{name}"
             names += [name] if name not in ("__dict__", "__weakref__") else []
-    return tuple(names)
+    if len(_slots_known) >= _MAX_KINDS:
+        _slots_known.clear()
+    found = _slots_known[kind] = tuple(names)
+    return found
 
 
 def _attributes(obj: Any) -> Iterator[tuple[str, Any]]:

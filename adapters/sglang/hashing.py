@@ -1,7 +1,7 @@
 """Hashes the items of a request at the same time, by SGLang's own method of an item.
 
-Guarantees: only items whose tensors lie in this process's ordinary memory, since devices and their shared handles belong
-to one thread. SHA-256 lets go of the interpreter's lock, so threads are enough. What one item raises is raised.
+Guarantees: only items whose tensors lie in this process's ordinary memory, since devices and their shared handles
+belong to one thread. SHA-256 lets go of the interpreter's lock, so threads are enough. What one item raises is raised.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _ATTRIBUTE = "_lazycast_broadcast"
 _FLAG = "enable_broadcast_mm_inputs_process"
 _MISSING = object()
 _patches: list[tuple[Any, str, object]] = []  # target, name, what was there: in the order in which they were made
-_made: weakref.WeakSet[SGLangBroadcast] = weakref.WeakSet()
+_users: weakref.WeakSet[Any] = weakref.WeakSet()  # schedulers that have a broadcast
 
 
 def install(target: Any) -> None:
@@ -64,13 +64,11 @@ def uninstall(target: Any = None) -> None:
         else:
             setattr(where, name, before)
         _patches.remove(patch)
-    if target is None or isinstance(target, type):
-        for broadcast in list(_made):
-            broadcast.close()
-    else:
-        broadcast = vars(target).pop(_ATTRIBUTE, None)
-        if broadcast is not None:
-            broadcast.close()
+    for scheduler in list(_users):
+        patched = any(where is scheduler for where, _, _ in _patches)  # by itself, and not undone now
+        if not patched and (target is None or scheduler is target or isinstance(target, type)):
+            _users.discard(scheduler)
+            vars(scheduler).pop(_ATTRIBUTE).close()
 
 
 def _patch(target: Any, name: str, new: object) -> None:
@@ -121,7 +119,7 @@ def broadcast_of(scheduler: Any) -> SGLangBroadcast:
                 getattr(scheduler, "model_config", None), "requires_mm_token_modalities", False
             ),
         )
-        _made.add(found)
+        _users.add(scheduler)
         setattr(scheduler, _ATTRIBUTE, found)
     return found
 

@@ -96,7 +96,7 @@ def process(scheduler: Any, raw: Any) -> Any:
     return scheduler._process_and_broadcast_mm_inputs(raw)
 
 
-def failing(call: Callable[[], object], match: str, within_s: float = 1.0) -> Exception:
+def failing(call: Callable[[], object], match: str, within_s: float = 10.0) -> Exception:
     """Return the error of a call, which must come in time, and be what SGLang's callers catch, if they do."""
     module = __import__("sglang.srt.managers.scheduler", fromlist=["scheduler"])
     expected = getattr(module, "_MultimodalInputProcessingError", Exception)

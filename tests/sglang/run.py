@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +48,19 @@ def one_run(python: Path, ranks: int, options: list[str]) -> int:
         process.wait()
 
 
+def example(python: Path) -> int:
+    """Run the example as its docstring says. Returns the exit code, 1 also if ranks have got different hashes."""
+    torchrun = [str(python), "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    command = [*torchrun, str(HERE.parents[1] / "examples" / "sglang" / "scheduler.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    lines = re.findall(r"^rank (\d), (\w+): request (\d): .* ms, hashes (.+)$", done.stdout, re.MULTILINE)
+    found = {request: {hashes for _, _, number, hashes in lines if number == request} for request in "012"}
+    good = done.returncode == 0 and len(lines) == 12 and all(len(hashes) == 1 for hashes in found.values())
+    if not good:
+        print(done.stdout, done.stderr, sep="\n", file=sys.stderr)
+    return 0 if good else 1
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--release", choices=RELEASES, action="append", help="default: all")
@@ -66,6 +80,9 @@ def main() -> int:
             print(f"== SGLang {release}, {ranks} ranks: {said} in {time.monotonic() - began_s:.0f} s", flush=True)
             if code != 0:
                 failed.append((release, ranks))
+        if not options and example(python) != 0:
+            print(f"== SGLang {release}: the example FAILED", flush=True)
+            failed.append((release, 0))
     return 1 if failed else 0
 
 
