@@ -86,8 +86,8 @@ def installed(group: Any = None, **options: Any) -> Iterator[Any]:
     install(scheduler)
     try:
         yield scheduler
+        dist.barrier(scheduler.dp_tp_cpu_group)  # not after a failure: closing ends the others' waiting
     finally:
-        dist.barrier(scheduler.dp_tp_cpu_group)
         uninstall(scheduler)
 
 

@@ -124,11 +124,13 @@ def test_none_and_what_is_made_already_pass_through(ranks: Ranks) -> None:
         for _ in range(3):
             assert process(scheduler, None) is None
             assert process(scheduler, made) is made
+        ranks.meet()
         assert scheduler._lazycast_broadcast.stats().casts == before, "something was sent"
+        ranks.meet()
         next_works(scheduler)
 
 
-def test_none_on_one_rank_alone_blocks_nobody(ranks: Ranks) -> None:
+def test_none_blocks_nobody_and_leaves_nothing(ranks: Ranks) -> None:
     with installed() as scheduler:
         for turn in range(4):
             began_s = time.monotonic()
