@@ -9,7 +9,7 @@ RANKS  ?= 4
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check format bench bench-qps clean
+.PHONY: demo test test-sglang check format bench bench-qps bench-sglang clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,15 @@ bench-qps: $(NEEDED) $(VENV)/.bench
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The adapter against the real SGLang, in environments of their own: 2.5 GB each in the user's cache folder, made once.
+test-sglang: | $(BIN)/python
+	$(BIN)/python tests/sglang/run.py $(PYTEST_ARGS)
+
+SGLANG ?= 0.5.23
+bench-sglang: | $(BIN)/python
+	PYTHONWARNINGS=ignore $$($(BIN)/python tests/sglang/environment.py $(SGLANG)) -m lazycast.bench sglang \
+		--out docs/benchmarks
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

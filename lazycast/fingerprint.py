@@ -6,9 +6,9 @@ Guarantees:
   in the structure, in shapes, types and lengths, in scalars and text, or in the bytes that are sampled.
 * The cost follows the number of objects, not of bytes: of long buffers some hundred bytes are looked at.
 * Nothing of the payload is copied or changed, and no code of its classes runs but `str` of standard ones. An object of
-  an unknown class counts by its class and attributes,
-  whether they lie in a dict or in slots (of dataclasses, of `msgspec.Struct`). Classes, functions and members of enums
-  count by their names.
+  an unknown class counts by its class and attributes, whether they lie in a dict or in slots (of dataclasses, of
+  `msgspec.Struct`). Classes, functions and members of enums count by their names, sets in any order, arrays by their
+  elements however they lie in memory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ _MAX_OBJECTS = 10_000
 _MAX_WEIGHED = 1_000  # where only the size is asked for, with every cast
 _MAX_DEPTH = 16
 _ELEMENTS = 256
-_MANY = 32  # numbers in a list: looked at together
+_SHORT = 32
+_HUGE = 1 << 63
+_PLAIN = frozenset({type(None), bool, int, float, complex})
+_NAMED = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # what they hold is the program's
 _AS_TEXT = (
     datetime.date,
     datetime.time,
@@ -48,161 +51,202 @@ _AS_TEXT = (
     range,
     slice,
 )
-_NAMED = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # what they hold is the program's
+_MAX_KINDS = 1000
+_slots_known: dict[type, tuple[str, ...]] = {}
 
 
-def _attributes(obj: object) -> Iterator[tuple[str, Any]]:
-    """Yield what an object of any class holds: in its dict, in slots, or in the fields of a struct."""
-    yield from (getattr(obj, "__dict__", None) or {}).items()
-    for cls in reversed(type(obj).__mro__):  # each class adds its own, and none repeats those of another
+def _slots(kind: type) -> tuple[str, ...]:
+    """Return the names under which objects of a class hold attributes in slots, also those of a `msgspec.Struct`."""
+    known = _slots_known.get(kind)
+    if known is not None:
+        return known
+    names: list[str] = []
+    for cls in reversed(kind.__mro__):  # each class adds its own, and none repeats those of another
         slots = vars(cls).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else tuple(slots):
-            if name in ("__dict__", "__weakref__"):
-                continue
             if name.startswith("__") and not name.endswith("__"):
                 name = f"_{cls.__name__.lstrip('_')}{name}"
-            try:
-                yield name, object.__getattribute__(obj, name)  # not the class's own way: that is its code
-            except AttributeError:
-                yield name, None  # not set
+            names += [name] if name not in ("__dict__", "__weakref__") else []
+    if len(_slots_known) >= _MAX_KINDS:
+        _slots_known.clear()
+    found = _slots_known[kind] = tuple(names)
+    return found
+
+
+def _attributes(obj: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an object of any class holds: in its dict, and in slots."""
+    yield from (getattr(obj, "__dict__", None) or {}).items()
+    for name in _slots(type(obj)):
+        try:
+            yield name, object.__getattribute__(obj, name)  # not the class's own way: that is its code
+        except AttributeError:
+            yield name, None  # not set
 
 
 class _Reader:
-    """Adds up a payload's bytes, and, if it is given a digest, feeds what tells payloads apart into it."""
+    """Reads a payload. What it finds is gathered, since a hash costs the same for all of it."""
 
-    def __init__(self, digest: Any = None, max_objects: int = _MAX_OBJECTS) -> None:
-        self.digest = digest
-        self.nbytes = 0
+    def __init__(self, max_objects: int = _MAX_OBJECTS) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)  # of samples; their lengths are among the facts
+        self._facts: list[object] = []
         self._left = max_objects
 
+    def digest(self) -> bytes:
+        """Return the fingerprint of what has been read."""
+        self._digest.update(repr(self._facts).encode("utf-8", "replace"))
+        return self._digest.digest()
+
     def _say(self, *facts: object) -> None:
-        if self.digest is not None:
-            self.digest.update(repr(facts).encode("utf-8", "replace"))
+        self._facts += facts
 
     def _sample(self, raw: memoryview) -> None:
-        self.nbytes += raw.nbytes
-        if self.digest is None:
-            return
         if raw.nbytes <= _WHOLE_NBYTES:
-            self.digest.update(raw)
+            self._digest.update(raw)
             return
         last = raw.nbytes - _SAMPLE_NBYTES
-        for index in range(_SAMPLES):
-            start = last * index // (_SAMPLES - 1)
-            self.digest.update(raw[start : start + _SAMPLE_NBYTES])
+        samples = [
+            raw[start : start + _SAMPLE_NBYTES] for start in (last * n // (_SAMPLES - 1) for n in range(_SAMPLES))
+        ]
+        self._digest.update(b"".join(samples))
 
     def read(self, obj: Any, depth: int = 0) -> None:
         self._left -= 1
         if self._left < 0 or depth > _MAX_DEPTH:
             return  # enough has been said
         kind = type(obj)
-        if obj is None or kind in (bool, int, float, complex):
-            self._say(kind.__name__, obj)
-            self.nbytes += 8
-        elif isinstance(obj, enum.Enum):
+        if kind in _PLAIN:
+            # Huge numbers in another base: the text of decimal ones is limited, and slow.
+            self._facts.append(obj if kind is not int or -_HUGE < obj < _HUGE else hex(obj))
+            self._facts.append(kind.__name__)
+        elif kind is str:
+            self._text(obj)
+        elif kind is dict:
+            self._mapping(obj, depth)
+        elif kind is list or kind is tuple:
+            self._sequence(obj, depth)
+        else:
+            self._other(kind, obj, depth)
+
+    def _other(self, kind: type, obj: Any, depth: int) -> None:
+        """Read what is rarer."""
+        if isinstance(obj, enum.Enum):
             value = obj.value  # the members of a flag that are made of others have no name
             self._say("enum", kind.__qualname__, obj.name, value if isinstance(value, (int, str)) else None)
-            self.nbytes += 8
         elif isinstance(obj, _NAMED):
-            self._say("named", getattr(obj, "__module__", None), getattr(obj, "__qualname__", None) or obj.__name__)
-            self.nbytes += 8
+            name = getattr(obj, "__qualname__", None) or getattr(obj, "__name__", None)
+            self._say("named", getattr(obj, "__module__", None), name)
         elif isinstance(obj, str):
-            self._say("str", kind.__name__, len(obj))
-            self._sample(memoryview(str.encode(obj, "utf-8", "surrogatepass")))
+            self._say(kind.__name__)
+            self._text(str(obj))
         elif isinstance(obj, (bytes, bytearray, memoryview)):
             raw = memoryview(obj)
             self._say("bytes", kind.__name__, raw.nbytes)
             self._sample(raw.cast("B") if raw.c_contiguous and raw.nbytes else memoryview(raw.tobytes()))
+        elif kind is array.array:
+            self._say("array.array", obj.typecode, len(obj))
+            self._sample(memoryview(obj).cast("B") if len(obj) else memoryview(b""))
         elif isinstance(obj, (np.ndarray, np.generic)):
             self._array(np.asarray(obj))
         elif isinstance(obj, Mapping):
-            self._say("mapping", kind.__name__, len(obj))
-            for key, value in obj.items():
-                self.read(key, depth + 1)
-                self.read(value, depth + 1)
+            self._mapping(obj, depth)
         elif isinstance(obj, (list, tuple, collections.deque)):
             self._sequence(obj, depth)
         elif isinstance(obj, Set):
             self._set(obj, depth)
         elif isinstance(obj, _AS_TEXT):
             self._say("text", kind.__name__, str(obj))
-            self.nbytes += 8
         elif isinstance(obj, (int, float, complex)):
             base = next(base for base in (int, float, complex) if isinstance(obj, base))
             self._say(kind.__name__, base.__repr__(obj))
-            self.nbytes += 8
         else:
             self._object(obj, depth)
 
-    def _sequence(self, items: Collection[Any], depth: int) -> None:
-        self._say("sequence", type(items).__name__, len(items))
-        if len(items) >= _MANY:
-            for code in ("q", "d"):
-                try:
-                    numbers = array.array(code, items)
-                except (TypeError, OverflowError):
-                    continue
-                self._say(code)
-                self.nbytes += len(numbers) * 8
-                if self.digest is not None:
-                    self.digest.update(numbers)
-                return
-        for item in items:
-            self.read(item, depth + 1)
+    def _text(self, text: str) -> None:
+        if len(text) <= _WHOLE_NBYTES:
+            self._say("str", text)
+        else:
+            self._say("str", len(text), None)
+            self._sample(memoryview(text.encode("utf-8", "surrogatepass")))
+
+    def _mapping(self, mapping: Mapping[Any, Any], depth: int) -> None:
+        self._say("mapping", type(mapping).__name__, len(mapping))
+        for key, value in mapping.items():
+            self.read(key, depth + 1)
+            self.read(value, depth + 1)
 
     def _set(self, items: Collection[Any], depth: int) -> None:
         """Ranks have sets in orders of their own."""
         self._say("set", type(items).__name__, len(items))
-        self.nbytes += 8 * len(items)
-        if self.digest is None or len(items) > self._left:
+        if len(items) > self._left:
             return
         marks = []
         for item in items:
-            reader = _Reader(hashlib.blake2b(digest_size=16), self._left)
+            reader = _Reader(self._left)
             reader.read(item, depth + 1)
-            marks.append(reader.digest.digest())
+            marks.append(reader.digest())
         self._left -= len(marks)
-        for mark in sorted(marks):
-            self.digest.update(mark)
+        self._facts += sorted(marks)
+
+    def _sequence(self, sequence: Collection[Any], depth: int) -> None:
+        self._say(type(sequence).__name__, len(sequence))
+        if len(sequence) > _SHORT and self._numbers(sequence):
+            return
+        for item in sequence:
+            self.read(item, depth + 1)
+
+    def _numbers(self, numbers: Collection[Any]) -> bool:
+        """Read many numbers at once, such as token ids. False if they are something else."""
+        code = {int: "q", float: "d"}.get(next(iter(numbers)).__class__)
+        if code is None or len(set(map(type, numbers))) > 1:
+            return False
+        try:
+            raw = array.array(code, numbers)
+        except OverflowError:
+            return False
+        self._say(code)
+        self._digest.update(raw)
+        return True
 
     def _array(self, values: np.ndarray) -> None:
         self._say("array", values.shape, values.dtype.str)
-        self.nbytes += values.nbytes
-        if self.digest is None or values.dtype.hasobject or not values.nbytes:
+        if values.dtype.hasobject or not values.nbytes:
             return
         if values.nbytes <= _WHOLE_NBYTES:
             some = np.ascontiguousarray(values)
-        else:  # elements in C order, however they lie in memory
+        else:  # in C order, as the shape has it
             flat: Any = values.reshape(-1) if values.flags.c_contiguous else values.flat
             some = np.ascontiguousarray(flat[:: max(1, values.size // _ELEMENTS)])
-        self.digest.update(some.reshape(-1).view(np.uint8).data)
+        self._digest.update(some.reshape(-1).view(np.uint8).data)
 
     def _object(self, obj: Any, depth: int) -> None:
         kind = type(obj)
         self._say(kind.__module__, kind.__qualname__)
         torch, pillow = sys.modules.get("torch"), sys.modules.get("PIL.Image")
         if torch is not None and isinstance(obj, torch.Tensor):
-            self._say(tuple(obj.shape), str(obj.dtype), obj.requires_grad)
-            plain = obj.layout is torch.strided and obj.device.type == "cpu" and obj.is_contiguous()
-            if plain and obj.numel() and not obj.is_conj() and not obj.is_neg():
-                whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(obj.element_size(), torch.int64)
-                self._array(obj.detach().reshape(-1).view(whole).numpy())
-            else:
-                self.nbytes += obj.numel() * obj.element_size()
+            self._tensor(torch, obj)
         elif pillow is not None and isinstance(obj, pillow.Image):
             self._say(obj.mode, obj.size)
-            self.nbytes += obj.size[0] * obj.size[1] * len(obj.getbands())
         else:
             for name, value in _attributes(obj):
-                self._say(name)
+                self._facts.append(name)
                 self.read(value, depth + 1)
+
+    def _tensor(self, torch: Any, tensor: Any) -> None:
+        self._say(tuple(tensor.shape), str(tensor.dtype), tensor.requires_grad)
+        plain = tensor.layout is torch.strided and tensor.is_cpu and tensor.is_contiguous() and tensor.numel()
+        if plain and not tensor.is_conj() and not tensor.is_neg():
+            tensor = tensor.detach() if tensor.requires_grad else tensor
+            if tensor.dtype not in (torch.float32, torch.int64):  # the ones that count: a view costs twice as much
+                whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(tensor.element_size(), torch.int64)
+                tensor = tensor.reshape(-1).view(whole)
+            self._array(tensor.numpy())
 
 
 def fingerprint(payload: object) -> bytes:
     """Return 16 bytes. Raises whatever the attributes of an object of a strange class raise when looked at."""
-    reader = _Reader(hashlib.blake2b(digest_size=16))
+    reader = _Reader()
     reader.read(payload)
-    return reader.digest.digest()  # type: ignore[no-any-return]
+    return reader.digest()
 
 
 def approximate_nbytes(payload: object) -> int:
@@ -210,6 +254,30 @@ def approximate_nbytes(payload: object) -> int:
 
     Raises: as `fingerprint`.
     """
-    reader = _Reader(max_objects=_MAX_WEIGHED)
-    reader.read(payload)
-    return reader.nbytes
+    nbytes, seen = 0, 0
+    todo = [payload]
+    torch, pillow = sys.modules.get("torch"), sys.modules.get("PIL.Image")
+    while todo and seen < _MAX_WEIGHED:
+        obj = todo.pop()
+        seen += 1
+        if isinstance(obj, (str, bytes, bytearray)):
+            nbytes += len(obj)
+        elif isinstance(obj, (np.ndarray, np.generic, memoryview)):
+            nbytes += obj.nbytes
+        elif isinstance(obj, Mapping):
+            todo += [*obj.values(), *obj]
+        elif isinstance(obj, (list, tuple, collections.deque)):
+            rest = len(obj) - _MAX_WEIGHED
+            nbytes += 8 * max(0, rest)
+            todo += obj if rest <= 0 else list(obj)[:_MAX_WEIGHED]
+        elif isinstance(obj, Set):
+            nbytes += 8 * len(obj)
+        elif torch is not None and isinstance(obj, torch.Tensor):
+            nbytes += obj.numel() * obj.element_size()
+        elif pillow is not None and isinstance(obj, pillow.Image):
+            nbytes += obj.size[0] * obj.size[1] * len(obj.getbands())
+        elif type(obj) in _PLAIN or isinstance(obj, (enum.Enum, *_NAMED, *_AS_TEXT)):
+            nbytes += 8
+        else:
+            todo += [value for _, value in _attributes(obj)]
+    return nbytes

@@ -17,7 +17,7 @@ from lazycast.bench import plan as plans
 from lazycast.bench import plot, report, session
 from lazycast.bench.payloads import SOURCES
 from lazycast.bench.ways import WAYS
-from lazycast.cli import arguments, bench_qps
+from lazycast.cli import arguments, bench_qps, bench_sglang
 
 HELP = "compare lazycast with other ways to broadcast an object, on this machine"
 
@@ -59,11 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (PNG): time over size")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write all three there, as bench-BACKEND.*")
     parser.set_defaults(benchmark=None)
-    others = parser.add_subparsers(metavar="qps", title="another benchmark")
-    qps = others.add_parser("qps", help=bench_qps.HELP, description=bench_qps.__doc__)
-    qps.formatter_class = argparse.RawDescriptionHelpFormatter
-    bench_qps.add_arguments(qps)
-    qps.set_defaults(benchmark=bench_qps.run)
+    others = parser.add_subparsers(metavar="NAME", title="other benchmarks")
+    for name, module in (("qps", bench_qps), ("sglang", bench_sglang)):
+        other = others.add_parser(name, help=module.HELP, description=module.__doc__)
+        other.formatter_class = argparse.RawDescriptionHelpFormatter
+        module.add_arguments(other)
+        other.set_defaults(benchmark=module.run)
 
 
 def run(args: argparse.Namespace) -> int:

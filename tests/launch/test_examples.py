@@ -83,6 +83,8 @@ def test_examples_are_all_here() -> None:
         "threads",
         "torchrun_images",
     ]
+    # This one runs where SGLang is installed, with the tests of its adapter.
+    assert [path.stem for path in (ROOT / "examples").rglob("*.py") if path not in EXAMPLES] == ["scheduler"]
 
 
 def test_local_launch_shows_the_failure_on_every_rank() -> None:

@@ -1,0 +1,264 @@
+"""`SGLangBroadcast`: what stands between SGLang's scheduler and lazycast.
+
+Guarantees:
+
+* Each call counts on each rank, and the count names the cast, so that one call that went wrong puts nobody out of step.
+* Calls without anything to hash send nothing. The entry rank says with its next cast which calls those were.
+* A rank whose inputs are not the entry rank's, or that has none, fails the call on every rank that waits for it.
+* What the scheduler's callers catch is what is raised, in releases where they catch something; else lazycast's error.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable, Collection
+from types import TracebackType
+from typing import Any
+
+from lazycast import discovery
+from lazycast.api import LazyBroadcast
+from lazycast.errors import KeyInUseError, LazycastError, PayloadMismatchError, RemoteError
+from lazycast.missing import MISSING
+from lazycast.stats import Stats
+from lazycast.wire import Key
+
+from .binding import Binding, caught_error, input_error
+from .futures import InputsFuture
+from .stages import PREPARE_AND_FINISH, Request
+
+logger = logging.getLogger("lazycast")
+
+_TIMEOUT_S = 60.0
+_REMEMBERED = 1024  # calls of the entry rank that had nothing to hash
+
+
+class SGLangBroadcast:
+    """Makes `MultimodalInputs` on every rank of a group; one rank per host, each in turn, hashes.
+
+    Args:
+        group: the process group of the ranks that have the same requests (the scheduler's `dp_tp_cpu_group`); the
+            default group if None. Any backend; it is not used to communicate.
+        root: the entry rank, group-local.
+        requires_mm_token_modalities: as the model's config says, for releases that ask for it.
+        owners: the ranks that hash, group-local; all of them if None.
+        timeout_s: how long construction, and each call, may wait for other ranks (seconds).
+        name: part of the handshake.
+    Raises: UnsupportedReleaseError if this SGLang has none of the functions that are known; else as `LazyBroadcast`.
+    Collective: every rank of the group constructs, in the same order.
+    Blocking: until all ranks have come, up to `timeout_s`.
+    Threads: calls without `rid` from one thread per rank; the rest is safe.
+    Memory: raw inputs belong to the call; what it returns belongs to the caller.
+    """
+
+    def __init__(
+        self,
+        group: Any = None,
+        *,
+        root: int = 0,
+        requires_mm_token_modalities: bool = False,
+        owners: Collection[int] | None = None,
+        timeout_s: float = _TIMEOUT_S,
+        name: str = "sglang",
+    ) -> None:
+        self.binding = Binding.find(requires_mm_token_modalities=requires_mm_token_modalities)
+        backend: Callable[[Any], Any] = discovery.by_name("torch")
+        self._executor = _executor_for_device()
+        self._lazy: LazyBroadcast[Request, Any] = LazyBroadcast(
+            PREPARE_AND_FINISH,
+            backend=backend(group),
+            root=root,
+            name=name,
+            placement="shard",
+            owners=owners,
+            replicated=True,
+            timeout_s=timeout_s,
+            warn_after_s=timeout_s,  # what a rank sits out is no reason to warn
+            executor=self._executor,
+        )
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._passed: collections.deque[Key] = collections.deque(maxlen=_REMEMBERED)  # since the entry rank's last cast
+        self._open: dict[str, InputsFuture] = {}
+
+    @property
+    def rank(self) -> int:
+        """This process's place in the group, 0-based and group-local."""
+        return self._lazy.rank
+
+    @property
+    def size(self) -> int:
+        """The number of ranks."""
+        return self._lazy.size
+
+    def __repr__(self) -> str:
+        return f"<SGLangBroadcast of {self.binding.method} over {self._lazy!r}>"
+
+    def process(self, raw: Any) -> Any:
+        """Return what SGLang makes of a request's raw inputs.
+
+        Args:
+            raw: what the release's function takes; None and `MultimodalInputs` are returned as they are.
+        Raises: `_MultimodalInputProcessingError` where SGLang has it; in other releases MaterializeError with SGLang's
+            own error, PayloadMismatchError where ranks' inputs differ, CastTimeoutError, PeerLostError, ClosedError.
+        Collective: every rank, in the same order. Blocking: until the inputs are here, up to `timeout_s`.
+        Threads: one per rank.
+        """
+        key = next(self._numbers)
+        if self._passes(raw, key):
+            return self._passed_through(raw)
+        try:
+            return self._lazy.broadcast(Request(self.binding, raw), key=key)
+        except LazycastError as exc:
+            error = self._translated(exc)
+        raise error
+
+    def process_async(self, raw: Any, rid: str | None = None) -> InputsFuture:
+        """Return at once a future for what `process` returns.
+
+        Args:
+            raw: as for `process`; not to be touched until the future is done.
+            rid: the request's id, by which ranks may then ask in any order, and `abort` it; else the call counts as one
+                of `process`.
+        Returns: a `concurrent.futures.Future`, also awaitable. Its errors are those of `process`.
+        Raises: at once: KeyInUseError if this id is pending here; on the entry rank CastTimeoutError (back-pressure);
+            ClosedError.
+        Collective: every rank. Blocking: never, short of back-pressure on the entry rank. Threads: safe with `rid`.
+        """
+        key: Key = next(self._numbers) if rid is None else rid
+        if self._passes(raw, key):
+            return self._done_with(raw)
+        cast = self._lazy.broadcast_async(Request(self.binding, raw), key=key)
+        future = InputsFuture(cast, self._translated)
+        if rid is not None:
+            with self._lock:
+                self._open[rid] = future
+            future.add_done_callback(lambda done: self._forget(rid, done))
+        return future
+
+    def abort(self, rid: str) -> bool:
+        """Give up a request of `process_async` that is not done. True if this rank will not get its inputs.
+
+        The entry rank can only while it has not been sent; then it is cancelled on every rank.
+        Collective: no. Blocking: never. Threads: safe.
+        """
+        with self._lock:
+            future = self._open.get(rid)
+        return future is not None and future.cancel()
+
+    def stats(self) -> Stats:
+        """Return counts and timings of this rank, as `LazyBroadcast.stats` does."""
+        return self._lazy.stats()
+
+    def dump(self) -> str:
+        """Return this rank's whole state as text for a human."""
+        return self._lazy.dump()
+
+    def close(self, *, timeout_s: float | None = None) -> None:
+        """Finish or fail what is pending, and say farewell, as `LazyBroadcast.close` does. Twice is fine."""
+        self._lazy.close(timeout_s=timeout_s)
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+
+    def __enter__(self) -> SGLangBroadcast:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._lazy.__exit__(exc_type, exc, tb)
+        self.close()
+
+    # Calls with nothing to hash
+
+    def _passes(self, raw: Any, key: Key) -> bool:
+        """Whether this rank has nothing to hash in a call; if so, make sure that others do not wait for it in vain."""
+        if raw is not None and not isinstance(raw, self.binding.inputs) and input_error(raw) is None:
+            if self._lazy.is_root:
+                self._say_what_passed()
+            return False
+        if self._lazy.is_root:
+            self._passed.append(key)
+        elif self._lazy.size > 1:
+            self._sit_out(key)
+        return True
+
+    def _say_what_passed(self) -> None:
+        """On the entry rank: end the calls that others make, or have sat out, where this rank had nothing."""
+        while self._passed:
+            try:
+                self._lazy.broadcast_async(MISSING, key=self._passed.popleft())
+            except TypeError:  # as it must be: a call without a payload counts, and is refused on every rank
+                continue
+            except KeyInUseError:  # an id that has come again: that one speaks for itself
+                continue
+
+    def _sit_out(self, key: Key) -> None:
+        """On the others: ask without inputs, so that a cast of the entry rank fails everywhere; and do not wait."""
+        try:
+            cast = self._lazy.broadcast_async(MISSING, key=key)
+        except LazycastError:  # closed, or an id that is pending: nobody waits for this one
+            return
+        cast.add_done_callback(self._sat_out)
+
+    def _sat_out(self, cast: concurrent.futures.Future[Any]) -> None:
+        exc = None if cast.cancelled() else cast.exception()
+        if isinstance(exc, PayloadMismatchError):
+            logger.error(
+                "lazycast: a request went on without inputs on rank %d, and failed elsewhere: %s", self.rank, exc
+            )
+
+    @staticmethod
+    def _passed_through(raw: Any) -> Any:
+        said = input_error(raw)
+        if said is None:
+            return raw
+        raise (caught_error() or RuntimeError)(said)
+
+    def _done_with(self, raw: Any) -> InputsFuture:
+        done = InputsFuture()
+        try:
+            done.set_result(self._passed_through(raw))
+        except Exception as exc:
+            done.set_exception(exc)
+        return done
+
+    def _forget(self, rid: str, done: concurrent.futures.Future[Any]) -> None:
+        with self._lock:
+            if self._open.get(rid) is done:
+                del self._open[rid]
+
+    # Errors
+
+    def _translated(self, exc: BaseException) -> BaseException:
+        """Return the error that SGLang's callers catch, with the other as its cause."""
+        if isinstance(exc, RemoteError) and "needs a payload on the root" in exc.message:
+            exc = PayloadMismatchError(
+                f"rank {self.rank} has inputs for a request for which the entry rank, {self._lazy.root}, has none; the "
+                "ranks' requests are out of step",
+                rank=self._lazy.root,
+            )
+        caught = caught_error()
+        if caught is None or not isinstance(exc, LazycastError):
+            return exc
+        translated: Exception = caught(exc.message)
+        translated.__cause__ = exc
+        return translated
+
+
+def _executor_for_device() -> concurrent.futures.Executor | None:
+    """Return threads that use this rank's device, which is a setting of each thread; None without one."""
+    import torch
+
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+        return None
+    return concurrent.futures.ThreadPoolExecutor(
+        max_workers=min(4, os.cpu_count() or 1),
+        thread_name_prefix="lazycast-sglang",
+        initializer=torch.cuda.set_device,
+        initargs=(torch.cuda.current_device(),),
+    )

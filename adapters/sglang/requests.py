@@ -1,0 +1,141 @@
+"""Whole requests from the rank that receives them to all others: SGLang's `broadcast_pyobj`, over lazycast.
+
+Guarantees:
+
+* The same semantics: the source gets back what it passed, the others lists of their own; ranks call in the same order.
+* Tensors are not copied into a pickle: on a host they lie once in shared memory, and cross to another host once.
+* What the source cannot pickle raises on every rank, instead of leaving the others to wait.
+* Only the calls that bring requests are replaced: those of the scheduler's receiver.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from lazycast import discovery
+from lazycast.api import LazyBroadcast
+from lazycast.stats import Stats
+
+from .binding import UnsupportedReleaseError, release
+
+_FUNCTION = "broadcast_pyobj"
+#: The modules that bring requests to the ranks: until 0.5.9 and a while after; in 0.5.23.
+_MODULES = (
+    "sglang.srt.managers.scheduler",
+    "sglang.srt.managers.scheduler_components.request_receiver",
+    "sglang.srt.distributed.communication_op",
+)
+_CONSTRUCTION_S = 300.0
+_FOR_EVER_S = 1e7  # a server may be idle for as long as it likes
+_MAX_AHEAD = 16
+
+_replaced: dict[str, Any] = {}  # by module: its own function
+_open: dict[tuple[int, int], tuple[Any, RequestBroadcast]] = {}  # by id of the group, and root; the group, to keep it
+
+
+class RequestBroadcast:
+    """Broadcasts lists of requests over one group.
+
+    Args:
+        group: a process group; the default one if None. It is not used to communicate.
+        root: the source, group-local.
+    Raises: as `LazyBroadcast`. Collective: every rank of the group constructs.
+    """
+
+    def __init__(self, group: Any = None, *, root: int = 0) -> None:
+        backend: Callable[[Any], Any] = discovery.by_name("torch")
+        self._lazy: LazyBroadcast[list[Any], list[Any]] = LazyBroadcast(
+            backend=backend(group),
+            root=root,
+            name="sglang-requests",
+            placement="every",
+            agree=False,
+            max_inflight=_MAX_AHEAD,
+            timeout_s=_CONSTRUCTION_S,
+            warn_after_s=_FOR_EVER_S,
+        )
+
+    def broadcast(self, data: list[Any]) -> list[Any]:
+        """Give the source's list to every rank.
+
+        Args:
+            data: any picklable objects; ignored except on the source, where the same list comes back.
+        Raises: EncodeError on the source, RemoteError on the others, for what does not pickle; DecodeError for what a
+            rank cannot rebuild; PeerLostError, ClosedError.
+        Collective: every rank, in the same order. Blocking: the source until all is on its way, at most 16 lists ahead
+            of the slowest rank; the others until it is here. Threads: one per rank.
+        """
+        if not self._lazy.is_root:
+            return self._lazy.broadcast(timeout_s=_FOR_EVER_S)
+        self._lazy.broadcast(data or [], timeout_s=_FOR_EVER_S)
+        return data
+
+    def stats(self) -> Stats:
+        """Return counts and timings of this rank, as `LazyBroadcast.stats` does."""
+        return self._lazy.stats()
+
+    def close(self, *, timeout_s: float | None = None) -> None:
+        """Say farewell, as `LazyBroadcast.close` does. Twice is fine."""
+        self._lazy.close(timeout_s=timeout_s)
+
+
+def replacement(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what takes the place of a `broadcast_pyobj`."""
+
+    @functools.wraps(original)
+    def broadcast_pyobj(
+        data: Any, rank: int, dist_group: Any = None, src: int = 0, force_cpu_device: bool = True
+    ) -> Any:
+        if not force_cpu_device:
+            return original(data, rank, dist_group, src, force_cpu_device)
+        return _of(dist_group, src).broadcast(data)
+
+    return broadcast_pyobj
+
+
+def _of(group: Any, src: int) -> RequestBroadcast:
+    import torch.distributed as dist
+
+    key = id(group), src
+    if key not in _open:
+        root = src if group is None else dist.get_group_rank(group, src)  # which is a global rank
+        _open[key] = group, RequestBroadcast(group, root=root)
+    return _open[key][1]
+
+
+def install_requests() -> None:
+    """Let requests travel by lazycast; a second time does nothing. Every rank of a server has to, or none.
+
+    Raises: UnsupportedReleaseError if this release receives requests in another way.
+    Collective: no; the ranks meet at their first requests. Blocking: never.
+    """
+    if _replaced:
+        return
+    found = {}
+    for name in _MODULES:
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+        if hasattr(module, _FUNCTION):
+            found[name] = module
+    if not found:
+        raise UnsupportedReleaseError(
+            f"SGLang {release()} has no {_FUNCTION} where lazycast looks for it: {', '.join(_MODULES)}"
+        )
+    for name, module in found.items():
+        _replaced[name] = getattr(module, _FUNCTION)
+        setattr(module, _FUNCTION, replacement(_replaced[name]))
+
+
+def uninstall_requests() -> None:
+    """Undo `install_requests`, and close what was made. Collective: no, but do it everywhere."""
+    for name, original in _replaced.items():
+        setattr(importlib.import_module(name), _FUNCTION, original)
+    _replaced.clear()
+    for _, requests in _open.values():
+        requests.close()
+    _open.clear()

@@ -1,0 +1,48 @@
+"""One run from outside: start the ranks, show how far they are, and put together what they bring back."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lazycast.bench import machine, progress
+from lazycast.bench.sglang.measure import combine, run_rank
+from lazycast.bench.sglang.plan import Plan
+from lazycast.errors import BackendUnavailableError
+from lazycast.launcher import launch
+
+#: Of the layout of what `run` returns.
+FORMAT = 1
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """Measure what `plan` says on ranks of this machine; return everything that is known of the run, as JSON has it.
+
+    Raises: BackendUnavailableError without SGLang; what `launch` raises, also if hashes differ.
+    Blocking: until all is measured.
+    """
+    if find_spec("sglang") is None:
+        raise BackendUnavailableError(
+            "this benchmark runs SGLang, which is not installed here; in a checkout, `python "
+            "tests/sglang/environment.py 0.5.23` makes an environment with it that needs no GPU, and prints its "
+            "interpreter"
+        )
+    about = {
+        "format": FORMAT,
+        "benchmark": "sglang",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine.describe(),
+        "plan": asdict(plan),
+    }
+    cells = []
+    versions: dict[str, str] = {}
+    for ranks in plan.ranks:
+        with tempfile.TemporaryDirectory(prefix="lazycast-bench-") as name, progress.shown(Path(name)):
+            found = launch(run_rank, ranks=ranks, backend="torch", args=(plan, Path(name)))
+        versions = found[0]["versions"]
+        cells += combine(found)
+    return {**about, "versions": versions, "cells": cells}

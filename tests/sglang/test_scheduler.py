@@ -1,0 +1,182 @@
+"""In the scheduler's place: installed and taken away, as a plugin, on groups of some ranks, and with the flag off."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from kit import BINDING, Ranks, Scheduler, alone, environment, failing, hashes, process, same
+
+from lazycast.adapters.sglang import SGLangBroadcast, UnsupportedReleaseError, install, uninstall
+from lazycast.bench.sglang import inputs
+from lazycast.bench.sglang.scheduler import FLAG, without_model
+
+METHOD = "_process_and_broadcast_mm_inputs"
+
+
+def image(seed: int) -> Any:
+    return inputs.images(1, seed, patches=50)
+
+
+def set_flag(monkeypatch: pytest.MonkeyPatch, scheduler: Any, on: bool) -> None:
+    """The server's own option, where this release keeps it."""
+    if inputs.bundles():
+        setattr(scheduler.server_args, FLAG, on)
+        return
+    from sglang.srt import runtime_context
+    from sglang.srt.managers import scheduler as module
+
+    settings = SimpleNamespace(**{FLAG: on})
+    monkeypatch.setattr(runtime_context, "get_mm", lambda: settings)
+    monkeypatch.setattr(module, "get_mm", lambda: settings)
+
+
+def test_through_the_method_that_calls_it(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = without_model(Scheduler)
+    install(scheduler)
+    try:
+        set_flag(monkeypatch, scheduler, True)
+        same(scheduler._get_multimodal_inputs(image(1)), alone(image(1)))
+        failing(lambda: scheduler._get_multimodal_inputs(inputs.raw([inputs.item("AUDIO")])), "raised on rank")
+        casts = scheduler._lazycast_broadcast.stats().casts
+        set_flag(monkeypatch, scheduler, False)
+        same(scheduler._get_multimodal_inputs(image(2)), alone(image(2)))
+        assert scheduler._lazycast_broadcast.stats().casts == casts
+        ranks.meet()
+    finally:
+        uninstall(scheduler)
+    assert METHOD not in vars(scheduler)
+    set_flag(monkeypatch, scheduler, True)
+    same(scheduler._get_multimodal_inputs(image(3)), alone(image(3)))
+    assert "_lazycast_broadcast" not in vars(scheduler)
+
+
+def test_on_the_class(ranks: Ranks) -> None:
+    before = dict(vars(Scheduler))
+    install(Scheduler)
+    install(Scheduler)
+    try:
+        scheduler = without_model(Scheduler)
+        same(process(scheduler, image(1)), alone(image(1)))
+        assert isinstance(scheduler._lazycast_broadcast, SGLangBroadcast)
+        ranks.meet()
+    finally:
+        uninstall()
+    assert dict(vars(Scheduler)) == before
+    same(process(scheduler, image(2)), alone(image(2)))
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_ranks_meet_when_schedulers_are_made(ranks: Ranks, monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
+    def init(self: Any) -> None:
+        vars(self).update(vars(without_model(Scheduler)))
+        set_flag(monkeypatch, self, on)
+
+    monkeypatch.setattr(Scheduler, "__init__", init)
+    install(Scheduler)
+    try:
+        made = Scheduler()
+        assert ("_lazycast_broadcast" in vars(made)) is on
+        ranks.meet()
+    finally:
+        uninstall()
+
+
+def test_groups_of_some_ranks(ranks: Ranks) -> None:
+    """Each half of the ranks has requests of its own, as with data parallel attention."""
+    halves = [list(range(ranks.size // 2)), list(range(ranks.size // 2, ranks.size))]
+    groups = [dist.new_group(half) for half in halves]
+    mine = next(n for n, half in enumerate(halves) if ranks.rank in half)
+    scheduler = without_model(Scheduler, groups[mine])
+    install(scheduler)
+    try:
+        made = [process(scheduler, image(seed + 10 * mine)) for seed in range(3)]
+        for seed, one in enumerate(made):
+            same(one, alone(image(seed + 10 * mine)))
+        alike = ranks.tell([hashes(one) for one in made])
+        assert alike[0] == alike[halves[0][-1]] != alike[-1] == alike[halves[1][0]]
+        if ranks.size > 2:
+            assert scheduler._lazycast_broadcast.stats().casts == 3
+        else:  # a scheduler that is alone goes SGLang's own way
+            assert "_lazycast_broadcast" not in vars(scheduler)
+        ranks.meet()
+    finally:
+        uninstall(scheduler)
+
+
+def test_without_a_group(ranks: Ranks) -> None:
+    scheduler = without_model(Scheduler)
+    scheduler.dp_tp_cpu_group = None
+    scheduler.dp_tp_group.rank_in_group = 0
+    install(scheduler)
+    try:
+        same(process(scheduler, image(ranks.rank)), alone(image(ranks.rank)))
+    finally:
+        uninstall(scheduler)
+
+
+@pytest.mark.release("0.5.23")
+@pytest.mark.parametrize("chosen", ["", "lazycast", "another"])
+def test_as_a_plugin(ranks: Ranks, monkeypatch: pytest.MonkeyPatch, chosen: str) -> None:
+    from sglang.srt import plugins
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    monkeypatch.setattr(plugins, "_plugins_loaded", False)
+    monkeypatch.setattr(Scheduler, METHOD, getattr(Scheduler, METHOD))
+    monkeypatch.setattr(Scheduler, "__init__", Scheduler.__init__)
+    with environment(**({"SGLANG_PLUGINS": chosen} if chosen else {})):
+        plugins.load_plugins()
+    try:
+        scheduler = without_model(Scheduler)
+        same(process(scheduler, image(1)), alone(image(1)))
+        assert ("_lazycast_broadcast" in vars(scheduler)) is (chosen != "another")
+        ranks.meet()
+    finally:
+        HookRegistry.reset()
+        uninstall()
+
+
+@pytest.mark.release("0.5.23")
+def test_the_plugin_leaves_processes_without_a_scheduler_alone(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    from lazycast.adapters.sglang.plugin import plugin
+
+    monkeypatch.delitem(sys.modules, "sglang.srt.managers.scheduler")
+    plugin()
+    assert not HookRegistry._hooks
+    assert "sglang.srt.managers.scheduler" not in sys.modules
+
+
+def test_releases_that_are_not_known(ranks: Ranks) -> None:
+    class MultimodalInputs:
+        pass
+
+    with pytest.raises(UnsupportedReleaseError, match=r"neither from_processor_output nor from_dict.*0\.5\.9 and 0\.5"):
+        type(BINDING).of(MultimodalInputs)
+    with pytest.raises(UnsupportedReleaseError, match="has no _process_and_broadcast_mm_inputs"):
+        install(MultimodalInputs)
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_releases_between(ranks: Ranks, asks: bool) -> None:
+    """0.5.10 and 0.5.11 have the newer function and not yet its option."""
+
+    class MultimodalInputs:
+        if asks:
+
+            @staticmethod
+            def from_processor_output(obj: Any, *, requires_mm_token_modalities: bool = False) -> Any:
+                return obj, requires_mm_token_modalities
+
+        else:
+
+            @staticmethod
+            def from_processor_output(obj: Any) -> Any:
+                return obj
+
+    binding = type(BINDING).of(MultimodalInputs, requires_mm_token_modalities=True)
+    assert binding(3) == ((3, True) if asks else 3)
