@@ -39,7 +39,8 @@ def assert_same(a: object, b: object) -> None:
         native = a.dtype.newbyteorder("=")  # NumPy itself makes arrays native that it pickles in band (strided ones)
         assert (native, a.shape) == (b.dtype.newbyteorder("="), b.shape)
         if a.dtype.names is not None:  # what is between fields is anything
-            assert a.tolist() == b.tolist()
+            for name in a.dtype.names:
+                assert_same(np.array(a[name]), np.array(b[name]))
         else:
             assert a.astype(native).tobytes() == b.astype(native).tobytes()
     elif isinstance(a, dict):
