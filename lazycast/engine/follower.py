@@ -195,7 +195,7 @@ class FollowerLane(Lane):
                     arrival.final = SPENT
         if early is not None and early.failure is not None:
             self._conclude(arrival, Result(failure=early.failure))
-            self._give_up(arrival, early.failure)
+            self._give_up(arrival)
         elif result is not None:
             if ask is not None:
                 self._settle(ask, result)

@@ -241,10 +241,13 @@ class Lane(Desk):
                 waiting.append(arrival)
             first = len(waiting) == 1
             arrival.begun = False
+            failed = arrival.final is not None  # meanwhile
         if end is not None:
             self._conclude(arrival, Result(failure=end))
         elif first:
             self._relay.up(Need(self._group.rank, ident))
+        if failed:
+            self._give_up(arrival)
 
     def _code_missing(self, arrival: Arrival, failure: Failure) -> None:
         """The root cannot send the code that this cast waits for."""
@@ -294,9 +297,9 @@ class Lane(Desk):
         else:
             mine = local is not None and local.failure is not None and verdict.failure.rank == self._group.rank
             self._conclude(arrival, Result(failure=verdict.failure, cause=local.cause if local and mine else None))
-            self._give_up(arrival, verdict.failure)
+            self._give_up(arrival)
 
-    def _give_up(self, arrival: Arrival, failure: Failure) -> None:
+    def _give_up(self, arrival: Arrival) -> None:
         """A cast has failed. If this rank's part has not begun, it never will; those who count on it are told so."""
         with self._lock:
             if arrival.begun:
@@ -304,9 +307,11 @@ class Lane(Desk):
             arrival.begun = True
             read = arrival.ask is not None
             arrival.told_read |= read
-        if arrival.owner == self._group.rank:
+        rank = self._group.rank
+        if arrival.owner == rank:
+            failure = Failure("refused", rank, self._group.hosts[rank], "the cast had failed before its owner began")
             self._parts.tell(self._value(arrival, failure))
-        self._relay.up(Report(self._group.rank, arrival.message.seq, read, failure))
+        self._relay.up(Report(rank, arrival.message.seq, read))
 
     def _conclude(self, arrival: Arrival, result: Result) -> None:
         with self._lock:

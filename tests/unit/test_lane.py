@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
+
 from lazycast.cores import Cores
 from lazycast.engine.follower import FollowerLane
 from lazycast.engine.performer import Group
+from lazycast.errors import MaterializeError
 from lazycast.options import Options
 from lazycast.topology import place
-from lazycast.wire import Gone
+from lazycast.wire import AnyMessage, Cast, Code, Failure, Gone, MaterializerRef, Need, Report, Verdict
 from tests.unit.test_relay import FakeContext, FakeLink
 
 RANK, VICTIM, SIZE = 3, 4, 5
@@ -32,12 +37,45 @@ def options() -> Options:
     )
 
 
-def test_a_rank_that_closes_after_a_loss_passes_the_loss_on_before_its_farewell() -> None:
-    """Or others, who have not noticed the loss yet, would blame the one that closed."""
-    link = FakeLink(1 << 20)
+def follower(link: FakeLink) -> FollowerLane:
     group = Group(RANK, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     lane = FollowerLane(group, options(), FakeContext(link), place(RANK, 0, [[r] for r in range(SIZE)]), None)
     lane.start(timeout_s=1.0)
+    return lane
+
+
+def said(link: FakeLink, kind: type[AnyMessage]) -> AnyMessage:
+    """Wait for a message that the rank sends."""
+    deadline_s = time.monotonic() + 10
+    while time.monotonic() < deadline_s:
+        for _, message, _ in link.messages():
+            if isinstance(message, kind):
+                return message
+        time.sleep(0.001)
+    raise AssertionError(f"no {kind.__name__} was sent")
+
+
+def test_a_rank_reports_on_a_cast_that_fails_before_its_part_begins() -> None:
+    """Or the root would keep it on its books for good."""
+    link = FakeLink(1 << 20)
+    lane = follower(link)
+    try:
+        code = MaterializerRef("sha256:unknown", "fn")
+        lane.on_message(Cast(1, None, "every", True, code, 0, 10), memoryview(b""))
+        assert said(link, Need) == Need(RANK, "sha256:unknown")
+        lane.on_message(Verdict(1, Failure("materialize", VICTIM, "h", "it failed")), memoryview(b""))
+        assert said(link, Report) == Report(RANK, 1, False)
+        lane.on_message(Code(2, "sha256:unknown", failure=Failure("encode", 0, "h", "no code")), memoryview(b""))
+        with pytest.raises(MaterializeError, match="it failed"):
+            lane.call(None, None, None, 5.0).result(5)
+    finally:
+        lane.close(0.0)
+
+
+def test_a_rank_that_closes_after_a_loss_passes_the_loss_on_before_its_farewell() -> None:
+    """Or others, who have not noticed the loss yet, would blame the one that closed."""
+    link = FakeLink(1 << 20)
+    lane = follower(link)
     lane.on_neighbour_gone(VICTIM, "it ended without a farewell")  # on a host: no neighbour of ours in the tree
     assert link.messages() == []
     lane.close(0.0)
