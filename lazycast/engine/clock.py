@@ -50,8 +50,10 @@ class Clock(Generic[W]):
         except RuntimeError:
             return  # it is open already
 
-    def work_here(self) -> None:
-        """There is something to do: do it in this thread, unless the engine's is at it. To be called `Uninterrupted`.
+    def work_here(self, work: Callable[[], object]) -> None:
+        """There is something to do: do `work` in this thread, unless the engine's is at it. Call it `Uninterrupted`.
+
+        What `work` leaves undone is the engine's: whoever leaves something wakes it.
 
         It saves a small cast two changes of threads, which take as long as all the rest of the root's work on it.
         """
@@ -59,7 +61,7 @@ class Clock(Generic[W]):
             self.wake()
             return
         try:
-            self._work()
+            work()
         except BaseException as exc:
             self._on_failure(exc)
             raise

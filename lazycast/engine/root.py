@@ -58,6 +58,7 @@ from lazycast.wire import (
     Value,
 )
 
+_STEPS_HERE = 4
 _SHOWN = 8  # of a list, in a message
 _SHOWN_KEY = 40  # characters of a key's repr
 _SHOWN_RANKS = 100
@@ -124,7 +125,7 @@ class RootLane(Lane):
             if waits or refusal is not None or not here:
                 self._clock.wake()
             else:
-                self._clock.work_here()
+                self._clock.work_here(self._work_a_little)
         if waits:
             refusal = self._wait_and_enter(call, began_s)
         if refusal is not None:
@@ -231,16 +232,27 @@ class RootLane(Lane):
     # The engine thread: begin, send
 
     def _work(self) -> float | None:
-        while True:
-            with self._lock:
-                new = self._calls.next_to_begin()
-                call = self._next_to_send() if new is None and self._calls.held else None
-            if new is not None:
-                self._begin_call(new)
-            elif call is not None:
-                self._send(call)
-            else:
-                return None  # a new call, a value or a read will wake us
+        while self._work_one():
+            pass
+        return None  # a new call, a value or a read will wake us
+
+    def _work_a_little(self) -> None:
+        """For a caller who waits for its call: begin it, send it. What others have queued before it takes no longer."""
+        for _ in range(_STEPS_HERE):
+            if not self._work_one():
+                return
+        self._clock.wake()
+
+    def _work_one(self) -> bool:
+        """Begin or send a call; return whether there was one."""
+        with self._lock:
+            new = self._calls.next_to_begin()
+            call = self._next_to_send() if new is None and self._calls.held else None
+        if new is not None:
+            self._begin_call(new)
+        elif call is not None:
+            self._send(call)
+        return new is not None or call is not None
 
     def _next_to_send(self) -> Call | None:
         """With the lock held: take the call whose turn has come, if there is room for it."""
