@@ -121,7 +121,7 @@ def without_agreement_the_other_ranks_get_their_value(rank: Rank) -> None:
 
 @behaviour(min_size=2)
 def a_payload_that_one_rank_cannot_decode(rank: Rank) -> None:
-    with rank.executor() as executor, rank.lazy(identity, executor=executor) as lazy:
+    with rank.executor() as executor, rank.lazy(identity, executor=executor, placement="every") as lazy:
         payload = DecodesNotOn(rank.last)
         exc = raises(DecodeError, rf"on rank {rank.last} .*no such module", lambda: lazy.broadcast(payload))
         same(exc.rank, rank.last)
@@ -209,7 +209,7 @@ def a_late_rank_finds_its_casts(rank: Rank) -> None:
 @behaviour()
 def blocking_calls_from_materializers_and_callbacks_are_refused(rank: Rank) -> None:
     gate, done = threading.Event(), threading.Event()
-    with rank.executor(1) as executor, rank.lazy(executor=executor) as lazy:
+    with rank.executor(1) as executor, rank.lazy(executor=executor, placement="every") as lazy:
         seen: list[BaseException] = []
 
         def callback(_: Any) -> None:

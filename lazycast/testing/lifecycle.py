@@ -41,7 +41,7 @@ def close_is_idempotent_and_values_outlive_it(rank: Rank) -> None:
 def close_waits_for_pending_casts(rank: Rank) -> None:
     gate = threading.Event()
     with rank.executor(1) as executor:
-        lazy = rank.lazy(identity, executor=executor)
+        lazy = rank.lazy(identity, executor=executor, placement="every")
         executor.submit(gate.wait, TIMEOUT_S)
         future = lazy.broadcast_async("pending")
         threading.Timer(0.2, gate.set).start()
@@ -76,7 +76,7 @@ def close_waits_for_what_can_still_be_done_although_another_rank_has_closed(rank
 def close_fails_what_does_not_finish(rank: Rank) -> None:
     gate = threading.Event()
     with rank.executor(1) as executor:
-        lazy = rank.lazy(identity, executor=executor)
+        lazy = rank.lazy(identity, executor=executor, placement="every")
         executor.submit(gate.wait, TIMEOUT_S)
         future = lazy.broadcast_async("pending", key="k")
         rank.meet()
@@ -105,7 +105,7 @@ def a_rank_that_passes_casts_on_and_closes_ends_them_for_all(rank: Rank) -> None
     """Without shared memory rank 1 passes on to rank 4. It has reported and leaves; rank 4 still works."""
     gate = threading.Event()
     with rank.executor(1) as executor:
-        lazy = rank.lazy(identity, executor=executor, shared_memory=False)
+        lazy = rank.lazy(identity, executor=executor, shared_memory=False, placement="every")
         if rank.rank == 4:
             executor.submit(gate.wait, TIMEOUT_S)
         rank.meet()
@@ -181,7 +181,7 @@ def a_cast_withdrawn_before_sending_is_cancelled_everywhere(rank: Rank) -> None:
 @behaviour(min_size=2)
 def a_cast_that_was_sent_is_not_withdrawn(rank: Rank) -> None:
     gate = threading.Event()
-    with rank.executor(1) as executor, rank.lazy(identity, executor=executor) as lazy:
+    with rank.executor(1) as executor, rank.lazy(identity, executor=executor, placement="every") as lazy:
         slow = rank.rank == rank.last
         held = executor.submit(lambda: slow and gate.wait(TIMEOUT_S))
         rank.meet()
