@@ -173,17 +173,19 @@ def _print_table(runs: list[Run]) -> None:
 
     table = Table(title=f"lazycast {__version__}")
     table.add_column("backend")
-    for title in ("rank", "pid", "casts", "bytes received", "materialize (ms)"):
+    for title in ("rank", "pid", "casts", "made here", "bytes received", "materialize (ms)"):
         table.add_column(title, justify="right")
     table.add_column("digest", no_wrap=True)
     for r in runs:
         for report in r.ranks:
             style = "red" if report.rank in r.differing else None
             took = f"{report.materialize_ms:.1f}" if report.materialized else "-"
-            numbers = (report.rank, report.pid, report.casts, f"{report.nbytes_received:,}", took)
+            numbers = (report.rank, report.pid, report.casts, report.materialized, f"{report.nbytes_received:,}", took)
             table.add_row(r.backend, *map(str, numbers), report.digest[:16], style=style)
         if not r.ranks:
-            table.add_row(r.backend, "-", "-", "-", "-", "-", "unavailable" if r.unavailable else "failed", style="red")
+            table.add_row(
+                r.backend, "-", "-", "-", "-", "-", "-", "unavailable" if r.unavailable else "failed", style="red"
+            )
         table.add_section()
     console = Console()
     console.print(table)

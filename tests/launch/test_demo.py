@@ -93,10 +93,12 @@ def test_every_rank_gets_the_same_pixels_as_plain_python(backend: str, ranks: in
     for report in run["ranks"]:
         assert expected.items() <= report["photos"].items()
         assert report["digest"] == hashlib.sha256("".join(report["photos"].values()).encode()).hexdigest()
-        assert report["casts"] == report["materialized"] == 1 + len(report["photos"])
-        assert report["materialize_ms"] > 0
+        assert report["casts"] == 1 + len(report["photos"])
         if report["rank"] > 0:
             assert report["nbytes_received"] > 2 * jpegs_nbytes  # each photo was cast twice
+    made, casts = sum(report["materialized"] for report in run["ranks"]), run["ranks"][0]["casts"]
+    assert casts <= made <= casts * ranks  # as the root has chosen
+    assert sum(report["materialize_ms"] for report in run["ranks"]) > 0
 
 
 def test_root_placement_sends_pixels_and_nobody_else_decodes(expected: dict[str, str]) -> None:
