@@ -24,13 +24,14 @@ from pathlib import Path
 from select import select
 from typing import ClassVar, TypeVar
 
-from lazycast.backend import Backend, Context, Link, Sink
+from lazycast.backend import MAX_HEADER_NBYTES, Backend, Context, Link, Sink
 from lazycast.errors import BackendError, BackendUnavailableError, CastTimeoutError
 from lazycast.threaded_link import Pipe, PipeClosed, ThreadedLink
 
 _PREFIX = struct.Struct("<IQ")  # header bytes, body bytes
 _PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _RETRY_S = 0.005
+_MAX_BLOB_NBYTES = 16 << 20  # of a handshake; a larger one is none
 
 T = TypeVar("T")
 
@@ -82,6 +83,8 @@ class _SocketPipe(Pipe):
 
     def recv_header(self) -> tuple[bytes, int]:
         header_nbytes, body_nbytes = _PREFIX.unpack(_recv(self._sock, _PREFIX.size))
+        if header_nbytes > MAX_HEADER_NBYTES:
+            raise PipeClosed(f"what arrived is no message: a header of {header_nbytes} bytes")
         return _recv(self._sock, header_nbytes), body_nbytes
 
     def recv_body(self, into: memoryview) -> None:
@@ -137,6 +140,8 @@ class _LocalContext(Context):
     @staticmethod
     def _recv_blob(sock: socket.socket) -> bytes:
         nbytes, _ = _PREFIX.unpack(_recv(sock, _PREFIX.size))
+        if nbytes > _MAX_BLOB_NBYTES:
+            raise PipeClosed(f"what arrived is no part of a handshake: {nbytes} bytes")
         return _recv(sock, nbytes)
 
     def _io(self, meeting: _Meeting, peer: int, action: Callable[[socket.socket], T], blobs: Collection[int]) -> T:

@@ -138,6 +138,8 @@ class _TorchContext(Context):
         except RuntimeError as exc:
             kind = BackendError if time.monotonic() < deadline_s else CastTimeoutError
             raise kind(f"gloo could not connect the ranks within {timeout_s:g} s: {exc}") from exc
+        # A rank without neighbours lets go of its group at once, and would reset connections that others are making.
+        self.exchange(b"connected", timeout_s=max(0.001, deadline_s - time.monotonic()))
         pipes: dict[int, Pipe] = {peer: _GlooPipe(group, peer) for peer in neighbours}
         return ThreadedLink(pipes, sink, name=f"lazycast-torch-{self._rank}")
 

@@ -22,7 +22,7 @@ REQUESTS = {"req-1": "china.jpg", "req-2": "flower.jpg", "req-3": "china.jpg"}
 
 
 def decode(jpeg: bytes) -> np.ndarray:
-    """JPEG -> RGB -> fixed size -> float32 pixels, channels first. Runs on every rank."""
+    """JPEG -> RGB -> fixed size -> float32 pixels, channels first: the materializer."""
     image = Image.open(io.BytesIO(jpeg)).convert("RGB").resize((448, 448))
     return np.asarray(image, np.float32).transpose(2, 0, 1) / 255
 

@@ -19,7 +19,7 @@ from lazycast import LazyBroadcast, MaterializeError, launch
 
 
 def decode(request: dict) -> np.ndarray:
-    """JPEG -> RGB -> the size asked for -> float32 pixels, channels first. Runs on every rank."""
+    """JPEG -> RGB -> the size asked for -> float32 pixels, channels first: the materializer."""
     if request["side"] > 10_000 and os.environ["LAZYCAST_RANK"] == "2":
         raise MemoryError(f"no room on this rank for {request['side']} x {request['side']} pixels")
     side = min(request["side"], 448)
@@ -30,7 +30,7 @@ def decode(request: dict) -> np.ndarray:
 def rank() -> list[str]:
     """What each rank does; `launch` gathers what it returns."""
     lines = []
-    with LazyBroadcast(decode) as lazy:
+    with LazyBroadcast(decode, placement="every") as lazy:  # rank 2 has to run it, to fail
         for name, side in (("china.jpg", 20_000), ("flower.jpg", 448)):
             request = None
             if lazy.is_root:

@@ -17,7 +17,7 @@ from lazycast import LazyBroadcast
 
 
 def decode(jpeg: bytes) -> np.ndarray:
-    """JPEG -> RGB -> fixed size -> float32 pixels, channels first. Runs on every rank."""
+    """JPEG -> RGB -> fixed size -> float32 pixels, channels first: the materializer."""
     image = Image.open(io.BytesIO(jpeg)).convert("RGB").resize((448, 448))
     return np.asarray(image, np.float32).transpose(2, 0, 1) / 255
 

@@ -25,6 +25,7 @@ from lazycast.errors import (
 from lazycast.future import CastFuture
 from lazycast.launcher import launch
 from lazycast.materializers import register_materializer
+from lazycast.placement.chooser import PlacementCost, Standing
 from lazycast.reducers import register_reducer
 from lazycast.staged import Staged
 from lazycast.stats import Stats, Timing
@@ -46,9 +47,11 @@ __all__ = [
     "MaterializeError",
     "PayloadMismatchError",
     "PeerLostError",
+    "PlacementCost",
     "ReentrantCallError",
     "RemoteError",
     "Staged",
+    "Standing",
     "Stats",
     "Timing",
     "TrustError",

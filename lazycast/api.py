@@ -45,31 +45,45 @@ class LazyBroadcast(Generic[P, V]):
     """Casts raw payloads from one rank to all, with the callable that makes the object every rank gets.
 
     Args:
-        materialize: `callable(payload) -> value`; None casts the payload itself. The root's rules; other ranks need
-            not have it.
+        materialize: `callable(payload) -> value`, or a `Staged` of two; None casts the payload itself. The root's
+            rules; other ranks need not have it.
         backend: "auto" (torch.distributed if its default group is initialised, else MPI if started by its launcher,
             else local), a name found among the entry points `lazycast.backends`, or a `Backend`.
         root: the rank that owns the payloads, 0-based, local to the backend's group.
         name: part of the handshake; objects with other names never cross.
-        placement: who materializes: "every" rank on arrival; on "demand", when it asks; the "root", which casts the
-            value; "auto", today the same as "every".
+        placement: who materializes: "every" rank on arrival; in a "shard", one rank of each host, a different one for
+            each cast, whose value the others of its host get through shared memory (they make their own if it cannot be
+            shared); the "root", which casts the value; on "demand", each rank when it asks. With "auto" the root
+            chooses one of the first three for each cast, by what casts like it have cost. Wherever not every rank
+            materializes, the others get an unpickled copy.
+        owners: the ranks that take turns in a "shard", also if "auto" chooses it; all by default. A host with none of
+            them uses all its ranks.
+        replicated: every rank passes its own payload, equal to the root's, and none is sent: only the value, or what
+            the first stage of a `Staged` makes. Each rank works when it asks. Payloads are compared by a fingerprint
+            of their structure and of samples of their bytes.
         agree: encoding, decoding and materializing succeed on every rank or fail on every rank with the same error.
             Costs a round trip. "demand" makes no such promise.
         values: what a rank gets, if it is not the root: "private", memory of its own to write to, without a copy on the
             host; "readonly", arrays that refuse to be written to (tensors, which cannot, are copied); "copy", memory on
             the heap, faster for values that are overwritten as a whole. Below 64 KiB, values are copied anyway.
-        trust: "pickle": ranks trust each other, as with torch's and MPI's object collectives.
+        trust: "pickle": ranks trust each other, as with torch's and MPI's object collectives. "data": payloads, values
+            and hints are plain data and arrays, materializers are registered by name (`register_materializer`), and
+            nothing that arrives is unpickled or imported.
+        allow: with trust "pickle": the exact names ("module.qualname") of all types and functions that may arrive,
+            beside plain data, arrays and images; materializers are listed here, or registered. None: any, and code too.
         max_inflight, max_inflight_nbytes: how many casts, and bytes of payload, the slowest rank may have that it has
             not asked for; beyond it the root's calls block.
         timeout_s: how long construction, and each call that does not say otherwise, may wait (seconds).
         warn_after_s: a call that waits longer than this is logged once, with whom it waits for (seconds).
         executor: runs materializers in this process; by default some threads of lazycast's own.
-        owners, replicated, allow, arena_nbytes, shared_memory: reserved; only their defaults are supported today
-            (`shared_memory=False` too).
+        arena_nbytes: how much shared memory this rank may write messages and values to (bytes); pages count once they
+            are used.
+        shared_memory: "auto", with every rank that can be reached so; False: with none, all go over the network.
 
     Raises:
         ValueError, TypeError: an argument makes no sense; the other ranks raise ConfigMismatchError.
-        ConfigMismatchError: ranks differ in root, name, placement, agree, values, trust or wire version.
+        ConfigMismatchError: ranks differ in root, name, placement, owners, replicated, agree, values, trust,
+            allow or wire version.
         BackendUnavailableError: a library is missing or not initialised.
         CastTimeoutError: some rank, which is named, did not construct its object in time.
         BackendError: a rank went away, or the engine that connects them failed, meanwhile.
@@ -120,10 +134,10 @@ class LazyBroadcast(Generic[P, V]):
             shared_memory=shared_memory,
             owners=owners,
             replicated=replicated,
+            allow=allow,
         )
-        reserved: dict[str, object] = {"allow": allow}
         self._options = options
-        self._lane = self._meet(options, check(options, self._backend.size, reserved))
+        self._lane = self._meet(options, check(options, self._backend.size))
         lifetime.watch(self._lane)
 
     def _meet(self, options: Options, error: Exception | None) -> RootLane | FollowerLane | SoloLane:
@@ -213,7 +227,8 @@ class LazyBroadcast(Generic[P, V]):
         """Cast `payload` to every rank and return the value.
 
         Args:
-            payload: any picklable object; ignored except on the root. Arrays of any shape travel out of band.
+            payload: any picklable object; ignored except on the root, unless payloads are `replicated`. Arrays of any
+                shape travel out of band.
             materialize: for this cast instead of the object's; ignored except on the root.
             key: a str, int (64 bits) or bytes (both up to 1 KiB) that names the cast, so that ranks may ask in any
                 order. Per key the n-th call gets the n-th cast. Without one, a rank's n-th call without a key gets
@@ -222,8 +237,11 @@ class LazyBroadcast(Generic[P, V]):
         Returns: what the materializer made, or the payload without one. On the root without a materializer, the
             payload itself.
         Raises:
-            EncodeError: the payload does not pickle (root). RemoteError: the same, on the others.
-            MaterializeError, DecodeError: on every rank with `agree`, else where it happened.
+            EncodeError: the payload does not pickle, or is not plain data (root). RemoteError: the same, on the others.
+            TrustError: the materializer is not registered or allowed (root; the others RemoteError), or what arrived is
+                not allowed (every rank with `agree`, else where it happened).
+            MaterializeError, DecodeError: on every rank with `agree`, else where it happened (an owner's on its host).
+            PayloadMismatchError: some rank's replicated payload is another one than the root's, or it passed none.
             KeyInUseError: a call with this key is pending on this rank.
             CastTimeoutError: it took longer than `timeout_s`; names the phase and who is missing.
             PeerLostError: a rank died. ClosedError: a rank, or this one, has closed its object.
@@ -239,10 +257,7 @@ class LazyBroadcast(Generic[P, V]):
         lane.refuse_after_fork()
         limit_s, refusal = self._limit_s(timeout_s)
         refusal = lane.reentrant("broadcast()") or refusal
-        if isinstance(lane, SoloLane):
-            future = lane.call(payload, materialize, key, limit_s, refusal, here=True)
-        else:
-            future = lane.call(payload, materialize, key, limit_s, refusal)
+        future = lane.call(payload, materialize, key, limit_s, refusal, here=True)
         try:
             return cast(V, future.result(limit_s + _GRACE_S))
         except concurrent.futures.TimeoutError as exc:
@@ -277,6 +292,7 @@ class LazyBroadcast(Generic[P, V]):
     def discard(self, key: Key) -> None:
         """Say that this rank will not ask for the next cast with `key`.
 
+        An owner still works for the others of its host; with replicated payloads it passes the cast on to another.
         On the root, which does not ask, it withdraws a pending cast with this key if it has not been sent.
         Collective: no. Blocking: never. Threads: safe.
         """
@@ -286,7 +302,7 @@ class LazyBroadcast(Generic[P, V]):
         self._lane.discard(cast(Key, self._key(key)))
 
     def stats(self) -> Stats:
-        """Return counts and timings of this rank. Local, never blocks, cheap. Threads: safe."""
+        """Return counts and timings of this rank, and how casts are placed. Local, never blocks. Threads: safe."""
         return self._lane.stats()
 
     def dump(self) -> str:

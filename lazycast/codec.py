@@ -19,7 +19,7 @@ import ctypes
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import cloudpickle
 import numpy as np
@@ -43,7 +43,8 @@ class Layout(NamedTuple):
     frames: int
 
 
-def _aligned(nbytes: int) -> int:
+def aligned(nbytes: int) -> int:
+    """Return the next multiple of the alignment."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
@@ -92,9 +93,9 @@ class Encoded:
         for piece in self.pieces:
             stream_nbytes += len(piece)
         self.layout = Layout(stream_nbytes, len(self.frames))
-        nbytes = _aligned(8 * len(self.frames)) + _aligned(stream_nbytes)
+        nbytes = aligned(8 * len(self.frames)) + aligned(stream_nbytes)
         for frame in self.frames:
-            nbytes += _aligned(frame.nbytes)
+            nbytes += aligned(frame.nbytes)
         self.nbytes = nbytes
 
     @property
@@ -108,12 +109,12 @@ class Encoded:
         if self.frames:
             sizes = array.array("Q", [f.nbytes for f in self.frames]).tobytes()
             copy(buffer[: len(sizes)], sizes)
-            offset = _aligned(len(sizes))
+            offset = aligned(len(sizes))
         for piece in self.pieces:
             copy(buffer[offset : offset + len(piece)], piece)
             offset += len(piece)
         for frame in self.frames:
-            offset = _aligned(offset)
+            offset = aligned(offset)
             if frame.nbytes:
                 copy(buffer[offset : offset + frame.nbytes], frame)
             offset += frame.nbytes
@@ -143,6 +144,11 @@ def _pickled(
             return encoded
 
 
+def encode_by_name(obj: object) -> Encoded:
+    """Pickle `obj` as plain pickle can: classes and functions by name. Raises whatever pickling raises."""
+    return _pickled(obj, _plain_pickler, copyreg.dispatch_table)
+
+
 def encode(obj: object) -> Encoded:
     """Pickle `obj` with its buffers out of band.
 
@@ -150,7 +156,7 @@ def encode(obj: object) -> Encoded:
     cloudpickle. Raises CannotEncode naming the part that neither can pickle.
     """
     try:
-        return _pickled(obj, _plain_pickler, copyreg.dispatch_table)
+        return encode_by_name(obj)
     except Exception as plain_error:
         try:
             return _pickled(obj, _CloudPickler, cloudpickle.Pickler.dispatch_table)
@@ -158,15 +164,41 @@ def encode(obj: object) -> Encoded:
             raise CannotEncode(describe_unpicklable(obj, exc)) from (plain_error if exc is plain_error else exc)
 
 
-def _frames(body: memoryview, layout: Layout) -> Iterator[memoryview]:
+class Codec(Protocol):
+    """What the engine needs of a codec. This module is one; `lazycast.trust` knows the others."""
+
+    def encode(self, obj: object) -> Encoded:
+        """Take an object apart. Raises CannotEncode."""
+        ...
+
+    def is_plain(self, body: memoryview, layout: Layout) -> bool:
+        """Whether decoding is quick and runs nobody's code, so that it may be done by whoever reads messages."""
+        ...
+
+    def decode(self, body: memoryview, layout: Layout) -> Any:
+        """Rebuild an object on top of `body`."""
+        ...
+
+
+def stream_of(body: memoryview, layout: Layout) -> memoryview:
+    """Return the stream of an encoded object. Raises ValueError if the body does not hold it, and the frames' sizes."""
+    start = aligned(8 * layout.frames)
+    stream = body[start : start + layout.stream_nbytes]
+    if stream.nbytes != layout.stream_nbytes or start > body.nbytes:
+        raise ValueError(f"{body.nbytes} bytes do not hold {layout}")
+    return stream
+
+
+def frames_of(body: memoryview, layout: Layout) -> Iterator[memoryview]:
+    """Yield the frames of an encoded object. Raises ValueError for one that does not fit."""
     sizes = body[: 8 * layout.frames].cast("Q").tolist()
-    offset = _aligned(8 * layout.frames) + _aligned(layout.stream_nbytes)
+    offset = aligned(8 * layout.frames) + aligned(layout.stream_nbytes)
     for nbytes in sizes:
         frame = body[offset : offset + nbytes]
         if frame.nbytes != nbytes:
             raise ValueError(f"frame of {nbytes} bytes at {offset} does not fit into {body.nbytes} bytes")
         yield frame  # pickle itself makes those read-only that were
-        offset += _aligned(nbytes)
+        offset += aligned(nbytes)
 
 
 # How protocol 5 names classes and functions: two strings, each memoized, and STACK_GLOBAL; or an extension code.
@@ -179,7 +211,7 @@ def is_plain(body: memoryview, layout: Layout) -> bool:
 
     May say no where yes is true: bytes of the payload can look like names.
     """
-    start = _aligned(8 * layout.frames)
+    start = aligned(8 * layout.frames)
     stream = bytes(body[start : start + layout.stream_nbytes])
     if pickle.EXT1 in stream or pickle.EXT2 in stream or pickle.EXT4 in stream:
         return False
@@ -191,5 +223,5 @@ def decode(body: memoryview, layout: Layout) -> Any:
     """Rebuild an object on top of `body`. Raises whatever unpickling raises."""
     if not layout.frames:
         return pickle.loads(body[: layout.stream_nbytes])
-    start = _aligned(8 * layout.frames)
-    return pickle.loads(body[start : start + layout.stream_nbytes], buffers=_frames(body, layout))
+    start = aligned(8 * layout.frames)
+    return pickle.loads(body[start : start + layout.stream_nbytes], buffers=frames_of(body, layout))

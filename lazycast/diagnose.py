@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cloudpickle
 
@@ -12,14 +12,20 @@ _MAX_DEPTH = 8
 _MAX_CHILDREN = 1000
 
 
-def _children(obj: object) -> Iterator[tuple[str, object]]:
-    """Yield the parts of an object with the text that leads to each."""
+def items_of(obj: object) -> Iterator[tuple[str, object]]:
+    """Yield the items of a container with the text that leads to each."""
     if isinstance(obj, dict):
         for key, value in obj.items():
             yield f"[{key!r}]", value
     elif isinstance(obj, (list, tuple, set, frozenset)):
         for index, value in enumerate(obj):
             yield f"[{index}]", value
+
+
+def _children(obj: object) -> Iterator[tuple[str, object]]:
+    """Yield the parts of an object with the text that leads to each."""
+    if isinstance(obj, (dict, list, tuple, set, frozenset)):
+        yield from items_of(obj)
     elif isinstance(obj, functools.partial):
         yield ".func", obj.func
         for index, value in enumerate(obj.args):
@@ -52,13 +58,22 @@ def _error_of(obj: object) -> Exception | None:
 
 def find_unpicklable(obj: object) -> tuple[str, object, Exception | None]:
     """Walk down to the smallest part that does not pickle; return the way to it, the part and its error."""
-    way, error = "", _error_of(obj)
+    return find_part(obj, _error_of, _children)
+
+
+def find_part(
+    obj: object,
+    error_of: Callable[[object], Exception | None],
+    children: Callable[[object], Iterator[tuple[str, object]]],
+) -> tuple[str, object, Exception | None]:
+    """Walk down to the smallest part that has an error; return the way to it, the part and its error."""
+    way, error = "", error_of(obj)
     seen = {id(obj)}
     for _ in range(_MAX_DEPTH):
-        for count, (step, child) in enumerate(_children(obj)):
+        for count, (step, child) in enumerate(children(obj)):
             if count >= _MAX_CHILDREN or id(child) in seen:
                 continue
-            child_error = _error_of(child)
+            child_error = error_of(child)
             if child_error is not None:
                 seen.add(id(child))
                 way, obj, error = way + step, child, child_error

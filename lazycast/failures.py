@@ -13,6 +13,7 @@ from lazycast.errors import (
     PayloadMismatchError,
     PeerLostError,
     RemoteError,
+    TrustError,
 )
 from lazycast.wire import Failure, FailureKind
 
@@ -27,6 +28,7 @@ _AT_HOME: dict[FailureKind, type[LazycastError]] = {
     "mismatch": PayloadMismatchError,
     "lost": PeerLostError,
     "closed": ClosedError,
+    "untrusted": TrustError,
 }
 _ABROAD: dict[FailureKind, type[LazycastError]] = {
     "decode": DecodeError,
@@ -34,6 +36,7 @@ _ABROAD: dict[FailureKind, type[LazycastError]] = {
     "mismatch": PayloadMismatchError,
     "lost": PeerLostError,
     "closed": ClosedError,
+    "untrusted": TrustError,
 }
 
 

@@ -5,7 +5,8 @@ Guarantees:
 * Equal payloads have equal fingerprints on every rank of a job. Different ones have different ones as far as that shows
   in the structure, in shapes, types and lengths, in scalars and text, or in the bytes that are sampled.
 * The cost follows the number of objects, not of bytes: of long buffers some hundred bytes are looked at.
-* Nothing of the payload is run, copied or changed. An object of an unknown class counts by its class and attributes,
+* Nothing of the payload is copied or changed, and no code of its classes runs but `str` of standard ones. An object of
+  an unknown class counts by its class and attributes,
   whether they lie in a dict or in slots (of dataclasses, of `msgspec.Struct`). Classes, functions and members of enums
   count by their names.
 """
@@ -13,11 +14,17 @@ Guarantees:
 from __future__ import annotations
 
 import array
+import collections
+import datetime
+import decimal
 import enum
+import fractions
 import hashlib
+import pathlib
 import sys
 import types
-from collections.abc import Iterator, Mapping, Set
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -25,12 +32,27 @@ import numpy as np
 _WHOLE_NBYTES = 512  # buffers up to this size are read whole
 _SAMPLES, _SAMPLE_NBYTES = 8, 32
 _MAX_OBJECTS = 10_000
+_MAX_WEIGHED = 1_000  # where only the size is asked for, with every cast
 _MAX_DEPTH = 16
-_SHORT = 32
+_ELEMENTS = 256
 _HUGE = 1 << 63
-_PLAIN = frozenset({type(None), bool, int, float, complex})
+_MANY = 32  # numbers in a list: looked at together
+_AS_TEXT = (
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+    datetime.tzinfo,
+    decimal.Decimal,
+    fractions.Fraction,
+    pathlib.PurePath,
+    uuid.UUID,
+    range,
+    slice,
+)
 _NAMED = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # what they hold is the program's
-_MAX_KINDS = 1000
+
+
+_MAX_KINDS = 1_000
 _slots_known: dict[type, tuple[str, ...]] = {}
 
 
@@ -52,7 +74,7 @@ def _slots(kind: type) -> tuple[str, ...]:
     return found
 
 
-def _attributes(obj: Any) -> Iterator[tuple[str, Any]]:
+def _attributes(obj: object) -> Iterator[tuple[str, Any]]:
     """Yield what an object of any class holds: in its dict, and in slots."""
     yield from (getattr(obj, "__dict__", None) or {}).items()
     for name in _slots(type(obj)):
@@ -63,88 +85,86 @@ def _attributes(obj: Any) -> Iterator[tuple[str, Any]]:
 
 
 class _Reader:
-    """Reads a payload, and adds up its bytes. What it finds is gathered, since a hash costs the same for all of it."""
+    """Adds up a payload's bytes, and, if it is given a digest, feeds what tells payloads apart into it.
 
-    def __init__(self) -> None:
+    Facts are gathered, since to hash one costs as much as to hash all; those before samples say how long these are.
+    """
+
+    def __init__(self, digest: Any = None, max_objects: int = _MAX_OBJECTS) -> None:
+        self.digest = digest
         self.nbytes = 0
-        self._digest = hashlib.blake2b(digest_size=16)  # of samples; their lengths are among the facts
+        self._left = max_objects
         self._facts: list[object] = []
-        self._objects = 0
 
-    def digest(self) -> bytes:
-        """Return the fingerprint of what has been read."""
-        self._digest.update(repr(self._facts).encode("utf-8", "replace"))
-        return self._digest.digest()
+    def mark(self) -> bytes:
+        """Return the digest of all that has been read."""
+        self.digest.update(repr(self._facts).encode("utf-8", "replace"))
+        return self.digest.digest()  # type: ignore[no-any-return]
 
     def _say(self, *facts: object) -> None:
-        self._facts += facts
+        if self.digest is not None:
+            self._facts += facts
 
     def _sample(self, raw: memoryview) -> None:
         self.nbytes += raw.nbytes
+        if self.digest is None:
+            return
         if raw.nbytes <= _WHOLE_NBYTES:
-            self._digest.update(raw)
+            self.digest.update(raw)
             return
         last = raw.nbytes - _SAMPLE_NBYTES
-        samples = [
-            raw[start : start + _SAMPLE_NBYTES] for start in (last * n // (_SAMPLES - 1) for n in range(_SAMPLES))
-        ]
-        self._digest.update(b"".join(samples))
+        for index in range(_SAMPLES):
+            start = last * index // (_SAMPLES - 1)
+            self.digest.update(raw[start : start + _SAMPLE_NBYTES])
 
     def read(self, obj: Any, depth: int = 0) -> None:
-        self._objects += 1
-        if self._objects > _MAX_OBJECTS or depth > _MAX_DEPTH:
+        self._left -= 1
+        if self._left < 0 or depth > _MAX_DEPTH:
             return  # enough has been said
         kind = type(obj)
-        if kind in _PLAIN:
+        if obj is None or kind in (bool, int, float, complex):
             # Huge numbers in another base: the text of decimal ones is limited, and slow.
-            self._facts.append(obj if kind is not int or -_HUGE < obj < _HUGE else hex(obj))
-            self._facts.append(kind.__name__)
+            self._say(kind.__name__, hex(obj) if kind is int and not -_HUGE < obj < _HUGE else obj)
             self.nbytes += 8
-        elif kind is str:
-            self._text(obj)
-        elif kind is dict:
-            self._mapping(obj, depth)
-        elif kind is list or kind is tuple:
-            self._sequence(obj, depth)
-        else:
-            self._other(kind, obj, depth)
-
-    def _other(self, kind: type, obj: Any, depth: int) -> None:
-        """Read what is rarer."""
-        if isinstance(obj, enum.Enum):
+        elif kind is str and len(obj) <= _WHOLE_NBYTES:
+            self._say("str", obj)
+            self.nbytes += len(obj)
+        elif kind in (dict, list, tuple):
+            (self._mapping if kind is dict else self._sequence)(obj, depth)
+        elif isinstance(obj, enum.Enum):
             value = obj.value  # the members of a flag that are made of others have no name
             self._say("enum", kind.__qualname__, obj.name, value if isinstance(value, (int, str)) else None)
             self.nbytes += 8
         elif isinstance(obj, _NAMED):
-            name = getattr(obj, "__qualname__", None) or getattr(obj, "__name__", None)
-            self._say("named", getattr(obj, "__module__", None), name)
+            self._say("named", getattr(obj, "__module__", None), getattr(obj, "__qualname__", None) or obj.__name__)
             self.nbytes += 8
-        elif kind in (bytes, bytearray, memoryview):
+        elif isinstance(obj, str):
+            self._say("text", kind.__name__, len(obj))
+            self._sample(memoryview(str.encode(obj, "utf-8", "surrogatepass")))
+        elif isinstance(obj, (bytes, bytearray, memoryview)):
             raw = memoryview(obj)
-            self._say(kind.__name__, raw.nbytes)
+            self._say("bytes", kind.__name__, raw.nbytes)
             self._sample(raw.cast("B") if raw.c_contiguous and raw.nbytes else memoryview(raw.tobytes()))
-        elif kind is array.array:
-            self._say("array.array", obj.typecode, len(obj))
+        elif isinstance(obj, array.array):
+            self._say("array.array", kind.__name__, obj.typecode, len(obj))
             self._sample(memoryview(obj).cast("B") if len(obj) else memoryview(b""))
         elif isinstance(obj, (np.ndarray, np.generic)):
             self._array(np.asarray(obj))
         elif isinstance(obj, Mapping):
             self._mapping(obj, depth)
-        elif isinstance(obj, (list, tuple)):
+        elif isinstance(obj, (list, tuple, collections.deque)):
             self._sequence(obj, depth)
-        elif isinstance(obj, Set):  # in no order that ranks share
-            self._say("set", kind.__name__, len(obj))
-            self.nbytes += 8 * len(obj)
+        elif isinstance(obj, Set):
+            self._set(obj, depth)
+        elif isinstance(obj, _AS_TEXT):
+            self._say("text", kind.__name__, str(obj))
+            self.nbytes += 8
+        elif isinstance(obj, (int, float, complex)):
+            base = next(base for base in (int, float, complex) if isinstance(obj, base))
+            self._say(kind.__name__, base.__repr__(obj))
+            self.nbytes += 8
         else:
             self._object(obj, depth)
-
-    def _text(self, text: str) -> None:
-        if len(text) <= _WHOLE_NBYTES:
-            self._say("str", text)
-            self.nbytes += len(text)
-        else:
-            self._say("str", len(text), None)
-            self._sample(memoryview(text.encode("utf-8", "surrogatepass")))
 
     def _mapping(self, mapping: Mapping[Any, Any], depth: int) -> None:
         self._say("mapping", type(mapping).__name__, len(mapping))
@@ -152,73 +172,82 @@ class _Reader:
             self.read(key, depth + 1)
             self.read(value, depth + 1)
 
-    def _sequence(self, sequence: list[Any] | tuple[Any, ...], depth: int) -> None:
-        self._say(type(sequence).__name__, len(sequence))
-        if len(sequence) > _SHORT and self._ints(sequence):
-            return
-        for item in sequence:
+    def _sequence(self, items: Collection[Any], depth: int) -> None:
+        self._say("sequence", type(items).__name__, len(items))
+        if len(items) >= _MANY:
+            for code in ("q", "d"):
+                try:
+                    numbers = array.array(code, items)
+                except (TypeError, OverflowError):
+                    continue
+                self._say(code)
+                self.nbytes += len(numbers) * 8
+                if self.digest is not None:
+                    self.digest.update(numbers)
+                return
+        for item in items:
             self.read(item, depth + 1)
 
-    def _ints(self, numbers: list[Any] | tuple[Any, ...]) -> bool:
-        """Read many numbers at once, such as token ids. False if they are something else."""
-        if set(map(type, numbers)) != {int}:
-            return False
-        try:
-            raw = array.array("q", numbers)
-        except OverflowError:
-            return False
-        self._digest.update(raw)
-        self.nbytes += 8 * len(numbers)
-        return True
+    def _set(self, items: Collection[Any], depth: int) -> None:
+        """Ranks have sets in orders of their own."""
+        self._say("set", type(items).__name__, len(items))
+        self.nbytes += 8 * len(items)
+        if self.digest is None or len(items) > self._left:
+            return
+        marks = []
+        for item in items:
+            reader = _Reader(hashlib.blake2b(digest_size=16), self._left)
+            reader.read(item, depth + 1)
+            marks.append(reader.mark())
+        self._left -= len(marks)
+        for mark in sorted(marks):
+            self.digest.update(mark)
 
-    def _array(self, array: np.ndarray) -> None:
-        self._say("array", array.shape, array.dtype.str)
-        if array.dtype.hasobject:
-            self.nbytes += array.nbytes
-        elif array.flags.c_contiguous:
-            self._sample(array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(b""))
-        else:
-            some = np.ascontiguousarray(array.flat[:: max(1, array.size // 64)])
-            self._digest.update(some.view(np.uint8).data)
-            self.nbytes += array.nbytes
+    def _array(self, values: np.ndarray) -> None:
+        self._say("array", values.shape, values.dtype.str)
+        self.nbytes += values.nbytes
+        if self.digest is None or values.dtype.hasobject or not values.nbytes:
+            return
+        if values.nbytes <= _WHOLE_NBYTES:
+            some = np.ascontiguousarray(values)
+        else:  # elements in C order, however they lie in memory
+            flat: Any = values.reshape(-1) if values.flags.c_contiguous else values.flat
+            some = np.ascontiguousarray(flat[:: max(1, values.size // _ELEMENTS)])
+        self.digest.update(some.reshape(-1).view(np.uint8).data)
 
     def _object(self, obj: Any, depth: int) -> None:
         kind = type(obj)
         self._say(kind.__module__, kind.__qualname__)
         torch, pillow = sys.modules.get("torch"), sys.modules.get("PIL.Image")
         if torch is not None and isinstance(obj, torch.Tensor):
-            self._tensor(torch, obj)
+            self._say(tuple(obj.shape), str(obj.dtype), obj.requires_grad)
+            plain = obj.layout is torch.strided and obj.device.type == "cpu" and obj.is_contiguous()
+            if plain and obj.numel() and not obj.is_conj() and not obj.is_neg():
+                whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(obj.element_size(), torch.int64)
+                self._array(obj.detach().reshape(-1).view(whole).numpy())
+            else:
+                self.nbytes += obj.numel() * obj.element_size()
         elif pillow is not None and isinstance(obj, pillow.Image):
             self._say(obj.mode, obj.size)
             self.nbytes += obj.size[0] * obj.size[1] * len(obj.getbands())
         else:
             for name, value in _attributes(obj):
-                self._facts.append(name)
+                self._say(name)
                 self.read(value, depth + 1)
-
-    def _tensor(self, torch: Any, tensor: Any) -> None:
-        self._say(tuple(tensor.shape), str(tensor.dtype), tensor.requires_grad)
-        plain = tensor.layout is torch.strided and tensor.is_cpu and tensor.is_contiguous() and tensor.numel()
-        if not plain or tensor.is_conj() or tensor.is_neg():
-            self.nbytes += tensor.numel() * tensor.element_size()
-            return
-        tensor = tensor.detach() if tensor.requires_grad else tensor
-        if tensor.dtype in (torch.float32, torch.int64):  # the ones that count: a view of bytes costs twice as much
-            self._sample(tensor.numpy().reshape(-1).view(np.uint8).data)
-        else:
-            self._sample(tensor.reshape(-1).view(torch.uint8).numpy().data)
-
-
-def survey(payload: object) -> tuple[bytes, int]:
-    """Return a fingerprint of 16 bytes, and about how many bytes the payload has.
-
-    Raises: whatever the attributes of an object of a strange class raise when looked at.
-    """
-    reader = _Reader()
-    reader.read(payload)
-    return reader.digest(), reader.nbytes
 
 
 def fingerprint(payload: object) -> bytes:
-    """Return the fingerprint alone."""
-    return survey(payload)[0]
+    """Return 16 bytes. Raises whatever the attributes of an object of a strange class raise when looked at."""
+    reader = _Reader(hashlib.blake2b(digest_size=16))
+    reader.read(payload)
+    return reader.mark()
+
+
+def approximate_nbytes(payload: object) -> int:
+    """Return about how many bytes a payload has: of one with very many objects, those that come first.
+
+    Raises: as `fingerprint`.
+    """
+    reader = _Reader(max_objects=_MAX_WEIGHED)
+    reader.read(payload)
+    return reader.nbytes

@@ -21,6 +21,8 @@ V = TypeVar("V")
 
 logger = logging.getLogger("lazycast")
 
+_SETTLED = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED"})  # names of the base class
+
 
 class CastFuture(concurrent.futures.Future[V]):
     """What `LazyBroadcast.broadcast_async` returns.
@@ -55,6 +57,13 @@ class CastFuture(concurrent.futures.Future[V]):
         """
         withdraw = self._withdraw
         return self.cancelled() if withdraw is None else withdraw()
+
+    def done(self) -> bool:
+        """Whether it has been settled.
+
+        Without the base class's condition: an interrupt at the wrong moment would leave that locked for good.
+        """
+        return self._state in _SETTLED
 
     def result(self, timeout: float | None = None) -> V:
         """Return the value, waiting up to `timeout` seconds.

@@ -6,6 +6,7 @@ Guarantees:
   methods, callable objects, functions of `__main__` and of notebooks) is pickled by cloudpickle for each cast, so that
   state it captured is that of the call, and sent only when its digest is new.
 * A rank that lacks code, or cannot import a path, asks the root for it. Nobody assumes what another one remembers.
+* What the policy does not allow is neither sent, nor imported or unpickled: whoever is told to raises `TrustError`.
 * User code (imports, unpickling) runs in the thread that calls `Loader.load`, never on an engine thread.
 """
 
@@ -18,13 +19,16 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from types import BuiltinMethodType, MethodType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import cloudpickle
 
 from lazycast.codec import CannotEncode
 from lazycast.diagnose import describe_unpicklable
+from lazycast.errors import TrustError
 from lazycast.staged import Staged
+from lazycast.trust import EVERYTHING, Policy
 from lazycast.wire import MaterializerRef
 
 Materializer = Callable[[Any], Any]
@@ -157,23 +161,42 @@ def register_materializer(name: str, fn: Materializer) -> Materializer:
 
 
 def _registered_name(fn: object) -> str | None:
-    return next((name for name, known in list(_registered.items()) if known is fn), None)
+    return next((name for name, known in list(_registered.items()) if _same(known, fn)), None)
+
+
+def _same(a: object, b: object) -> bool:
+    """Whether two callables are one. A bound method is another object each time it is looked up."""
+    if isinstance(a, Staged) and isinstance(b, Staged):
+        return _same(a.prepare, b.prepare) and _same(a.finish, b.finish)
+    return a is b or (type(a) in (MethodType, BuiltinMethodType) and type(b) is type(a) and a == b)
 
 
 def _registered_part(ref: MaterializerRef) -> Materializer:
     try:
         fn = _registered[ref.name]
     except KeyError:
-        raise LookupError(f"no materializer {ref.name!r} is registered on this rank") from None
+        raise LookupError(
+            f"no materializer {ref.name!r} is registered on this rank: call register_materializer({ref.name!r}, fn) on "
+            "every rank before it is cast"
+        ) from None
     if isinstance(fn, Staged) != (ref.part is not None):
         raise LookupError(f"materializer {ref.name!r} is registered with two stages on one of root and this rank only")
     return fn if ref.part is None else getattr(fn, ref.part)
 
 
+def objection(fn: Materializer, policy: Policy) -> str | None:
+    """Say why `fn` may not travel, or None."""
+    if policy.paths is None or _registered_name(fn) is not None:
+        return None
+    parts = (fn.prepare, fn.finish) if isinstance(fn, Staged) else (fn,)
+    return next((text for part in parts if (text := policy.objection(name_of(part), import_path(part)))), None)
+
+
 class Shipper:
     """The root's side: names materializers and answers for their code. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy = EVERYTHING) -> None:
+        self._policy = policy
         self._lock = threading.Lock()
         self._paths: _Recent[Materializer] = _Recent()
         self._codes: _Recent[bytes] = _Recent()
@@ -183,7 +206,7 @@ class Shipper:
 
         Args:
             prepared: the first stage of a `Staged` has been run: only the second is needed.
-        Raises: CannotEncode naming the captured part that does not pickle.
+        Raises: CannotEncode naming the captured part that does not pickle; TrustError.
         """
         name = _registered_name(fn)
         if not isinstance(fn, Staged):
@@ -199,6 +222,9 @@ class Shipper:
 
     def _ship(self, fn: Materializer) -> tuple[MaterializerRef, bytes | None]:
         path = import_path(fn)
+        refused = self._policy.objection(name_of(fn), path)
+        if refused is not None:
+            raise TrustError(refused)
         if path is not None:
             ident = ":".join(path)
             with self._lock:
@@ -216,6 +242,8 @@ class Shipper:
 
     def code_for(self, ident: str) -> bytes:
         """Return the code a rank asked for. Raises CannotEncode if it cannot be had."""
+        if self._policy.paths is not None:
+            raise CannotEncode(f"the code of a materializer does not travel with {self._policy.rule}")
         with self._lock:
             code, fn = self._codes.get(ident), self._paths.get(ident)
         if code is not None:
@@ -234,23 +262,29 @@ class Shipper:
 class Loader:
     """A receiver's side: turns references into callables. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy = EVERYTHING) -> None:
+        self._policy = policy
         self._lock = threading.Lock()
         self._codes: _Recent[bytes] = _Recent()
         self._loaded: _Recent[Materializer] = _Recent()
 
     def learn(self, ident: str, code: bytes) -> None:
-        """Remember code that arrived from the root."""
+        """Remember code that arrived from the root, if any may."""
+        if self._policy.paths is not None:
+            return
         with self._lock:
             self._codes.put(ident, code, len(code))
 
     def load(self, ref: MaterializerRef) -> Materializer:
-        """Return the callable. Runs imports and unpickling.
+        """Return the callable. Runs imports and unpickling, if the policy allows them.
 
-        Raises: CodeMissing if the root must be asked; whatever unpickling raises.
+        Raises: CodeMissing if the root must be asked; TrustError; whatever importing and unpickling raise.
         """
         if ref.ident.startswith(_REGISTERED):
             return _registered_part(ref)
+        refused = self._policy.objection(ref.name, ref.path)
+        if refused is not None:
+            raise TrustError(refused)
         with self._lock:
             loaded, code = self._loaded.get(ref.ident), self._codes.get(ref.ident)
         if loaded is not None:
@@ -261,6 +295,8 @@ class Loader:
             try:
                 fn = _follow(*ref.path)
             except (ImportError, AttributeError) as exc:
+                if self._policy.paths is not None:
+                    raise
                 raise CodeMissing(f"{ref.ident} cannot be imported here: {exc}", ref.ident) from exc
         else:
             raise CodeMissing(f"the code of materializer {ref.name!r} is not here", ref.ident)

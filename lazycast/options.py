@@ -1,26 +1,24 @@
-"""What a `LazyBroadcast` is told at construction: checked here, before anybody is met.
-
-An option whose effect does not exist yet is accepted only with the meaning it has today.
-"""
+"""What a `LazyBroadcast` is told at construction: checked here, before anybody is met."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+
+from lazycast.allowed import problem
+
 VALUES: Final = ("private", "readonly", "copy")
 PLACEMENTS: Final = ("every", "demand", "root", "shard", "auto")
+TRUST: Final = ("pickle", "data")
 WITH_OWNERS: Final = ("shard", "auto")
 DEFAULT_MAX_INFLIGHT_NBYTES: Final = 1 << 30
 DEFAULT_ARENA_NBYTES: Final = 1 << 30
-
-_NOT_YET: Final[dict[str, tuple[object, ...]]] = {
-    "trust": ("pickle",),
-    "allow": (None,),
-}
 
 
 @dataclass(frozen=True)
@@ -43,16 +41,30 @@ class Options:
     shared_memory: bool | str
     owners: Collection[int] | None = None
     replicated: bool = False
+    allow: Collection[str] | None = None
 
     def agreed(self) -> dict[str, object]:
         """Return what must be the same on every rank."""
         shared = ("root", "name", "placement", "agree", "values", "trust", "replicated")
         said: dict[str, object] = {name: getattr(self, name) for name in shared}
         try:
-            said["owners"] = None if self.owners is None else sorted(self.owners)
-        except TypeError:  # it is none; `check` says so
+            said["owners"] = None if self.owners is None else sorted({int(rank) for rank in self.owners})
+        except (TypeError, ValueError):  # it is none; `check` says so
             said["owners"] = shown(self.owners)
+        said["allow"] = _allow_agreed(self.allow)
         return said
+
+
+def _allow_agreed(allow: object) -> object:
+    """Put a list that is allowed into a form that is short, and the same wherever the list is."""
+    if allow is None:
+        return None
+    try:
+        names = sorted(set(allow))  # type: ignore[call-overload]
+        text = "\n".join(names).encode()
+    except (TypeError, ValueError):  # it is none; `check` says so
+        return shown(allow)
+    return names if len(text) <= 100 else f"{len(names)} names, {hashlib.sha256(text).hexdigest()[:16]}"
 
 
 def shown(value: object, how: Callable[[object], str] = repr, limit: int = 200) -> str:
@@ -78,21 +90,25 @@ def _owners_problem(options: Options, size: int) -> str | None:
         return f"owners= is for placement 'shard' or 'auto', not {shown(options.placement)}"
     if not isinstance(owners, Collection) or isinstance(owners, (str, bytes)) or len(owners) == 0:
         return f"owners must be a collection of at least one rank, or None, got {shown(owners)}"
-    strange = [r for r in owners if isinstance(r, bool) or not isinstance(r, int) or not 0 <= r < size]
+    strange = [r for r in owners if isinstance(r, bool) or not isinstance(r, (int, np.integer)) or not 0 <= r < size]
     return f"owners: {shown(strange)} are no ranks of this group: 0 to {size - 1} (group-local)" if strange else None
 
 
-def check(options: Options, size: int, others: dict[str, object]) -> Exception | None:
-    """Return the error that `options` deserve in a group of `size` ranks, or None.
+def _trust_problem(options: Options) -> str | None:
+    allow: object = options.allow
+    if not isinstance(options.trust, str) or options.trust not in TRUST:
+        return f"unknown trust {shown(options.trust)}; use one of {', '.join(map(repr, TRUST))}"
+    if allow is None:
+        return None
+    if not isinstance(allow, Collection) or isinstance(allow, (str, bytes)):
+        return f"allow must be a collection of names, or None, got {shown(allow)}"
+    if options.trust == "data":
+        return "allow= is for trust='pickle': with trust='data' nothing that arrives names a type or function"
+    return next((f"allow: {shown(name)} {why}" for name in allow if (why := problem(name)) is not None), None)
 
-    Args:
-        others: the options that have one meaning today, by name.
-    """
-    for name, value in {**others, "trust": options.trust}.items():
-        allowed = _NOT_YET[name]
-        if not any(value is a or (isinstance(a, str) and isinstance(value, str) and value == a) for a in allowed):
-            meant = " or ".join(repr(a) for a in allowed)
-            return ValueError(f"{name}={shown(value)} is not supported in this version of lazycast; use {meant}")
+
+def check(options: Options, size: int) -> Exception | None:
+    """Return the error that `options` deserve in a group of `size` ranks, or None."""
     materialize: object = options.materialize
     if materialize is not None and not callable(materialize):
         return TypeError(f"materialize must be callable or None, got {type(materialize).__name__}")
@@ -104,9 +120,9 @@ def check(options: Options, size: int, others: dict[str, object]) -> Exception |
         return ValueError(
             f"unknown placement {shown(options.placement)}; use one of {', '.join(map(repr, PLACEMENTS))}"
         )
-    problem = _owners_problem(options, size)
-    if problem is not None:
-        return ValueError(problem)
+    for text in (_owners_problem(options, size), _trust_problem(options)):
+        if text is not None:
+            return ValueError(text)
     if not isinstance(options.values, str) or options.values not in VALUES:
         return ValueError(f"unknown values {shown(options.values)}; use one of {', '.join(map(repr, VALUES))}")
     if not isinstance(options.name, str) or not 0 < len(options.name) <= 200:
@@ -123,13 +139,13 @@ def check(options: Options, size: int, others: dict[str, object]) -> Exception |
         return ValueError(f"shared_memory must be 'auto' or False, got {shown(shared)}")
     if isinstance(executor, concurrent.futures.ProcessPoolExecutor):
         return TypeError("executor must run in this process (a ThreadPoolExecutor, say): its results are not pickled")
-    for problem in (
+    for text in (
         _problem("max_inflight", options.max_inflight, (int,)),
         _problem("max_inflight_nbytes", options.max_inflight_nbytes, (int,)),
         _problem("arena_nbytes", options.arena_nbytes, (int,)),
         _problem("timeout_s", options.timeout_s, (int, float)),
         _problem("warn_after_s", options.warn_after_s, (int, float)),
     ):
-        if problem:
-            return ValueError(problem)
+        if text:
+            return ValueError(text)
     return None

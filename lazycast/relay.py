@@ -64,13 +64,15 @@ class Relay:
         self._topology = topology
         self._receiver = receiver
         self._mesh = mesh
+        #: Whether what comes from this host may go on to somebody.
+        self._passes_on = topology.parent is not None and bool(topology.children)
         self._near = frozenset(mesh.peers if mesh is not None else ())
         self._link: Link | None = None
         self._connected = threading.Event()
         self._transfers: dict[int, _Transfer] = {}  # by seq; touched only by the listener of the parent
         self._placed: dict[int, memoryview] = {}  # by peer: where the message under way puts its body
         self.nbytes_sent = 0  # to other hosts
-        self.nbytes_received = 0  # from anybody
+        self._nbytes_from_away = self._nbytes_from_host = 0
         self._count_lock = threading.Lock()
         self._down_lock = threading.Lock()
 
@@ -98,10 +100,20 @@ class Relay:
         """Return slots and bytes of this rank's shared memory that somebody holds."""
         return self._mesh.in_use() if self._mesh is not None else (0, 0)
 
+    @property
+    def nbytes_received(self) -> int:
+        """Bytes from anybody, headers included."""
+        return self._nbytes_from_away + self._nbytes_from_host
+
+    def taken_nbytes(self) -> int:
+        """Return the bytes of shared memory that this rank has taken, held or not."""
+        return self._mesh.taken_nbytes() if self._mesh is not None else 0
+
     # Sending
 
     def _send(self, peer: int, header: bytes, body: memoryview | None = None) -> None:
-        self._connected.wait()  # a neighbour may be connected, and send, before `connect` has returned here
+        if not self._connected.is_set():  # a neighbour may be connected, and send, before `connect` has returned here
+            self._connected.wait()
         if peer in self._near:
             assert self._mesh is not None
             self._mesh.send(peer, header, body if body is not None else _EMPTY)
@@ -143,8 +155,7 @@ class Relay:
         if room is not None and room.slot is not None:
             mesh.share(list(peers), header, room.slot)
         else:
-            for peer in peers:
-                mesh.send(peer, header, room.view if room is not None else _EMPTY)
+            mesh.send_all(peers, header, room.view if room is not None else _EMPTY)
 
     def _send_away(self, message: AnyMessage, header: bytes, body: memoryview) -> None:
         """Send to the leaders of other hosts, in chunks."""
@@ -189,10 +200,10 @@ class Relay:
 
     def host_message(self, peer: int, header: bytes, body: memoryview) -> None:
         message = wire.decode(header)
-        with self._count_lock:
-            self.nbytes_received += len(header) + body.nbytes
-        self._pass_on(message, header, _EMPTY)
-        if self._is_mine(message):
+        self._nbytes_from_host += len(header) + body.nbytes  # by one thread only
+        if self._passes_on:
+            self._pass_on(message, header, _EMPTY)
+        if not self._passes_on or self._is_mine(message):
             self._receiver.on_message(message, body)
 
     # Receiving from other hosts: the Sink. One thread per peer at a time.
@@ -224,7 +235,7 @@ class Relay:
         message = wire.decode(header)
         body = self._placed.pop(peer, _EMPTY)
         with self._count_lock:
-            self.nbytes_received += len(header) + body.nbytes
+            self._nbytes_from_away += len(header) + body.nbytes
         self._pass_on(message, header, body)
         if isinstance(message, (Cast, Code, Chunk)):
             self._assemble(message, header, body.nbytes)

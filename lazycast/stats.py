@@ -41,6 +41,7 @@ class Stats:
         nbytes_received: from anybody, headers included; on a host a body counts though it is not copied.
         hosts: the ranks of each host; those of one share memory.
         shared_slots, shared_nbytes: what this rank has written to shared memory and somebody still holds.
+        arena_nbytes: the memory that this takes: the arena grows with what is in use at a time, and keeps its pages.
         queue: from the call to the start of encoding (root).
         encode, decode, materialize: that work, each on this rank.
         share: from an owner's having made a value to its having sent it to its host.
@@ -69,6 +70,7 @@ class Stats:
     hosts: tuple[tuple[int, ...], ...]
     shared_slots: int
     shared_nbytes: int
+    arena_nbytes: int
     queue: Timing
     encode: Timing
     decode: Timing

@@ -18,13 +18,13 @@ import msgspec
 
 from lazycast.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
 
-WIRE_VERSION: Final = 2
+WIRE_VERSION: Final = 3
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
 WireKey = Any  # Key | None, which `decode` checks: msgspec has no union of str and bytes
 FailureKind = Literal[
-    "encode", "decode", "materialize", "mismatch", "refused", "withdrawn", "timeout", "lost", "closed"
+    "encode", "decode", "materialize", "mismatch", "refused", "withdrawn", "timeout", "lost", "closed", "untrusted"
 ]
 
 

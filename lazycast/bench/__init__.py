@@ -8,6 +8,7 @@ Starts ranks on this machine and compares ways to bring an object to all of them
     ways        one small class per way
     payloads    what is sent
     touch       read it, overwrite it, compare it
+    memory      how much of it the ranks need, seen from a process beside them
     report      table, JSON, Markdown; plot
 
 Importing this package imports neither torch nor mpi4py.

@@ -3,12 +3,14 @@
 How a time is taken: all ranks meet in a barrier; the root waits until the others sleep, or poll, in their call; it
 notes the moment, and makes its own. Every rank notes when it is done, and the last one counts. All are on one machine,
 and share CLOCK_MONOTONIC. What was received is compared with what should have been after that, and a difference ends
-the run on all ranks.
+the run on all ranks. Memory is looked at after the rounds of a cell, in repetitions of their own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -19,9 +21,9 @@ import numpy as np
 
 from lazycast import discovery
 from lazycast.api import LazyBroadcast
-from lazycast.bench import machine, ways
+from lazycast.bench import machine, memory, ways
 from lazycast.bench.payloads import SOURCES, ArraySource, Source
-from lazycast.bench.plan import COLUMNS, MIB, Plan, size_text
+from lazycast.bench.plan import COLUMNS, MEMORY_COLUMNS, MEMORY_NBYTES, MIB, Plan, size_text
 from lazycast.bench.progress import Reporter
 from lazycast.bench.sync import TIMEOUT_S, Sync
 from lazycast.bench.touch import difference, overwrite, read
@@ -72,28 +74,34 @@ def run_rank(plan: Plan, folder: Path) -> dict[str, Any] | None:
             reporter.say("broadcast_async")
             figures["async_blocked"] = {"nbytes": _ASYNC_NBYTES, **_async_blocked(lazy, sync, plan.async_calls)}
     present = [way(backend.rank) for way in ways.available(plan.backend, plan.ways)]
-    results = []
+    results, needs = [], []
+    pids = [int(blob) for blob in sync.gather(str(os.getpid()).encode())]
+    watch = memory.Watch(pids) if plan.memory and backend.rank == 0 else None
     cells = [(kind, n) for kind in plan.kinds for n in plan.sizes if n <= SOURCES[kind].largest_nbytes]
     for index, (kind, nbytes) in enumerate(cells):
         source = SOURCES[kind]
-        suited = [way for way in present if source.is_buffer or not way.buffers_only]
-        cell = Cell(source(nbytes), source(nbytes) if backend.rank == 0 else None, suited, itertools.count(1))
+        own, payload = source(nbytes), source(nbytes) if backend.rank == 0 else None
+        cell = Cell(own, payload, [way for way in present if way.takes(own)], itertools.count(1))
         reporter.begin(index, len(cells), f"{kind}, {size_text(nbytes)}")
         _measure(cell, plan, sync, reporter)
+        if plan.memory and nbytes >= MEMORY_NBYTES:
+            needs += [{"kind": kind, "nbytes": nbytes, **need} for need in _memory(cell, sync, watch)]
         results += [
             {"kind": kind, "nbytes": nbytes, "way": way.name, "column": column, **asdict(Spread.of(seconds))}
-            for way in suited
-            for column in COLUMNS
+            for way in cell.ways
+            for column in way.columns
             for seconds in [cell.seconds[way.name, column]]
         ]
     reporter.end(len(cells))
     for way in present:
         way.close()
+    if watch is not None:
+        watch.close()
     sync.gather()
     sync.close()
     if backend.rank != 0:
         return None
-    return {"results": results, "figures": figures, "versions": machine.versions(plan.backend)}
+    return {"results": results, "memory": needs, "figures": figures, "versions": machine.versions(plan.backend)}
 
 
 def _measure(cell: Cell, plan: Plan, sync: Sync, reporter: Reporter) -> None:
@@ -117,31 +125,84 @@ def _round(cell: Cell, sync: Sync, turn: int) -> None:
     turn %= len(cell.ways)
     for column in COLUMNS:
         for way in cell.ways[turn:] + cell.ways[:turn]:
-            seconds = take(way, column, cell, sync)
-            cell.seconds.setdefault((way.name, column), []).append(seconds)
+            if column in way.columns:
+                seconds = take(way, column, cell, sync)
+                cell.seconds.setdefault((way.name, column), []).append(seconds)
 
 
 def take(way: Way, column: str, cell: Cell, sync: Sync) -> float:
     """Time one broadcast, check it, and return the seconds until the last rank was done. Collective."""
+    with _checked(way, column, cell, sync) as turn:
+        sync.gather()
+        if way.rank == 0:
+            time.sleep(_SETTLE_S)
+        start_ns = time.monotonic_ns()
+        turn.run()
+        end_ns = time.monotonic_ns()
+        stamps = sync.stamps(start_ns, end_ns)
+    (started_ns, _), last_ns = stamps[0], max(end for _, end in stamps[: 1 if way.root_only else None])
+    return (last_ns - started_ns) / 1e9
+
+
+def needed(way: Way, column: str, cell: Cell, sync: Sync, watch: memory.Watch | None) -> list[int]:
+    """Return how much private memory each rank needed for one broadcast, on rank 0; [] elsewhere. Collective.
+
+    Args:
+        watch: of all ranks, in order; on rank 0.
+    """
+    needs = []
+    with _checked(way, column, cell, sync) as turn:
+        memory.settle()
+        sync.gather()
+        if watch is not None:
+            watch.begin()
+        sync.gather()
+        turn.run()
+        sync.gather()
+        if watch is not None:
+            needs = watch.end()
+    return needs
+
+
+def _memory(cell: Cell, sync: Sync, watch: memory.Watch | None) -> Iterator[dict[str, Any]]:
+    """Yield what each way of a cell needs, on rank 0 as it is. Collective."""
+    for way in cell.ways:
+        for column in MEMORY_COLUMNS if not way.root_only else ():
+            if column in way.columns:
+                root_nbytes, *others = needed(way, column, cell, sync, watch) or [0, 0]
+                shared_nbytes = sum(int(blob) for blob in sync.gather(str(way.shared_nbytes()).encode()))
+                sizes = {"root_nbytes": root_nbytes, "others_nbytes": max(others), "shared_nbytes": shared_nbytes}
+                yield {"way": way.name, "column": column, **sizes}
+
+
+@dataclass
+class _Turn:
+    """One broadcast and what is done with its value, on this rank."""
+
+    way: Way
+    column: str
+    payload: Any
+    byte: int  # what this rank overwrites with: others differ
+    value: Any = None
+
+    def run(self) -> None:
+        self.value = value = self.way.run(self.payload)
+        if value is not None and self.column == "read":
+            read(value)
+        elif value is not None and self.column == "overwritten":
+            overwrite(value, self.byte)
+
+
+@contextlib.contextmanager
+def _checked(way: Way, column: str, cell: Cell, sync: Sync) -> Iterator[_Turn]:
+    """Give the next turn of a cell, and check what it got when everybody is done."""
     number = next(cell.numbers)
     expected = cell.source.at(number)
     payload = cell.payload.at(number) if cell.payload is not None else None
-    byte = (7 * number + way.rank) % 128  # what this rank overwrites with: others differ
-    sync.gather()
-    if way.rank == 0:
-        time.sleep(_SETTLE_S)
-    start_ns = time.monotonic_ns()
-    value = way.run(payload)
-    if value is not None and column == "read":
-        read(value)
-    elif value is not None and column == "overwritten":
-        overwrite(value, byte)
-    end_ns = time.monotonic_ns()
-    stamps = sync.stamps(start_ns, end_ns)
+    turn = _Turn(way, column, payload, byte=(7 * number + way.rank) % 128)
+    yield turn
     # After everybody is done: what one rank has written must not show on another.
-    sync.agree(_complaint(way, column, byte, expected, value))
-    (started_ns, _), last_ns = stamps[0], max(end for _, end in stamps[: 1 if way.root_only else None])
-    return (last_ns - started_ns) / 1e9
+    sync.agree(_complaint(way, column, turn.byte, expected, turn.value))
 
 
 def _complaint(way: Way, column: str, byte: int, expected: object, value: object) -> str | None:

@@ -11,8 +11,14 @@ _UNITS = {"": 1, "B": 1, "KIB": KIB, "MIB": MIB, "GIB": GIB}
 SHORT_SIZES = (KIB, 64 * KIB, MIB, 16 * MIB, 64 * MIB)
 SIZES = (*SHORT_SIZES, 256 * MIB)
 
+#: The smallest payload whose memory is looked at. `malloc_trim` does not give back the top of a thread's heap (glibc
+#: 2.36: `mtrim`), so some MiB can be taken again unseen: half a payload of 16 MiB, nothing of 64 that showed.
+MEMORY_NBYTES = 64 * MIB
+
 #: Until the last rank has done this with the value, from the moment the root makes its call.
 COLUMNS = ("holds", "read", "overwritten")
+#: What the ranks do with a value while their memory is looked at: holding it needs no more than reading it.
+MEMORY_COLUMNS = COLUMNS[1:]
 
 #: Rounds of a cell: as many as move so many bytes, between these bounds.
 MIN_ROUNDS, MAX_ROUNDS = 7, 200
@@ -30,6 +36,7 @@ class Plan:
         min_rounds, max_rounds: bounds of the rounds of a cell.
         idle_s: how long to watch idle ranks; 0 leaves it out.
         async_calls: how often to time `broadcast_async`; 0 leaves it out.
+        memory: whether to look at how much memory each way needs, in repetitions that are not timed.
     """
 
     backend: str
@@ -42,6 +49,7 @@ class Plan:
     max_rounds: int = MAX_ROUNDS
     idle_s: float = 3.0
     async_calls: int = 50
+    memory: bool = True
 
     def rounds(self, nbytes: int) -> int:
         """How many rounds a cell has if time allows: many for small payloads, few for large ones."""
@@ -49,7 +57,7 @@ class Plan:
 
     def without_figures(self) -> Plan:
         """Return the plan without what it measures beside the broadcasts."""
-        return replace(self, idle_s=0.0, async_calls=0)
+        return replace(self, idle_s=0.0, async_calls=0, memory=False)
 
 
 def parse_size(text: str) -> int:

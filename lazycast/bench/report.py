@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from lazycast.bench.plan import COLUMNS, size_text
+from lazycast.bench.plan import COLUMNS, MEMORY_COLUMNS, MIB, size_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _REFERENCE = "lazycast"
 _WIDE = 135  # columns of a terminal that has room for spreads
 HEADINGS = ("size", "way", "rounds", *(h for column in COLUMNS for h in (column, "ratio")))
+MEMORY_HEADINGS = (
+    *("payload", "size", "way"),
+    *(f"{who}, {column}" for column in MEMORY_COLUMNS for who in ("root", "others")),
+    "shared",
+)
 _KINDS = {
     "array": "NumPy array",
     "tensor": "torch tensor",
@@ -77,6 +85,9 @@ def rows(run: dict[str, Any], kind: str, *, spreads: tuple[str, ...] = COLUMNS) 
         reference = table.get((nbytes, _REFERENCE))
         cells = [size_text(nbytes), way, str(columns[COLUMNS[0]]["count"])]
         for column in COLUMNS:
+            if column not in columns:
+                cells += ["-", "-"]
+                continue
             result = columns[column]
             spread = f" ({seconds_text(result['p10_s'])} to {seconds_text(result['p90_s'])})"
             ratio = f"{result['median_s'] / reference[column]['median_s']:.2f}" if reference else "-"
@@ -88,6 +99,28 @@ _NOTE = (
     "Times from the root's call until the last rank holds the value, has read every byte of it, has overwritten every "
     "byte of it: median (10th to 90th percentile). A ratio is to lazycast's median: above 1 the way takes longer."
 )
+
+
+_MEMORY_NOTE = (
+    "Private memory that the root, and the worst other rank, needed at most for one broadcast beyond what they held "
+    "before, by what was done with the value: in multiples of the payload. Shared: what all ranks together have taken "
+    "of shared memory for this way, by then; an arena keeps what it has grown to."
+)
+
+
+def memory_rows(run: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Yield what was seen of memory as (kind and size, cells under `MEMORY_HEADINGS`), in the order of the run."""
+    table: dict[tuple[str, int, str], dict[str, dict[str, Any]]] = {}
+    for need in run.get("memory", ()):  # older runs have none
+        table.setdefault((need["kind"], need["nbytes"], need["way"]), {})[need["column"]] = need
+    for (kind, nbytes, way), columns in table.items():
+        cells = [_KINDS.get(kind, kind), size_text(nbytes), way]
+        for column in MEMORY_COLUMNS:
+            need = columns.get(column)
+            cells += [f"{need[who] / nbytes:.2f}" if need else "-" for who in ("root_nbytes", "others_nbytes")]
+        shared_nbytes = max(need["shared_nbytes"] for need in columns.values())
+        cells.append(f"{shared_nbytes / MIB:.0f} MiB" if shared_nbytes else "-")
+        yield f"{kind} {nbytes}", cells
 
 
 def print_run(run: dict[str, Any]) -> None:
@@ -115,8 +148,27 @@ def print_run(run: dict[str, Any]) -> None:
             table.add_row(*row, style="bold" if cells[1] == _REFERENCE else None)
             before = nbytes
         console.print(table)
+    if run.get("memory"):
+        _print_memory(run, console)
     for line in figures(run):
         console.print(line)
+
+
+def _print_memory(run: dict[str, Any], console: Console) -> None:
+    from rich import box
+    from rich.table import Table
+
+    console.print(_MEMORY_NOTE)
+    table = Table(title="memory", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in MEMORY_HEADINGS:
+        table.add_column(heading, justify="left" if heading in MEMORY_HEADINGS[:3] else "right", overflow="fold")
+    before = None
+    for group, cells in memory_rows(run):
+        if before not in (None, group):
+            table.add_section()
+        table.add_row(*cells, style="bold" if cells[2] == _REFERENCE else None)
+        before = group
+    console.print(table)
 
 
 def markdown(run: dict[str, Any], *, plot: str | None = None) -> str:
@@ -131,6 +183,11 @@ def markdown(run: dict[str, Any], *, plot: str | None = None) -> str:
     for kind, name in kinds(run).items():
         lines += [f"## {name}", "", _line(HEADINGS), _line(["---", "---", *["---:"] * (len(HEADINGS) - 2)])]
         lines += [_line(cells) for _, cells in rows(run, kind)]
+        lines.append("")
+    if run.get("memory"):
+        lines += ["## Memory", "", _MEMORY_NOTE, ""]
+        lines += [_line(MEMORY_HEADINGS), _line(["---"] * 3 + ["---:"] * (len(MEMORY_HEADINGS) - 3))]
+        lines += [_line(cells) for _, cells in memory_rows(run)]
         lines.append("")
     lines += [f"- {line}" for line in figures(run)]
     return "\n".join(lines).rstrip() + "\n"

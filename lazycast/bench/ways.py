@@ -1,10 +1,12 @@
-"""The ways that are compared. To add one: a class with a name, `available` and `run`, and its place in `WAYS`.
+"""The ways that are compared. To add one: a class with a name, its backend, and `run`, and its place in `WAYS`.
 
 Every way has its own group, communicator or object, so that none meets another's messages. Rank 0 is the root.
 """
 
 from __future__ import annotations
 
+import inspect
+import os
 from abc import ABC, abstractmethod
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,6 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lazycast.api import LazyBroadcast
+from lazycast.bench.payloads import Source
+from lazycast.bench.plan import COLUMNS, MIB
 from lazycast.bench.sync import TIMEOUT_S
 from lazycast.bench.touch import buffer_of
 
@@ -21,8 +25,10 @@ class Way(ABC):
     """One way to bring an object from rank 0 to all ranks. Constructed on every rank, in the same order."""
 
     name: ClassVar[str]
-    #: Whether it takes arrays and tensors only, into a buffer that is ready.
-    buffers_only: ClassVar[bool] = False
+    #: The backend it needs; None runs on any.
+    backend: ClassVar[str | None] = None
+    #: What can be done with its values.
+    columns: ClassVar[tuple[str, ...]] = COLUMNS
     #: Whether only the root does anything: no broadcast, but a measure for one.
     root_only: ClassVar[bool] = False
 
@@ -30,9 +36,14 @@ class Way(ABC):
         self.rank = rank
 
     @classmethod
-    @abstractmethod
     def available(cls, backend: str) -> bool:
         """Whether it can run on ranks started with this backend."""
+        return cls.backend in (None, backend)
+
+    @classmethod
+    def takes(cls, source: Source) -> bool:
+        """Whether it can send such payloads."""
+        return True
 
     def prepare(self, like: Any) -> None:  # noqa: B027  # most ways have nothing to prepare
         """Get ready for payloads like this one, outside the timed part."""
@@ -40,6 +51,10 @@ class Way(ABC):
     @abstractmethod
     def run(self, payload: Any) -> Any:
         """Broadcast the root's `payload` (None elsewhere) and return this rank's value."""
+
+    def shared_nbytes(self) -> int:
+        """Return how much shared memory this rank has taken for it, free or not."""
+        return 0
 
     def close(self) -> None:  # noqa: B027
         """Give up what it holds."""
@@ -55,12 +70,11 @@ class Lazycast(Way):
         super().__init__(rank)
         self._lazy: LazyBroadcast[Any, Any] = LazyBroadcast(name=self.name, agree=self.agree, timeout_s=TIMEOUT_S)
 
-    @classmethod
-    def available(cls, backend: str) -> bool:
-        return True
-
     def run(self, payload: Any) -> Any:
         return self._lazy.broadcast(payload)
+
+    def shared_nbytes(self) -> int:
+        return self._lazy.stats().arena_nbytes
 
     def close(self) -> None:
         self._lazy.close()
@@ -76,16 +90,18 @@ class LazycastNoAgree(Lazycast):
 class _Ready(Way):
     """A way into a buffer that every rank has ready, made like the payload and warm."""
 
-    buffers_only = True
+    @classmethod
+    def takes(cls, source: Source) -> bool:
+        return source.is_buffer
 
     def prepare(self, like: Any) -> None:
         self._value = like.clone() if hasattr(like, "clone") else like.copy()
 
 
-class TorchObjectList(Way):
-    """torch.distributed's object broadcast."""
+class _Torch(Way):
+    """A way over a gloo group of its own."""
 
-    name = "broadcast_object_list"
+    backend = "torch"
 
     def __init__(self, rank: int) -> None:
         import torch.distributed as dist
@@ -93,9 +109,11 @@ class TorchObjectList(Way):
         super().__init__(rank)
         self._group = dist.new_group(backend="gloo")
 
-    @classmethod
-    def available(cls, backend: str) -> bool:
-        return backend == "torch"
+
+class TorchObjectList(_Torch):
+    """torch.distributed's object broadcast."""
+
+    name = "broadcast_object_list"
 
     def run(self, payload: Any) -> Any:
         import torch.distributed as dist
@@ -105,20 +123,10 @@ class TorchObjectList(Way):
         return box[0]
 
 
-class TorchRaw(_Ready):
+class TorchRaw(_Ready, _Torch):
     """torch.distributed's broadcast of a tensor: no object, and receivers that know its size."""
 
     name = "dist.broadcast (ready buffer)"
-
-    def __init__(self, rank: int) -> None:
-        import torch.distributed as dist
-
-        super().__init__(rank)
-        self._group = dist.new_group(backend="gloo")
-
-    @classmethod
-    def available(cls, backend: str) -> bool:
-        return backend == "torch"
 
     def run(self, payload: Any) -> Any:
         import torch
@@ -129,47 +137,93 @@ class TorchRaw(_Ready):
         return value
 
 
-class VllmQueue(Way):
-    """vLLM's shared-memory queue with the chunks that vLLM gives it: 4 MiB, and through a socket what is larger."""
+class VllmQueue(_Torch):
+    """vLLM's shared-memory queue as its groups make it: chunks of 4 MiB, and through a socket what is larger."""
 
     name = "vLLM MessageQueue"
     _MODULE: ClassVar[str] = "vllm.distributed.device_communicators.shm_broadcast"
 
     def __init__(self, rank: int) -> None:
-        import torch.distributed as dist
-
         super().__init__(rank)
-        queue = import_module(self._MODULE).MessageQueue
-        self._queue = queue.create_from_process_group(dist.new_group(backend="gloo"), 4 << 20, 6)
+        self._queue: Any = self._create(import_module(self._MODULE).MessageQueue)
+
+    def _create(self, kind: Any) -> Any:
+        return kind.create_from_process_group(self._group, 4 * MIB, 6)
 
     @classmethod
     def available(cls, backend: str) -> bool:
-        if backend != "torch" or find_spec("vllm") is None:
+        if not super().available(backend) or find_spec("vllm") is None:
             return False
         try:
-            import_module(cls._MODULE)
+            module = import_module(cls._MODULE)
         except ImportError:  # it is installed, and not for this machine
             return False
-        return True
+        return cls._has(module.MessageQueue)
+
+    @classmethod
+    def _has(cls, kind: Any) -> bool:
+        """Whether this version of it can do what is wanted."""
+        return hasattr(kind, "create_from_process_group")
 
     def run(self, payload: Any) -> Any:
         return self._queue.broadcast_object(payload)
+
+    def shared_nbytes(self) -> int:
+        if self.rank != 0:
+            return 0
+        parts = [self._queue.buffer, getattr(self._queue, "tensor_arena", None)]
+        names = [part.shared_memory.name for part in parts if part is not None]
+        return sum(os.stat(f"/dev/shm/{name}").st_blocks * 512 for name in names)
+
+    def close(self) -> None:
+        self._queue = None  # the last reference: it has no other end
+
+
+class VllmArena(VllmQueue):
+    """The same with a shared arena for tensors of 8 MiB and more, as its executor makes one where that is switched on.
+
+    Every rank gets the same memory, so nobody may overwrite a value.
+    """
+
+    name = "vLLM MessageQueue (tensor arena)"
+    columns = ("holds", "read")
+    _OPTION: ClassVar[str] = "enable_shm_tensor_arena"
+
+    @classmethod
+    def takes(cls, source: Source) -> bool:
+        return source.kind == "tensor"
+
+    @classmethod
+    def _has(cls, kind: Any) -> bool:
+        return cls._OPTION in inspect.signature(kind).parameters
+
+    def _create(self, kind: Any) -> Any:
+        import torch.distributed as dist
+
+        readers = list(range(1, dist.get_world_size()))
+        handle = [None]
+        if self.rank == 0:
+            many = len(readers)
+            queue = kind(many, many, local_reader_ranks=readers, max_chunk_bytes=16 * MIB, **{self._OPTION: True})
+            handle = [queue.export_handle()]
+        dist.broadcast_object_list(handle, src=0, group=self._group)
+        if self.rank != 0:
+            queue = kind.create_from_handle(handle[0], self.rank)
+        queue.wait_until_ready()
+        return queue
 
 
 class MpiBcast(Way):
     """mpi4py's object broadcast."""
 
     name = "mpi4py bcast"
+    backend = "mpi"
 
     def __init__(self, rank: int) -> None:
         from mpi4py import MPI
 
         super().__init__(rank)
         self._comm = MPI.COMM_WORLD.Dup()
-
-    @classmethod
-    def available(cls, backend: str) -> bool:
-        return backend == "mpi"
 
     def run(self, payload: Any) -> Any:
         return self._comm.bcast(payload, root=0)
@@ -210,10 +264,6 @@ class Memcpy(_Ready):
     name = "one memcpy"
     root_only = True
 
-    @classmethod
-    def available(cls, backend: str) -> bool:
-        return True
-
     def run(self, payload: Any) -> Any:
         if self.rank != 0:
             return None
@@ -230,6 +280,7 @@ WAYS: tuple[type[Way], ...] = (
     TorchObjectList,
     TorchRaw,
     VllmQueue,
+    VllmArena,
     MpiBcast,
     MpiPkl5,
     MpiRaw,

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"or {_SHORT_CELL_S:g} with --short",
     )
     parser.add_argument("--rounds", type=arguments.whole(1), metavar="N", help="so many rounds at most")
-    parser.add_argument("--no-figures", action="store_true", help="leave out idle ranks and broadcast_async")
+    parser.add_argument("--no-figures", action="store_true", help="leave out idle ranks, broadcast_async and memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (PNG): time over size")

@@ -42,6 +42,7 @@ class Arrival:
     own: Own | None = None
     owner: int | None = None  # who materializes for this host; None: every rank for itself
     passed: list[int] = field(default_factory=list)  # owners that would not
+    passes: int = 0  # how often this rank has heard, or said, that one would not
     shared: tuple[Value, memoryview] | None = None
     begun: bool = False
     local: Result | None = None  # this rank's own part is done
@@ -54,6 +55,12 @@ class Arrival:
     def wanted(self) -> bool:
         """Whether anybody here may still want the value."""
         return self.ask is None or not self.ask.taken
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing to do but to decode what was sent."""
+        message = self.message
+        return message.ref is None and message.finish is None and message.fingerprint is None
 
     def ready(self, rank: int) -> bool:
         """Whether `rank`, this one, can begin its part."""

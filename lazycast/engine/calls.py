@@ -32,9 +32,12 @@ class Call:
     hint: Any = MISSING  # what the first of two stages made of it on the root
     prepared: bool = False  # the payload is the value already, or the hint is there
     placement: str = ""  # once it is decided
+    measured: bool = False  # what it costs is to be known
+    spare: Any = None  # the cast to send if its value does not pickle, as `RootLane._encode` returns it
     mark: bytes | None = None  # the fingerprint of a replicated payload
     failure: Failure | None = None  # it was refused, or its value cannot be had: sent in place of it
     cause: BaseException | None = None
+    entered: bool = False
     ready: bool = False
     sending: bool = False
     takes_room: bool = False  # a refused call does not: it may stand behind one that waits for room
@@ -62,6 +65,7 @@ class Calls:
 
     def enter(self, call: Call) -> None:
         """Let a call that was added begin."""
+        call.entered = True
         self._new.append(call)
         call.takes_room = call.failure is None
         self._entered += call.takes_room

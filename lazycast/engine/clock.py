@@ -29,13 +29,14 @@ class Clock(Generic[W]):
         *,
         on_due: Callable[[Stage, W], None],
         work: Callable[[], float | None],
-        on_failure: Callable[[Exception], None],
+        on_failure: Callable[[BaseException], None],
         name: str,
     ) -> None:
         self._waits, self._lock = waits, lock
         self._on_due, self._work, self._on_failure = on_due, work, on_failure
         self._gate = threading.Lock()  # locked while there is nothing to do: cheaper to open than an Event to set
         self._gate.acquire()
+        self._working = threading.Lock()  # held by the thread that does what is queued
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -48,6 +49,22 @@ class Clock(Generic[W]):
             self._gate.release()
         except RuntimeError:
             return  # it is open already
+
+    def work_here(self) -> None:
+        """There is something to do: do it in this thread, unless the engine's is at it. To be called `Uninterrupted`.
+
+        It saves a small cast two changes of threads, which take as long as all the rest of the root's work on it.
+        """
+        if not self._working.acquire(blocking=False):
+            self.wake()
+            return
+        try:
+            self._work()
+        except BaseException as exc:
+            self._on_failure(exc)
+            raise
+        finally:
+            self._working.release()
 
     def stop(self) -> None:
         """End the thread, from any thread."""
@@ -69,7 +86,8 @@ class Clock(Generic[W]):
         for stage, what in due:
             self._on_due(stage, what)
         del due[:]
-        work_s = self._work()
+        with self._working:
+            work_s = self._work()
         with self._lock:
             next_s = self._waits.next_s()
         if next_s is None or (work_s is not None and work_s < next_s):

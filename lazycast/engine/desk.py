@@ -30,6 +30,7 @@ from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.placement.chooser import Standing
 from lazycast.stats import Counters, Stats
+from lazycast.trust import policy_of
 from lazycast.wire import Key
 
 if TYPE_CHECKING:
@@ -60,8 +61,10 @@ class Desk(ABC):
     def __init__(self, group: Group, options: Options) -> None:
         self._group = group
         self._options = options
+        self._policy = policy_of(options)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        self._watching = 0  # how many threads wait for `_changed`: to notify nobody takes 2 µs, several times a cast
         self._counters = Counters()
         self._waits: Waits[Ask] = Waits()
         self._pending: dict[Key, Ask] = {}  # asks with a key whose future is not done
@@ -109,8 +112,13 @@ class Desk(ABC):
         key: Key | None,
         timeout_s: float,
         refusal: Exception | None = None,
+        *,
+        here: bool = False,
     ) -> CastFuture[Any]:
-        """Cast (root) or ask (elsewhere). With `refusal` the call only counts, and raises it."""
+        """Cast (root) or ask (elsewhere). With `refusal` the call only counts, and raises it.
+
+        With `here` the caller is about to wait for the future, so its thread may do some of the work.
+        """
 
     @abstractmethod
     def discard(self, key: Key) -> None:
@@ -139,6 +147,19 @@ class Desk(ABC):
             f"{what} would block inside a {role} of the same lazycast object {self._options.name!r}, which may be what "
             "it waits for; use broadcast_async and callbacks there"
         )
+
+    def _wait_changed(self, timeout_s: float) -> None:
+        """With the lock held: wait until something has changed."""
+        self._watching += 1
+        try:
+            self._changed.wait(timeout_s)
+        finally:
+            self._watching -= 1
+
+    def _notify(self) -> None:
+        """With the lock held: something has changed."""
+        if self._watching:
+            self._changed.notify_all()
 
     def _refuse_if_closed(self) -> None:
         """With the lock held."""
@@ -197,7 +218,7 @@ class Desk(ABC):
         self._waits.end(ask.wait)
         if ask.key is not None and self._pending.get(ask.key) is ask:
             del self._pending[ask.key]
-        self._changed.notify_all()
+        self._notify()
         return True
 
     def _settle(self, ask: Ask, result: Result) -> None:
@@ -233,12 +254,12 @@ class Desk(ABC):
 
     # Time
 
-    def _fail(self, exc: Exception) -> None:
+    def _fail(self, exc: BaseException) -> None:
         logger.error("lazycast %r: the engine failed", self._options.name, exc_info=exc)
         self._engine_failed(exc)
 
     @abstractmethod
-    def _engine_failed(self, exc: Exception) -> None:
+    def _engine_failed(self, exc: BaseException) -> None:
         """Make sure that nobody waits for this rank any more."""
 
     @abstractmethod
@@ -273,7 +294,7 @@ class Desk(ABC):
             return
         with self._lock:
             first, self._closing = not self._closing, True
-            self._changed.notify_all()
+            self._notify()
         if not first:
             self._closed.wait(timeout_s)
             return
@@ -281,7 +302,7 @@ class Desk(ABC):
         try:
             with self._lock:
                 while self._busy() and (left_s := deadline_s - time.monotonic()) > 0:
-                    self._changed.wait(left_s)
+                    self._wait_changed(left_s)
         finally:  # an interrupt of the waiting must not leave the object half closed
             self._finish(timeout_s, deadline_s)
 
@@ -315,7 +336,7 @@ class Desk(ABC):
 
     def stats(self) -> Stats:
         self.refuse_after_fork()
-        shared_slots, shared_nbytes = self._shared()
+        shared_slots, shared_nbytes, arena_nbytes = self._shared()
         placement, reason = self._placement()
         with self._lock:
             counters, timing = self._counters, self._counters.timing
@@ -340,6 +361,7 @@ class Desk(ABC):
                 hosts=self._hosts(),
                 shared_slots=shared_slots,
                 shared_nbytes=shared_nbytes,
+                arena_nbytes=arena_nbytes,
                 queue=timing("queue"),
                 encode=timing("encode"),
                 decode=timing("decode"),
@@ -384,9 +406,9 @@ class Desk(ABC):
     def _hosts(self) -> tuple[tuple[int, ...], ...]:
         return ((self._group.rank,),)
 
-    def _shared(self) -> tuple[int, int]:
-        """Slots and bytes of this rank's shared memory that somebody holds."""
-        return 0, 0
+    def _shared(self) -> tuple[int, int, int]:
+        """Slots and bytes of this rank's shared memory that somebody holds, and all that it has taken."""
+        return 0, 0, 0
 
     def _nbytes(self) -> tuple[int, int]:
         """Bytes sent to and received from other ranks."""

@@ -16,7 +16,6 @@ import time
 from abc import abstractmethod
 from dataclasses import dataclass, field
 
-from lazycast import codec
 from lazycast.backend import Context
 from lazycast.codec import Layout
 from lazycast.engine.arrival import Arrival
@@ -57,7 +56,12 @@ class Lane(Desk):
         self._topology = topology
         self._relay = Relay(topology, self, mesh)
         self._parts = Parts(
-            group.rank, self._performer, self._relay, readonly=options.values == "readonly", took=self._took
+            group.rank,
+            self._performer,
+            self._relay,
+            self._policy,
+            readonly=options.values == "readonly",
+            took=self._took,
         )
         self._agreeing: dict[int, Arrival] = {}  # by seq: casts whose verdict has not come
         self._parked: dict[str, list[Arrival]] = {}  # by materializer: casts that wait for its code
@@ -86,8 +90,9 @@ class Lane(Desk):
         if arrival.owner == self._group.rank:
             return
         self._awaiting[message.seq] = arrival
-        for early, body in self._early.pop(message.seq, ()):
-            self._heard(arrival, early, body)
+        early = self._early.pop(message.seq, ())
+        for said, body in sorted(early, key=lambda entry: isinstance(entry[0], Value)):  # the owner, then its value
+            self._heard(arrival, said, body)
 
     def _heir(self, message: Cast, passed: tuple[int, ...] | list[int]) -> int | None:
         host = self._topology.host
@@ -112,11 +117,13 @@ class Lane(Desk):
         """With the lock held: note what an owner says. True if this rank is the owner now, and has given up before."""
         if isinstance(message, Value):
             del self._awaiting[message.seq]
-            self._count_pass(message.seq, message.passes - len(arrival.passed))
+            self._count_pass(message.seq, message.passes - arrival.passes)
             if arrival.final is None and not arrival.begun:
                 arrival.shared = message, body
             return False
-        arrival.owner, arrival.passed = message.to, message.passed
+        arrival.passes += 1
+        if len(message.passed) > len(arrival.passed):  # they come from several ranks, in any order
+            arrival.owner, arrival.passed = message.to, message.passed
         if message.to != self._group.rank:
             return False
         del self._awaiting[message.seq]
@@ -134,15 +141,16 @@ class Lane(Desk):
                 return
             arrival.begun = True
             takes = arrival.shared is not None and arrival.shared[0].unshared is None
-        self._performer.run(
-            lambda: self._part(arrival),
-            lambda result: self._part_done(arrival, result),
-            here=self._is_quick(arrival),
-            light=takes,
-        )
+        if arrival.plain and self._is_quick(arrival):
+            self._local_done(arrival, self._plain_part(arrival))
+        elif self._is_quick(arrival):  # no user code runs: neither marks nor workers are needed
+            self._part_done(arrival, self._part(arrival))
+        else:
+            self._performer.run(
+                lambda: self._part(arrival), lambda result: self._part_done(arrival, result), light=takes
+            )
 
-    @staticmethod
-    def _is_quick(arrival: Arrival) -> bool:
+    def _is_quick(self, arrival: Arrival) -> bool:
         """Whether a part is done where it became possible: arrays of any size are only looked at, not copied."""
         message, shared = arrival.message, arrival.shared
         if not arrival.wanted and arrival.owner is None:
@@ -159,7 +167,16 @@ class Lane(Desk):
                 return False
         else:
             body, layout = arrival.body, Layout(message.stream_nbytes, message.frames)
-        return layout.stream_nbytes <= INLINE_NBYTES and (not body or codec.is_plain(body, layout))
+        return layout.stream_nbytes <= INLINE_NBYTES and (not body or self._policy.codec.is_plain(body, layout))
+
+    def _plain_part(self, arrival: Arrival) -> Result:
+        """The part of a cast whose value is what was sent: of most casts that are small, so the shortest way."""
+        message = arrival.message
+        with self._lock:
+            body, arrival.body = arrival.body, None
+        if body is None or not arrival.wanted:  # the verdict was a failure and came first, or nobody will look
+            return Result()
+        return self._parts.decode(body, message.nbytes, Layout(message.stream_nbytes, message.frames))
 
     def _part(self, arrival: Arrival) -> Result:
         message = arrival.message
@@ -205,6 +222,7 @@ class Lane(Desk):
             return
         with self._lock:
             arrival.owner, arrival.passed = to, passed
+            arrival.passes += 1
             self._awaiting[seq] = arrival  # its value will come here too
         self._relay.share(Pass(rank, seq, to, passed))
 
@@ -230,6 +248,10 @@ class Lane(Desk):
 
     def _code_missing(self, arrival: Arrival, failure: Failure) -> None:
         """The root cannot send the code that this cast waits for."""
+        with self._lock:
+            if arrival.begun:
+                return
+            arrival.begun = True
         if arrival.owner == self._group.rank:
             self._parts.tell(self._value(arrival, failure))
         self._local_done(arrival, Result(failure=failure))
@@ -272,6 +294,19 @@ class Lane(Desk):
         else:
             mine = local is not None and local.failure is not None and verdict.failure.rank == self._group.rank
             self._conclude(arrival, Result(failure=verdict.failure, cause=local.cause if local and mine else None))
+            self._give_up(arrival, verdict.failure)
+
+    def _give_up(self, arrival: Arrival, failure: Failure) -> None:
+        """A cast has failed. If this rank's part has not begun, it never will; those who count on it are told so."""
+        with self._lock:
+            if arrival.begun:
+                return
+            arrival.begun = True
+            read = arrival.ask is not None
+            arrival.told_read |= read
+        if arrival.owner == self._group.rank:
+            self._parts.tell(self._value(arrival, failure))
+        self._relay.up(Report(self._group.rank, arrival.message.seq, read, failure))
 
     def _conclude(self, arrival: Arrival, result: Result) -> None:
         with self._lock:
@@ -332,7 +367,7 @@ class Lane(Desk):
     def _end_with(self, failure: Failure) -> None:
         """Nothing more can come: fail what depends on it, and, after a loss, all that is not done."""
         with self._lock:
-            if self._end.failure is None:
+            if self._end.failure is None or (failure.kind == "lost" and self._end.failure.kind == "closed"):
                 self._end.failure = failure
             asks = self._waits.waiting()
             parked = [arrival for waiting in self._parked.values() for arrival in waiting]
@@ -343,7 +378,8 @@ class Lane(Desk):
             if failure.kind == "lost":
                 self._awaiting.clear()
                 self._early.clear()
-            self._changed.notify_all()
+                self._late_passes.clear()
+            self._notify()
         for arrival in parked:  # the code they wait for will not come
             self._conclude(arrival, Result(failure=failure))
         for ask in asks:
@@ -351,7 +387,7 @@ class Lane(Desk):
 
     # The end
 
-    def _engine_failed(self, exc: Exception) -> None:
+    def _engine_failed(self, exc: BaseException) -> None:
         self._on_gone(Gone(self._group.rank, self._performer.failure("lost", "the engine failed", exc)))
 
     def _disconnect(self, timeout_s: float) -> None:
@@ -373,8 +409,8 @@ class Lane(Desk):
     def _hosts(self) -> tuple[tuple[int, ...], ...]:
         return self._topology.hosts
 
-    def _shared(self) -> tuple[int, int]:
-        return self._relay.in_use()
+    def _shared(self) -> tuple[int, int, int]:
+        return *self._relay.in_use(), self._relay.taken_nbytes()
 
     def _nbytes(self) -> tuple[int, int]:
         return self._relay.nbytes_sent, self._relay.nbytes_received

@@ -15,18 +15,19 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from lazycast import codec
 from lazycast.codec import Layout
 from lazycast.engine.arrival import Arrival, Material
 from lazycast.engine.performer import Performer, Result
+from lazycast.errors import TrustError
 from lazycast.failures import clip
 from lazycast.fingerprint import fingerprint
 from lazycast.materializers import Loader, Materializer
 from lazycast.missing import MISSING
 from lazycast.relay import Relay
+from lazycast.trust import Policy
 from lazycast.wire import Cast, Cost, Value
 
-_MAX_REASON = 500
+MAX_REASON = 500
 
 
 class Stages(NamedTuple):
@@ -40,15 +41,24 @@ class Parts:
     """The parts of one rank.
 
     Args:
+        policy: by which codec objects travel, and which materializers may be loaded.
         took: notes how long something took: ("decode" | "materialize" | "share", seconds).
     """
 
     def __init__(
-        self, rank: int, performer: Performer, relay: Relay, *, readonly: bool, took: Callable[[str, float], None]
+        self,
+        rank: int,
+        performer: Performer,
+        relay: Relay,
+        policy: Policy,
+        *,
+        readonly: bool,
+        took: Callable[[str, float], None],
     ) -> None:
         self._rank, self._performer, self._relay = rank, performer, relay
         self._readonly, self._took = readonly, took
-        self.loader = Loader()
+        self.codec = policy.codec
+        self.loader = Loader(policy)
 
     def stages(self, arrival: Arrival) -> Stages:
         """Return the callables of a cast. Runs imports and unpickling. Raises CodeMissing, and whatever those raise."""
@@ -79,11 +89,11 @@ class Parts:
         """Send what the owner made to the others of its host. Returns its bytes, or why it could not be sent."""
         began_s = time.monotonic()
         try:
-            encoded = codec.encode(value)
+            encoded = self.codec.encode(value)
             room = self._relay.room(encoded.nbytes, host=True)
             encoded.write_into(room.view)
         except BaseException as exc:  # MemoryError, and whatever a value's own code raises
-            unshared = clip(f"rank {self._rank} could not share its value: {type(exc).__name__}: {exc}", _MAX_REASON)
+            unshared = clip(f"rank {self._rank} could not share its value: {type(exc).__name__}: {exc}", MAX_REASON)
             self.tell(msgspec.structs.replace(message, unshared=unshared))
             return 0, unshared
         nbytes, (stream_nbytes, frames) = encoded.nbytes, encoded.layout
@@ -98,13 +108,15 @@ class Parts:
         try:
             if body.nbytes != nbytes:
                 raise MemoryError(f"{nbytes} bytes could not be allocated")
-            value = codec.decode(body.toreadonly() if self._readonly else body, layout)
+            value = self.codec.decode(body.toreadonly() if self._readonly else body, layout)
         except BaseException as exc:
             return self.failed("decode", "what arrived could not be decoded", exc)
         self._took("decode", time.monotonic() - began_s)
         return Result(value)
 
     def failed(self, kind: Any, what: str, exc: BaseException) -> Result:
+        if isinstance(exc, TrustError):
+            kind = "untrusted"
         return Result(failure=self._performer.failure(kind, what, exc), cause=exc)
 
     def materialize(self, fn: Callable[..., Any], *args: object) -> tuple[Result, float]:
@@ -186,7 +198,7 @@ class _Part:
         result = self._parts.decode(body, value.nbytes, Layout(value.stream_nbytes, value.frames))
         if result.failure is None:
             return result.value
-        self.unshared = result.failure.message[:_MAX_REASON]
+        self.unshared = result.failure.message[:MAX_REASON]
         return MISSING
 
     def _decoded_body(self) -> Any:

@@ -22,6 +22,8 @@ from lazycast.topology import Topology
 from lazycast.wire import Cost
 
 _MAX_TRIALS = 1024
+_MAX_PROVEN = 256
+_PLAIN = "every", "without a materializer the value is the payload"
 
 
 @dataclass
@@ -39,6 +41,10 @@ class _Trial:
     materialize_cpu_s: float = 0.0
     value_nbytes: int | None = None
     unshared: str | None = None
+
+    @property
+    def kind(self) -> tuple[str, int]:
+        return self.materializer, self.payload_nbytes.bit_length()
 
 
 def site_of(group: Group, topology: Topology, options: Options) -> Site:
@@ -61,6 +67,10 @@ class Placing:
     def __init__(self, group: Group, topology: Topology, options: Options) -> None:
         self._options, self._root, self._size = options, group.root, group.size
         self._trials: OrderedDict[int, _Trial] = OrderedDict()
+        self._proven: OrderedDict[tuple[str, int], None] = (
+            OrderedDict()
+        )  # kinds of cast whose values are known to pickle
+        self._asked_for = options.placement, "asked for"
         self._chooser: Chooser | None = None
         if options.placement == "auto":
             host_of = {rank: index for index, host in enumerate(topology.hosts) for rank in host}
@@ -71,9 +81,9 @@ class Placing:
         """Return the placement of a cast, and why."""
         chooser, fn = self._chooser, call.materialize
         if chooser is None:
-            return self._options.placement, "asked for"
+            return self._asked_for
         if fn is None:
-            return chooser.choose("", payload_nbytes, depth, staged=False, replicated=self._options.replicated)
+            return _PLAIN
         named = fn.prepare if isinstance(fn, Staged) else fn
         name = f"{getattr(named, '__module__', '')}.{name_of(named)}"
         staged = isinstance(fn, Staged)
@@ -82,6 +92,11 @@ class Placing:
         if len(self._trials) > _MAX_TRIALS:
             self._trials.popitem(last=False)
         return choice
+
+    def doubts(self, call: Call) -> bool:
+        """Whether it is not known yet that a value of this kind, which is to be cast, pickles."""
+        trial = self._trials.get(call.seq)
+        return trial is not None and trial.placement == "root" and trial.kind not in self._proven
 
     def spent(self, seq: int, cost: Cost) -> None:
         """Note what the root has spent on a cast before it sent it."""
@@ -111,6 +126,11 @@ class Placing:
             return
         del self._trials[seq]
         assert self._chooser is not None
+        self._proven.pop(trial.kind, None)
+        if trial.placement != "every" and trial.unshared is None:
+            self._proven[trial.kind] = None
+            if len(self._proven) > _MAX_PROVEN:
+                self._proven.popitem(last=False)
         if trial.unshared is not None:
             self._chooser.unshareable(trial.materializer, trial.payload_nbytes, trial.unshared)
             return

@@ -22,15 +22,18 @@ from lazycast.backend import Context
 from lazycast.engine.arrival import Arrival, Own
 from lazycast.engine.calls import Call, Calls
 from lazycast.engine.desk import Ask
+from lazycast.engine.interrupts import Uninterrupted
 from lazycast.engine.lane import Lane
 from lazycast.engine.ledger import Ledger
+from lazycast.engine.parts import MAX_REASON
 from lazycast.engine.performer import Group, Result
 from lazycast.engine.placing import Placing
-from lazycast.errors import CastTimeoutError, ClosedError
+from lazycast.errors import CastTimeoutError, ClosedError, TrustError
+from lazycast.failures import clip
 from lazycast.fanout.mesh import Mesh
-from lazycast.fingerprint import survey
+from lazycast.fingerprint import approximate_nbytes, fingerprint
 from lazycast.future import CastFuture
-from lazycast.materializers import Shipper
+from lazycast.materializers import Shipper, objection
 from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.placement.chooser import Standing
@@ -76,7 +79,7 @@ class RootLane(Lane):
     def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
         super().__init__(group, options, context, topology, mesh)
         self._ledger = Ledger(group.root, [rank for rank in range(group.size) if rank != group.root])
-        self._shipper = Shipper()
+        self._shipper = Shipper(self._policy)
         self._seqs = itertools.count(1)
         self._calls = Calls()
         self._turn = 0
@@ -92,6 +95,8 @@ class RootLane(Lane):
         key: Key | None,
         timeout_s: float,
         refusal: Exception | None = None,
+        *,
+        here: bool = False,
     ) -> CastFuture[Any]:
         began_s = time.monotonic()
         fn: Any = materialize if materialize is not None else self._options.materialize
@@ -101,40 +106,64 @@ class RootLane(Lane):
             refusal = TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
         elif fn is not None and not callable(fn):
             refusal = TypeError(f"{self._label(key, None)}: materialize must be callable, got {type(fn).__name__}")
-        with self._lock:
-            self._refuse_if_closed()
-            ask = self._make_ask(key, timeout_s, began_s, ask_root=False)
-            if refusal is None and key is not None and key in self._pending:
-                refusal = self._key_in_use(key)
-            call = Call(next(self._seqs), key, ask, fn, payload)
-            self._calls.add(call)  # its place among the casts of its key, before it waits for anything
-            if refusal is None:
-                self._book(ask)
-                try:
-                    refusal = self._wait_for_room(call, began_s)
-                except BaseException as exc:  # an interrupt: the call counts, or the ranks would be out of step
-                    self._enter(call, exc)
-                    raise
-            self._enter(call, refusal)
+        elif fn is not None and (refused := objection(fn, self._policy)) is not None:
+            refusal = TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
+        with Uninterrupted():  # what has begun must count, or the ranks would be out of step
+            with self._lock:
+                self._refuse_if_closed()
+                ask = self._make_ask(key, timeout_s, began_s, ask_root=False)
+                if refusal is None and key is not None and key in self._pending:
+                    refusal = self._key_in_use(key)
+                call = Call(next(self._seqs), key, ask, fn, payload)
+                self._calls.add(call)  # its place among the casts of its key, before it waits for anything
+                if refusal is None:
+                    self._book(ask)
+                waits = refusal is None and self._must_wait(call)
+                if not waits:
+                    self._enter(call, refusal)
+            if waits or refusal is not None or not here:
+                self._clock.wake()
+            else:
+                self._clock.work_here()
+        if waits:
+            refusal = self._wait_and_enter(call, began_s)
         if refusal is not None:
             raise refusal
         return ask.future
 
+    def _wait_and_enter(self, call: Call, began_s: float) -> Exception | None:
+        try:
+            with self._lock:
+                refusal = self._wait_for_room(call, began_s)
+                self._enter(call, refusal)
+        except BaseException as exc:  # an interrupt
+            with Uninterrupted(), self._lock:
+                self._enter(call, exc)
+            raise
+        finally:
+            self._clock.wake()
+        return refusal
+
     def _enter(self, call: Call, refusal: BaseException | None) -> None:
-        """With the lock held: put a call, or its refusal, into the queue."""
+        """With the lock held: put a call, or its refusal, into the queue, once."""
+        if call.entered:
+            return
         if refusal is not None:
             if self._take(call.ask):
                 self._counters.count_failure(refusal)
             if call.failure is None:
                 call.failure = self._performer.failure("refused", "the root's call was refused", refusal)
         self._calls.enter(call)
-        self._clock.wake()
+
+    def _must_wait(self, call: Call) -> bool:
+        """With the lock held."""
+        return not self._has_room() and self._end.failure is None and call.failure is None
 
     def _wait_for_room(self, call: Call, began_s: float) -> Exception | None:
         """With the lock held: wait while the slowest rank has too much unread. Returns an error to raise."""
         ask, blocked = call.ask, False
         call.phase = "waiting for room"
-        while not self._has_room() and self._end.failure is None and call.failure is None:
+        while self._must_wait(call):
             if not blocked:
                 blocked = True
                 reentrant = self.reentrant("broadcast_async() under back-pressure")
@@ -148,7 +177,7 @@ class RootLane(Lane):
                     f"{self._ask_label(ask)}: not sent within {ask.timeout_s:g} s: {self._held_back()}",
                     rank=self._group.rank,
                 )
-            self._changed.wait(left_s)
+            self._wait_changed(left_s)
         call.phase = "queued"
         if blocked:
             self._counters.took("blocked", time.monotonic() - began_s)
@@ -205,43 +234,42 @@ class RootLane(Lane):
         while True:
             with self._lock:
                 new = self._calls.next_to_begin()
+                call = self._next_to_send() if new is None and self._calls.held else None
             if new is not None:
                 self._begin_call(new)
-                continue
-            with self._lock:
-                end = self._end.failure
-                call = self._calls.next_to_send(has_room=self._has_room_for_bytes() or end is not None)
-                if call is not None and call.failure is None and end is not None:
-                    call.failure = end
-                elif call is not None and call.failure is None and call.ask.taken:
-                    text = f"the root's call had waited {call.ask.timeout_s:g} s when its turn came"
-                    call.failure = self._said("timeout", text)
-            if call is None:
+            elif call is not None:
+                self._send(call)
+            else:
                 return None  # a new call, a value or a read will wake us
-            self._send(call)
+
+    def _next_to_send(self) -> Call | None:
+        """With the lock held: take the call whose turn has come, if there is room for it."""
+        end = self._end.failure
+        call = self._calls.next_to_send(has_room=self._has_room_for_bytes() or end is not None)
+        if call is not None and call.failure is None and end is not None:
+            call.failure = end
+        elif call is not None and call.failure is None and call.ask.taken:
+            text = f"the root's call had waited {call.ask.timeout_s:g} s when its turn came"
+            call.failure = self._said("timeout", text)
+        return call
 
     def _begin_call(self, call: Call) -> None:
         fn, payload = call.materialize, call.payload
         self._took("queue", time.monotonic() - call.ask.since_s)
-        nbytes = 0
-        if call.failure is None and (self._options.replicated or (self._placing.chooses and fn is not None)):
-            try:
-                mark, nbytes = survey(payload)
-            except Exception as exc:  # whatever the attributes of a payload do when they are looked at
-                if self._options.replicated:
-                    what = "no fingerprint of the payload could be taken"
-                    call.failure, call.cause = self._performer.failure("encode", what, exc), exc
-            else:
-                call.mark = mark if self._options.replicated else None
+        nbytes = self._look_at(call)
         with self._lock:
             if call.failure is None:
                 self._placed = self._placing.place(call, nbytes, len(self._waits) - 1)
                 call.placement = self._placed[0]
+                call.measured = self._placing.chooses and fn is not None
+            doubtful = call.failure is None and self._placing.doubts(call)
             if call.failure is not None or fn is None or call.placement != "root":
                 self._calls.make_ready(call)
                 return
             call.phase = "materializing on the root"
-            call.payload = call.materialize = None
+        if doubtful:
+            self._spare(call)
+        call.payload = call.materialize = None
         staged = isinstance(fn, Staged)
         first = fn.prepare if isinstance(fn, Staged) else fn
 
@@ -267,55 +295,98 @@ class RootLane(Lane):
 
         self._performer.run(part, done)
 
+    def _look_at(self, call: Call) -> int:
+        """Take the fingerprint of a replicated payload; return about how large a payload is, if that matters."""
+        try:
+            if call.failure is None and self._options.replicated:
+                call.mark = fingerprint(call.payload)
+        except Exception as exc:  # whatever the attributes of a payload do when they are looked at
+            what = "no fingerprint of the payload could be taken"
+            call.failure, call.cause = self._performer.failure("encode", what, exc), exc
+        if call.failure is not None or call.materialize is None or not self._placing.chooses:
+            return 0
+        try:
+            return approximate_nbytes(call.payload)
+        except Exception:
+            return 0  # the choice is made without it
+
+    def _spare(self, call: Call) -> None:
+        """Get ready for a value that does not pickle: then every rank is to make its own, from the payload as it is."""
+        call.placement = "every"
+        try:
+            call.spare = self._encode(call)
+        except BaseException as exc:  # the payload does not pickle either
+            call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
+        call.placement = "root"
+
     def _said(self, kind: FailureKind, text: str) -> Failure:
         rank = self._group.rank
         return Failure(kind, rank, self._group.hosts[rank], text)
 
     def _send(self, call: Call) -> None:
-        room: Room | None = None
-        cast: Cast | None = None
-        codes: list[tuple[Code, Room]] = []
-        value: object = None
-        began_s, cpu_s = time.monotonic(), time.thread_time()
+        began_s, cpu_s = time.monotonic(), time.thread_time() if call.measured else 0.0
         if call.failure is None:
             call.phase = "encoding"
             try:
                 cast, room, codes = self._encode(call)
             except BaseException as exc:  # MemoryError, and whatever a payload's own code raises
-                call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
-        if cast is None:
-            assert call.failure is not None
-            cast = Cast(call.seq, call.key, call.placement, False, None, failure=call.failure)
-        arrival = Arrival(cast, None, ask=call.ask)
+                if call.spare is not None:
+                    cast, room, codes = call.spare
+                    self._unshared(call, exc)
+                else:
+                    call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
+            call.spare = None
+        if call.failure is not None:
+            self._send_failure(call, call.failure)
+            return
+        own = self._own(call)
+        arrival = Arrival(cast, None, ask=call.ask, own=own)
         with self._lock:
-            if cast.failure is None:
+            if call.measured:
                 sent_nbytes = cast.nbytes if call.prepared else 0
                 self._placing.spent(call.seq, Cost(time.thread_time() - cpu_s, 0.0, shared_nbytes=sent_nbytes))
-                value = call.payload
-                arrival.own = self._own(call)
-                self._admit(arrival)
-            if not call.ask.taken:
-                call.ask.arrival = arrival
-            self._counters.casts += 1
-            if cast.failure is not None:
-                self._placing.failed(call.seq)
-            else:
-                self._counters.took("encode", time.monotonic() - began_s)
-                self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree)
-                if cast.agree:
-                    self._agreeing[cast.seq] = arrival
-            self._calls.sent(call)
-            self._changed.notify_all()
+            self._admit(arrival)
+            self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree)
+            if cast.agree:
+                self._agreeing[cast.seq] = arrival
+            self._counters.took("encode", time.monotonic() - began_s)
+            self._book_sent(call, arrival)
         for code in codes:
             self._relay.down(*code)
         self._relay.down(cast, room)
         del room  # a slot is held as long as its writer has a hand on it
-        if call.failure is not None:
-            self._conclude(arrival, Result(failure=call.failure, cause=call.cause))
-        elif cast.ref is None and cast.finish is None:
-            self._local_done(arrival, Result(value))
+        if own.prepare is None and own.finish is None:  # the value is here
+            self._local_done(arrival, Result(own.payload))
         else:
             self._advance(arrival)
+
+    def _unshared(self, call: Call, exc: BaseException) -> None:
+        """A value of the root does not pickle, though it was to be cast: the ranks make their own."""
+        reason = clip(f"the root could not share its value: {type(exc).__name__}: {exc}", MAX_REASON)
+        with self._lock:
+            self._counters.unshared += 1
+            self._counters.unshared_reason = reason
+            self._placing.spent(call.seq, Cost(0.0, 0.0, unshared=reason))
+        call.placement = "every"
+
+    def _send_failure(self, call: Call, failure: Failure) -> None:
+        """Tell the ranks that a call has no value: it counts all the same."""
+        cast = Cast(call.seq, call.key, call.placement, False, None, failure=failure)
+        arrival = Arrival(cast, None, ask=call.ask)
+        with self._lock:
+            call.payload = call.materialize = None
+            self._placing.failed(call.seq)
+            self._book_sent(call, arrival)
+        self._relay.down(cast)
+        self._conclude(arrival, Result(failure=failure, cause=call.cause))
+
+    def _book_sent(self, call: Call, arrival: Arrival) -> None:
+        """With the lock held: a call goes out."""
+        if not call.ask.taken:
+            call.ask.arrival = arrival
+        self._counters.casts += 1
+        self._calls.sent(call)
+        self._notify()
 
     def _encode(self, call: Call) -> tuple[Cast, Room, list[tuple[Code, Room]]]:
         """Encode a payload, or what takes its place, and name its materializer. Raises whatever user code raises."""
@@ -325,12 +396,13 @@ class RootLane(Lane):
             ref, finish, fresh = self._shipper.ship(call.materialize, prepared=call.prepared)
             codes = [(Code(next(self._seqs), name, len(code)), self._room_with(code)) for name, code in fresh]
         staged = finish is not None and call.prepared
+        encode = self._policy.codec.encode
         if call.mark is not None and not call.prepared:
             encoded = codec.Encoded()  # every rank has its own
         elif call.mark is not None and staged:
-            encoded = codec.encode(call.hint)
+            encoded = encode(call.hint)
         else:
-            encoded = codec.encode((call.payload, call.hint) if staged else call.payload)
+            encoded = encode((call.payload, call.hint) if staged else call.payload)
         room = self._relay.room(encoded.nbytes)
         encoded.write_into(room.view)
         agree = self._options.agree and call.placement != "demand"
@@ -354,7 +426,8 @@ class RootLane(Lane):
         self._turn += 1
         return self._turn - 1
 
-    def _own(self, call: Call) -> Own:
+    @staticmethod
+    def _own(call: Call) -> Own:
         """What the root has for its own part."""
         fn, payload = call.materialize, call.payload
         call.payload = call.materialize = None
@@ -392,17 +465,18 @@ class RootLane(Lane):
             if message.read and message.rank != self._group.rank:
                 self._ledger.read(message.rank, message.seq)
                 self._freed()
-            self._placing.reported(message.seq, message.rank, message.cost)
-            verdict = self._ledger.report(message.rank, message.seq, message.failure)
-            if message.failure is not None:
+            if message.failure is None:
+                self._placing.reported(message.seq, message.rank, message.cost)
+            else:
                 self._placing.failed(message.seq)
+            verdict = self._ledger.report(message.rank, message.seq, message.failure)
         if verdict is not None:
             self._relay.down(verdict)
             self._on_verdict(verdict)
 
     def _freed(self) -> None:
         """With the lock held: something was read, so what was held back may go."""
-        self._changed.notify_all()
+        self._notify()
         if self._calls.held:
             self._clock.wake()
 
@@ -439,7 +513,7 @@ class RootLane(Lane):
             if self._end.failure is None:
                 self._end.failure = message.failure  # later calls fail on every rank, naming who closed
             verdicts = [verdict for rank in cut_off for verdict in self._ledger.gone(rank, message.failure)]
-            self._changed.notify_all()
+            self._notify()
         self._clock.wake()
         for verdict in verdicts:
             self._relay.down(verdict)

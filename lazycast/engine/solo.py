@@ -12,7 +12,9 @@ from typing import Any
 
 from lazycast.engine.desk import Ask, Desk
 from lazycast.engine.performer import Result
+from lazycast.errors import TrustError
 from lazycast.future import CastFuture
+from lazycast.materializers import objection
 from lazycast.missing import MISSING
 from lazycast.wire import Key
 
@@ -41,6 +43,9 @@ class SoloLane(Desk):
             raise TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
         if fn is not None and not callable(fn):
             raise TypeError(f"{self._label(key, None)}: materialize must be callable, got {type(fn).__name__}")
+        refused = objection(fn, self._policy) if fn is not None else None
+        if refused is not None:
+            raise TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
         with self._lock:
             self._refuse_if_closed()
             ask = self._make_ask(key, timeout_s, time.monotonic(), ask_root=False)
@@ -81,6 +86,9 @@ class SoloLane(Desk):
         ask.future.settle_cancelled()
         return True
 
+    def _placement(self) -> tuple[str, str]:
+        return "every", "there is one rank"
+
     def _work(self) -> float | None:
         return None
 
@@ -90,7 +98,7 @@ class SoloLane(Desk):
     def _describe(self, ask: Ask) -> str:
         return "materializing here; missing: rank 0"
 
-    def _engine_failed(self, exc: Exception) -> None:
+    def _engine_failed(self, exc: BaseException) -> None:
         """Only the clock has stopped; casts go on."""
 
     def _disconnect(self, timeout_s: float) -> None:

@@ -28,6 +28,7 @@ from lazycast.fanout.slots import FreeSpace
 CAPACITY = 1 << 14
 
 _STEP_NBYTES = 16 << 20
+_BLOCK_NBYTES = 512  # of `st_blocks`, whatever the file system's own are
 _FEW = 24  # slots: so many are looked at one by one in the time that NumPy takes for any number, 10 µs
 
 
@@ -215,6 +216,14 @@ class Arena:
             if self._fds is not None:
                 self._reclaim()
             return len(self._extents), sum(extent.nbytes for extent in self._extents.values())
+
+    def taken_nbytes(self) -> int:
+        """Return the memory that the arena has taken so far, and its segments take: what is free again stays warm."""
+        with self._lock:
+            if self._fds is None:
+                return 0
+            self._reclaim()
+            return os.fstat(self._fds[0]).st_blocks * _BLOCK_NBYTES + self._segments_nbytes
 
     def close(self) -> None:
         """Close the descriptors. The memory itself goes with the last value on any rank."""

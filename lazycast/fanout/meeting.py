@@ -151,7 +151,7 @@ def _test(sock: socket.socket, secret: bytes) -> int:
     """Return the rank of a caller that runs as this user, knows the secret, and passed memory that can be read."""
     _, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     sock.settimeout(5.0)
-    data, fds, _, _ = socket.recv_fds(sock, _HELLO.size, 1)
+    data, fds, _, _ = socket.recv_fds(sock, _HELLO.size, 1, socket.MSG_CMSG_CLOEXEC)
     try:
         caller, said = _HELLO.unpack(data)
         good = uid == os.getuid() and secrets.compare_digest(said, secret) and len(fds) == 1

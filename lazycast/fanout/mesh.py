@@ -23,6 +23,7 @@ import struct
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -132,11 +133,16 @@ class Mesh:
 
     def send(self, rank: int, header: bytes, body: memoryview = _EMPTY) -> None:
         """Send a message whose body, of up to `INLINE_NBYTES`, rides along."""
+        self.send_all((rank,), header, body)
+
+    def send_all(self, ranks: Sequence[int], header: bytes, body: memoryview = _EMPTY) -> None:
+        """Send one such message to several ranks."""
         _check(header, body.nbytes)
-        peer = self._peers[rank]
         packet = b"".join((_PREFIX.pack(_MESSAGE, len(header), 0, 0, body.nbytes, 0), header, body))
-        with peer.lock:
-            self._put(peer, packet, [])
+        for rank in ranks:
+            peer = self._peers[rank]
+            with peer.lock:
+                self._put(peer, packet, [])
 
     def _put(self, peer: _Peer, packet: bytes, fds: list[int]) -> None:
         """With the peer's lock held: send a packet, or queue it behind what waits."""
@@ -298,3 +304,7 @@ class Mesh:
     def in_use(self) -> tuple[int, int]:
         """Return slots and bytes of this rank's shared memory that somebody holds."""
         return self._arena.in_use()
+
+    def taken_nbytes(self) -> int:
+        """Return the bytes of shared memory that this rank has taken, held or not."""
+        return self._arena.taken_nbytes()

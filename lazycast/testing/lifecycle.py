@@ -247,7 +247,7 @@ def futures_are_awaitable_and_a_cancelled_task_withdraws_nothing(rank: Rank) -> 
         same(await future, b"kept")
         same(await asyncio.wrap_future(lazy.broadcast_async("wrapped")), "wrapped")
 
-    with rank.executor(1) as executor, rank.lazy(executor=executor) as lazy:
+    with rank.executor(1) as executor, rank.lazy(executor=executor, placement="every") as lazy:
         asyncio.run(main())
 
 

@@ -115,6 +115,7 @@ def a_value_that_cannot_be_shared_is_made_by_every_rank(rank: Rank) -> None:
             same(by, rank.rank)
             same(value, array)
         stats = lazy.stats()
+        rank.meet()  # before the next cast arrives anywhere
         if len(host_of(lazy, rank.rank)) > 1:
             check(stats.unshared > 0, "nobody counted it")
             check("could not share" in str(stats.unshared_reason), f"no reason: {stats.unshared_reason}")
@@ -286,6 +287,65 @@ def an_owner_that_never_asks_is_named(rank: Rank) -> None:
                 rank.meet()
             rank.meet()
         same(lazy.broadcast(payload)[1], 1000.0)
+
+
+class FailsOrSleeps:
+    """Fails at once on some ranks, and takes its time on the others."""
+
+    def __init__(self, ranks: tuple[int, ...]) -> None:
+        self.ranks = ranks
+
+    def __call__(self, payload: Any) -> Any:
+        if this_rank() in self.ranks:
+            raise ValueError("on these ranks")
+        time.sleep(0.02)
+        return payload
+
+
+def check_books(lazy: LazyBroadcast[Any, Any]) -> None:
+    """On the root: nothing is left of casts that have ended."""
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while lazy.is_root and " 0 on the books; the slowest rank has 0 casts, 0 bytes unread" not in lazy.dump():
+        check(time.monotonic() < deadline_s, f"something is left on the books: {lazy.dump()}")
+        time.sleep(0.005)
+
+
+@behaviour(min_size=2)
+def failures_of_one_host_leave_nothing_behind_on_another(rank: Rank) -> None:
+    with rank.executor() as pool, rank.lazy(placement="shard", executor=pool, max_inflight=4) as lazy:
+        fn = FailsOrSleeps(host_of(lazy, lazy.root))
+        for number in range(12):
+            raises(MaterializeError, "on these ranks", partial(lazy.broadcast, number, materialize=fn))
+        check_books(lazy)
+
+
+@behaviour(min_size=2)
+def a_rank_that_asks_after_the_failure_leaves_nothing_behind(rank: Rank) -> None:
+    with rank.executor() as pool, rank.lazy(total, placement="every", executor=pool, replicated=True) as lazy:
+        for number in range(8):
+            payload = {"x": np.ones(10 + (rank.rank == rank.last))}
+            early = rank.rank in (lazy.root, rank.last)
+            for asks in (True, False):
+                if asks == early:
+                    raises(PayloadMismatchError, "not the root's", partial(lazy.broadcast, payload, key=number))
+                rank.meet()
+        check_books(lazy)
+
+
+@behaviour()
+def the_choice_of_a_placement_never_fails_a_value_that_does_not_pickle(rank: Rank) -> None:
+    for replicated in (False, True):
+        with rank.executor() as pool, rank.lazy(unpicklable, executor=pool, replicated=replicated) as lazy:
+            array = np.arange(1000)
+            for number in range(60):
+                by, value, _lock = lazy.broadcast(array, key=number)
+                same(by, rank.rank)
+                same(value, array)
+            staged: Staged[Any, Any, Any] = Staged(unpicklable, lambda payload, hint: (payload, hint[0]))
+            for _ in range(30):
+                value, by = lazy.broadcast(array, materialize=staged)
+                same(by, rank.rank)
+                same(value, array)
 
 
 def slow(payload: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lazycast import ClosedError, LazyBroadcast, LazycastError, PeerLostError
+from lazycast import ClosedError, KeyInUseError, LazyBroadcast, LazycastError, PeerLostError
 from lazycast.backend import Backend
 from lazycast.testing.kit import raises
 
@@ -98,6 +99,46 @@ def die_if_victim(payload: Any) -> Any:
     return payload
 
 
+def interrupts_at_any_moment(lazy: LazyBroadcast[Any, Any]) -> None:
+    """Ctrl-C hits the root again and again, wherever it is; it makes the call again, and nobody is out of step."""
+    casts, interrupted, armed, over = 300, 0, False, threading.Event()
+
+    def on_interrupt(_number: int, _frame: Any) -> None:
+        nonlocal armed, interrupted
+        if armed:  # in the call; not in what this scenario itself does
+            armed, interrupted = False, interrupted + 1
+            raise KeyboardInterrupt
+
+    def interrupt() -> None:
+        chance = random.Random(7)
+        while not over.wait(chance.uniform(0.0005, 0.004)):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    thread = threading.Thread(target=interrupt)
+    if lazy.is_root:
+        thread.start()
+    for number in range(casts):
+        payload, value = np.full(1000 * (number % 30), number), None
+        while value is None:
+            try:
+                armed = True
+                value = lazy.broadcast(payload if lazy.is_root else None, key=number, timeout_s=20)
+                armed = False
+            except KeyboardInterrupt:
+                pass  # the handler has disarmed itself
+            except KeyInUseError:  # the call that was interrupted is not done yet
+                armed = False
+                time.sleep(0.02)
+        assert len(value) == len(payload)
+        assert (value == number).all()
+    if lazy.is_root:
+        over.set()
+        thread.join()
+        say("interrupted", times=interrupted)
+    assert lazy.broadcast("the last", key="the last") == "the last"
+
+
 def exit_without_close(lazy: LazyBroadcast[Any, Any]) -> None:
     """The interpreter ends with casts pending on some ranks; nobody hangs, nobody crashes."""
     assert lazy.broadcast("one") == "one"
@@ -140,6 +181,7 @@ SCENARIOS = {
         death_while_waiting,
         death_while_materializing,
         death_of_an_owner,
+        interrupts_at_any_moment,
         exit_without_close,
         fork_while_open,
         death_with_a_child_alive,
@@ -150,5 +192,6 @@ if __name__ == "__main__":
     assert issubclass(PeerLostError, ConnectionError)
     the_backend = backend(sys.argv[2])
     placement = os.environ.get("PLACEMENT", "every")
-    SCENARIOS[sys.argv[1]](LazyBroadcast(backend=the_backend, placement=placement))
+    inflight = int(os.environ.get("MAX_INFLIGHT", "64"))
+    SCENARIOS[sys.argv[1]](LazyBroadcast(backend=the_backend, placement=placement, max_inflight=inflight))
     say("done")

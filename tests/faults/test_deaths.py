@@ -89,6 +89,14 @@ def test_an_owner_killed_half_way_is_named_by_all_others(victim: int, backend: s
             assert error["ms"] < 5000, (rank, error)
 
 
+def test_interrupts_of_the_root_at_any_moment_leave_nobody_out_of_step() -> None:
+    for rank, (code, events) in enumerate(run("interrupts_at_any_moment", "local", MAX_INFLIGHT=2000)):
+        assert code == 0, (rank, code, events)
+        assert events[-1]["event"] == "done"
+        if rank == 0:
+            assert events[0]["times"] > 10
+
+
 @pytest.mark.parametrize("backend", ["local", "torch"])
 def test_an_interpreter_that_exits_without_close_ends_cleanly(backend: str) -> None:
     for rank, (code, events) in enumerate(run("exit_without_close", backend)):

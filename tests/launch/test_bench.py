@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ import numpy as np
 import pytest
 
 from lazycast import cli, launch
-from lazycast.bench import measure, plan, plot, report, touch, ways
+from lazycast.bench import measure, memory, plan, plot, report, touch, ways
 from lazycast.bench.payloads import SOURCES, ArraySource
 from lazycast.bench.sync import Sync, WrongValueError
 
 from .command import run
 
-KIB = 1024
+KIB, MIB = 1 << 10, 1 << 20
 EVERYWHERE = ["lazycast", "lazycast agree=False", "one memcpy"]
 PEERS = {
     "local": [],
@@ -60,6 +61,7 @@ def test_bench(backend: str, tmp_path: Path) -> None:
         assert 0 < result["p10_s"] <= result["median_s"] <= result["p90_s"]
     assert len(said["figures"]["idle_cpu_fraction"]) == 2
     assert said["figures"]["async_blocked"]["median_s"] > 0
+    assert said["memory"] == []  # such payloads are too small to tell
 
     text = (tmp_path / f"bench-{backend}.md").read_text()
     assert text == report.markdown(said, plot=f"bench-{backend}.png")
@@ -73,6 +75,63 @@ def test_bench(backend: str, tmp_path: Path) -> None:
     assert (tmp_path / f"bench-{backend}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     steps = [line.split("  ")[-1] for line in done.stderr.splitlines() if "%" in line]
     assert steps[-2:] == ["nested, 64 KiB", "done"], done.stderr
+
+
+@pytest.mark.timeout(200)
+def test_bench_memory(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lazycast.bench", "--backend", "local", "--ranks", "3", "--sizes", "1KiB,64MiB"]
+    command += ["--rounds", "1", "--kinds", "array,images", "--ways", "lazycast,one memcpy", "--out", str(tmp_path)]
+    done = run(command, timeout_s=180, COLUMNS="200", NO_COLOR="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads((tmp_path / "bench-local.json").read_text())
+    found = {(need.pop("kind"), need.pop("column")): need for need in said["memory"]}
+    assert len(found) == len(said["memory"]) == 4
+    for (kind, column), need in found.items():
+        values = (kind == "images") + (column == "overwritten")  # `bytes` are copied; overwriting takes new ones
+        assert (need["nbytes"], need["way"]) == (64 * MIB, "lazycast")
+        reused = values == 2  # overwriting frees as it goes, and the heap may use that again
+        assert values - reused - 0.2 < need["others_nbytes"] / need["nbytes"] < values + 0.2
+        assert abs(need["root_nbytes"] / need["nbytes"] - (values == 2)) < 0.2
+        assert 64 * MIB <= need["shared_nbytes"] <= 2 * 65 * MIB  # a rank may be late in letting go of a value
+    text = (tmp_path / "bench-local.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "| 64 MiB | la" in line]
+    seen = [row for row in rows if len(row) == len(report.MEMORY_HEADINGS)]
+    assert [row[:3] for row in seen if row[0] != "64 MiB"] == [
+        ["NumPy array", "64 MiB", "lazycast"],
+        ["dict of JPEG bytes", "64 MiB", "lazycast"],
+    ]
+    assert report.MEMORY_HEADINGS[3] in done.stdout
+
+
+def test_a_way_whose_values_cannot_be_overwritten_has_no_time_for_it() -> None:
+    result = {"kind": "array", "nbytes": KIB, "count": 1, "p10_s": 1.0, "median_s": 1.0, "p90_s": 1.0}
+    need = {"kind": "array", "nbytes": 64 * MIB, "root_nbytes": 0, "others_nbytes": 32 * MIB, "shared_nbytes": 0}
+    known = [(way, column) for way in ("lazycast", "other") for column in plan.COLUMNS]
+    known.remove(("other", "overwritten"))
+    said = {
+        "results": [{**result, "way": way, "column": column} for way, column in known],
+        "memory": [{**need, "way": way, "column": column} for way, column in known if column != "holds"],
+    }
+    (_, whole), (_, partial) = report.rows(said, "array")
+    assert (whole[-2:], partial[-2:]) == (["1.00 s (1.00 s to 1.00 s)", "1.00"], ["-", "-"])
+    assert [cells[3:] for _, cells in report.memory_rows(said)] == [
+        ["0.00", "0.50", "0.00", "0.50", "-"],
+        ["0.00", "0.50", "-", "-", "-"],
+    ]
+    del said["memory"]  # as in files of older runs
+    assert list(report.memory_rows(said)) == []
+
+
+def test_memory_is_seen_though_it_is_given_back_again() -> None:
+    watch = memory.Watch([os.getpid()])
+    for payloads in (3, 1):
+        memory.settle()
+        watch.begin()
+        held = [np.full(32 * MIB, 1, np.uint8) for _ in range(payloads)]
+        time.sleep(0.2)  # the child may have to wait for a core
+        del held
+        assert abs(watch.end()[0] / (32 * MIB) - payloads) < 0.2
+    watch.close()
 
 
 class _Faulty(ways.Way):

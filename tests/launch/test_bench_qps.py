@@ -31,7 +31,7 @@ def test_bench_qps(tmp_path: Path) -> None:
     assert (said["benchmark"], said["plan"]["backend"], said["plan"]["ranks"]) == ("qps", "torch", 2)
     (work,) = said["workloads"]
     assert (work["workload"], work["window"]) == ("thumbnail", 2)
-    assert work["materialize_alone_cpu_s"] > 0
+    assert work["yardstick_cpu_s"] > 0
     assert work["ideal_qps"] > 0
     assert [way["way"] for way in work["ways"]] == list(ways.WAYS)
     known = {way["way"] for way in work["ways"] if way["known"]}

@@ -108,13 +108,13 @@ def test_the_entry_rank_withdraws_what_is_not_sent(ranks: Ranks, monkeypatch: py
     """While the first one is being looked at, the second waits in the queue."""
     from lazycast.engine import root
 
-    gate, original = threading.Event(), root.survey
+    gate, original = threading.Event(), root.fingerprint
 
     def slowly(payload: Any) -> Any:
         gate.wait(TIMEOUT_S)
         return original(payload)
 
-    monkeypatch.setattr(root, "survey", slowly)
+    monkeypatch.setattr(root, "fingerprint", slowly)
     with SGLangBroadcast() as broadcast:
         first = broadcast.process_async(image(1), rid="first")
         second = broadcast.process_async(image(2), rid="second")

@@ -285,7 +285,7 @@ def _run() -> dict[str, Any]:
 
 def test_a_run_is_plain_data_with_medians_over_rounds() -> None:
     (work,) = json.loads(json.dumps(_run()))["workloads"]
-    assert (work["materialize_alone_cpu_s"], work["materialize_alone_s"]) == (0.02, 0.05)
+    assert (work["yardstick_cpu_s"], work["yardstick_s"]) == (0.02, 0.05)
     assert work["ideal_qps"] == 100
     ways = {way["way"]: way for way in work["ways"]}
     assert ways["lazycast-shard"]["unavailable"] == "no such placement [yet]"

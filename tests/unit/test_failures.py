@@ -14,6 +14,7 @@ from lazycast.errors import (
     PayloadMismatchError,
     PeerLostError,
     RemoteError,
+    TrustError,
 )
 from lazycast.wire import Failure, FailureKind
 
@@ -112,6 +113,7 @@ CLASSES: dict[str, tuple[type[LazycastError], type[LazycastError]]] = {
     "timeout": (RemoteError, RemoteError),
     "lost": (PeerLostError, PeerLostError),
     "closed": (ClosedError, ClosedError),
+    "untrusted": (TrustError, TrustError),
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import mmap
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -62,6 +64,20 @@ def test_a_slot_is_whole_pages_of_the_size_that_was_asked_for(arena: Arena) -> N
     assert (second.offset, second.nbytes, second.view.nbytes) == (PAGE, PAGE + 1, PAGE + 1)
     assert not first.view.readonly
     assert arena.in_use() == (2, 3 * PAGE)
+
+
+def test_the_arena_takes_what_was_written_to_at_most_and_keeps_it(arena: Arena) -> None:
+    assert arena.taken_nbytes() == 0
+    slots = [written(arena, 2 * PAGE, 1), written(arena, PAGE, 2)]
+    assert arena.taken_nbytes() == 3 * PAGE
+    slots.clear()
+    again = written(arena, 3 * PAGE, 3)
+    assert arena.taken_nbytes() == 3 * PAGE
+    beside = arena.allocate(6 * PAGE)  # does not fit
+    assert arena.taken_nbytes() == 9 * PAGE
+    arena.handed_over(beside)
+    del beside, again
+    assert arena.taken_nbytes() == 3 * PAGE
 
 
 def test_the_writer_holds_its_slot_and_the_lowest_place_is_reused(arena: Arena) -> None:
@@ -139,6 +155,76 @@ def test_the_writers_own_value_is_private_and_keeps_its_slot(arena: Arena) -> No
     again = written(arena, PAGE, 5)
     assert again.offset == 0
     assert bytes(views.own(again)) == b"\5" * PAGE
+
+
+def test_what_is_copied_frees_its_slot_and_shows_what_the_writer_put_there(arena: Arena) -> None:
+    views = reader_after_first(arena, READER)
+    for fill in (1, 2, 3):  # in the same place each time, where this rank has also written
+        slot = written(arena, PAGE + 5, fill)
+        arena.share(slot, [READER])
+        body = memoryview(bytearray(PAGE + 5))
+        views.copy_into(body, ME, slot.row, slot.offset)
+        body[0] = 0xFF
+        assert bytes(slot.view) == bytes([fill]) * (PAGE + 5)
+        assert bytes(body) == b"\xff" + bytes([fill]) * (PAGE + 4)
+        del slot
+        assert arena.in_use() == (0, 0)
+        slot = written(arena, PAGE + 5, 9)
+        arena.share(slot, [READER])
+        views.view(ME, slot.row, slot.offset, slot.nbytes)[:] = b"\xee" * (PAGE + 5)
+        del slot
+
+
+@pytest.mark.parametrize("held", [0, 1, arena_module._FEW + 1, 200])
+def test_however_many_are_held_the_lowest_free_place_is_found(held: int) -> None:
+    arena = Arena(RANKS, ME, 1024 * PAGE)
+    kept = {n: arena.allocate(PAGE) for n in range(held + 1)}
+    assert [slot.offset for slot in kept.values()] == [n * PAGE for n in range(held + 1)]
+    for n in (held, held // 2, 0):
+        arena.share(kept[n], [READER])
+        view = reader(arena).view(ME, kept[n].row, kept[n].offset, PAGE)
+        del kept[n]
+        assert arena.allocate(PAGE).offset == (held + 1) * PAGE, "its reader holds it"
+        del view
+        kept[n] = arena.allocate(PAGE)
+        assert kept[n].offset == n * PAGE
+    kept.clear()
+    assert arena.in_use() == (0, 0)
+    arena.close()
+
+
+AT_EXIT = """
+import builtins, sys
+import numpy as np
+from lazycast.fanout.arena import Arena
+from lazycast.fanout.memory import PAGE
+from lazycast.fanout.views import Views
+
+class Looks:
+    def __init__(self, memory):
+        self.array = np.frombuffer(memory, np.uint8)
+        self.me = self  # until the last collection
+    def __del__(self):
+        assert len(set(self.array.tobytes())) == 1
+
+def value(fill, nbytes):
+    slot = arena.allocate(nbytes)
+    slot.view[:] = bytes([fill]) * nbytes
+    arena.share(slot, [1])
+    if not views.knows(0):
+        views.learn(0, *arena.fds, arena.nbytes)
+    return Looks(views.view(0, slot.row, slot.offset, nbytes, slot.segment_fd))
+
+arena, views = Arena([0, 1], 0, 8 * PAGE), Views([0, 1], 1)
+builtins.kept = value(1, PAGE)
+sys.modules["kept"] = value(2, 20 * PAGE)
+kept, zz = value(3, 2 * PAGE), value(4, 3)
+"""
+
+
+def test_values_may_live_to_the_very_end_of_a_process() -> None:
+    done = subprocess.run([sys.executable, "-X", "dev", "-c", AT_EXIT], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_value_outlives_the_arena_and_the_reader() -> None:

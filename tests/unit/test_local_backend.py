@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import socket
 import stat
@@ -245,6 +246,38 @@ def test_callers_that_are_no_ranks_are_turned_away(said: bytes, tmp_path: Path, 
     assert (list(mine), list(theirs)) == ([1], [0])
     mine[1].close()
     theirs[0].close()
+
+
+def test_callers_of_another_user_are_turned_away(
+    tmp_path: Path, together: Together, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me = os.getuid()
+    monkeypatch.setattr(local.os, "getuid", lambda: me + 1)
+
+    def stranger() -> None:
+        with _connect(tmp_path / "0.0") as sock:
+            sock.settimeout(WAIT_S)
+            sock.sendall(local._PREFIX.pack(1, 0))  # it says what a rank says
+            with contextlib.suppress(ConnectionResetError):
+                assert sock.recv(1) == b"", "it was welcomed"
+
+    def wait() -> None:
+        with pytest.raises(CastTimeoutError):
+            _meet(tmp_path, 0, 2, 1.0)
+
+    together(stranger, wait)
+
+
+def test_a_header_or_a_blob_of_absurd_size_is_not_waited_for() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(local._PREFIX.pack(0xFFFFFFFF, 0) * 2)
+    pipe = local._SocketPipe(ours)
+    with pytest.raises(local.PipeClosed, match="no message: a header of 4294967295 bytes"):
+        pipe.recv_header()
+    with pytest.raises(local.PipeClosed, match="no part of a handshake: 4294967295 bytes"):
+        local._LocalContext._recv_blob(ours)
+    pipe.close()
+    theirs.close()
 
 
 def test_the_sockets_in_the_folder_are_the_owners_alone(tmp_path: Path, together: Together) -> None:

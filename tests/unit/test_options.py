@@ -11,10 +11,6 @@ import pytest
 
 from lazycast.options import DEFAULT_MAX_INFLIGHT_NBYTES, PLACEMENTS, Options, check
 
-OTHERS: dict[str, object] = {
-    "allow": None,
-}
-
 
 def options(**changes: Any) -> Options:
     plain: dict[str, Any] = {
@@ -42,6 +38,9 @@ GOOD: list[dict[str, Any]] = [
     {"arena_nbytes": 1},
     {"root": 3},
     {"materialize": len},
+    {"trust": "data"},
+    {"allow": []},
+    {"allow": {"package.module.Class.method", "__main__.f"}},
     {"name": "x" * 200},
     {"values": "copy"},
     {"agree": False},
@@ -53,7 +52,7 @@ GOOD: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changes", GOOD, ids=str)
 def test_good_options_have_no_error(changes: dict[str, Any]) -> None:
-    assert check(options(**changes), 4, OTHERS) is None
+    assert check(options(**changes), 4) is None
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -72,7 +71,16 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"name": 3}, ValueError, "name must be a string of 1 to 200 characters, got 3"),
     ({"values": "shared"}, ValueError, "unknown values 'shared'; use one of 'private', 'readonly', 'copy'"),
     ({"values": None}, ValueError, "unknown values None"),
-    ({"trust": "data"}, ValueError, "trust='data' is not supported in this version of lazycast; use 'pickle'"),
+    ({"trust": "blind"}, ValueError, "unknown trust 'blind'; use one of 'pickle', 'data'"),
+    ({"trust": None}, ValueError, "unknown trust None"),
+    ({"trust": "data", "allow": ["a.b"]}, ValueError, "allow= is for trust='pickle'"),
+    ({"allow": "a.b"}, ValueError, "allow must be a collection of names, or None, got 'a.b'"),
+    ({"allow": 3}, ValueError, "allow must be a collection of names"),
+    ({"allow": ["numpy"]}, ValueError, "allow: 'numpy' is not the exact name of a type or function"),
+    ({"allow": ["a.*"]}, ValueError, "allow: 'a.*' is not the exact name"),
+    ({"allow": ["a.f.<locals>.g"]}, ValueError, "is not the exact name"),
+    ({"allow": ["a.b", 3]}, ValueError, "allow: 3 is not the exact name"),
+    ({"allow": ["cloudpickle.cloudpickle._make_function"]}, ValueError, "would allow any code"),
     ({"max_inflight": 0}, ValueError, "max_inflight must be a positive int, got 0"),
     ({"max_inflight": 1.5}, ValueError, "max_inflight must be a positive int, got 1.5"),
     ({"max_inflight": True}, ValueError, "max_inflight must be a positive int, got True"),
@@ -103,23 +111,9 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("changes", "kind", "message"), BAD, ids=lambda x: str(x) if isinstance(x, dict) else "")
 def test_each_bad_option_has_its_message(changes: dict[str, Any], kind: type[Exception], message: str) -> None:
-    error = check(options(**changes), 4, OTHERS)
+    error = check(options(**changes), 4)
     assert isinstance(error, kind)
     assert message in str(error)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "instead"),
-    [
-        ("allow", ["numpy"], "None"),
-    ],
-)
-def test_an_option_without_effect_yet_is_accepted_with_its_present_meaning_only(
-    name: str, value: object, instead: str
-) -> None:
-    error = check(options(), 4, {**OTHERS, name: value})
-    assert isinstance(error, ValueError)
-    assert str(error) == f"{name}={value!r} is not supported in this version of lazycast; use {instead}"
 
 
 class NoRepr:
@@ -131,26 +125,40 @@ ODD = {"no repr": NoRepr(), "array": np.arange(3), "nan": math.nan, "surrogate":
 
 
 @pytest.mark.parametrize("odd", ODD)
-@pytest.mark.parametrize("name", sorted({*vars(options())} | {*OTHERS}))
+@pytest.mark.parametrize("name", sorted(vars(options())))
 def test_checking_returns_and_never_raises_whatever_was_passed(name: str, odd: str) -> None:
     # A rank that raised here, before it has met the others, would leave them waiting.
-    if name in OTHERS:
-        error = check(options(), 4, {**OTHERS, name: ODD[odd]})
-    else:
-        error = check(options(**{name: ODD[odd]}), 4, OTHERS)
+    error = check(options(**{name: ODD[odd]}), 4)
+    options(**{name: ODD[odd]}).agreed()
     assert error is None or isinstance(error, Exception)
 
 
 def test_a_process_pool_is_refused() -> None:
     with concurrent.futures.ProcessPoolExecutor(1) as pool:
-        error = check(options(executor=pool), 4, OTHERS)
+        error = check(options(executor=pool), 4)
     assert isinstance(error, TypeError)
     assert "must run in this process" in str(error)
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
-        assert check(options(executor=threads), 4, OTHERS) is None
+        assert check(options(executor=threads), 4) is None
 
 
 def test_what_ranks_must_agree_on_is_shared_and_what_may_differ_is_not() -> None:
-    assert set(options().agreed()) == {"root", "name", "placement", "agree", "values", "trust", "owners", "replicated"}
+    assert set(options().agreed()) == {
+        "root",
+        "name",
+        "placement",
+        "agree",
+        "values",
+        "trust",
+        "owners",
+        "replicated",
+        "allow",
+    }
+    assert options(allow=["b.b", "a.a", "b.b"]).agreed() == options(allow={"a.a", "b.b"}).agreed()
+    assert options(allow=["a.a"]).agreed() != options(allow=None).agreed()
+    long = [f"module.name{n}" for n in range(1000)]
+    assert options(allow=long).agreed() == options(allow=long[::-1]).agreed()
+    assert options(allow=long).agreed() != options(allow=[*long[:-1], "module.other"]).agreed()
+    assert len(str(options(allow=long).agreed()["allow"])) < 100  # it is clipped when it is sent
     assert options(owners={2, 1}).agreed()["owners"] == [1, 2]
     assert options(root=2, materialize=len, timeout_s=1.0).agreed()["root"] == 2

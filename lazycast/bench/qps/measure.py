@@ -37,7 +37,7 @@ from lazycast.stats import Stats, Timing
 _AHEAD_S = 5e-3
 #: Requests one at a time, in each round; values of a turn that are verified, per rank.
 _ALONE, _VERIFIED = 3, 3
-#: How long, and how often at least and at most, the root materializes by itself in each round.
+#: How long, and how often at least and at most, ranks do nothing but materialize in each round.
 _ALONE_S, _ALONE_CALLS = 0.25, (4, 30)
 #: Beside a scheduler: such a part of all cores would do for the materializing, if each value were made once; the bounds
 #: of the rate (requests a second); and the bytes a second that it does not exceed.
@@ -82,14 +82,14 @@ class Bench:
         self.sync.agree(f"{name}: only some ranks have it: {reasons}" if any(reasons) and not all(reasons) else None)
         return None if way is None else Course(way, cell)
 
-    def materialize_alone(self) -> None:
-        """Time the root's materializer, while the others sleep."""
-        if self.place.rank == 0:
+    def materialize_only(self) -> None:
+        """Time the materializer on as many ranks at once as there are cores, while the others sleep."""
+        if self.place.rank < len(os.sched_getaffinity(0)):
             end_s, calls = time.monotonic() + _ALONE_S, 0
             while calls < _ALONE_CALLS[0] or (calls < _ALONE_CALLS[1] and time.monotonic() < end_s):
                 TIMES.take()
                 self.workload.materialize(self.pool[calls % len(self.pool)])
-                self.result.alone.append(TIMES.take())
+                self.result.yardstick.append(TIMES.take())
                 calls += 1
         self.sync.gather()
 
@@ -99,7 +99,7 @@ class Bench:
 
     def round(self, courses: Sequence[Course], turn: int) -> None:
         """Take every way once; each round begins with another one."""
-        self.materialize_alone()
+        self.materialize_only()
         turn %= max(1, len(courses))
         for course in [*courses[turn:], *courses[:turn]]:
             course.cell.alone += [self.turn(course, 1, 1) for _ in range(_ALONE)]
@@ -152,7 +152,7 @@ class Bench:
         rate = 0.0
         if self.place.rank == 0:
             cores = len(os.sched_getaffinity(0))
-            rate = _SHARE * cores / statistics.median(work.cpu_s for work in self.result.alone)
+            rate = _SHARE * cores / statistics.median(work.cpu_s for work in self.result.yardstick)
             rate = max(_RATES[0], min(_RATES[1], rate, _RATE_NBYTES / self.workload.nbytes))
         self.result.rate = float(self.sync.gather(repr(rate).encode())[0])
 
@@ -175,6 +175,7 @@ class Bench:
             schedule=schedule,
             keep=min(_VERIFIED, count),
             tally=self.tally,
+            led=course.way.led and self.place.rank != 0,
         )
 
     def _verify(self, way: Way, loop: Loop) -> None:

@@ -27,11 +27,11 @@ def draw(run: dict[str, Any], path: Path) -> None:
     FigureCanvasAgg(figure)  # without pyplot, which looks for a display and keeps state
     for panels, workload in zip(figure.subplots(len(workloads), 3, squeeze=False), workloads, strict=True):
         ways = [way for way in workload["ways"] if way["unavailable"] is None]
-        name, alone_ms = workload["workload"], workload["materialize_alone_cpu_s"] * 1e3
+        name, alone_ms = workload["workload"], workload["yardstick_cpu_s"] * 1e3
         cpu_ms = [sum(way["cpu_s"]) * 1e3 for way in ways]
         _bars(panels[0], f"{name}: QPS (line: ideal)", ways, [way["qps"] for way in ways], workload["ideal_qps"])
         _bars(panels[1], f"{name}: p99 latency, ms", ways, [way["p99_s"] * 1e3 for way in ways])
-        _bars(panels[2], f"{name}: CPU per request, ms (line: one alone)", ways, cpu_ms, alone_ms)
+        _bars(panels[2], f"{name}: CPU per request, ms (line: one materialization)", ways, cpu_ms, alone_ms)
     figure.suptitle(f"{report.title(run)}: requests")
     figure.savefig(path, dpi=110, format="png")
 

@@ -76,10 +76,10 @@ class Cell:
 
 @dataclass
 class Workbench:
-    """One workload on one rank. `alone`: the root's materializing, call by call, with all other ranks asleep."""
+    """One workload on one rank. `yardstick`: materializing call by call, on as many ranks as there are cores."""
 
     name: str
     window: int
     rate: float = 0.0  # of requests beside the scheduler
-    alone: list[Work] = field(default_factory=list)
+    yardstick: list[Work] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)

@@ -13,10 +13,11 @@ _WIDE = 170  # columns that the widest table takes
 
 NOTE = (
     "A request is done when the last rank has its value. Figures are medians over the rounds; times are per request. "
-    "of ideal: QPS as a share of cores / (processor time of one materialization alone). p50, p99: latency, from "
+    "of ideal: QPS as a share of cores / (processor time of one materialization, with all "
+    "cores at it and at nothing else). p50, p99: latency, from "
     "arrival. alone: latency of one request at a time. broadcast: of that, what is not materializing. "
     "blocked: time the main thread spends in the call that starts a request, on the root, and on the rank where it is "
-    "longest. CPU: per rank. CPU in mat.: of all ranks, in materializations alone. materialize: time of one, beside "
+    "longest. CPU: per rank. CPU in mat.: of all ranks, in such materializations. materialize: time of one, beside "
     "everything else. made: how many the ranks make of each value."
 )
 SLOWDOWN_NOTE = (
@@ -63,8 +64,8 @@ def tables(workload: dict[str, Any]) -> Iterator[Table]:
     """Yield the tables of a workload, as text. A way that is not available has its reason in place of figures."""
     ways = workload["ways"]
     found = (
-        f"{workload['workload']}: {workload['about']}; alone {seconds_text(workload['materialize_alone_s'])}, of it "
-        f"{seconds_text(workload['materialize_alone_cpu_s'])} on the processor; "
+        f"{workload['workload']}: {workload['about']}; one materialization {seconds_text(workload['yardstick_s'])}, "
+        f"of it {seconds_text(workload['yardstick_cpu_s'])} on the processor; "
         f"ideal {_number(workload['ideal_qps'])} QPS, {workload['window']} outstanding at most"
     )
     yield Table(found, HEADINGS, [_row(way) for way in ways])

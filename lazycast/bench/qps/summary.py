@@ -1,7 +1,8 @@
 """Figures from what all ranks have brought back. Plain functions on plain data.
 
-The measure of everything is one materialization alone, by its processor time: what else runs on the machine makes the
-wall's longer, and would flatter every way.
+The measure of everything is one materialization, by its processor time, while all cores materialize and nothing else
+runs: what else runs on the machine makes the wall's time longer, and would flatter every way; and a core that shares
+caches and memory with busy ones takes longer than one that does not, in every way.
 
 A request is done when the last rank has its value; its latency counts from its arrival. Moments of different ranks
 compare because CLOCK_MONOTONIC is one clock for all processes of a machine.
@@ -27,8 +28,9 @@ def summarize(ranks: Sequence[Sequence[Workbench]], cores: int) -> list[dict[str
 
 def _workload(benches: Sequence[Workbench], cores: int) -> dict[str, Any]:
     root = benches[0]
-    alone_s = median(work.cpu_s for work in root.alone)
-    cells = [_cell(ranks, alone_s, cores) for ranks in zip(*(bench.cells for bench in benches), strict=True)]
+    yardstick = [work for bench in benches for work in bench.yardstick]
+    unit_s = median(work.cpu_s for work in yardstick)
+    cells = [_cell(ranks, unit_s, cores) for ranks in zip(*(bench.cells for bench in benches), strict=True)]
     known = {cell["way"]: cell["qps"] for cell in cells if cell["known"] and cell["unavailable"] is None}
     for cell in cells:
         if cell["unavailable"] is None:
@@ -37,15 +39,15 @@ def _workload(benches: Sequence[Workbench], cores: int) -> dict[str, Any]:
         "workload": root.name,
         "about": WORKLOADS[root.name].about,
         "window": root.window,
-        "materialize_alone_cpu_s": alone_s,
-        "materialize_alone_s": median(work.wall_s for work in root.alone),
-        "ideal_qps": cores / alone_s,
+        "yardstick_cpu_s": unit_s,
+        "yardstick_s": median(work.wall_s for work in yardstick),
+        "ideal_qps": cores / unit_s,
         "slowdown_rate": root.rate,
         "ways": cells,
     }
 
 
-def _cell(ranks: Sequence[Cell], alone_s: float, cores: int) -> dict[str, Any]:
+def _cell(ranks: Sequence[Cell], unit_s: float, cores: int) -> dict[str, Any]:
     """Return one way's figures: medians over its rounds, and the rounds."""
     way = ranks[0].way
     found: dict[str, Any] = {"way": way, "known": WAYS[way].known, "unavailable": ranks[0].unavailable}
@@ -55,8 +57,8 @@ def _cell(ranks: Sequence[Cell], alone_s: float, cores: int) -> dict[str, Any]:
     rounds = [turn_figures(turn) for turn in turns]
     found.update(_medians(rounds))
     found.update(_medians([alone_figures(turn) for turn in zip(*(rank.alone for rank in ranks), strict=True)]))
-    found["of_ideal"] = found["qps"] * alone_s / cores
-    found["cpu_in_materializations"] = sum(found["cpu_s"]) / alone_s
+    found["of_ideal"] = found["qps"] * unit_s / cores
+    found["cpu_in_materializations"] = sum(found["cpu_s"]) / unit_s
     found["lazycast_stats_s"] = _counted([turn for rank in ranks for turn in rank.turns])
     quiet = [steps(watched) for watched in zip(*(rank.quiet for rank in ranks), strict=True)]
     beside = [steps(watched) for watched in zip(*(rank.beside for rank in ranks), strict=True)]

@@ -40,6 +40,8 @@ class Way(ABC):
     about: ClassVar[str]
     #: Whether it is what people do without this library.
     known: ClassVar[bool] = True
+    #: Whether a request waits for the root, so that other ranks need not be told when it may start.
+    led: ClassVar[bool] = True
 
     def __init__(self, place: Place, workload: Workload) -> None:
         self.place = place
@@ -82,6 +84,7 @@ class Itself(Way):
 
     name = "itself"
     about = "every rank has the raw request and materializes it in its main thread"
+    led = False
 
     def start(self, number: int, payload: Any) -> Future[Any]:
         return _done(self.workload.materialize(payload))
@@ -92,6 +95,7 @@ class ItselfPool(Way):
 
     name = "itself-pool"
     about = "every rank has the raw request and materializes it in a thread pool"
+    led = False
 
     def __init__(self, place: Place, workload: Workload) -> None:
         super().__init__(place, workload)

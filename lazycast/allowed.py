@@ -1,0 +1,138 @@
+"""The codec of `allow=`: pickle, but what is unpickled can name only what is allowed, letter by letter.
+
+Guarantees:
+
+* A stream gets no class and no function but those of `ALWAYS` and those the user has listed; anything else is a
+  `TrustError` that says its name, raised before anything is imported for it. Names are compared whole: that a module is
+  allowed allows nothing in it, nor does a class its attributes.
+* Extension codes, which can bypass the names, are refused. There are no persistent ids.
+* Code never travels: what pickle cannot name (lambdas, local classes) is not encoded, and cloudpickle's own functions
+  cannot be allowed.
+
+What it does not do: an allowed class or function is the sender's to call, with any arguments, and a class's attributes
+to set; and pickle bounds no memory. Against senders who are hostile there is `lazycast.data`.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import pickle
+import pickletools
+from collections.abc import Collection
+from types import FunctionType
+from typing import Any, Final
+
+from lazycast import codec
+from lazycast.codec import CannotEncode, Encoded, Layout
+from lazycast.errors import TrustError
+
+
+def _in(module: str, names: str) -> set[str]:
+    return {f"{module}.{name}" for name in names.split()}
+
+
+_NUMBERS = "bool bool_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128"
+_TORCH_DTYPES = (
+    "bool uint8 int8 uint16 int16 uint32 int32 uint64 int64 float16 bfloat16 float32 float64 complex32 complex64 "
+    "complex128 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu"
+)
+
+#: What any stream may name: data types that cannot be changed by pickle and make no more of what they are given, and
+#: what arrays, tensors and images are rebuilt with. Not `range`, `bytes` and `bytearray`, which make much of one number
+#: (their objects need no name); not torch's own pickling of storages, which unpickles again.
+ALWAYS: Final = frozenset(
+    _in("builtins", "complex set frozenset slice list dict tuple int float str bool Ellipsis NotImplemented")
+    | _in("collections", "OrderedDict defaultdict deque")
+    | _in("datetime", "date datetime time timedelta timezone")
+    | _in("decimal", "Decimal")
+    | _in("numpy", f"dtype ndarray {_NUMBERS}")
+    | _in("numpy._core.multiarray", "_reconstruct scalar")
+    | _in("numpy._core.numeric", "_frombuffer")
+    | _in("numpy.core.multiarray", "_reconstruct scalar")  # of NumPy 1
+    | _in("numpy.core.numeric", "_frombuffer")
+    | _in("lazycast.reducers.numpy_arrays", "as_dtype set_state_read_only")
+    | _in("lazycast.reducers.builtin_bytes", "data_of")
+    | _in("lazycast.reducers.torch_tensors", "receive rebuild set_attributes")
+    | _in("lazycast.reducers.pil_images", "set_state")
+    | _in("PIL.Image", "Image")
+    | _in("PIL.JpegImagePlugin", "JpegImageFile")
+    | _in("PIL.PngImagePlugin", "PngImageFile")
+    | _in("PIL.WebPImagePlugin", "WebPImageFile")
+    | _in("torch", f"Size device {_TORCH_DTYPES}")
+    | _in("torch._utils", "_rebuild_parameter")
+)
+_BY_VALUE = ("cloudpickle.", "types.CodeType", "types.FunctionType")
+
+
+def problem(name: object) -> str | None:
+    """Say why a name cannot stand in `allow=`, or None."""
+    if not isinstance(name, str) or "." not in name or not all(part.isidentifier() for part in name.split(".")):
+        return "is not the exact name of a type or function, 'module.qualname'"
+    if name.startswith(_BY_VALUE):
+        return "would allow any code: code cannot be allowed by name. Put the function into a module of every rank"
+    return None
+
+
+def _objection(name: str) -> TrustError:
+    if name.startswith(_BY_VALUE):
+        return TrustError(
+            f"what arrived holds code ({name}), which cannot be allowed by name: send functions that every rank can "
+            "import, and allow those, or register them on every rank"
+        )
+    return TrustError(
+        f"what arrived names {name!r}, which is not allowed: add it to allow= on every rank, if it is good"
+    )
+
+
+class _Unpickler(pickle.Unpickler):
+    """Finds what is allowed. Not fooled by renamed modules of Python 2: `fix_imports` is off."""
+
+    def __init__(self, stream: memoryview, frames: Any, names: frozenset[str]) -> None:
+        super().__init__(io.BytesIO(stream), fix_imports=False, buffers=frames)
+        self._names = names
+
+    def find_class(self, module: str, qualname: str) -> Any:
+        name = f"{module}.{qualname}"
+        if name in self._names:
+            return super().find_class(module, qualname)
+        if name not in ALWAYS:
+            raise _objection(name)
+        found = super().find_class(module, qualname)
+        # A stream can set attributes of what it has named: the code of a function is one, a method wrapper has none.
+        return found.__call__ if isinstance(found, FunctionType) else found
+
+
+class AllowCodec:
+    """A `lazycast.codec.Codec` that decodes what names nothing but `ALWAYS` and `names`. Thread-safe."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = frozenset(names)
+
+    def encode(self, obj: object) -> Encoded:
+        """Pickle `obj`, by name only. Raises CannotEncode."""
+        try:
+            return codec.encode_by_name(obj)
+        except Exception as exc:
+            raise CannotEncode(
+                f"{type(obj).__name__} does not pickle by name, and with allow= no code travels: "
+                f"{type(exc).__name__}: {exc}"
+            ) from exc
+
+    def is_plain(self, body: memoryview, layout: Layout) -> bool:
+        """As the codec of pickle."""
+        return codec.is_plain(body, layout)
+
+    def decode(self, body: memoryview, layout: Layout) -> Any:
+        """Rebuild an object on top of `body`. Raises TrustError naming what is not allowed, else what pickle raises."""
+        stream = codec.stream_of(body, layout)
+        if copyreg._inverted_registry:  # type: ignore[attr-defined]  # else no code means anything
+            _refuse_extensions(stream)
+        return _Unpickler(stream, codec.frames_of(body, layout), self._names).load()
+
+
+def _refuse_extensions(stream: memoryview) -> None:
+    """Raise TrustError for a stream with extension codes: pickle keeps what they meant, and asks nobody again."""
+    for opcode, code, _ in pickletools.genops(bytes(stream)):
+        if opcode.name.startswith("EXT"):
+            raise TrustError(f"what arrived holds extension code {code}, and with allow= types travel by name only")

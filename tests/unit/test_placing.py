@@ -1,0 +1,239 @@
+"""The root's choice of a placement: what is learnt from reports, and what is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import pytest
+
+from lazycast.cores import Cores
+from lazycast.engine.calls import Call
+from lazycast.engine.desk import Ask
+from lazycast.engine.performer import Group
+from lazycast.engine.placing import Placing, site_of
+from lazycast.future import CastFuture
+from lazycast.options import Options
+from lazycast.placement.chooser import Standing
+from lazycast.placement.site import Site
+from lazycast.staged import Staged
+from lazycast.topology import place
+from lazycast.wire import Cost
+from tests.unit.test_lane import options
+
+SIZE, ROOT = 3, 1
+NBYTES = 1000
+MAX_TRIALS = 1024
+
+
+def decode(payload: Any) -> Any:
+    return payload
+
+
+def finish(payload: Any, hint: Any) -> Any:
+    return payload, hint
+
+
+def other(payload: Any) -> Any:
+    return payload
+
+
+def placing(placement: str = "auto", hosts: Any = ((0, 1, 2),), **changes: Any) -> Placing:
+    group = Group(ROOT, SIZE, ROOT, ["h"] * SIZE, [Cores([0, 1])] * SIZE)
+    return Placing(group, place(ROOT, ROOT, hosts), options_of(placement, **changes))
+
+
+def options_of(placement: str = "auto", **changes: Any) -> Options:
+    return dataclasses.replace(options(), placement=placement, root=ROOT, **changes)
+
+
+def call(seq: int, materialize: Any = decode) -> Call:
+    future: CastFuture[Any] = CastFuture(
+        label=str, withdraw=lambda: False, run_callback=lambda fn: fn(), guard=lambda: None
+    )
+    return Call(seq, None, Ask(None, 1.0, future, seq, time.monotonic()), materialize)
+
+
+def only(subject: Placing) -> Standing:
+    (standing,) = subject.standings()
+    return standing
+
+
+def samples(standing: Standing) -> int:
+    return sum(cost.samples for cost in standing.costs.values())
+
+
+def report_all(subject: Placing, seq: int, cost: Cost | None = None) -> None:
+    for rank in range(SIZE):
+        subject.reported(seq, rank, Cost(0.01, 0.01, 0.01) if cost is None else cost)
+
+
+# What is chosen
+
+
+@pytest.mark.parametrize("placement", ["every", "demand", "root", "shard"])
+def test_a_fixed_placement_decides_nothing(placement: str) -> None:
+    subject = placing(placement)
+    assert not subject.chooses
+    for seq in range(10):
+        assert subject.place(call(seq), NBYTES, 0) == (placement, "asked for")
+        subject.spent(seq, Cost(1.0, 1.0))
+        report_all(subject, seq)
+        subject.failed(seq)
+    assert subject.standings() == ()
+
+
+def test_auto_decides_and_says_why() -> None:
+    subject = placing()
+    assert subject.chooses
+    placement, reason = subject.place(call(1), NBYTES, 0)
+    assert (placement, "nothing measured yet" in reason) == ("shard", True)
+
+
+def test_without_a_materializer_there_is_nothing_to_learn() -> None:
+    subject = placing()
+    assert subject.place(call(1, None), NBYTES, 0)[0] == "every"
+    report_all(subject, 1)
+    assert subject.standings() == ()
+
+
+def test_kinds_are_told_apart_by_materializer_and_size() -> None:
+    subject = placing()
+    subject.place(call(1), 1000, 0)
+    subject.place(call(2), 1001, 0)
+    subject.place(call(3), 100_000, 0)
+    subject.place(call(4, other), 1000, 0)
+    standings = [(s.materializer.rpartition(".")[2], s.casts) for s in subject.standings()]
+    assert standings == [("decode", 2), ("decode", 1), ("other", 1)]
+
+
+def test_two_stages_go_by_the_name_of_the_first_and_share_it_where_payloads_are_replicated() -> None:
+    subject = placing(replicated=True)
+    assert subject.place(call(1), NBYTES, 0)[0] == "every"
+    assert subject.place(call(2, Staged(other, finish)), NBYTES, 0)[0] == "shard"
+    assert [s.materializer.rpartition(".")[2] for s in subject.standings()] == ["decode", "other"]
+
+
+# What is learnt
+
+
+def test_a_cast_is_learnt_from_once_all_ranks_have_reported() -> None:
+    subject = placing()
+    subject.place(call(1), NBYTES, 0)
+    subject.reported(1, 0, Cost(0.01, 0.01, 0.01))
+    subject.reported(1, 2, None)  # a rank that did nothing
+    subject.reported(1, 0, Cost(0.01, 0.01, 0.01))  # nobody counts twice
+    assert samples(only(subject)) == 0
+    subject.reported(1, 1, None)
+    assert samples(only(subject)) == 1
+    report_all(subject, 1)
+    assert samples(only(subject)) == 1, "it was learnt from already"
+
+
+def test_what_the_root_spends_before_it_sends_counts_as_its_own() -> None:
+    cheap, dear = placing(), placing()
+    for subject in (cheap, dear):
+        for seq in range(1, 4):
+            subject.place(call(seq), NBYTES, 0)
+            if subject is dear:
+                subject.spent(seq, Cost(1.0, 0.0))
+            report_all(subject, seq)
+    costs = [only(subject).costs["shard"].bottleneck_s for subject in (cheap, dear)]
+    assert costs[1] > costs[0] + 0.4
+
+
+def test_a_root_that_has_materialized_alone_tells_what_it_cost() -> None:
+    subject = placing(hosts=((0,), (1,), (2,)))
+    seq = 0
+    while True:  # until "root" has its trial
+        seq += 1
+        placement, _ = subject.place(call(seq), NBYTES, 0)
+        if placement == "root":
+            subject.spent(seq, Cost(0.01, 0.01, 0.01, shared_nbytes=50))
+            for rank in range(SIZE):
+                subject.reported(seq, rank, None)
+            break
+        report_all(subject, seq)
+        assert seq < 100
+    assert only(subject).costs["root"].samples == 1
+
+
+def test_a_failed_cast_is_not_learnt_from() -> None:
+    subject = placing()
+    subject.place(call(1), NBYTES, 0)
+    subject.reported(1, 0, Cost(9.0, 9.0, 9.0))
+    subject.failed(1)
+    report_all(subject, 1)
+    subject.failed(1)  # twice, or one that is not known, is no matter
+    assert samples(only(subject)) == 0
+
+
+def test_reports_on_casts_that_were_not_placed_are_no_matter() -> None:
+    subject = placing()
+    report_all(subject, 77)
+    subject.spent(77, Cost(1.0, 1.0))
+    assert subject.standings() == ()
+
+
+def test_a_value_that_cannot_be_shared_bans_sharing() -> None:
+    subject = placing()
+    assert subject.place(call(1), NBYTES, 0)[0] == "shard"
+    subject.reported(1, 0, Cost(0.01, 0.01, 0.01, unshared="rank 0 could not share its value: a lock"))
+    subject.reported(1, 1, Cost(0.01, 0.01, 0.01))
+    assert only(subject).placement == "shard"
+    subject.reported(1, 2, None)
+    standing = only(subject)
+    assert standing.placement == "every"
+    assert "a lock" in standing.reason
+    assert samples(standing) == 0
+    for seq in range(2, 100):
+        assert subject.place(call(seq), NBYTES, 0)[0] == "every"
+        report_all(subject, seq)
+
+
+def test_memory_is_bounded_by_the_trials_placed_last() -> None:
+    subject = placing()
+    for seq in range(MAX_TRIALS + 1):
+        subject.place(call(seq), NBYTES, 0)
+    report_all(subject, 0)  # pushed out by the last
+    assert samples(only(subject)) == 0
+    report_all(subject, 1)
+    assert samples(only(subject)) == 1
+    assert len(subject._trials) == MAX_TRIALS - 1
+
+
+# The site
+
+SITES = {
+    "one host": (["a"] * 4, [(0, 1, 2, 3)], None, Site((4,), (8.0,), (4,), 0)),
+    "two machines": (["a", "a", "b", "b"], [(0, 1), (2, 3)], None, Site((2, 2), (8.0, 8.0), (2, 2), 0)),
+    "one machine, no shared memory": (
+        ["a"] * 4,
+        [(0,), (1,), (2,), (3,)],
+        None,
+        Site((1,) * 4, (2.0,) * 4, (1,) * 4, 1),
+    ),
+    "one machine, two that share": (
+        ["a"] * 4,
+        [(0, 3), (1,), (2,)],
+        None,
+        Site((2, 1, 1), (4.0, 2.0, 2.0), (2, 1, 1), 1),
+    ),
+    "owners on one host": (["a", "a", "b", "b"], [(0, 1), (2, 3)], [0], Site((2, 2), (8.0, 8.0), (1, 2), 0)),
+}
+
+
+@pytest.mark.parametrize(("machines", "hosts", "owners", "site"), SITES.values(), ids=SITES)
+def test_the_site_of_a_group(
+    machines: list[str], hosts: list[tuple[int, ...]], owners: list[int] | None, site: Site
+) -> None:
+    """The root is rank 1. Ranks of one machine that share no memory share its eight cores."""
+    group = Group(ROOT, 4, ROOT, machines, [Cores(list(range(8)))] * 4)
+    assert site_of(group, place(ROOT, ROOT, hosts), options_of(owners=owners)) == site
+
+
+def test_cores_that_ranks_are_bound_to_add_up() -> None:
+    group = Group(0, 4, 0, ["a"] * 4, [Cores([rank]) for rank in range(4)])
+    site = site_of(group, place(0, 0, [(0, 1), (2, 3)]), options_of())
+    assert site.cores == (2.0, 2.0)
