@@ -1,1 +1,1 @@
-"""Bindings of lazycast for particular inference engines, one file each."""
+"""Bindings of lazycast for particular inference engines, one package each."""
