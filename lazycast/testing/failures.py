@@ -296,7 +296,7 @@ def options_that_differ_are_refused_on_every_rank(rank: Rank) -> None:
         ({"root": -1}, ValueError, "not a rank"),
         ({"placement": "nowhere"}, ValueError, "unknown placement 'nowhere'; use one of 'every'"),
         ({"values": "shared"}, ValueError, "unknown values 'shared'; use one of 'private'"),
-        ({"trust": "data"}, ValueError, "not supported in this version"),
+        ({"trust": "blind"}, ValueError, "unknown trust"),
         ({"owners": []}, ValueError, "at least one rank"),
         ({"owners": [0, rank.size]}, ValueError, "no ranks of this group"),
         ({"owners": [0], "placement": "every"}, ValueError, "owners= is for placement 'shard' or 'auto'"),
