@@ -209,7 +209,7 @@ def a_late_rank_finds_its_casts(rank: Rank) -> None:
 @behaviour()
 def blocking_calls_from_materializers_and_callbacks_are_refused(rank: Rank) -> None:
     gate, done = threading.Event(), threading.Event()
-    with rank.executor(1) as executor, rank.lazy(executor=executor) as lazy:
+    with rank.executor(1) as executor, rank.lazy(executor=executor, placement="every") as lazy:
         seen: list[BaseException] = []
 
         def callback(_: Any) -> None:
