@@ -181,7 +181,7 @@ def a_cast_withdrawn_before_sending_is_cancelled_everywhere(rank: Rank) -> None:
 @behaviour(min_size=2)
 def a_cast_that_was_sent_is_not_withdrawn(rank: Rank) -> None:
     gate = threading.Event()
-    with rank.executor(1) as executor, rank.lazy(identity, executor=executor) as lazy:
+    with rank.executor(1) as executor, rank.lazy(identity, executor=executor, placement="every") as lazy:
         slow = rank.rank == rank.last
         held = executor.submit(lambda: slow and gate.wait(TIMEOUT_S))
         rank.meet()
