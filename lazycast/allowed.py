@@ -19,13 +19,14 @@ import copyreg
 import io
 import pickle
 import pickletools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from types import FunctionType
 from typing import Any, Final
 
 from lazycast import codec
 from lazycast.codec import CannotEncode, Encoded, Layout
 from lazycast.errors import TrustError
+from lazycast.reducers import Reduce, Reduction
 
 
 def _in(module: str, names: str) -> set[str]:
@@ -40,18 +41,17 @@ _TORCH_DTYPES = (
 
 #: What any stream may name: data types that cannot be changed by pickle and make no more of what they are given, and
 #: what arrays, tensors and images are rebuilt with. Not `range`, `bytes` and `bytearray`, which make much of one number
-#: (their objects need no name); not torch's own pickling of storages, which unpickles again.
+#: (their objects need no name); not NumPy's own pickling, which trusts its input (see `lazycast.reducers.described`),
+#: nor torch's of storages, which unpickles again.
 ALWAYS: Final = frozenset(
     _in("builtins", "complex set frozenset slice list dict tuple int float str bool Ellipsis NotImplemented")
     | _in("collections", "OrderedDict defaultdict deque")
     | _in("datetime", "date datetime time timedelta timezone")
     | _in("decimal", "Decimal")
-    | _in("numpy", f"dtype ndarray {_NUMBERS}")
-    | _in("numpy._core.multiarray", "_reconstruct scalar")
-    | _in("numpy._core.numeric", "_frombuffer")
-    | _in("numpy.core.multiarray", "_reconstruct scalar")  # of NumPy 1
-    | _in("numpy.core.numeric", "_frombuffer")
-    | _in("lazycast.reducers.numpy_arrays", "as_dtype set_state_read_only")
+    | _in("numpy", _NUMBERS)
+    | _in("lazycast.data.arrays", "rebuild_scalar")
+    | _in("lazycast.data.dtypes", "read")
+    | _in("lazycast.reducers.described", "array_of array_of_objects")
     | _in("lazycast.reducers.builtin_bytes", "data_of")
     | _in("lazycast.reducers.torch_tensors", "receive rebuild set_attributes")
     | _in("lazycast.reducers.pil_images", "set_state")
@@ -62,6 +62,8 @@ ALWAYS: Final = frozenset(
     | _in("torch", f"Size device {_TORCH_DTYPES}")
     | _in("torch._utils", "_rebuild_parameter")
 )
+#: What is found under a name, in place of what bears it.
+_CHECKED: Final = {"lazycast.reducers.torch_tensors.rebuild": ("lazycast.reducers.described", "tensor_of")}
 _BY_VALUE = ("cloudpickle.", "types.CodeType", "types.FunctionType")
 
 
@@ -98,9 +100,19 @@ class _Unpickler(pickle.Unpickler):
             return super().find_class(module, qualname)
         if name not in ALWAYS:
             raise _objection(name)
-        found = super().find_class(module, qualname)
+        found = super().find_class(*_CHECKED.get(name, (module, qualname)))
         # A stream can set attributes of what it has named: the code of a function is one, a method wrapper has none.
         return found.__call__ if isinstance(found, FunctionType) else found
+
+
+class _Reduction(Reduction):
+    """With NumPy's objects by description."""
+
+    def _fill(self, base: Mapping[type, Reduce]) -> None:
+        from lazycast.reducers import described
+
+        super()._fill(base)
+        described.install(self)
 
 
 class AllowCodec:
@@ -112,7 +124,7 @@ class AllowCodec:
     def encode(self, obj: object) -> Encoded:
         """Pickle `obj`, by name only. Raises CannotEncode."""
         try:
-            return codec.encode_by_name(obj)
+            return codec.encode_by_name(obj, _Reduction)
         except Exception as exc:
             raise CannotEncode(
                 f"{type(obj).__name__} does not pickle by name, and with allow= no code travels: "
@@ -120,7 +132,7 @@ class AllowCodec:
             ) from exc
 
     def is_plain(self, body: memoryview, layout: Layout) -> bool:
-        """As the codec of pickle."""
+        """Whether there are names: those that are allowed may take long."""
         return codec.is_plain(body, layout)
 
     def decode(self, body: memoryview, layout: Layout) -> Any:

@@ -133,9 +133,12 @@ def _plain_pickler(encoded: Encoded, reduction: Reduction) -> pickle.Pickler:
 
 
 def _pickled(
-    obj: object, make_pickler: Callable[[Encoded, Reduction], pickle.Pickler], base: Mapping[type, Reduce]
+    obj: object,
+    make_pickler: Callable[[Encoded, Reduction], pickle.Pickler],
+    base: Mapping[type, Reduce],
+    kind: type[Reduction] = Reduction,
 ) -> Encoded:
-    reduction = Reduction(base)
+    reduction = kind(base)
     while True:
         encoded = Encoded()
         make_pickler(encoded, reduction).dump(obj)
@@ -144,9 +147,13 @@ def _pickled(
             return encoded
 
 
-def encode_by_name(obj: object) -> Encoded:
-    """Pickle `obj` as plain pickle can: classes and functions by name. Raises whatever pickling raises."""
-    return _pickled(obj, _plain_pickler, copyreg.dispatch_table)
+def encode_by_name(obj: object, kind: type[Reduction] = Reduction) -> Encoded:
+    """Pickle `obj` as plain pickle can: classes and functions by name. Raises whatever pickling raises.
+
+    Args:
+        kind: which reducers there are.
+    """
+    return _pickled(obj, _plain_pickler, copyreg.dispatch_table, kind)
 
 
 def encode(obj: object) -> Encoded:

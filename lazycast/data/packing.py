@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lazycast.codec import Encoded
-from lazycast.data import dtypes
+from lazycast.data import arrays, dtypes
 from lazycast.data.marks import EXTENSIONS, FRAME_NBYTES, MAX_DEPTH, Kind, Mark
 from lazycast.data.tensors import Tensors
 from lazycast.diagnose import find_part, items_of
@@ -135,9 +135,8 @@ class Packer:
 
     def _parts(self, array: np.ndarray[Any, Any]) -> tuple[object, ...]:
         description = _describe(array.dtype)
-        fortran = array.flags.f_contiguous and not array.flags.c_contiguous
-        frame = self._frame(array, lambda: _raw(array))
-        return frame, description, array.shape, array.flags.writeable, fortran
+        frame = self._frame(array, lambda: arrays.raw(array))
+        return frame, description, array.shape, array.flags.writeable, arrays.is_fortran(array)
 
     def _scalar(self, scalar: np.generic) -> Any:
         if type(scalar) is not scalar.dtype.type:
@@ -180,15 +179,6 @@ def _describe(dtype: np.dtype[Any]) -> dtypes.Description:
         return dtypes.describe(dtype)
     except ValueError as exc:
         raise NotData(f"its {exc}: send its items as a list, or in arrays of numbers") from None
-
-
-def _raw(array: np.ndarray[Any, Any]) -> memoryview:
-    """Return the bytes of an array, in the order of its memory if it has no gaps, else of its items."""
-    if not array.nbytes:
-        return memoryview(b"")
-    if not (array.flags.c_contiguous or array.flags.f_contiguous):
-        array = np.ascontiguousarray(array)
-    return array.ravel(order="K").view(np.uint8).data
 
 
 def _remedy(obj: object) -> str:

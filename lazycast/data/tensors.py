@@ -76,6 +76,8 @@ def rebuild(
     shape, steps, (start,) = sizes(size), sizes(stride), sizes([offset])
     if len(shape) != len(steps):
         raise ValueError(f"{len(shape)} sizes and {len(steps)} strides")
+    if flat is not None and (type(flat) is not torch.Tensor or flat.dtype is not torch.uint8 or flat.dim() != 1):
+        raise ValueError("a tensor looks at something else than bytes")
     empty = 0 in shape
     stop = 0 if empty else start + 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
     if empty != (flat is None) or (flat is not None and stop * dtype.itemsize > flat.numel()):

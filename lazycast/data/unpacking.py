@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from types import NoneType
 from typing import Any
 
-import numpy as np
-
-from lazycast.data import dtypes, tensors
+from lazycast.data import arrays, tensors
 from lazycast.data.marks import MAX_DEPTH, Mark
 
 _ATOMS = frozenset({NoneType, bool, int, float, str, bytes})
@@ -102,24 +99,14 @@ class Unpacker:
         return self._copy(number, bytearray)
 
     def _array(self, rest: list[Any], depth: int) -> Any:
-        number, description, shape, writable, fortran = rest
-        dtype, dims, frame = dtypes.read(description), dtypes.sizes(shape), self._frame(number)
-        if type(writable) is not bool or type(fortran) is not bool or math.prod(dims) * dtype.itemsize != frame.nbytes:
-            raise ValueError(f"an array of shape {dims} and dtype {dtype} in {frame.nbytes} bytes")
-        array: np.ndarray[Any, Any] = np.ndarray(dims, dtype, frame, order="F" if fortran else "C")
-        if not writable:
-            array.flags.writeable = False
-        return array
+        number, *how = rest
+        return arrays.rebuild(self._frame(number), *how)
 
     def _view(self, rest: list[Any], depth: int) -> Any:
         return self._array(rest, depth).data
 
     def _scalar(self, rest: list[Any], depth: int) -> Any:
-        description, data = rest
-        dtype = dtypes.read(description)
-        if type(data) is not bytes or len(data) != dtype.itemsize or dtype.subdtype is not None:
-            raise ValueError(f"no scalar of dtype {dtype}")
-        return np.array(np.ndarray((), dtype, data))[()]
+        return arrays.rebuild_scalar(*rest)
 
     def _tensor(self, rest: list[Any], depth: int) -> Any:
         number, name, offset, size, stride, requires_grad, kind = rest

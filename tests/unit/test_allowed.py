@@ -76,6 +76,9 @@ ALWAYS_GOOD: dict[str, Any] = {
     "dates": np.array(["2026-01-01"], "M8[D]"),
     "strided": np.arange(100)[::3],
     "structured": np.zeros(3, [("x", "<i4"), ("y", "M8[s]")]),
+    "fortran": np.asfortranarray(np.ones((2, 3))),
+    "empty": np.empty((0, 3)),
+    "objects in rows": np.array([[1, True], [None, 2]], object),
     "objects": np.array([1, None], object),
     "scalars": [np.float64(1), np.datetime64("2026-01-01"), np.str_("a"), np.dtype("f4"), np.float32, np.bool_(True)],
     "collections": [collections.OrderedDict(a=1), collections.defaultdict(list, {1: [2]}), collections.deque([1])],
@@ -137,6 +140,9 @@ DANGEROUS = [
     ("pickle", "loads"),
     ("_pickle", "loads"),
     ("numpy", "load"),
+    ("numpy", "ndarray"),  # makes pointers of a buffer
+    ("numpy", "dtype"),  # takes a forged state
+    ("numpy._core.multiarray", "_reconstruct"),
     ("numpy", "ndarray.tofile"),
     ("numpy", "save"),
     ("numpy.testing", "runstring"),
@@ -276,17 +282,54 @@ def test_our_own_functions_cannot_be_changed_by_a_stream() -> None:
     with pytest.raises(AttributeError):
         decode(named("lazycast.reducers.torch_tensors", "receive") + state + b"b.")
     with pytest.raises(AttributeError):
-        decode(named("numpy._core.numeric", "_frombuffer") + pickle.dumps({"x": 1}, 5)[2:-1] + b"b.")
+        decode(named("lazycast.data.arrays", "rebuild_scalar") + pickle.dumps({"x": 1}, 5)[2:-1] + b"b.")
     assert (torch_tensors.receive.__defaults__, torch_tensors.receive.__code__) == before
 
 
 @pytest.mark.parametrize(
-    "name", ["builtins.int", "collections.OrderedDict", "datetime.datetime", "decimal.Decimal", "numpy.dtype"]
+    "name", ["builtins.int", "collections.OrderedDict", "datetime.datetime", "decimal.Decimal", "numpy.float64"]
 )
 def test_types_that_are_always_allowed_cannot_be_changed_by_a_stream(name: str) -> None:
     module, _, qualname = name.rpartition(".")
     with pytest.raises((TypeError, AttributeError)):
         decode(named(module, qualname) + pickle.dumps((None, {"x": 1}), 5)[2:-1] + b"b.")
+
+
+def _called(module: str, name: str, *args: object) -> bytes:
+    return named(module, name) + pickle.dumps(args, 5)[2:-1] + b"R."
+
+
+FLAT = b"x" * 64
+DESCRIBED, TENSORS = "lazycast.reducers.described", "lazycast.reducers.torch_tensors"
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        _called(DESCRIBED, "array_of", FLAT, "|O", [8], True, False),
+        _called(DESCRIBED, "array_of", FLAT, ["{}", 8, False, [["a", None, 0, "|O"]]], [8], True, False),
+        _called(DESCRIBED, "array_of", FLAT, "<f8", [1 << 40], True, False),
+        _called(DESCRIBED, "array_of_objects", [1 << 40], [1], True),
+        _called(DESCRIBED, "array_of_objects", [3], "abc", True),
+        _called("lazycast.data.dtypes", "read", "|O"),
+        _called("lazycast.data.arrays", "rebuild_scalar", "|O", b"12345678"),
+        _called(TENSORS, "rebuild", None, "float32", 0, [1 << 40], [1], False, "cpu"),
+        _called(TENSORS, "rebuild", FLAT, "float32", 0, [4], [1], False, "cpu"),
+    ],
+)
+def test_what_rebuilds_arrays_checks_what_it_is_given(stream: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        decode(stream)
+
+
+def test_a_tensor_does_not_look_beyond_its_bytes() -> None:
+    for how in ((0, (17,), (1,)), (-4, (4,), (1,)), (8, (4,), (-1,)), (0, (2,), (1 << 62,))):
+        flat = named(TENSORS, "receive") + pickle.dumps((bytearray(64), "cpu"), 5)[2:-1] + b"R"
+        stream = named(TENSORS, "rebuild") + b"(" + flat[2:]
+        parts = [pickle.dumps(x, 5)[2:-1] for x in (torch.float32, *how, False, "cpu")]
+        stream += b"".join(parts) + b"tR."
+        with pytest.raises(ValueError, match=r"sizes|beyond"):
+            decode(stream)
 
 
 def test_every_name_that_is_always_allowed_is_a_name() -> None:
@@ -301,8 +344,7 @@ def test_a_layout_that_does_not_fit_is_a_value_error(layout: Layout) -> None:
         NOTHING.decode(memoryview(b"1234" * 32), layout)
 
 
-# Without arrays: what NumPy restores from a damaged state is beyond pickle, and beyond us.
-STREAMS = [b"".join(NOTHING.encode(ALWAYS_GOOD[name]).pieces) for name in ("plain", "collections", "times", "decimal")]
+STREAMS = [b"".join(NOTHING.encode(value).pieces) for value in ALWAYS_GOOD.values()]
 _ANY = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, EOFError, MemoryError, RuntimeError)
 
 
