@@ -93,7 +93,7 @@ def test_bench_memory(tmp_path: Path) -> None:
         late = 1 if values else 0  # a rank may still have the value before, where there is one
         assert values - reused - 0.2 < need["others_nbytes"] / need["nbytes"] < values + late + 0.2
         assert -0.2 < need["root_nbytes"] / need["nbytes"] - (values == 2) < late + 0.2
-        assert 64 * MIB <= need["shared_nbytes"] <= 3 * 65 * MIB  # nor may its slot be free yet
+        assert 64 * MIB <= need["shared_nbytes"] <= 4 * 65 * MIB  # nor may its slot be free yet
     text = (tmp_path / "bench-local.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "| 64 MiB | la" in line]
     seen = [row for row in rows if len(row) == len(report.MEMORY_HEADINGS)]
