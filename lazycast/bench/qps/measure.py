@@ -247,6 +247,8 @@ def _workload(bench: Bench, reporter: Reporter) -> Workbench:
         reporter.round(1 + plan.rounds + done, total)
         bench.beside(courses, done)
     for course in courses:
+        stats = course.way.stats()
+        course.cell.chosen += stats.standings if stats is not None else ()
         course.way.close()
     bench.sync.gather()
     return bench.result

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lazycast.bench.qps.materializers import Work
+from lazycast.placement.chooser import Standing
 
 Moments = npt.NDArray[np.int64]
 
@@ -62,6 +63,7 @@ class Cell:
     Attributes:
         unavailable: why there is no such way here, if there is none.
         turns: of each round. alone: of single requests, some in each round.
+        chosen: what the root has come to choose, and what it has tried, where it chooses.
         quiet, beside: the scheduler without the way, and, at once after it, beside the way.
     """
 
@@ -72,6 +74,7 @@ class Cell:
     alone: list[Turn] = field(default_factory=list)
     quiet: list[Beside] = field(default_factory=list)
     beside: list[Beside] = field(default_factory=list)
+    chosen: list[Standing] = field(default_factory=list)
 
 
 @dataclass

@@ -70,6 +70,13 @@ def tables(workload: dict[str, Any]) -> Iterator[Table]:
     )
     yield Table(found, HEADINGS, [_row(way) for way in ways])
     there = [way for way in ways if way["unavailable"] is None]
+    chosen = [
+        [way["way"], kind["placement"], ", ".join(f"{n} {name}" for name, n in kind["casts"].items()), kind["reason"]]
+        for way in there
+        for kind in way["chosen"]
+    ]
+    if chosen:
+        yield Table(f"{workload['workload']}: what was chosen", ("way", "placement", "casts", "why"), chosen)
     known = [way["way"] for way in there if way["known"]]
     if known and len(there) > 1:
         rows = [[way["way"], *(_ratio(way["qps_against"].get(other)) for other in known)] for way in there]

@@ -59,6 +59,14 @@ def _cell(ranks: Sequence[Cell], unit_s: float, cores: int) -> dict[str, Any]:
     found.update(_medians([alone_figures(turn) for turn in zip(*(rank.alone for rank in ranks), strict=True)]))
     found["of_ideal"] = found["qps"] * unit_s / cores
     found["cpu_in_materializations"] = sum(found["cpu_s"]) / unit_s
+    found["chosen"] = [
+        {
+            "placement": standing.placement,
+            "reason": standing.reason,
+            "casts": {placement: cost.casts for placement, cost in standing.costs.items()},
+        }
+        for standing in ranks[0].chosen
+    ]
     found["lazycast_stats_s"] = _counted([turn for rank in ranks for turn in rank.turns])
     quiet = [steps(watched) for watched in zip(*(rank.quiet for rank in ranks), strict=True)]
     beside = [steps(watched) for watched in zip(*(rank.beside for rank in ranks), strict=True)]
