@@ -24,6 +24,13 @@ logger = logging.getLogger("lazycast")
 _SETTLED = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED"})  # names of the base class
 
 
+def _call(fn: Callable[[Any], object], future: object) -> None:
+    try:
+        fn(future)
+    except BaseException:  # as above all in concurrent.futures, a callback harms nobody else
+        logger.exception("lazycast: a callback of %r raised", future)
+
+
 class CastFuture(concurrent.futures.Future[V]):
     """What `LazyBroadcast.broadcast_async` returns.
 
@@ -92,13 +99,9 @@ class CastFuture(concurrent.futures.Future[V]):
         if self.done():
             super().add_done_callback(fn)
         else:
-            super().add_done_callback(lambda _: self._run_callback(lambda: self._call(fn)))
-
-    def _call(self, fn: Callable[[concurrent.futures.Future[V]], object]) -> None:
-        try:
-            fn(self)
-        except BaseException:  # as above all in concurrent.futures, a callback harms nobody else
-            logger.exception("lazycast: a callback of %r raised", self)
+            # The base class keeps callbacks for good: one that led back here would keep the value until a collection.
+            run = self._run_callback
+            super().add_done_callback(lambda future: run(lambda: _call(fn, future)))
 
     def __await__(self) -> Generator[Any, None, V]:
         # Not asyncio.wrap_future: that cancels this future when the waiting task is cancelled.
@@ -109,11 +112,11 @@ class CastFuture(concurrent.futures.Future[V]):
             if not waiter.done():
                 waiter.set_result(None)
 
-        def notify(_: object) -> None:
+        def notify(future: object) -> None:
             try:
                 loop.call_soon_threadsafe(wake)
             except RuntimeError:  # the loop was closed while the cast went on; nobody waits any more
-                logger.debug("lazycast: %r done after its event loop was closed", self)
+                logger.debug("lazycast: %r done after its event loop was closed", future)
 
         super().add_done_callback(notify)
         yield from waiter

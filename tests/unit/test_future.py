@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +63,24 @@ def test_it_gives_its_value(engine: Engine) -> None:
     assert engine.future.exception(0) is None
     assert engine.future.done()
     assert not engine.future.cancelled()
+
+
+def test_a_callback_keeps_no_value_alive(engine: Engine) -> None:
+    class Value:
+        """Something to watch."""
+
+    value, called = Value(), []
+    watch = weakref.ref(value)
+    gc.disable()  # what only the collector frees would keep a slot of shared memory
+    try:
+        engine.future.add_done_callback(lambda future: called.append(future.done()))
+        engine.future.settle(value)
+        engine.run_callbacks()
+        del value, engine.future
+        assert called == [True]
+        assert watch() is None
+    finally:
+        gc.enable()
 
 
 def test_it_gives_its_error(engine: Engine) -> None:
