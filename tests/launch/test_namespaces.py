@@ -41,6 +41,12 @@ with LazyBroadcast(backend=TorchBackend(), timeout_s=90) as lazy:
     hosts = lazy.stats().hosts
     print(json.dumps({"rank": lazy.rank, "hosts": hosts, "sent": sent}), flush=True)
     lazy.broadcast("all have said so")
+with LazyBroadcast(np.negative, backend=TorchBackend(), placement="shard", timeout_s=90) as lazy:
+    for n in range(4):
+        assert np.array_equal(lazy.broadcast(payload if lazy.is_root else None), np.negative(payload))
+    made = lazy.stats().materialize.count
+    print(json.dumps({"rank": lazy.rank, "made": made}), flush=True)
+    dist.barrier()
 dist.destroy_process_group()
 """
 
@@ -115,6 +121,9 @@ def test_the_roots_wire_carries_each_payload_once(tmp_path: Path) -> None:
                 node.communicate()
     assert [node.returncode for node in nodes] == [0, 0], outputs
     said = [json.loads(line) for stdout, _ in outputs for line in stdout.splitlines() if line.startswith("{")]
+    made = {line["rank"]: line["made"] for line in said if "made" in line}
+    assert made == dict.fromkeys(range(4), 2), outputs  # four casts: once on each host, by its two ranks in turn
+    said = [line for line in said if "sent" in line]
     assert sorted(line["rank"] for line in said) == [0, 1, 2, 3], outputs
     for line in said:
         assert line["hosts"] == [[0, 1], [2, 3]], line
