@@ -1,4 +1,4 @@
-"""The lane of the root: takes calls, encodes and sends them in order, keeps the ledger, gives verdicts.
+"""The lane of the root: takes calls, begins and sends them in order, keeps the ledger, gives verdicts.
 
 Guarantees:
 
@@ -19,25 +19,26 @@ from typing import Any
 
 from lazycast import codec
 from lazycast.backend import Context
-from lazycast.engine.arrival import Arrival, Own
+from lazycast.engine.arrival import Arrival
 from lazycast.engine.calls import Call, Calls
 from lazycast.engine.desk import Ask
+from lazycast.engine.encoder import Encoder, own_of
 from lazycast.engine.interrupts import Uninterrupted
 from lazycast.engine.lane import Lane
 from lazycast.engine.ledger import Ledger
 from lazycast.engine.parts import MAX_REASON
 from lazycast.engine.performer import Group, Result
 from lazycast.engine.placing import Placing
+from lazycast.engine.window import Window
 from lazycast.errors import CastTimeoutError, ClosedError, TrustError
 from lazycast.failures import clip
 from lazycast.fanout.mesh import Mesh
 from lazycast.fingerprint import approximate_nbytes, fingerprint
 from lazycast.future import CastFuture
-from lazycast.materializers import Shipper, objection
+from lazycast.materializers import objection
 from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.placement.chooser import Standing
-from lazycast.relay import Room
 from lazycast.staged import Staged
 from lazycast.topology import Topology
 from lazycast.wire import (
@@ -59,19 +60,7 @@ from lazycast.wire import (
 )
 
 _STEPS_HERE = 4
-_SHOWN = 8  # of a list, in a message
-_SHOWN_KEY = 40  # characters of a key's repr
 _SHOWN_RANKS = 100
-
-
-def _some(parts: list[str], comma: str = ", ") -> str:
-    return comma.join(parts[:_SHOWN]) + (f"{comma}..." if len(parts) > _SHOWN else "")
-
-
-def _named(seq: int, key: Key | None) -> str:
-    text = repr(key)
-    shown = text if len(text) <= _SHOWN_KEY else f"{text[:_SHOWN_KEY]}..."
-    return f"#{seq}" if key is None else f"#{seq} key {shown}"
 
 
 class RootLane(Lane):
@@ -80,10 +69,10 @@ class RootLane(Lane):
     def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
         super().__init__(group, options, context, topology, mesh)
         self._ledger = Ledger(group.root, [rank for rank in range(group.size) if rank != group.root])
-        self._shipper = Shipper(self._policy)
         self._seqs = itertools.count(1)
         self._calls = Calls()
-        self._turn = 0
+        self._window = Window(self._ledger, self._calls, options)
+        self._encoder = Encoder(self._relay, self._policy, self._seqs, agree=options.agree)
         self._placed = options.placement, "nothing has been cast"
         self._placing = Placing(group, topology, options)
 
@@ -158,7 +147,7 @@ class RootLane(Lane):
 
     def _must_wait(self, call: Call) -> bool:
         """With the lock held."""
-        return not self._has_room() and self._end.failure is None and call.failure is None
+        return not self._window.has_room() and self._end.failure is None and call.failure is None
 
     def _wait_for_room(self, call: Call, began_s: float) -> Exception | None:
         """With the lock held: wait while the slowest rank has too much unread. Returns an error to raise."""
@@ -175,7 +164,7 @@ class RootLane(Lane):
             left_s = ask.wait.deadline_s - time.monotonic()
             if ask.taken or left_s <= 0:
                 return CastTimeoutError(
-                    f"{self._ask_label(ask)}: not sent within {ask.timeout_s:g} s: {self._held_back()}",
+                    f"{self._ask_label(ask)}: not sent within {ask.timeout_s:g} s: {self._window.held_back()}",
                     rank=self._group.rank,
                 )
             self._wait_changed(left_s)
@@ -183,28 +172,6 @@ class RootLane(Lane):
         if blocked:
             self._counters.took("blocked", time.monotonic() - began_s)
         return None
-
-    def _has_room(self) -> bool:
-        casts, nbytes = self._ledger.unread()
-        options = self._options
-        return casts + len(self._calls) < options.max_inflight and nbytes < options.max_inflight_nbytes
-
-    def _has_room_for_bytes(self) -> bool:
-        """With the lock held."""
-        _, nbytes = self._ledger.unread()
-        return nbytes < self._options.max_inflight_nbytes
-
-    def _held_back(self) -> str:
-        """With the lock held: say who has not read what."""
-        casts, nbytes = self._ledger.unread()
-        by_rank = self._ledger.unread_by_rank(casts=max(1, casts), nbytes=max(1, nbytes))
-        parts = [
-            f"rank {rank} has not asked for {len(unread)} casts: " + _some([_named(seq, key) for seq, key in unread])
-            for rank, unread in by_rank.items()
-        ]
-        said = _some(parts, "; ")
-        limits = f"max_inflight={self._options.max_inflight}, max_inflight_nbytes={self._options.max_inflight_nbytes}"
-        return f"held back by {limits}: {said or f'{len(self._calls)} calls are queued here'}"
 
     def discard(self, key: Key) -> None:
         with self._lock:
@@ -257,7 +224,7 @@ class RootLane(Lane):
     def _next_to_send(self) -> Call | None:
         """With the lock held: take the call whose turn has come, if there is room for it."""
         end = self._end.failure
-        call = self._calls.next_to_send(has_room=self._has_room_for_bytes() or end is not None)
+        call = self._calls.next_to_send(has_room=self._window.has_room_for_bytes() or end is not None)
         if call is not None and call.failure is None and end is not None:
             call.failure = end
         elif call is not None and call.failure is None and call.ask.taken:
@@ -326,7 +293,7 @@ class RootLane(Lane):
         """Get ready for a value that does not pickle: then every rank is to make its own, from the payload as it is."""
         call.placement = "every"
         try:
-            call.spare = self._encode(call)
+            call.spare = self._encoder.encode(call)
         except BaseException as exc:  # the payload does not pickle either
             call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
         call.placement = "root"
@@ -340,7 +307,7 @@ class RootLane(Lane):
         if call.failure is None:
             call.phase = "encoding"
             try:
-                cast, room, codes = self._encode(call)
+                cast, room, codes = self._encoder.encode(call)
             except BaseException as exc:  # MemoryError, and whatever a payload's own code raises
                 if call.spare is not None:
                     cast, room, codes = call.spare
@@ -351,7 +318,7 @@ class RootLane(Lane):
         if call.failure is not None:
             self._send_failure(call, call.failure)
             return
-        own = self._own(call)
+        own = own_of(call)
         arrival = Arrival(cast, None, ask=call.ask, own=own)
         with self._lock:
             if call.measured:
@@ -400,59 +367,6 @@ class RootLane(Lane):
         self._calls.sent(call)
         self._notify()
 
-    def _encode(self, call: Call) -> tuple[Cast, Room, list[tuple[Code, Room]]]:
-        """Encode a payload, or what takes its place, and name its materializer. Raises whatever user code raises."""
-        ref = finish = None
-        codes: list[tuple[Code, Room]] = []
-        if call.materialize is not None:
-            ref, finish, fresh = self._shipper.ship(call.materialize, prepared=call.prepared)
-            codes = [(Code(next(self._seqs), name, len(code)), self._room_with(code)) for name, code in fresh]
-        staged = finish is not None and call.prepared
-        encode = self._policy.codec.encode
-        if call.mark is not None and not call.prepared:
-            encoded = codec.Encoded()  # every rank has its own
-        elif call.mark is not None and staged:
-            encoded = encode(call.hint)
-        else:
-            encoded = encode((call.payload, call.hint) if staged else call.payload)
-        room = self._relay.room(encoded.nbytes)
-        encoded.write_into(room.view)
-        agree = self._options.agree and call.placement != "demand"
-        layout = encoded.layout
-        cast = Cast(
-            call.seq,
-            call.key,
-            call.placement,
-            agree,
-            ref,
-            encoded.nbytes,
-            layout.stream_nbytes,
-            layout.frames,
-            finish=finish,
-            turn=self._next_turn() if call.placement == "shard" else 0,
-            fingerprint=call.mark,
-        )
-        return cast, room, codes
-
-    def _next_turn(self) -> int:
-        self._turn += 1
-        return self._turn - 1
-
-    @staticmethod
-    def _own(call: Call) -> Own:
-        """What the root has for its own part."""
-        fn, payload = call.materialize, call.payload
-        call.payload = call.materialize = None
-        if isinstance(fn, Staged):
-            first = None if call.prepared else fn.prepare
-            return Own(payload, True, first, fn.finish, call.hint)
-        return Own(payload, True, fn)
-
-    def _room_with(self, code: bytes) -> Room:
-        room = self._relay.room(len(code))
-        codec.copy(room.view, code)
-        return room
-
     # Messages
 
     def on_message(self, message: AnyMessage, body: memoryview) -> None:
@@ -494,13 +408,12 @@ class RootLane(Lane):
 
     def _on_need(self, message: Need) -> None:
         try:
-            code = self._shipper.code_for(message.ident)
-            room = self._room_with(code)
+            code, room = self._encoder.code(message.ident)
         except (codec.CannotEncode, MemoryError) as exc:
             failure = self._performer.failure("encode", "a materializer's code could not be sent", exc)
             self._relay.down(Code(next(self._seqs), message.ident, failure=failure))
         else:
-            self._relay.down(Code(next(self._seqs), message.ident, len(code)), room)
+            self._relay.down(code, room)
 
     def _on_query(self, message: Query) -> None:
         root = self._group.root
@@ -508,10 +421,10 @@ class RootLane(Lane):
             if message.seq is not None:
                 phase, missing = "agreeing", self._ledger.unreported(message.seq)
             elif (first := self._calls.first(message.key)) is not None:
-                held = f", {self._held_back()}" if not self._has_room() else ""
+                held = f", {self._window.held_back()}" if not self._window.has_room() else ""
                 phase, missing = f"{first.phase} on the root as #{first.seq}{held}", [root]
             else:
-                held = f" ({self._held_back()})" if not self._has_room() else ""
+                held = f" ({self._window.held_back()})" if not self._window.has_room() else ""
                 phase, missing = f"the root has not made this call{held}", [root]
         self._relay.one(Status(message.rank, message.token, phase, missing[:_SHOWN_RANKS]))
 
@@ -556,7 +469,7 @@ class RootLane(Lane):
             if ask.arrival is not None:
                 missing = self._ledger.unreported(ask.arrival.message.seq)
                 return f"agreeing; missing: rank {', '.join(map(str, missing))}"
-            held = f", {self._held_back()}" if not self._has_room() else ""
+            held = f", {self._window.held_back()}" if not self._window.has_room() else ""
             return f"{call.phase if call is not None else 'waiting for room'} on the root{held}; missing: rank {rank}"
 
     def _dump_lines(self) -> list[str]:

@@ -1,0 +1,86 @@
+"""Turns a call of the root into what goes out: a cast, the room that holds its payload, and code that is new.
+
+Guarantees: only the thread that does the engine's work encodes, so casts get their turns in the order they are sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lazycast import codec
+from lazycast.engine.arrival import Own
+from lazycast.engine.calls import Call
+from lazycast.materializers import Shipper
+from lazycast.relay import Relay, Room
+from lazycast.staged import Staged
+from lazycast.trust import Policy
+from lazycast.wire import Cast, Code
+
+
+class Encoder:
+    """See the module's text."""
+
+    def __init__(self, relay: Relay, policy: Policy, seqs: Iterator[int], *, agree: bool) -> None:
+        self._relay = relay
+        self.codec = policy.codec
+        self.shipper = Shipper(policy)
+        self._seqs = seqs
+        self._agree = agree
+        self._turn = 0
+
+    def encode(self, call: Call) -> tuple[Cast, Room, list[tuple[Code, Room]]]:
+        """Encode a payload, or what takes its place, and name its materializer. Raises whatever user code raises."""
+        ref = finish = None
+        codes: list[tuple[Code, Room]] = []
+        if call.materialize is not None:
+            ref, finish, fresh = self.shipper.ship(call.materialize, prepared=call.prepared)
+            codes = [self._code(name, code) for name, code in fresh]
+        staged = finish is not None and call.prepared
+        encode = self.codec.encode
+        if call.mark is not None and not call.prepared:
+            encoded = codec.Encoded()  # every rank has its own
+        elif call.mark is not None and staged:
+            encoded = encode(call.hint)
+        else:
+            encoded = encode((call.payload, call.hint) if staged else call.payload)
+        room = self._relay.room(encoded.nbytes)
+        encoded.write_into(room.view)
+        agree = self._agree and call.placement != "demand"
+        layout = encoded.layout
+        cast = Cast(
+            call.seq,
+            call.key,
+            call.placement,
+            agree,
+            ref,
+            encoded.nbytes,
+            layout.stream_nbytes,
+            layout.frames,
+            finish=finish,
+            turn=self._next_turn() if call.placement == "shard" else 0,
+            fingerprint=call.mark,
+        )
+        return cast, room, codes
+
+    def _next_turn(self) -> int:
+        self._turn += 1
+        return self._turn - 1
+
+    def code(self, ident: str) -> tuple[Code, Room]:
+        """The code of a materializer, by its digest. Raises `CannotEncode` where it is not known, or `MemoryError`."""
+        return self._code(ident, self.shipper.code_for(ident))
+
+    def _code(self, ident: str, code: bytes) -> tuple[Code, Room]:
+        room = self._relay.room(len(code))
+        codec.copy(room.view, code)
+        return Code(next(self._seqs), ident, len(code)), room
+
+
+def own_of(call: Call) -> Own:
+    """What the root has for its own part, taken off the call."""
+    fn, payload = call.materialize, call.payload
+    call.payload = call.materialize = None
+    if isinstance(fn, Staged):
+        first = None if call.prepared else fn.prepare
+        return Own(payload, True, first, fn.finish, call.hint)
+    return Own(payload, True, fn)
