@@ -73,6 +73,11 @@ class Binding:
         return [item for item in items if item.is_valid()]
 
     @property
+    def copies(self) -> bool:
+        """Whether a tensor is copied to be hashed (0.5.9)."""
+        return self.method == "from_dict"
+
+    @property
     def splits(self) -> bool:
         """Whether bundles of images are split into items, which forgets the hashes that they had (0.5.9)."""
         return self.method == "from_dict" and bool(_setting("SGLANG_ENABLE_MM_SPLITTING", False))
@@ -82,6 +87,11 @@ def hashed_fields(item: object) -> tuple[str, ...]:
     """Return the names of what hashing sets on an item of this release."""
     declared: Collection[str] = getattr(item, "__struct_fields__", ()) or getattr(item, "__dataclass_fields__", ())
     return tuple(name for name in _HASHED if name in declared)
+
+
+def skips_hashing() -> bool:
+    """Whether SGLang makes up an item's hash."""
+    return bool(_setting("SGLANG_MM_SKIP_COMPUTE_HASH", False))
 
 
 def uses_feature_buffer() -> bool:

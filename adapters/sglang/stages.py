@@ -65,7 +65,7 @@ def _make(request: Request, hint: Hint | None = None) -> Any:
             for item, values in _matched(binding.items(request.raw), hint):
                 _set(item, values)
         elif not uses_feature_buffer():
-            hash_beforehand(binding.items(request.raw))
+            hash_beforehand(binding.items(request.raw), copies=binding.copies)
         return binding(request.raw)
 
 

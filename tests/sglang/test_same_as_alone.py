@@ -25,11 +25,27 @@ REQUESTS: dict[str, Callable[[int], Any]] = {
     "embeddings": lambda seed: inputs.raw(inputs.image_items(2, seed, patches=100, key="precomputed_embeddings")),
     "preset hash": lambda seed: inputs.raw(inputs.image_items(2, seed, patches=100, hash=seed + 5)),
     "preset pad": lambda seed: inputs.raw(inputs.image_items(2, seed, patches=100, hash=seed + 5, pad_value=17)),
+    "large": lambda seed: large(seed),
+    "large half": lambda seed: large(seed, lambda feature: feature.half()),
+    "large bfloat16": lambda seed: large(seed, lambda feature: feature.bfloat16()),
+    "large integers": lambda seed: large(seed, lambda feature: (1000 * feature).int()),
+    "large and strided": lambda seed: large(seed, lambda feature: feature[:, ::2]),
+    "large with a gradient": lambda seed: large(seed, lambda feature: feature.requires_grad_()),
+    "large arrays": lambda seed: large(seed, lambda feature: feature.numpy()),
+    "large and preset": lambda seed: inputs.raw(inputs.image_items(2, seed, patches=1000, hash=seed + 5)),
     "empty": lambda seed: inputs.raw([]),
     "no positions": lambda seed: inputs.raw(
         inputs.image_items(1, seed, patches=100), mrope_positions=None, mrope_position_delta=None
     ),
 }
+
+
+def large(seed: int, change: Callable[[Any], Any] = lambda feature: feature) -> Any:
+    """Return a request with tensors that are worth hashing beforehand."""
+    items = inputs.image_items(2, seed, patches=1000)
+    for item in items:
+        item.feature = change(item.feature)
+    return inputs.raw(items)
 
 
 def count_hashing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -102,7 +118,7 @@ def test_values_are_private(ranks: Ranks) -> None:
 
 def test_ranks_agree_on_hashes_that_are_made_up(ranks: Ranks) -> None:
     with environment(SGLANG_MM_SKIP_COMPUTE_HASH="1"), installed() as scheduler:
-        raw = inputs.images(3, 1, patches=50)
+        raw = inputs.images(3, 1, patches=300)
         made = [process(scheduler, copy.deepcopy(raw)) for _ in range(2)]
         ranks.agree([hashes(one) for one in made])
         assert hashes(made[0]) != hashes(made[1])
