@@ -24,7 +24,7 @@ import pathlib
 import sys
 import types
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -73,14 +73,21 @@ def _slots(kind: type) -> tuple[str, ...]:
     return found
 
 
-def _attributes(obj: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what an object of any class holds: in its dict, and in slots."""
-    yield from (getattr(obj, "__dict__", None) or {}).items()
-    for name in _slots(type(obj)):
-        try:
-            yield name, object.__getattribute__(obj, name)  # not the class's own way: that is its code
-        except AttributeError:
-            yield name, None  # not set
+def _slot_values(obj: Any) -> list[Any]:
+    """Return what an object of any class holds in slots, None where nothing is set."""
+    get = object.__getattribute__  # not the class's own way: that is its code
+    names = _slots(type(obj))
+    try:
+        return [get(obj, name) for name in names]
+    except AttributeError:  # some are not set
+        return [_slot_value(obj, name) for name in names]
+
+
+def _slot_value(obj: Any, name: str) -> Any:
+    try:
+        return object.__getattribute__(obj, name)
+    except AttributeError:
+        return None
 
 
 class _Reader:
@@ -124,6 +131,8 @@ class _Reader:
             self._mapping(obj, depth)
         elif kind is list or kind is tuple:
             self._sequence(obj, depth)
+        elif kind in _slots_known:  # which only objects of unknown classes come to be
+            self._object(obj, depth)
         else:
             self._other(kind, obj, depth)
 
@@ -227,9 +236,14 @@ class _Reader:
         elif pillow is not None and isinstance(obj, pillow.Image):
             self._say(obj.mode, obj.size)
         else:
-            for name, value in _attributes(obj):
+            for name, value in (getattr(obj, "__dict__", None) or {}).items():
                 self._facts.append(name)
                 self.read(value, depth + 1)
+            for value in _slot_values(obj):  # the names are the class's
+                if value is None:  # most of a large struct
+                    self._facts.append(None)
+                else:
+                    self.read(value, depth + 1)
 
     def _tensor(self, torch: Any, tensor: Any) -> None:
         self._say(tuple(tensor.shape), str(tensor.dtype), tensor.requires_grad)
@@ -279,5 +293,6 @@ def approximate_nbytes(payload: object) -> int:
         elif type(obj) in _PLAIN or isinstance(obj, (enum.Enum, *_NAMED, *_AS_TEXT)):
             nbytes += 8
         else:
-            todo += [value for _, value in _attributes(obj)]
+            todo += (getattr(obj, "__dict__", None) or {}).values()
+            todo += _slot_values(obj)
     return nbytes

@@ -21,6 +21,7 @@ class Own:
     prepare: Materializer | None = None
     finish: Any = None
     hint: Any = MISSING
+    mark: bytes | Exception | None = None  # the payload's fingerprint, if that has been tried
 
 
 @dataclass
@@ -62,6 +63,14 @@ class Arrival:
         message = self.message
         return message.ref is None and message.finish is None and message.fingerprint is None
 
+    @property
+    def _differs(self) -> bool:
+        """Whether this rank's own payload is known not to be the root's."""
+        own = self.own
+        if own is None or own.of_root or self.message.fingerprint is None:
+            return False
+        return own.payload is MISSING or (own.mark is not None and own.mark != self.message.fingerprint)
+
     def ready(self, rank: int) -> bool:
         """Whether `rank`, this one, can begin its part."""
         message = self.message
@@ -69,7 +78,7 @@ class Arrival:
             return False
         if self.ask is None and (message.placement == "demand" or message.fingerprint is not None):
             return False
-        return not self.wanted or self.owner in (None, rank) or self.shared is not None
+        return not self.wanted or self.owner in (None, rank) or self.shared is not None or self._differs
 
     def take(self) -> Material:
         """Hand over what the part is made from."""

@@ -53,6 +53,7 @@ class Ask:
     taken: bool = False  # settled, or given up: what arrives for it is dropped
     report: str | None = None  # what the root answered when this ask was about to time out
     payload: Any = MISSING  # of this rank's own, where payloads are replicated
+    mark: bytes | Exception | None = None  # its fingerprint, if that has been tried
 
 
 class Desk(ABC):

@@ -20,6 +20,7 @@ from lazycast.engine.lane import SPENT, Lane
 from lazycast.engine.mailbox import Mailbox
 from lazycast.engine.performer import Group, Result
 from lazycast.fanout.mesh import Mesh
+from lazycast.fingerprint import fingerprint
 from lazycast.future import CastFuture
 from lazycast.missing import MISSING
 from lazycast.options import Options
@@ -56,6 +57,12 @@ class FollowerLane(Lane):
         here: bool = False,
     ) -> CastFuture[Any]:
         refused = refusal
+        mark: bytes | Exception | None = None
+        if here and self._options.replicated and payload is not MISSING:
+            try:  # the caller is about to wait, most often for a cast that has not come yet
+                mark = fingerprint(payload)
+            except Exception as exc:  # whatever the attributes of a payload do when they are looked at
+                mark = exc
         with self._lock:
             self._refuse_if_closed()
             ask = self._make_ask(key, timeout_s, time.monotonic(), ask_root=True)
@@ -65,7 +72,7 @@ class FollowerLane(Lane):
                 ask.taken = True
             else:
                 if self._options.replicated:
-                    ask.payload = payload
+                    ask.payload, ask.mark = payload, mark
                 self._book(ask)
             arrival, result = self._match(ask)
             hopeless = self._end.failure if result is None and self._depends_on_end(arrival) else None
@@ -119,7 +126,7 @@ class FollowerLane(Lane):
         if not ask.taken:
             ask.arrival = arrival
             if arrival.message.fingerprint is not None:
-                arrival.own, ask.payload = Own(ask.payload), MISSING
+                arrival.own, ask.payload = Own(ask.payload, mark=ask.mark), MISSING
         reports_later = arrival.message.agree and arrival.local is None and arrival.final is None
         if not reports_later and not arrival.told_read and arrival.message.failure is None:
             arrival.told_read = True

@@ -181,7 +181,10 @@ class _Part:
         try:
             if own.payload is MISSING:
                 raise TypeError("this rank has passed no payload; with replicated=True every rank passes its own")
-            if fingerprint(own.payload) != expected:
+            mark = fingerprint(own.payload) if own.mark is None else own.mark
+            if isinstance(mark, Exception):
+                raise mark
+            if mark != expected:
                 raise ValueError("its payload is not the root's; the ranks' calls are out of step, or payloads differ")
         except Exception as exc:
             raise _Failed(self._parts.failed("mismatch", "a replicated payload was refused", exc)) from exc

@@ -240,6 +240,27 @@ def a_replicated_payload_that_differs_fails_that_cast_on_every_rank(rank: Rank) 
                 same(lazy.broadcast(good)[1], 50_000.0)
 
 
+@behaviour(min_size=3)
+def a_replicated_payload_that_differs_is_told_before_its_owner_asks(rank: Rank) -> None:
+    good, other = {"x": np.ones(5000)}, {"x": np.ones(5001)}
+    with rank.executor() as pool, rank.lazy(total, placement="shard", executor=pool, replicated=True) as lazy:
+        host = host_of(lazy, lazy.root)
+        for turn in range(rank.size):
+            owner = succession(host, None, turn)[0]
+            takers = [peer for peer in host if peer not in (owner, lazy.root)]
+            if owner == lazy.root or not takers:
+                same(lazy.broadcast(good, key=turn)[1], 5000.0)
+                continue
+            if rank.rank == owner:
+                rank.meet()  # all others have failed by then
+            odd, text = (other, "not the root's") if turn % 2 else (MISSING, "has passed no payload")
+            payload = odd if rank.rank == takers[0] else good
+            exc = raises(PayloadMismatchError, text, partial(lazy.broadcast, payload, key=turn))
+            same(exc.rank, takers[0])
+            if rank.rank != owner:
+                rank.meet()
+
+
 @behaviour(min_size=2)
 def an_owner_that_gives_up_a_replicated_cast_passes_it_on(rank: Rank) -> None:
     for agree in (True, False):
