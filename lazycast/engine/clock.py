@@ -82,12 +82,15 @@ class Clock(Generic[W]):
         except Exception as exc:
             self._on_failure(exc)
 
-    def _turn(self) -> None:
+    def _tell_due(self) -> None:
+        # On its own: what it has told of must not live as long as this thread sleeps.
         with self._lock:
             due = self._waits.due(time.monotonic())
         for stage, what in due:
             self._on_due(stage, what)
-        del due[:]
+
+    def _turn(self) -> None:
+        self._tell_due()
         with self._working:
             work_s = self._work()
         with self._lock:

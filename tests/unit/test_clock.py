@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -91,3 +92,22 @@ def test_stopping_is_idempotent_and_fine_before_the_start(engine: Engine) -> Non
     other.clock.stop()
     other.clock.stop()
     assert not [t for t in threading.enumerate() if t.name == "unit-clock"]
+
+
+def test_what_has_come_due_is_not_kept_while_it_sleeps(engine: Engine) -> None:
+    class Thing(str):  # a plain one cannot be watched
+        pass
+
+    thing = Thing("due")
+    watch = weakref.ref(thing)
+    engine.clock.start()
+    with engine.lock:
+        now_s = time.monotonic()
+        engine.waits.add(Wait(thing, now_s, ((now_s, Stage.GIVE_UP),)))
+    engine.clock.wake()
+    assert engine.due.get(timeout=WAIT_S)[1] is thing
+    del thing
+    deadline_s = time.monotonic() + WAIT_S / 2
+    while watch() is not None and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+    assert watch() is None
