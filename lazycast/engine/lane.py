@@ -87,8 +87,8 @@ class Lane(Desk):
         if message.placement != "shard" or message.ref is None or message.failure is not None:
             return
         arrival.owner = self._heir(message, ())
-        if arrival.owner == self._group.rank:
-            return
+        if arrival.owner in (None, self._group.rank):
+            return  # alone on its host, or the owner: nobody sends it a value
         self._awaiting[message.seq] = arrival
         early = self._early.pop(message.seq, ())
         for said, body in sorted(early, key=lambda entry: isinstance(entry[0], Value)):  # the owner, then its value

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import time
 
 import pytest
 
+from lazycast import codec
 from lazycast.cores import Cores
+from lazycast.engine.arrival import Arrival
 from lazycast.engine.follower import FollowerLane
 from lazycast.engine.performer import Group
 from lazycast.errors import MaterializeError
@@ -37,9 +40,10 @@ def options() -> Options:
     )
 
 
-def follower(link: FakeLink) -> FollowerLane:
+def follower(link: FakeLink, hosts: list[list[int]] | None = None) -> FollowerLane:
     group = Group(RANK, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
-    lane = FollowerLane(group, options(), FakeContext(link), place(RANK, 0, [[r] for r in range(SIZE)]), None)
+    hosts = hosts or [[r] for r in range(SIZE)]
+    lane = FollowerLane(group, options(), FakeContext(link), place(RANK, 0, hosts), None)
     lane.start(timeout_s=1.0)
     return lane
 
@@ -81,3 +85,20 @@ def test_a_rank_that_closes_after_a_loss_passes_the_loss_on_before_its_farewell(
     lane.close(0.0)
     told = [message for _, message, _ in link.messages()]
     assert [(m.rank, m.failure.kind) for m in told if isinstance(m, Gone)] == [(VICTIM, "lost"), (RANK, "closed")]
+
+
+def test_a_rank_that_is_alone_on_its_host_waits_for_no_owner_and_keeps_nothing_of_a_cast() -> None:
+    lane = follower(FakeLink(1 << 20))
+    try:
+        encoded = codec.encode([3, 1, 2])
+        body = bytearray(encoded.nbytes)
+        encoded.write_into(memoryview(body))
+        layout = encoded.layout
+        fn = MaterializerRef("builtins:sorted", "sorted", ("builtins", "sorted"))
+        cast = Cast(1, None, "shard", False, fn, encoded.nbytes, layout.stream_nbytes, layout.frames)
+        lane.on_message(cast, memoryview(body))
+        assert lane.call(None, None, None, 5.0).result(5) == [1, 2, 3]
+        gc.collect()
+        assert [thing for thing in gc.get_objects() if isinstance(thing, Arrival)] == []
+    finally:
+        lane.close(0.0)
