@@ -68,6 +68,7 @@ class Lane(Desk):
         self._awaiting: dict[int, Arrival] = {}  # by seq: casts whose owner on this host has not sent its `Value`
         self._early: dict[int, list[tuple[Value | Pass, memoryview]]] = {}  # from owners, before the cast itself
         self._late_passes: dict[int, int] = {}  # by seq: how many are still to come after the value
+        self._silent: dict[int, Failure] = {}  # ranks of this host that send no more, and why
         self._end = _End()
 
     def start(self, *, timeout_s: float) -> None:
@@ -93,6 +94,13 @@ class Lane(Desk):
         early = self._early.pop(message.seq, ())
         for said, body in sorted(early, key=lambda entry: isinstance(entry[0], Value)):  # the owner, then its value
             self._heard(arrival, said, body)
+        self._last_word(arrival)
+
+    def _last_word(self, arrival: Arrival) -> None:
+        """With the lock held: if the owner of a cast has gone, and left nothing for it, what it was to make fails."""
+        seq, owner = arrival.message.seq, arrival.owner
+        if owner in self._silent and self._awaiting.pop(seq, None) is not None:
+            arrival.shared = Value(owner, seq, failure=self._silent[owner]), memoryview(b"")
 
     def _heir(self, message: Cast, passed: tuple[int, ...] | list[int]) -> int | None:
         host = self._topology.host
@@ -124,6 +132,7 @@ class Lane(Desk):
         arrival.passes += 1
         if len(message.passed) > len(arrival.passed):  # they come from several ranks, in any order
             arrival.owner, arrival.passed = message.to, message.passed
+            self._last_word(arrival)
         if message.to != self._group.rank:
             return False
         del self._awaiting[message.seq]
@@ -224,6 +233,7 @@ class Lane(Desk):
             arrival.owner, arrival.passed = to, passed
             arrival.passes += 1
             self._awaiting[seq] = arrival  # its value will come here too
+            self._last_word(arrival)
         self._relay.share(Pass(rank, seq, to, passed))
 
     def _part_done(self, arrival: Arrival, result: Result) -> None:
@@ -347,6 +357,7 @@ class Lane(Desk):
     def _owner_gone(self, owner: int, failure: Failure) -> None:
         """A rank of this host sends no more; what it has sent has come. What it was to materialize fails."""
         with self._lock:
+            self._silent[owner] = failure  # for casts that are still to come
             waiting = [arrival for arrival in self._awaiting.values() if arrival.owner == owner]
             for arrival in waiting:
                 del self._awaiting[arrival.message.seq]

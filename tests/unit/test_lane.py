@@ -12,7 +12,7 @@ from lazycast.cores import Cores
 from lazycast.engine.arrival import Arrival
 from lazycast.engine.follower import FollowerLane
 from lazycast.engine.performer import Group
-from lazycast.errors import MaterializeError
+from lazycast.errors import ClosedError, MaterializeError
 from lazycast.options import Options
 from lazycast.topology import place
 from lazycast.wire import AnyMessage, Cast, Code, Failure, Gone, MaterializerRef, Need, Report, Verdict
@@ -100,5 +100,27 @@ def test_a_rank_that_is_alone_on_its_host_waits_for_no_owner_and_keeps_nothing_o
         assert lane.call(None, None, None, 5.0).result(5) == [1, 2, 3]
         gc.collect()
         assert [thing for thing in gc.get_objects() if isinstance(thing, Arrival)] == []
+    finally:
+        lane.close(0.0)
+
+
+@pytest.mark.parametrize("agree", [True, False])
+def test_a_cast_fails_whose_owner_had_gone_when_it_came(agree: bool) -> None:
+    """The root may not have known yet; nobody else would say that its value never comes."""
+    link = FakeLink(1 << 20)
+    lane = follower(link, [[0], [1], [2, RANK, VICTIM]])
+    try:
+        lane.on_neighbour_gone(VICTIM, None)
+        cast = Cast(1, None, "shard", agree, MaterializerRef("builtins:len", "len", ("builtins", "len")), turn=2)
+        lane.on_message(cast, memoryview(b""))
+        future = lane.call(None, None, None, 5.0)
+        if agree:
+            report = said(link, Report)
+            assert isinstance(report, Report)
+            assert report.failure is not None
+            assert (report.failure.kind, report.failure.rank) == ("closed", VICTIM)
+            lane.on_message(Verdict(1, report.failure), memoryview(b""))
+        with pytest.raises(ClosedError, match=f"rank {VICTIM} .h. has closed"):
+            future.result(5)
     finally:
         lane.close(0.0)
