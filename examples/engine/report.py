@@ -23,6 +23,7 @@ class Row:
     counts: dict[str, int] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
     ranks: list[dict[str, Any]] = field(default_factory=list)
+    outcomes: dict[str, Any] = field(default_factory=dict)  # the same on every rank
     error: str | None = None
 
 
@@ -47,6 +48,7 @@ def row(way: str, seen: Load, size: int, accounts: list[dict[str, Any]]) -> Row:
         counts=dict(Counter(record.status for record in seen.records.values())),
         messages=sorted({f"{r.status}: {r.message}" for r in seen.records.values() if r.message}),
         ranks=[{key: account[key] for key in account if key != "outcomes"} for account in accounts],
+        outcomes=accounts[0]["outcomes"],
     )
 
 
