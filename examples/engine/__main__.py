@@ -16,7 +16,8 @@ from .inputs import WAYS
 from .load import Mix
 from .run import Plan, rank
 
-_STARTED = {"torch": "TORCHELASTIC_RUN_ID", "mpi": "OMPI_COMM_WORLD_SIZE"}
+# What launchers leave in the environment.
+_STARTED = {"TORCHELASTIC_RUN_ID": "torch", "OMPI_COMM_WORLD_SIZE": "mpi", "PMI_SIZE": "mpi", "PMIX_RANK": "mpi"}
 
 
 def _arguments() -> argparse.Namespace:
@@ -51,7 +52,7 @@ def main() -> None:
     mix = Mix(a.qps, a.seconds, a.warm_up, a.photos, a.aborts, a.bad, a.seed)
     ways = tuple(a.multimodal.split(","))
     plan = Plan(ways, mix, a.busy_ms / 1e3, a.step_ms / 1e3, a.max_batch, a.max_open, a.max_inflight, a.json)
-    for kind, mark in _STARTED.items():
+    for mark, kind in _STARTED.items():
         if mark in os.environ:
             rank(kind, plan)
             return

@@ -42,6 +42,8 @@ class Front:
         """
         if self._down is not None:
             raise RequestFailedError(self._down)
+        if request.rid in self._streams:
+            raise RequestFailedError(f"a request {request.rid!r} is under way already")
         if len(self._streams) >= self._max_open:
             raise OverloadedError(f"{self._max_open} requests are under way")
         stream = self._streams[request.rid] = asyncio.Queue()
@@ -71,12 +73,12 @@ class Front:
             return
         try:
             self._inputs.cast(request)
-        except OverloadedError:
+        except (OverloadedError, LazycastError) as exc:
             # Every call counts, also one that was refused: the other ranks must not keep a place for it.
             self._inbox.put(Refused(request.rid))
+            if isinstance(exc, LazycastError):
+                raise RequestFailedError(exc.message) from exc
             raise
-        except LazycastError as exc:  # the group has ended
-            raise RequestFailedError(exc.message) from exc
         self._inbox.put(Arrived(request))
 
     def deliver(self, replies: list[tuple[str, Reply]]) -> None:

@@ -124,7 +124,9 @@ class _Clients:
         self._thread.start()
 
     def join(self) -> load.Load:
+        """Wait until all clients have left; after the engine has ended."""
         self._thread.join()
+        self._loop.close()  # not before: the engine may have had something to deliver to clients who had left
         if self._error is not None:
             raise self._error
         assert self._seen is not None

@@ -29,7 +29,7 @@ class Books:
 
     waiting: dict[str, Announced] = field(default_factory=dict)  # in the order in which they were announced
     running: dict[str, Sequence] = field(default_factory=dict)
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)  # all there ever were, for comparing ranks at the end
 
     @property
     def empty(self) -> bool:

@@ -35,6 +35,7 @@ from examples.engine.requests import (
     Woken,
 )
 from examples.engine.scheduler import Books, Sequence, plan
+from lazycast import KeyInUseError
 
 PHOTOS = {"jpegs": [b"raw"]}
 
@@ -276,6 +277,31 @@ def test_a_refused_cast_tells_the_client_and_the_scheduler() -> None:
             await collect(front, request("a"))
 
     assert with_front(body, inputs) == [Refused("a")]
+
+
+def test_any_other_refusal_is_told_to_both_as_well() -> None:
+    class InUse(Gate):
+        def cast(self, request: Request) -> None:
+            raise KeyInUseError("a call with this key is still pending here")
+
+    async def body(front: Front) -> None:
+        with pytest.raises(RequestFailedError, match="still pending here"):
+            await collect(front, request("a"))
+
+    assert with_front(body, InUse()) == [Refused("a")]
+
+
+def test_an_id_that_is_under_way_is_refused_and_the_first_one_goes_on() -> None:
+    async def body(front: Front) -> None:
+        first = start(collect(front, request("a", photos=False)))
+        await asyncio.sleep(0)
+        with pytest.raises(RequestFailedError, match="'a' is under way already"):
+            await collect(front, request("a", photos=False))
+        front.deliver([("a", 5), ("a", Ended("finished"))])
+        assert await first == [5]
+
+    events = with_front(body, Gate())
+    assert [type(event) for event in events] == [Arrived]
 
 
 def test_a_client_who_leaves_while_its_cast_is_held_up_is_marked_before_the_scheduler_hears_of_it() -> None:
