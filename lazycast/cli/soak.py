@@ -10,6 +10,8 @@ import argparse
 import json
 import random
 import sys
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from lazycast.cli import arguments
@@ -28,7 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=arguments.whole(2), default=4, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=arguments.whole(0), metavar="S", help="of all plans; default: another each time")
     parser.add_argument("--job", type=arguments.whole(0), metavar="K", help="run this job of the seed, and no other")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the report there, as soak-BACKEND.txt and .json")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write the report there, as soak-BACKEND.txt and .json, and what the ranks of failing jobs have written; "
+        "default: the latter only, to the folder of temporary files",
+    )
     parser.add_argument(
         "--limit-s", type=arguments.above_zero, default=60.0, metavar="S", help="of each call; default: %(default)g s"
     )
@@ -47,9 +55,12 @@ def run(args: argparse.Namespace) -> int:
     from lazycast.soak import session
     from lazycast.soak.diary import Orders
 
+    if sys.stderr.isatty() and find_spec("rich") is None:
+        print("lazycast soak: rich not found; run: pip install 'lazycast[cli]'", file=sys.stderr)
+        return 2
     seed = random.SystemRandom().randrange(1 << 32) if args.seed is None else args.seed
     orders = Orders(seed, args.job or 0, args.backend, args.ranks, args.limit_s, args.slack_s, args.plant)
-    folder = args.out or Path()
+    folder = args.out or Path(tempfile.gettempdir())
     report = session.run(session.Wish(orders, args.minutes if args.job is None else None, folder))
     text = report.as_text()
     print(text, flush=True)

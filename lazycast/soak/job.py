@@ -26,6 +26,8 @@ from lazycast.soak.plan import CastPlan, JobPlan, Pause, RoundPlan
 from lazycast.soak.plan import job as plan_of
 
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from lazycast.soak.rank import main; main()"
+# The allocator gives large blocks back at once: what a process still has then is a leak.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 _POLL_S = 0.005
 _START_S = 60.0
 _LINGER_S = 3.0  # mpirun, after the last survivor
@@ -91,7 +93,7 @@ class Job:
             processes = [
                 subprocess.Popen(
                     command,
-                    env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+                    env={**os.environ, **_ENVIRONMENT, **env},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,

@@ -19,11 +19,12 @@ from lazycast.discovery import resolve
 from lazycast.launch_worker import group, tie
 from lazycast.soak import census, materializers, payloads, plan
 from lazycast.soak.diary import Diary, Orders
+from lazycast.soak.judging import Hang
 from lazycast.soak.plan import RoundPlan
-from lazycast.soak.rounds import Hang, Round
+from lazycast.soak.rounds import Round
 
-#: By how much memory may grow over the rounds of a job: what an allocator keeps in pieces is no leak.
-_MEMORY_NBYTES = 64 << 20
+#: By how much memory may grow over the rounds of a job: what an allocator keeps in small pieces is no leak.
+_MEMORY_NBYTES = 40 << 20
 
 
 _left: list[contextlib.ExitStack] = []
