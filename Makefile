@@ -9,7 +9,7 @@ RANKS  ?= 4
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-sglang check format bench bench-qps bench-sglang clean
+.PHONY: demo test test-sglang check format bench bench-qps bench-sglang soak clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -52,6 +52,11 @@ bench: $(NEEDED) $(VENV)/.bench
 
 bench-qps: $(NEEDED) $(VENV)/.bench
 	$(BIN)/lazycast bench qps --backend $(BACKEND) --ranks $(RANKS) --out docs/benchmarks
+
+# Random casts with faults put in, everything checked: MINUTES of it on BACKEND; SOAK_ARGS='--seed S --job K' repeats.
+MINUTES ?= 1
+soak: $(NEEDED)
+	$(BIN)/lazycast soak --backend $(BACKEND) --ranks $(RANKS) --minutes $(MINUTES) $(SOAK_ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -18,8 +18,13 @@ from lazycast.launcher import leave_failure, run_worker
 _PR_SET_PDEATHSIG = 1
 
 
+def tie() -> None:
+    """End this process when the one that started it is killed: no orphans."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 @contextlib.contextmanager
-def _group(backend: str, folder: Path) -> Iterator[int]:
+def group(backend: str, folder: Path) -> Iterator[int]:
     """Be one rank of a group; yield which."""
     if backend == "torch":
         import torch.distributed as dist
@@ -38,11 +43,11 @@ def _group(backend: str, folder: Path) -> Iterator[int]:
 def main() -> None:
     """Run as `main` of a process whose arguments are the folder of `launch` and the backend's name."""
     folder, backend = Path(sys.argv[1]), sys.argv[2]
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no orphans if the launching process is killed
+    tie()
     rank = int(os.environ.get("RANK") or os.environ.get("LAZYCAST_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK") or 0)
     host = socket.gethostname()
     try:
-        with _group(backend, folder) as rank:
+        with group(backend, folder) as rank:
             run_worker(folder, rank, host)
     except BaseException as exc:
         leave_failure(folder, from_exception("refused", "the rank could not join its group", exc, rank=rank, host=host))

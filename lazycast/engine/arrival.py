@@ -9,7 +9,7 @@ from lazycast.engine.desk import Ask
 from lazycast.engine.performer import Result
 from lazycast.materializers import Materializer
 from lazycast.missing import MISSING
-from lazycast.wire import Cast, Cost, Value
+from lazycast.wire import Cast, Cost, Failure, Value
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Arrival:
     shared: tuple[Value, memoryview] | None = None
     begun: bool = False
     local: Result | None = None  # this rank's own part is done
+    verdict: Failure | None = None  # came before that, and names this rank
     cost: Cost | None = None  # of that part
     final: Result | None = None
     told_read: bool = False

@@ -288,10 +288,13 @@ class Lane(Desk):
         with self._lock:
             arrival.drop()
             arrival.local = result
+            verdict = arrival.verdict
             arrival.reported_s = time.monotonic()
             read = arrival.ask is not None
             arrival.told_read |= read
         self._relay.up(Report(self._group.rank, message.seq, read, result.failure, arrival.cost))
+        if verdict is not None:
+            self._conclude(arrival, Result(failure=verdict, cause=result.cause if result.failure is not None else None))
 
     def _on_verdict(self, verdict: Verdict) -> None:
         with self._lock:
@@ -301,6 +304,9 @@ class Lane(Desk):
             local = arrival.local
             if local is not None:
                 self._counters.took("agree", time.monotonic() - arrival.reported_s)
+            elif verdict.failure is not None and verdict.failure.rank == self._group.rank and arrival.begun:
+                arrival.verdict = verdict.failure  # it is about to be found here, with its cause: a peer was quicker
+                return
         if verdict.failure is None:
             assert local is not None, "the root has all reports, so also ours"
             self._conclude(arrival, local)

@@ -92,6 +92,7 @@ class Arena:
         self._touched = 0
         self._segments_nbytes = 0
         self._fds: tuple[int, int] | None = None
+        self._closed = False
 
     def _create(self) -> None:
         ledger_nbytes = pages(CAPACITY * len(self._ranks))
@@ -105,10 +106,12 @@ class Arena:
     def allocate(self, nbytes: int) -> Slot:
         """Return room for `nbytes` > 0, held by this rank until its `view` is gone.
 
-        Raises: MemoryError naming the holders, or the cgroup's limit.
+        Raises: MemoryError naming the holders, or the cgroup's limit, or because it is closed.
         """
         size = pages(nbytes)
         with self._lock:
+            if self._closed:  # a worker was about to share its value meanwhile
+                raise MemoryError("the arena is closed")
             if self._fds is None:
                 self._create()
             self._reclaim()
@@ -228,7 +231,7 @@ class Arena:
     def close(self) -> None:
         """Close the descriptors. The memory itself goes with the last value on any rank."""
         with self._lock:
-            fds, self._fds = self._fds, None
+            fds, self._fds, self._closed = self._fds, None, True
             unshared = [extent.fd for extent in self._extents.values() if extent.fd is not None]
             for fd in (*(fds or ()), *unshared):
                 os.close(fd)

@@ -385,6 +385,19 @@ def test_a_slot_that_is_never_shared_leaves_no_descriptor() -> None:
     assert not left, "the descriptor of the segment is still open"
 
 
+def test_a_closed_arena_gives_nothing_and_makes_no_memory_anew() -> None:
+    """A worker may still be about to share its value when the object is closed."""
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for used in (False, True):
+        arena = Arena(RANKS, ME, 8 * PAGE)
+        if used:
+            arena.allocate(100)
+        arena.close()
+        with pytest.raises(MemoryError, match="closed"):
+            arena.allocate(100)
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
 # Seals
 
 

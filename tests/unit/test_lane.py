@@ -14,8 +14,9 @@ from lazycast.engine.follower import FollowerLane
 from lazycast.engine.performer import Group
 from lazycast.errors import ClosedError, MaterializeError
 from lazycast.options import Options
+from lazycast.relay import Room
 from lazycast.topology import place
-from lazycast.wire import AnyMessage, Cast, Code, Failure, Gone, MaterializerRef, Need, Report, Verdict
+from lazycast.wire import AnyMessage, Cast, Code, Failure, Gone, MaterializerRef, Need, Pass, Report, Value, Verdict
 from tests.unit.test_relay import FakeContext, FakeLink
 
 RANK, VICTIM, SIZE = 3, 4, 5
@@ -122,5 +123,31 @@ def test_a_cast_fails_whose_owner_had_gone_when_it_came(agree: bool) -> None:
             lane.on_message(Verdict(1, report.failure), memoryview(b""))
         with pytest.raises(ClosedError, match=f"rank {VICTIM} .h. has closed"):
             future.result(5)
+    finally:
+        lane.close(0.0)
+
+
+def test_an_owner_keeps_the_cause_of_its_failure_though_the_verdict_is_there_before_its_report() -> None:
+    """Its peers learn of the failure first, and may be quicker to report it."""
+    lane = follower(FakeLink(1 << 20), [[0], [1], [2, RANK, VICTIM]])
+
+    def share(message: Value | Pass, room: Room | None = None) -> None:
+        assert isinstance(message, Value)
+        lane.on_message(Verdict(1, message.failure), memoryview(b""))
+
+    lane._relay.share = share  # type: ignore[method-assign]
+    try:
+        encoded = codec.encode("no number")
+        body = bytearray(encoded.nbytes)
+        encoded.write_into(memoryview(body))
+        layout = encoded.layout
+        fn = MaterializerRef("builtins:int", "int", ("builtins", "int"))
+        cast = Cast(1, None, "shard", True, fn, encoded.nbytes, layout.stream_nbytes, layout.frames, turn=1)
+        future = lane.call(None, None, None, 5.0)
+        lane.on_message(cast, memoryview(body))
+        exc = future.exception(5)
+        assert isinstance(exc, MaterializeError)
+        assert exc.rank == RANK
+        assert isinstance(exc.__cause__, ValueError)
     finally:
         lane.close(0.0)
