@@ -163,7 +163,7 @@ class _LocalContext(Context):
             else:
                 sock.close()
         self._sockets = {}
-        return ThreadedLink(pipes, sink, name=f"lazycast-local-{self._rank}")
+        return ThreadedLink(pipes, sink, name=f"lazycast-local-{self._rank}", kind="unix socket")
 
     def close(self) -> None:
         for sock in self._sockets.values():

@@ -141,7 +141,7 @@ class _TorchContext(Context):
         # A rank without neighbours lets go of its group at once, and would reset connections that others are making.
         self.exchange(b"connected", timeout_s=max(0.001, deadline_s - time.monotonic()))
         pipes: dict[int, Pipe] = {peer: _GlooPipe(group, peer) for peer in neighbours}
-        return ThreadedLink(pipes, sink, name=f"lazycast-torch-{self._rank}")
+        return ThreadedLink(pipes, sink, name=f"lazycast-torch-{self._rank}", kind="gloo")
 
     def close(self) -> None:
         """The store is the user's group's; the keys of a generation are small and never read again."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from lazycast.backend import Context
 from lazycast.engine.arrival import Arrival, Own
-from lazycast.engine.desk import Ask
+from lazycast.engine.desk import Ask, Inquiry
 from lazycast.engine.lane import SPENT, Lane
 from lazycast.engine.mailbox import Mailbox
 from lazycast.engine.performer import Group, Result
@@ -25,7 +25,22 @@ from lazycast.future import CastFuture
 from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.topology import Topology
-from lazycast.wire import AnyMessage, Cast, Code, Gone, Key, Pass, Query, Read, Status, Value, Verdict
+from lazycast.wire import (
+    AnyMessage,
+    Cast,
+    Code,
+    Gone,
+    Key,
+    Pass,
+    Present,
+    Query,
+    Read,
+    Relayed,
+    RollCall,
+    Status,
+    Value,
+    Verdict,
+)
 
 #: How long reads are gathered before the root is told, unless a quarter of its window, in casts or in bytes, is
 #: reached. Telling it of each small cast took a fifth of a follower's time.
@@ -65,7 +80,7 @@ class FollowerLane(Lane):
                 mark = exc
         with self._lock:
             self._refuse_if_closed()
-            ask = self._make_ask(key, timeout_s, time.monotonic(), ask_root=True)
+            ask = self._make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
             if refused is None and key is not None and key in self._pending:
                 refused = self._key_in_use(key)
             if refused is not None:
@@ -92,7 +107,7 @@ class FollowerLane(Lane):
 
     def _given_up_ask(self, key: Key | None) -> Ask:
         """With the lock held: an ask that only consumes its arrival."""
-        ask = self._make_ask(key, 1.0, time.monotonic(), ask_root=False)
+        ask = self._make_ask(key, 1.0, time.monotonic(), "discard")
         ask.taken = True
         return ask
 
@@ -176,13 +191,23 @@ class FollowerLane(Lane):
             self._on_host_message(message, body)
         elif isinstance(message, Code):
             self._on_code(message, body)
-        elif isinstance(message, Status):
-            with self._lock:
-                ask = self._queries.pop(message.token, None)
-            if ask is not None:
-                ask.report = f"{message.phase}; missing: {_ranks(message.missing)}"
+        elif isinstance(message, RollCall):
+            self._relay.up(Present(self._group.rank))
+        elif isinstance(message, (Status, Relayed)):
+            self._on_answer(message)
         elif isinstance(message, Gone):
             self._on_gone(message)
+
+    def _on_answer(self, message: Status | Relayed) -> None:
+        """Something came of a query."""
+        with self._lock:
+            ask = self._queries.get(message.token)
+            if ask is None or ask.inquiry is None:
+                return
+            if isinstance(message, Relayed):
+                ask.inquiry.relayed.add(message.by)
+            else:
+                ask.inquiry.status = message
 
     def _on_cast(self, message: Cast, body: memoryview) -> None:
         result = Result(failure=message.failure) if message.failure is not None else None
@@ -228,7 +253,7 @@ class FollowerLane(Lane):
 
     # Time
 
-    def _work(self) -> float | None:
+    def _do_queued(self) -> float | None:
         with self._lock:
             if self._reads_due_s is None or self._reads_due_s > time.monotonic():
                 return self._reads_due_s
@@ -237,27 +262,39 @@ class FollowerLane(Lane):
             self._relay.up(Read(self._group.rank, reads[start : start + _READS_PER_MESSAGE]))
         return None
 
-    def _ask_root(self, ask: Ask) -> None:
+    def _inquire(self, ask: Ask) -> None:
         arrival = ask.arrival
-        if arrival is not None and arrival.local is None:
+        if arrival is not None and arrival.local is None and arrival.begun:
             return  # we wait for ourselves
+        now_s = time.monotonic()
         with self._lock:
             if ask.taken:
                 return
+            last = ask.inquiry
+            ask.inquiry = Inquiry(last.asked_s if last is not None and last.status is None else now_s)
             self._queries[ask.number] = ask
         seq = arrival.message.seq if arrival is not None else None
-        self._relay.up(Query(self._group.rank, ask.number, seq, ask.key))
+        self._relay.up(Query(self._group.rank, ask.number, seq, ask.key, max(0.0, ask.wait.next_s - now_s)))
 
-    def _describe(self, ask: Ask) -> str:
-        rank, root = self._group.rank, self._group.root
-        arrival = ask.arrival
-        if arrival is not None and (waits := self._describe_owner(arrival)) is not None:
-            return waits
-        if arrival is not None and arrival.local is None:
-            what = "its code has not come from the root" if not arrival.begun else "decoding or materializing here"
-            return f"{what}; missing: {_ranks([rank if arrival.begun else root])}"
-        phase = "not arrived" if arrival is None else "agreeing"
-        return f"{phase}; {ask.report or f'missing: {_ranks([root])}'}"
+    def _phase_before_arrival(self, ask: Ask) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+        status = ask.inquiry.status if ask.inquiry is not None else None
+        if status is None:
+            return "not arrived", (self._group.root,), ()
+        return f"not arrived; {status.phase}", tuple(status.missing), tuple(status.answered)
+
+    def _phase_of_agreement(self, ask: Ask, arrival: Arrival) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+        status = ask.inquiry.status if ask.inquiry is not None else None
+        if status is None:
+            return "agreeing", (self._group.root,), (self._group.rank,)
+        return status.phase, tuple(status.missing), tuple(status.answered)
+
+    def _notes(self, ask: Ask) -> tuple[str, ...]:
+        status = ask.inquiry.status if ask.inquiry is not None else None
+        if status is None or ask.arrival is not None:
+            return ()
+        if ask.key is None:
+            return (f"the root has made {status.calls} calls without a key, this is number {ask.nth} here",)
+        return ()
 
     def _placement(self) -> tuple[str, str]:
         if self._options.placement != "auto":
@@ -274,7 +311,3 @@ class FollowerLane(Lane):
             *super()._dump_lines(),
             f"  arrived, not asked for: {len(arrivals)}" + (f" ({shown})" if arrivals else ""),
         ]
-
-
-def _ranks(ranks: list[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}" if ranks else "nobody"

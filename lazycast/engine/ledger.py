@@ -114,5 +114,12 @@ class Ledger:
         entry = self._entries.get(seq)
         return sorted(entry.unreported) if entry is not None and not entry.decided else []
 
+    def reported(self, seq: int) -> list[int]:
+        """Return the ranks that have reported on a cast whose verdict is not known."""
+        entry = self._entries.get(seq)
+        if entry is None or entry.decided:
+            return []
+        return sorted({*self._others, self._root} - entry.unreported)
+
     def __len__(self) -> int:
         return len(self._entries)

@@ -21,14 +21,16 @@ from lazycast import codec
 from lazycast.backend import Context
 from lazycast.engine.arrival import Arrival
 from lazycast.engine.calls import Call, Calls
-from lazycast.engine.desk import Ask
+from lazycast.engine.desk import Ask, Inquiry
 from lazycast.engine.encoder import Encoder, own_of
+from lazycast.engine.inquiry import Inquiries
 from lazycast.engine.interrupts import Uninterrupted
 from lazycast.engine.lane import Lane
 from lazycast.engine.ledger import Ledger
 from lazycast.engine.parts import MAX_REASON
 from lazycast.engine.performer import Group, Result
 from lazycast.engine.placing import Placing
+from lazycast.engine.situation import Situation, silent_words
 from lazycast.engine.window import Window
 from lazycast.errors import CastTimeoutError, ClosedError, TrustError
 from lazycast.failures import clip
@@ -52,6 +54,7 @@ from lazycast.wire import (
     Key,
     Need,
     Pass,
+    Present,
     Query,
     Read,
     Report,
@@ -75,6 +78,15 @@ class RootLane(Lane):
         self._encoder = Encoder(self._relay, self._policy, self._seqs, agree=options.agree)
         self._placed = options.placement, "nothing has been cast"
         self._placing = Placing(group, topology, options)
+        self._inquired: dict[int, Ask] = {}  # by number: own calls about which the ranks are asked
+        self._inquiries = Inquiries(
+            self._lock,
+            self._relay,
+            [rank for rank in range(group.size) if rank != group.root],
+            answer=self._answer,
+            mine=self._on_own_status,
+            wake=self._clock.wake,
+        )
 
     # Calls
 
@@ -101,7 +113,7 @@ class RootLane(Lane):
         with Uninterrupted():  # what has begun must count, or the ranks would be out of step
             with self._lock:
                 self._refuse_if_closed()
-                ask = self._make_ask(key, timeout_s, began_s, ask_root=False)
+                ask = self._make_ask(key, timeout_s, began_s, "broadcast" if here else "broadcast_async")
                 if refusal is None and key is not None and key in self._pending:
                     refusal = self._key_in_use(key)
                 call = Call(next(self._seqs), key, ask, fn, payload)
@@ -163,15 +175,22 @@ class RootLane(Lane):
                 return ClosedError(f"{self._ask_label(ask)}: closed here before it was sent", rank=self._group.rank)
             left_s = ask.wait.deadline_s - time.monotonic()
             if ask.taken or left_s <= 0:
-                return CastTimeoutError(
-                    f"{self._ask_label(ask)}: not sent within {ask.timeout_s:g} s: {self._window.held_back()}",
-                    rank=self._group.rank,
-                )
+                return self._not_sent(ask)
             self._wait_changed(left_s)
         call.phase = "queued"
         if blocked:
             self._counters.took("blocked", time.monotonic() - began_s)
         return None
+
+    def _not_sent(self, ask: Ask) -> Exception:
+        """With the lock held: the time of a call that waits for room is over."""
+        silences = self._silences(ask)
+        silent = silent_words(silences, self._topology.below, self._why_silent)
+        missing = tuple(self._window.slowest())
+        situation = Situation("waiting for room", missing, silences=silences, silent=silent)
+        parts = [self._window.held_back(), *([silent] if silent else [])]
+        message = f"{self._ask_label(ask)}: not sent within {ask.timeout_s:g} s: {'; '.join(parts)}"
+        return self._explain(ask, CastTimeoutError(message, rank=self._group.rank), situation)
 
     def discard(self, key: Key) -> None:
         with self._lock:
@@ -182,6 +201,8 @@ class RootLane(Lane):
 
     def _take(self, ask: Ask) -> bool:
         taken = super()._take(ask)
+        if self._inquired:
+            self._inquired.pop(ask.number, None)
         if taken and self._calls.held:
             self._clock.wake()  # it may be the one that is held: now it goes out without its value
         return taken
@@ -198,10 +219,10 @@ class RootLane(Lane):
 
     # The engine thread: begin, send
 
-    def _work(self) -> float | None:
+    def _do_queued(self) -> float | None:
         while self._work_one():
             pass
-        return None  # a new call, a value or a read will wake us
+        return self._inquiries.work()  # besides, a new call, a value or a read will wake us
 
     def _work_a_little(self) -> None:
         """For a caller who waits for its call: begin it, send it. What others have queued before it takes no longer."""
@@ -382,7 +403,9 @@ class RootLane(Lane):
         elif isinstance(message, Need):
             self._on_need(message)
         elif isinstance(message, Query):
-            self._on_query(message)
+            self._inquiries.ask(message)
+        elif isinstance(message, Present):
+            self._inquiries.present(message.rank)
         elif isinstance(message, Gone):
             self._on_gone(message)
 
@@ -415,18 +438,19 @@ class RootLane(Lane):
         else:
             self._relay.down(code, room)
 
-    def _on_query(self, message: Query) -> None:
-        root = self._group.root
-        with self._lock:
-            if message.seq is not None:
-                phase, missing = "agreeing", self._ledger.unreported(message.seq)
-            elif (first := self._calls.first(message.key)) is not None:
-                held = f", {self._window.held_back()}" if not self._window.has_room() else ""
-                phase, missing = f"{first.phase} on the root as #{first.seq}{held}", [root]
-            else:
-                held = f" ({self._window.held_back()})" if not self._window.has_room() else ""
-                phase, missing = f"the root has not made this call{held}", [root]
-        self._relay.one(Status(message.rank, message.token, phase, missing[:_SHOWN_RANKS]))
+    def _answer(self, query: Query) -> Status:
+        """With the lock held: say whom everybody waits for."""
+        root, seq, answered = self._group.root, query.seq, list[int]()
+        held = self._window.held_back() if not self._window.has_room() else ""
+        if seq is not None:
+            missing, answered = self._ledger.unreported(seq), self._ledger.reported(seq)
+            phase = "agreeing" if missing else "agreed, and the verdict is on its way"
+        elif (first := self._calls.first(query.key)) is not None:
+            phase, missing = f"{first.phase} on the root as #{first.seq}{held and f', {held}'}", [root]
+        else:
+            phase, missing = f"the root has not made this call{held and f' ({held})'}", [root]
+        shown = slice(_SHOWN_RANKS)
+        return Status(query.rank, query.token, phase, missing[shown], answered[shown], calls=self._unkeyed)
 
     def _handle_gone(self, message: Gone) -> None:
         if message.failure.kind == "lost":
@@ -435,6 +459,8 @@ class RootLane(Lane):
         # A rank that passed casts on takes those below it with it: nothing reaches them any more, or comes from them.
         cut_off = [message.rank, *self._topology.below(message.rank)]
         with self._lock:
+            for rank in cut_off:
+                self._inquiries.gone(rank)
             if self._end.failure is None:
                 self._end.failure = message.failure  # later calls fail on every rank, naming who closed
             verdicts = [verdict for rank in cut_off for verdict in self._ledger.gone(rank, message.failure)]
@@ -452,25 +478,43 @@ class RootLane(Lane):
     def _standings(self) -> tuple[Standing, ...]:
         return self._placing.standings()
 
-    def _ask_root(self, ask: Ask) -> None:
-        raise AssertionError("the root's waits have no such stage")
+    def _inquire(self, ask: Ask) -> None:
+        arrival = ask.arrival
+        if arrival is not None and arrival.local is None and arrival.begun:
+            return  # we wait for ourselves
+        now_s = time.monotonic()
+        with self._lock:
+            if ask.taken or (arrival is None and self._window.has_room()):
+                return
+            ask.inquiry = Inquiry(now_s)
+            self._inquired[ask.number] = ask
+        seq = arrival.message.seq if arrival is not None else None
+        within_s = max(0.0, ask.wait.next_s - now_s)
+        self._inquiries.ask(Query(self._group.rank, ask.number, seq, ask.key, within_s), own=True)
+
+    def _on_own_status(self, status: Status) -> None:
+        with self._lock:
+            ask = self._inquired.pop(status.token, None)
+            if ask is not None and ask.inquiry is not None:
+                ask.inquiry.status = status
 
     def _busy(self) -> bool:
         return self._calls.pending or super()._busy()
 
-    def _describe(self, ask: Ask) -> str:
-        rank = self._group.rank
-        if ask.arrival is not None and (waits := self._describe_owner(ask.arrival)) is not None:
-            return waits
+    def _phase_before_arrival(self, ask: Ask) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
         with self._lock:
             call = self._calls.of(ask)
-            if ask.arrival is not None and ask.arrival.local is None:
-                return f"materializing here; missing: rank {rank}"
-            if ask.arrival is not None:
-                missing = self._ledger.unreported(ask.arrival.message.seq)
-                return f"agreeing; missing: rank {', '.join(map(str, missing))}"
             held = f", {self._window.held_back()}" if not self._window.has_room() else ""
-            return f"{call.phase if call is not None else 'waiting for room'} on the root{held}; missing: rank {rank}"
+            phase = call.phase if call is not None else "waiting for room"
+            return f"{phase} on the root{held}", (self._group.rank,), ()
+
+    def _phase_of_own_part(self, arrival: Arrival) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+        return "materializing here", (self._group.rank,), ()
+
+    def _phase_of_agreement(self, ask: Ask, arrival: Arrival) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+        seq = arrival.message.seq
+        with self._lock:
+            return "agreeing", tuple(self._ledger.unreported(seq)), tuple(self._ledger.reported(seq))
 
     def _dump_lines(self) -> list[str]:
         casts, nbytes = self._ledger.unread()

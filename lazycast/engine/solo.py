@@ -12,6 +12,7 @@ from typing import Any
 
 from lazycast.engine.desk import Ask, Desk
 from lazycast.engine.performer import Result
+from lazycast.engine.situation import Situation
 from lazycast.errors import TrustError
 from lazycast.future import CastFuture
 from lazycast.materializers import objection
@@ -21,6 +22,8 @@ from lazycast.wire import Key
 
 class SoloLane(Desk):
     """See the module's text."""
+
+    _inquires = False
 
     def start(self, *, timeout_s: float) -> None:
         """Begin."""
@@ -48,7 +51,7 @@ class SoloLane(Desk):
             raise TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
         with self._lock:
             self._refuse_if_closed()
-            ask = self._make_ask(key, timeout_s, time.monotonic(), ask_root=False)
+            ask = self._make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
             if key is not None and key in self._pending:
                 raise self._key_in_use(key)
             self._book(ask)
@@ -92,11 +95,11 @@ class SoloLane(Desk):
     def _work(self) -> float | None:
         return None
 
-    def _ask_root(self, ask: Ask) -> None:
-        raise AssertionError("the root's waits have no such stage")
+    def _inquire(self, ask: Ask) -> None:
+        """There is nobody to ask."""
 
-    def _describe(self, ask: Ask) -> str:
-        return "materializing here; missing: rank 0"
+    def _situation(self, ask: Ask) -> Situation:
+        return Situation("materializing here", (0,))
 
     def _engine_failed(self, exc: BaseException) -> None:
         """Only the clock has stopped; casts go on."""

@@ -21,7 +21,7 @@ def _enter(calls: Calls, call: Call) -> None:
 
 def _call(seq: int, key: Key | None, failure: Failure | None = None) -> Call:
     future: Any = None
-    return Call(seq, key, Ask(key, 1.0, future, seq, 0.0), failure=failure)
+    return Call(seq, key, Ask(key, 1.0, future, seq, 0.0, "broadcast", 0), failure=failure)
 
 
 def _send(calls: Calls, *, has_room: bool = True) -> int | None:
