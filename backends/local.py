@@ -117,7 +117,9 @@ class _Meeting:
         ranks = ", ".join(map(str, sorted(missing)))
         return CastTimeoutError(
             f"{self._what}: rank {ranks} did not come within {self._timeout_s:g} s; every rank must construct its "
-            "object, in the same order"
+            "object, in the same order",
+            rank=min(missing),
+            missing=missing,
         )
 
 

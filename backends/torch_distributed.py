@@ -125,6 +125,7 @@ class _TorchContext(Context):
                     f"not come within {timeout_s:g} s; every rank of the group must construct its object, in the same "
                     "order",
                     rank=missing[0],
+                    missing=missing,
                 ) from exc
         return blobs
 

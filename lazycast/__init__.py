@@ -4,6 +4,7 @@ See `LazyBroadcast`. Importing this package imports neither torch nor mpi4py.
 """
 
 from lazycast.api import LazyBroadcast
+from lazycast.dumps import dump_all
 from lazycast.errors import (
     BackendError,
     BackendUnavailableError,
@@ -58,6 +59,7 @@ __all__ = [
     "Timing",
     "TrustError",
     "__version__",
+    "dump_all",
     "launch",
     "register_materializer",
     "register_reducer",

@@ -17,12 +17,12 @@ from lazycast.engine.performer import Group
 from lazycast.engine.root import RootLane
 from lazycast.engine.solo import SoloLane
 from lazycast.engine.workers import role_of
-from lazycast.errors import CastTimeoutError
+from lazycast.errors import BackendError, CastTimeoutError
 from lazycast.fanout import meeting
 from lazycast.fanout.mesh import Mesh
 from lazycast.future import CastFuture
 from lazycast.missing import MISSING, Missing
-from lazycast.options import DEFAULT_ARENA_NBYTES, DEFAULT_MAX_INFLIGHT_NBYTES, Options, check
+from lazycast.options import DEFAULT_ARENA_NBYTES, DEFAULT_MAX_INFLIGHT_NBYTES, Options, check, debug_wanted
 from lazycast.reducers import note_devices
 from lazycast.stats import Stats
 from lazycast.topology import place
@@ -135,9 +135,15 @@ class LazyBroadcast(Generic[P, V]):
             owners=owners,
             replicated=replicated,
             allow=allow,
+            debug=debug_wanted(),
         )
         self._options = options
-        self._lane = self._meet(options, check(options, self._backend.size))
+        began_s = time.monotonic()
+        try:
+            self._lane = self._meet(options, check(options, self._backend.size))
+        except (BackendError, CastTimeoutError) as exc:
+            exc.operation, exc.phase, exc.age_s = "construct", "meeting the other ranks", time.monotonic() - began_s
+            raise
         lifetime.watch(self._lane)
 
     def _meet(self, options: Options, error: Exception | None) -> RootLane | FollowerLane | SoloLane:
@@ -306,7 +312,12 @@ class LazyBroadcast(Generic[P, V]):
         return self._lane.stats()
 
     def dump(self) -> str:
-        """Return this rank's whole state as text for a human. Local, never blocks. Threads: safe."""
+        """Return this rank's whole state as text for a human.
+
+        Calls that wait, since when and for whom; the queue, the books on other ranks and the mailbox; who holds shared
+        memory; when each neighbour was last heard; threads and counters. `lazycast.dump_all` does it for all objects.
+        Local, never blocks. Threads: safe, in a signal handler too.
+        """
         return self._lane.dump()
 
     def close(self, *, timeout_s: float | None = None) -> None:

@@ -22,6 +22,8 @@ class Closable(Protocol):
 
     def after_fork_in_child(self) -> None: ...
 
+    def dump(self) -> str: ...
+
 
 #: How long all objects together may wait for pending calls at exit (seconds).
 _EXIT_TIMEOUT_S = 5.0
@@ -40,6 +42,11 @@ def forget(thing: Closable) -> None:
     """It was closed."""
     with _lock:
         _open.discard(thing)
+
+
+def open_now() -> list[Closable]:
+    """Return what is open. Without the lock, which a signal handler may have interrupted: a copy takes one step."""
+    return list(_open)
 
 
 def _close_all() -> None:

@@ -122,3 +122,11 @@ class Counters:
         """Return a snapshot."""
         tally = self.timings.get(what)
         return Timing() if tally is None else Timing(tally.count, tally.total_s, tally.max_s)
+
+    def text(self) -> str:
+        """Return a line for a dump."""
+        failed = ", ".join(f"{count} {name}" for name, count in list(self.failed.items()))
+        return (
+            f"casts {self.casts}, asked {self.asked}, resolved {self.resolved}, cancelled {self.cancelled}, "
+            f"unshared {self.unshared}, failed {failed or 0}"
+        )

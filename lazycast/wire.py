@@ -66,13 +66,14 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Origin(msgspec.Struct, frozen=True, array_like=True):
-    """Where the root made a call: its site as text, a digest of the way there, and which of its unkeyed calls it was.
+    """Where a call was made, in debug mode: the site as text, and which of the calls without a key it was (or 0).
 
-    Only in debug mode.
+    `label` stands for the line, `place` for the function that it is in, both together with the line that called that.
     """
 
     site: str
     label: bytes
+    place: bytes
     nth: Count
 
 

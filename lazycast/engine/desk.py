@@ -15,12 +15,14 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from lazycast import failures
+from lazycast.engine.ask import Ask
 from lazycast.engine.clock import Clock
+from lazycast.engine.divergence import origin
+from lazycast.engine.dump import layout, named, seen, trying
 from lazycast.engine.performer import Group, Performer, Result
 from lazycast.engine.situation import Situation
 from lazycast.engine.waits import Stage, Wait, Waits, plan
@@ -32,43 +34,12 @@ from lazycast.options import Options
 from lazycast.placement.chooser import Standing
 from lazycast.stats import Counters, Stats
 from lazycast.trust import policy_of
-from lazycast.wire import Key, Status
-
-if TYPE_CHECKING:
-    from lazycast.engine.arrival import Arrival
+from lazycast.wire import Key
 
 logger = logging.getLogger("lazycast")
 
 #: A wait that ends so much too late was not looked at: this process was stopped, or did not get to run (seconds).
 _FROZEN_S = 1.0
-
-
-@dataclass(eq=False)
-class Inquiry:
-    """A question to the root about a call that waits long."""
-
-    asked_s: float
-    status: Status | None = None  # its answer
-    relayed: set[int] = field(default_factory=set)  # the ranks that have passed it on
-
-
-@dataclass(eq=False)
-class Ask:
-    """One call of `broadcast` or `broadcast_async` on this rank."""
-
-    key: Key | None
-    timeout_s: float
-    future: CastFuture[Any]
-    number: int
-    since_s: float
-    operation: str
-    nth: int  # of the calls without a key; 0 with one
-    wait: Wait[Ask] = field(init=False)
-    arrival: Arrival | None = None
-    taken: bool = False  # settled, or given up: what arrives for it is dropped
-    inquiry: Inquiry | None = None  # what came of asking the root about it, the last time
-    payload: Any = MISSING  # of this rank's own, where payloads are replicated
-    mark: bytes | Exception | None = None  # its fingerprint, if that has been tried
 
 
 class Desk(ABC):
@@ -211,6 +182,8 @@ class Desk(ABC):
             guard=self._guard_result,
         )
         ask = Ask(key, timeout_s, future, self._asked, began_s, operation, nth)
+        if self._options.debug:
+            ask.origin = origin(nth)
         ask.wait = Wait(ask, began_s, plan(began_s, timeout_s, self._options.warn_after_s, ask=self._inquires))
         return ask
 
@@ -323,9 +296,14 @@ class Desk(ABC):
     def _inquire(self, ask: Ask) -> None:
         """Find out from the root whom this ask waits for, and who does not answer."""
 
-    @abstractmethod
     def _situation(self, ask: Ask) -> Situation:
         """Say in which phase an ask is, and for whom it waits. Without the lock."""
+        with self._lock:
+            return self._look(ask)
+
+    @abstractmethod
+    def _look(self, ask: Ask) -> Situation:
+        """The same with the lock held."""
 
     # The end
 
@@ -430,22 +408,67 @@ class Desk(ABC):
     def dump(self) -> str:
         self.refuse_after_fork()
         rank, size, root, hosts = self._group[:4]
-        placement = "{} ({})".format(*self._placement())
-        lines = [f"lazycast {self._options.name!r}: rank {rank} of {size} on {hosts[rank]}, root {root}, {placement=}"]
-        with self._lock:
-            state = "closed" if self._closed.is_set() else "closing" if self._closing else "open"
-            asks = self._waits.waiting()
-            extra = self._dump_lines()
-        lines += [f"  {state}", *extra]
-        now_s = time.monotonic()
-        lines += [
-            f"  {self._ask_label(a)}: waiting {now_s - a.since_s:.3f} s: {self._situation(a).text()}" for a in asks
-        ]
-        lines.append(f"  bytes sent {self._nbytes()[0]}, received {self._nbytes()[1]}")
-        return "\n".join(lines)
+        title = f"lazycast {self._options.name!r}: rank {rank} of {size} on {hosts[rank]}, root {root}"
+        with trying(self._lock) as held:
+            sections = [(name, seen(look)) for name, look in self._dump_sections().items()]
+        return layout(title, sections, held=held)
 
-    def _dump_lines(self) -> list[str]:
-        """With the lock held: what else there is to see."""
+    def _dump_sections(self) -> dict[str, Callable[[], Sequence[str] | None]]:
+        return {
+            "state": self._dump_state,
+            "calls that wait": lambda: [self._dump_ask(ask) for ask in self._waits.waiting()],
+            "queue": self._dump_queue,
+            "books": self._dump_books,
+            "mailbox": self._dump_mailbox,
+            "under way": self._dump_casts,
+            "shared memory": self._dump_leases,
+            "links": self._dump_links,
+            "threads": lambda: [self._clock.state(), *self._performer.state(), self._callbacks.state()],
+            "counters": lambda: [self._counters.text()],
+            "bytes": lambda: ["sent to other hosts {}, received {}".format(*self._nbytes())],
+        }
+
+    def _dump_state(self) -> list[str]:
+        state = "closed" if self._closed.is_set() else "closing" if self._closing else "open"
+        placement = "placement {} ({})".format(*self._placement())
+        ended = self._dump_ended()
+        return [state, placement, *([f"ended: {ended}"] if ended is not None else [])]
+
+    def _dump_ask(self, ask: Ask) -> str:
+        seq = self._seq_of(ask)
+        which = named(ask.key) or f" (number {ask.nth} without a key)"
+        waited = f"waiting {time.monotonic() - ask.since_s:.3f} s of {ask.timeout_s:g} s"
+        return f"{ask.operation}{'' if seq is None else f' #{seq}'}{which}: {waited}: {self._look(ask).text()}"
+
+    # What there is to see, in lines. With the lock held if it can be had: nothing here takes it, changes anything, or
+    # goes through a container that may change meanwhile.
+
+    def _dump_ended(self) -> str | None:
+        """Why nothing more can come, once that is so."""
+        return None
+
+    def _dump_queue(self) -> list[str]:
+        """Calls that have not been sent."""
+        return []
+
+    def _dump_books(self) -> list[str]:
+        """What the other ranks have not read, or reported."""
+        return []
+
+    def _dump_mailbox(self) -> list[str]:
+        """Casts and calls that have not met."""
+        return []
+
+    def _dump_casts(self) -> list[str]:
+        """What is under way here, beside what somebody has asked for."""
+        return []
+
+    def _dump_leases(self) -> list[str] | None:
+        """Who holds what of this rank's shared memory; None if that cannot be told just now."""
+        return []
+
+    def _dump_links(self) -> list[str]:
+        """Who was heard when, and what waits to be sent."""
         return []
 
     def _hosts(self) -> tuple[tuple[int, ...], ...]:

@@ -59,6 +59,7 @@ class Encoder:
             finish=finish,
             turn=self._next_turn() if call.placement == "shard" else 0,
             fingerprint=call.mark,
+            origin=call.ask.origin,
         )
         return cast, room, codes
 

@@ -9,16 +9,20 @@ Guarantees:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 from lazycast.backend import Context
 from lazycast.engine.arrival import Arrival, Own
-from lazycast.engine.desk import Ask, Inquiry
+from lazycast.engine.ask import Ask, Inquiry
+from lazycast.engine.divergence import SHOWN_CALLS, Pairings, made
+from lazycast.engine.dump import named
 from lazycast.engine.lane import SPENT, Lane
 from lazycast.engine.mailbox import Mailbox
 from lazycast.engine.performer import Group, Result
+from lazycast.engine.situation import Phase
 from lazycast.fanout.mesh import Mesh
 from lazycast.fingerprint import fingerprint
 from lazycast.future import CastFuture
@@ -29,8 +33,10 @@ from lazycast.wire import (
     AnyMessage,
     Cast,
     Code,
+    Failure,
     Gone,
     Key,
+    Origin,
     Pass,
     Present,
     Query,
@@ -41,6 +47,8 @@ from lazycast.wire import (
     Value,
     Verdict,
 )
+
+logger = logging.getLogger("lazycast")
 
 #: How long reads are gathered before the root is told, unless a quarter of its window, in casts or in bytes, is
 #: reached. Telling it of each small cast took a fifth of a follower's time.
@@ -59,6 +67,8 @@ class FollowerLane(Lane):
         self._reads_due_s: float | None = None
         self._placed: str | None = None
         self._queries: dict[int, Ask] = {}
+        self._pairings = Pairings()
+        self._overdue: Failure | None = None  # a divergence that the others are told of with the next cast
         self._early_verdicts: dict[int, Verdict] = {}  # verdicts whose cast has not come
 
     def call(
@@ -138,6 +148,8 @@ class FollowerLane(Lane):
     def _join(self, ask: Ask, arrival: Arrival) -> None:
         """With the lock held: an ask and its arrival have met."""
         arrival.ask = ask
+        if ask.origin is not None and arrival.message.origin is not None:
+            self._compare(ask.origin, arrival.message.origin, arrival)
         if not ask.taken:
             ask.arrival = arrival
             if arrival.message.fingerprint is not None:
@@ -155,6 +167,24 @@ class FollowerLane(Lane):
             if self._reads_due_s is None or due_s < self._reads_due_s:
                 self._reads_due_s = due_s
                 self._clock.wake()
+
+    def _compare(self, here: Origin, root: Origin, arrival: Arrival) -> None:
+        """With the lock held, in debug mode: find out whether a call and a cast were meant for each other."""
+        evidence = self._pairings.meet(root, here) if here.nth and root.nth else None
+        if evidence is None:
+            return
+        rank, host = self._group.rank, self._group.hosts[self._group.rank]
+        text = (
+            f"rank {rank} ({host}) is out of step with the root: its call number {here.nth} without a key, at "
+            f"{here.site}, met the root's call number {root.nth} without a key, at {root.site}; {evidence}"
+        )
+        arrival.diverged = failure = Failure("diverged", rank, host, text)
+        if arrival.local is not None or arrival.final is not None:  # this rank has said that it is well
+            self._overdue = failure
+        if arrival.local is not None and arrival.local.failure is None:
+            arrival.local = Result(failure=failure)
+        if arrival.final is not None and arrival.final.failure is None:
+            arrival.final = Result(failure=failure)
 
     def _after_match(self, ask: Ask, arrival: Arrival | None, result: Result | None) -> None:
         if arrival is None:
@@ -218,6 +248,8 @@ class FollowerLane(Lane):
                 self._placed = message.placement
             early = self._early_verdicts.pop(message.seq, None)
             self._admit(arrival)
+            if self._overdue is not None and message.agree:
+                arrival.diverged, self._overdue = self._overdue, None
             if message.agree and early is None:
                 self._agreeing[message.seq] = arrival
             ask = self._mailbox.arrive(message.key, arrival)
@@ -276,25 +308,28 @@ class FollowerLane(Lane):
         seq = arrival.message.seq if arrival is not None else None
         self._relay.up(Query(self._group.rank, ask.number, seq, ask.key, max(0.0, ask.wait.next_s - now_s)))
 
-    def _phase_before_arrival(self, ask: Ask) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    def _phase_before_arrival(self, ask: Ask) -> Phase:
         status = ask.inquiry.status if ask.inquiry is not None else None
         if status is None:
             return "not arrived", (self._group.root,), ()
         return f"not arrived; {status.phase}", tuple(status.missing), tuple(status.answered)
 
-    def _phase_of_agreement(self, ask: Ask, arrival: Arrival) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    def _phase_of_agreement(self, ask: Ask, arrival: Arrival) -> Phase:
         status = ask.inquiry.status if ask.inquiry is not None else None
         if status is None:
             return "agreeing", (self._group.root,), (self._group.rank,)
         return status.phase, tuple(status.missing), tuple(status.answered)
 
     def _notes(self, ask: Ask) -> tuple[str, ...]:
+        notes = [f"made at {ask.origin.site}"] if ask.origin is not None else []
         status = ask.inquiry.status if ask.inquiry is not None else None
         if status is None or ask.arrival is not None:
-            return ()
+            return tuple(notes)
         if ask.key is None:
-            return (f"the root has made {status.calls} calls without a key, this is number {ask.nth} here",)
-        return ()
+            notes.append(f"the root has made {status.calls} calls without a key, this is number {ask.nth} here")
+        if status.recent:
+            notes.append(f"the root's last calls: {', '.join(status.recent)}")
+        return tuple(notes)
 
     def _placement(self) -> tuple[str, str]:
         if self._options.placement != "auto":
@@ -304,10 +339,23 @@ class FollowerLane(Lane):
     def _unasked(self) -> int:
         return len(self._mailbox.arrivals())
 
-    def _dump_lines(self) -> list[str]:
-        arrivals = self._mailbox.arrivals()
-        shown = ", ".join(f"#{a.message.seq} key {a.message.key!r}" for a in arrivals[:20])
-        return [
-            *super()._dump_lines(),
-            f"  arrived, not asked for: {len(arrivals)}" + (f" ({shown})" if arrivals else ""),
+    def _dump_mailbox(self) -> list[str]:
+        arrived = [
+            f"#{a.message.seq}{named(a.message.key)}: {a.message.nbytes} bytes, nobody has asked for it"
+            for a in self._mailbox.arrivals()
         ]
+        return arrived + [f"a call{named(ask.key)}: its cast has not come" for ask in self._mailbox.asks()]
+
+    def _disconnect(self, timeout_s: float) -> None:
+        if self._options.debug:
+            self._tell_unasked()
+        super()._disconnect(timeout_s)
+
+    def _tell_unasked(self) -> None:
+        """In debug mode: calls of the root that nobody here has made are a sign that the ranks are out of step."""
+        with self._lock:
+            left = [arrival.message for arrival in self._mailbox.arrivals()]
+        if left:
+            said = ", ".join(made(m.seq, m.key, m.origin) for m in left[:SHOWN_CALLS])
+            text = "lazycast %r: rank %d closes with %d casts that it has not asked for: %s"
+            logger.warning(text, self._options.name, self._group.rank, len(left), said)

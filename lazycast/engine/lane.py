@@ -19,29 +19,21 @@ from dataclasses import dataclass, field
 from lazycast.backend import Context
 from lazycast.codec import Layout
 from lazycast.engine.arrival import Arrival
-from lazycast.engine.desk import Ask, Desk
-from lazycast.engine.parts import MAX_REASON, Parts
+from lazycast.engine.connected import Connected
+from lazycast.engine.parts import Parts
 from lazycast.engine.performer import Group, Result
-from lazycast.engine.situation import Situation, ago, silent_words
 from lazycast.engine.succession import heir
-from lazycast.failures import clip
 from lazycast.fanout.mesh import Mesh
-from lazycast.heartbeat import Heartbeat
 from lazycast.materializers import CodeMissing
 from lazycast.options import Options
-from lazycast.processes import word
-from lazycast.relay import Relay
 from lazycast.topology import Topology
-from lazycast.wire import AnyMessage, Cast, Failure, Gone, Loss, Need, Pass, Report, Silence, Value, Verdict
+from lazycast.wire import Cast, Failure, Gone, Need, Pass, Report, Value, Verdict
 
 logger = logging.getLogger("lazycast")
 
 #: A pickle stream up to this size, of builtin types and arrays and without a materializer, is decoded where it arrives:
 #: a worker would cost more. Anything else may run user code, or import a library, while other messages wait.
 INLINE_NBYTES = 64 << 10
-
-#: Whoever has not answered a question for less than this is not called silent yet (seconds).
-_ANSWERS_WITHIN_S = 0.02
 
 SPENT = Result()  # stands for a value that has been handed over: the future alone keeps it alive
 
@@ -54,14 +46,11 @@ class _End:
     gone: dict[int, Gone] = field(default_factory=dict)  # by rank
 
 
-class Lane(Desk):
+class Lane(Connected):
     """The engine of one object on one rank of a group of at least two."""
 
     def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
-        super().__init__(group, options)
-        self._context = context
-        self._topology = topology
-        self._relay = Relay(topology, self, mesh)
+        super().__init__(group, options, context, topology, mesh)
         self._parts = Parts(
             group.rank,
             self._performer,
@@ -77,46 +66,10 @@ class Lane(Desk):
         self._late_passes: dict[int, int] = {}  # by seq: how many are still to come after the value
         self._silent: dict[int, Failure] = {}  # ranks of this host that send no more, and why
         self._end = _End()
-        self._heartbeat: Heartbeat | None = None  # once it is connected to other hosts
-
-    def start(self, *, timeout_s: float) -> None:
-        """Connect and begin. Collective."""
-        self._relay.connect(self._context, timeout_s=timeout_s, name=self._options.name)
-        if self._relay.away:
-            self._heartbeat = Heartbeat(self._relay.away, time.monotonic())
-        self._clock.start()
 
     def _took(self, what: str, seconds: float) -> None:
         with self._lock:
             self._counters.took(what, seconds)
-
-    # Engine thread
-
-    def _work(self) -> float | None:
-        due_s = self._do_queued()
-        if self._heartbeat is None:
-            return due_s
-        beat_s = self._beat(self._heartbeat)
-        return beat_s if due_s is None else min(due_s, beat_s)
-
-    @abstractmethod
-    def _do_queued(self) -> float | None:
-        """Do what is queued; return when to come back at the latest."""
-
-    def _beat(self, heartbeat: Heartbeat) -> float:
-        """Give the next hosts a sign of life when it is time, and say who gives none."""
-        with self._lock:
-            news = heartbeat.turn(time.monotonic(), self._relay.heard_s)
-        if news.beat:
-            self._relay.beat()
-        name, hosts, link_to = self._options.name, self._group.hosts, self._relay.link_to
-        for rank, silent_s in news.silent:
-            text = "lazycast %r: rank %d (%s) has not been heard for %.1f s over %s (%s); casts wait for it"
-            logger.warning(text, name, rank, hosts[rank], silent_s, link_to(rank), self._why_silent(rank))
-        for rank, silent_s in news.back:
-            text = "lazycast %r: rank %d (%s) is heard again over %s, after %.1f s"
-            logger.warning(text, name, rank, hosts[rank], link_to(rank), silent_s)
-        return heartbeat.next_s
 
     # This rank's part of a cast
 
@@ -307,67 +260,6 @@ class Lane(Desk):
             self._parts.tell(self._value(arrival, failure))
         self._local_done(arrival, Result(failure=failure))
 
-    # Whom a call waits for
-
-    def _phase(self, ask: Ask) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-        """Return how far a call has come, who is missing and who has answered. Without the lock."""
-        arrival = ask.arrival
-        if arrival is None:
-            return self._phase_before_arrival(ask)
-        owner = arrival.owner
-        if not arrival.begun and owner is not None and owner != self._group.rank:
-            unasked = " or has not asked for it" if arrival.message.fingerprint is not None else ""
-            return f"rank {owner} materializes it for this host and is not done{unasked}", (owner,), ()
-        if arrival.local is None:
-            return self._phase_of_own_part(arrival)
-        return self._phase_of_agreement(ask, arrival)
-
-    @abstractmethod
-    def _phase_before_arrival(self, ask: Ask) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-        """The same, of a call that has no cast yet."""
-
-    def _phase_of_own_part(self, arrival: Arrival) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-        if arrival.begun:
-            return "decoding or materializing here", (self._group.rank,), ()
-        return "its code has not come from the root", (self._group.root,), ()
-
-    @abstractmethod
-    def _phase_of_agreement(self, ask: Ask, arrival: Arrival) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-        """The same, of a call that is done here."""
-
-    def _notes(self, ask: Ask) -> tuple[str, ...]:
-        """What else there is to say of a call."""
-        return ()
-
-    def _situation(self, ask: Ask) -> Situation:
-        phase, missing, answered = self._phase(ask)
-        silences = self._silences(ask)
-        silent = silent_words(silences, self._topology.below, self._why_silent)
-        nbytes = ask.arrival.message.nbytes if ask.arrival is not None else None
-        return Situation(phase, missing, answered, silences, silent, nbytes, self._notes(ask))
-
-    def _silences(self, ask: Ask) -> tuple[Silence, ...]:
-        """Return who did not answer when the root was asked about a call; if it was the root, or somebody on the way
-        to it, that one.
-        """
-        inquiry = ask.inquiry
-        if inquiry is None:
-            return ()
-        if inquiry.status is not None:
-            return tuple(inquiry.status.silent)
-        silent_s = time.monotonic() - inquiry.asked_s
-        way = self._topology.way_up()
-        passed = max((way.index(rank) for rank in inquiry.relayed if rank in way), default=-1)
-        if passed + 1 >= len(way) or silent_s < _ANSWERS_WITHIN_S:
-            return ()
-        return (Silence(way[passed + 1], silent_s, self._relay.heard_ago_s(way[passed + 1])),)
-
-    def _why_silent(self, rank: int) -> str:
-        known = word(self._relay.pid_of(rank))
-        if known is not None:
-            return known
-        return "frozen or starved?" if rank in self._topology.host else "frozen, starved, or cut off?"
-
     def _local_done(self, arrival: Arrival, result: Result) -> None:
         """This rank's part is done: report it, or settle if nobody waits for reports."""
         message = arrival.message
@@ -378,7 +270,7 @@ class Lane(Desk):
             return
         with self._lock:
             arrival.drop()
-            arrival.local = result
+            arrival.local = result = arrival.judged(result)
             verdict = arrival.verdict
             arrival.reported_s = time.monotonic()
             read = arrival.ask is not None
@@ -426,7 +318,7 @@ class Lane(Desk):
                 return
             arrival.local = None
             arrival.drop()
-            ask = arrival.ask
+            ask, result = arrival.ask, arrival.judged(result)
             # Once it is handed over, the future alone keeps a value alive.
             arrival.final = result if ask is None else SPENT
         if ask is not None:
@@ -434,22 +326,8 @@ class Lane(Desk):
 
     # Messages
 
-    @abstractmethod
-    def on_message(self, message: AnyMessage, body: memoryview) -> None:
-        """Take a message from the relay."""
-
     def on_neighbour_gone(self, peer: int, reason: str | None) -> None:
-        host = self._group.hosts[peer]
-        if reason is None:
-            failure = Failure("closed", peer, host, f"rank {peer} ({host}) has closed its object")
-        else:
-            link, heard_s = self._relay.link_to(peer) or "link", self._relay.heard_ago_s(peer)
-            text = f"rank {peer} ({host}) was lost: {reason} ({link}, {ago(heard_s)})"
-            loss = Loss(self._group.rank, link, clip(reason, MAX_REASON), heard_s)
-            failure = Failure("lost", peer, host, clip(text, 2 * MAX_REASON), loss=loss)
-        with self._lock:
-            if self._heartbeat is not None:
-                self._heartbeat.gone(peer)
+        failure = self._end_of(peer, reason)
         # All ranks of a host hear of its ends by themselves. Only those whose messages come by way of this rank are
         # passed on from here: by another way the news could overtake a report that the rank has sent.
         topology = self._topology
@@ -521,19 +399,18 @@ class Lane(Desk):
         self._relay.close(timeout_s=timeout_s)
         self._context.close()
 
-    def after_fork_in_child(self) -> None:
-        super().after_fork_in_child()
-        self._relay.close_after_fork()
+    # Looking
 
-    def _hosts(self) -> tuple[tuple[int, ...], ...]:
-        return self._topology.hosts
+    def _dump_ended(self) -> str | None:
+        return self._end.failure.message if self._end.failure is not None else None
 
-    def _shared(self) -> tuple[int, int, int]:
-        return *self._relay.in_use(), self._relay.taken_nbytes()
-
-    def _nbytes(self) -> tuple[int, int]:
-        return self._relay.nbytes_sent, self._relay.nbytes_received
-
-    def _dump_lines(self) -> list[str]:
-        end = self._end.failure
-        return [] if end is None else [f"  ended: {end.message}"]
+    def _dump_casts(self) -> list[str]:
+        """What is under way here, beside what somebody has asked for."""
+        agreeing = [f"#{seq}: agreeing" for seq in sorted(self._agreeing)]
+        parked = [
+            f"#{arrival.message.seq}: waits for the code of {ident}"
+            for ident, waiting in list(self._parked.items())
+            for arrival in list(waiting)
+        ]
+        awaiting = [f"#{a.message.seq}: rank {a.owner} materializes it" for a in list(self._awaiting.values())]
+        return [*agreeing, *parked, *awaiting]

@@ -20,8 +20,8 @@ from typing import Any
 from lazycast import codec
 from lazycast.backend import Context
 from lazycast.engine.arrival import Arrival
+from lazycast.engine.ask import Ask
 from lazycast.engine.calls import Call, Calls
-from lazycast.engine.desk import Ask, Inquiry
 from lazycast.engine.encoder import Encoder, own_of
 from lazycast.engine.inquiry import Inquiries
 from lazycast.engine.interrupts import Uninterrupted
@@ -30,7 +30,7 @@ from lazycast.engine.ledger import Ledger
 from lazycast.engine.parts import MAX_REASON
 from lazycast.engine.performer import Group, Result
 from lazycast.engine.placing import Placing
-from lazycast.engine.situation import Situation, silent_words
+from lazycast.engine.situation import Phase
 from lazycast.engine.window import Window
 from lazycast.errors import CastTimeoutError, ClosedError, TrustError
 from lazycast.failures import clip
@@ -58,12 +58,10 @@ from lazycast.wire import (
     Query,
     Read,
     Report,
-    Status,
     Value,
 )
 
 _STEPS_HERE = 4
-_SHOWN_RANKS = 100
 
 
 class RootLane(Lane):
@@ -78,13 +76,13 @@ class RootLane(Lane):
         self._encoder = Encoder(self._relay, self._policy, self._seqs, agree=options.agree)
         self._placed = options.placement, "nothing has been cast"
         self._placing = Placing(group, topology, options)
-        self._inquired: dict[int, Ask] = {}  # by number: own calls about which the ranks are asked
         self._inquiries = Inquiries(
+            group.root,
             self._lock,
             self._relay,
             [rank for rank in range(group.size) if rank != group.root],
-            answer=self._answer,
-            mine=self._on_own_status,
+            (self._ledger, self._calls, self._window),
+            unkeyed=lambda: self._unkeyed,
             wake=self._clock.wake,
         )
 
@@ -117,6 +115,8 @@ class RootLane(Lane):
                 if refusal is None and key is not None and key in self._pending:
                     refusal = self._key_in_use(key)
                 call = Call(next(self._seqs), key, ask, fn, payload)
+                if ask.origin is not None:
+                    self._inquiries.note(ask, call.seq)
                 self._calls.add(call)  # its place among the casts of its key, before it waits for anything
                 if refusal is None:
                     self._book(ask)
@@ -184,13 +184,9 @@ class RootLane(Lane):
 
     def _not_sent(self, ask: Ask) -> Exception:
         """With the lock held: the time of a call that waits for room is over."""
-        silences = self._silences(ask)
-        silent = silent_words(silences, self._topology.below, self._why_silent)
-        missing = tuple(self._window.slowest())
-        situation = Situation("waiting for room", missing, silences=silences, silent=silent)
-        parts = [self._window.held_back(), *([silent] if silent else [])]
-        message = f"{self._ask_label(ask)}: not sent within {ask.timeout_s:g} s: {'; '.join(parts)}"
-        return self._explain(ask, CastTimeoutError(message, rank=self._group.rank), situation)
+        situation = self._look(ask)
+        text = f"{self._ask_label(ask)}: not sent within {ask.timeout_s:g} s: {situation.text()}"
+        return self._explain(ask, CastTimeoutError(text, rank=self._group.rank), situation)
 
     def discard(self, key: Key) -> None:
         with self._lock:
@@ -201,8 +197,7 @@ class RootLane(Lane):
 
     def _take(self, ask: Ask) -> bool:
         taken = super()._take(ask)
-        if self._inquired:
-            self._inquired.pop(ask.number, None)
+        self._inquiries.forget(ask)
         if taken and self._calls.held:
             self._clock.wake()  # it may be the one that is held: now it goes out without its value
         return taken
@@ -371,7 +366,7 @@ class RootLane(Lane):
 
     def _send_failure(self, call: Call, failure: Failure) -> None:
         """Tell the ranks that a call has no value: it counts all the same."""
-        cast = Cast(call.seq, call.key, call.placement, False, None, failure=failure)
+        cast = Cast(call.seq, call.key, call.placement, False, None, failure=failure, origin=call.ask.origin)
         arrival = Arrival(cast, None, ask=call.ask)
         with self._lock:
             call.payload = call.materialize = None
@@ -438,20 +433,6 @@ class RootLane(Lane):
         else:
             self._relay.down(code, room)
 
-    def _answer(self, query: Query) -> Status:
-        """With the lock held: say whom everybody waits for."""
-        root, seq, answered = self._group.root, query.seq, list[int]()
-        held = self._window.held_back() if not self._window.has_room() else ""
-        if seq is not None:
-            missing, answered = self._ledger.unreported(seq), self._ledger.reported(seq)
-            phase = "agreeing" if missing else "agreed, and the verdict is on its way"
-        elif (first := self._calls.first(query.key)) is not None:
-            phase, missing = f"{first.phase} on the root as #{first.seq}{held and f', {held}'}", [root]
-        else:
-            phase, missing = f"the root has not made this call{held and f' ({held})'}", [root]
-        shown = slice(_SHOWN_RANKS)
-        return Status(query.rank, query.token, phase, missing[shown], answered[shown], calls=self._unkeyed)
-
     def _handle_gone(self, message: Gone) -> None:
         if message.failure.kind == "lost":
             self._end_with(message.failure)
@@ -480,46 +461,26 @@ class RootLane(Lane):
 
     def _inquire(self, ask: Ask) -> None:
         arrival = ask.arrival
-        if arrival is not None and arrival.local is None and arrival.begun:
-            return  # we wait for ourselves
-        now_s = time.monotonic()
-        with self._lock:
-            if ask.taken or (arrival is None and self._window.has_room()):
-                return
-            ask.inquiry = Inquiry(now_s)
-            self._inquired[ask.number] = ask
-        seq = arrival.message.seq if arrival is not None else None
-        within_s = max(0.0, ask.wait.next_s - now_s)
-        self._inquiries.ask(Query(self._group.rank, ask.number, seq, ask.key, within_s), own=True)
-
-    def _on_own_status(self, status: Status) -> None:
-        with self._lock:
-            ask = self._inquired.pop(status.token, None)
-            if ask is not None and ask.inquiry is not None:
-                ask.inquiry.status = status
+        if arrival is None or arrival.local is not None or not arrival.begun:  # else we wait for ourselves
+            self._inquiries.ask_myself(ask)
 
     def _busy(self) -> bool:
         return self._calls.pending or super()._busy()
 
-    def _phase_before_arrival(self, ask: Ask) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-        with self._lock:
-            call = self._calls.of(ask)
-            held = f", {self._window.held_back()}" if not self._window.has_room() else ""
-            phase = call.phase if call is not None else "waiting for room"
-            return f"{phase} on the root{held}", (self._group.rank,), ()
+    def _phase_before_arrival(self, ask: Ask) -> Phase:
+        return self._inquiries.before_sending(ask)
 
-    def _phase_of_own_part(self, arrival: Arrival) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    def _phase_of_own_part(self, arrival: Arrival) -> Phase:
         return "materializing here", (self._group.rank,), ()
 
-    def _phase_of_agreement(self, ask: Ask, arrival: Arrival) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-        seq = arrival.message.seq
-        with self._lock:
-            return "agreeing", tuple(self._ledger.unreported(seq)), tuple(self._ledger.reported(seq))
+    def _phase_of_agreement(self, ask: Ask, arrival: Arrival) -> Phase:
+        return self._inquiries.agreement(arrival.message.seq)
 
-    def _dump_lines(self) -> list[str]:
-        casts, nbytes = self._ledger.unread()
-        queued, booked = len(self._calls), len(self._ledger)
-        books = (
-            f"  {queued} queued here, {booked} on the books; the slowest rank has {casts} casts, {nbytes} bytes unread"
-        )
-        return [*super()._dump_lines(), books]
+    def _notes(self, ask: Ask) -> tuple[str, ...]:
+        return (f"made at {ask.origin.site}",) if ask.origin is not None else ()
+
+    def _dump_queue(self) -> list[str]:
+        return self._calls.lines()
+
+    def _dump_books(self) -> list[str]:
+        return self._ledger.lines()

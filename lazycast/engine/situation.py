@@ -13,6 +13,9 @@ from lazycast.wire import Key, Silence
 
 _SHOWN = 100  # ranks
 
+Phase = tuple[str, tuple[int, ...], tuple[int, ...]]
+"""How far a call has come, the ranks that are missing, and those that have done their part."""
+
 
 def ranks(numbers: Collection[int]) -> str:
     """Name ranks: "rank 3", "ranks 1, 2", "nobody"."""

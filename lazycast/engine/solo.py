@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from lazycast.engine.desk import Ask, Desk
+from lazycast.engine.ask import Ask
+from lazycast.engine.desk import Desk
 from lazycast.engine.performer import Result
 from lazycast.engine.situation import Situation
 from lazycast.errors import TrustError
@@ -98,7 +99,7 @@ class SoloLane(Desk):
     def _inquire(self, ask: Ask) -> None:
         """There is nobody to ask."""
 
-    def _situation(self, ask: Ask) -> Situation:
+    def _look(self, ask: Ask) -> Situation:
         return Situation("materializing here", (0,))
 
     def _engine_failed(self, exc: BaseException) -> None:

@@ -43,8 +43,8 @@ class Wait(Generic[W]):
         return self.due_s[min(self.passed, len(self.due_s) - 1)][0]
 
 
-#: How long before it is reported or ended a wait asks the root whom everybody waits for: a tenth of its time, at most
-#: this.
+#: How long before it is reported or ended a wait asks the root whom everybody waits for: a fifth of its time, at most
+#: this (seconds).
 _ASK_BEFORE_S = 1.0
 
 
@@ -53,11 +53,11 @@ def plan(now_s: float, timeout_s: float, warn_after_s: float, *, ask: bool) -> t
     end = (now_s + timeout_s, Stage.GIVE_UP)
     if not ask:
         return ((now_s + warn_after_s, Stage.WARN), end) if warn_after_s < timeout_s else (end,)
-    last = (end[0] - min(_ASK_BEFORE_S, timeout_s / 10), Stage.ASK)
+    last = (end[0] - min(_ASK_BEFORE_S, timeout_s / 5), Stage.ASK)
     if warn_after_s >= timeout_s:
         return last, end
     warn = (now_s + warn_after_s, Stage.WARN)
-    first = (warn[0] - min(_ASK_BEFORE_S, warn_after_s / 10), Stage.ASK)
+    first = (warn[0] - min(_ASK_BEFORE_S, warn_after_s / 5), Stage.ASK)
     return (first, warn, last, end) if warn <= last else (first, last, warn, end)
 
 

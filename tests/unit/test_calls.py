@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lazycast.engine.ask import Ask
 from lazycast.engine.calls import Call, Calls
-from lazycast.engine.desk import Ask
 from lazycast.wire import Failure, Key
 
 FAILED = Failure("refused", 0, "h", "no")

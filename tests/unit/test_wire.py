@@ -55,7 +55,8 @@ MESSAGES = st.one_of(
         finish=st.none() | REFS,
         turn=SIZES,
         fingerprint=st.none() | st.binary(max_size=16),
-        origin=st.none() | st.builds(wire.Origin, site=TEXT, label=st.binary(max_size=8), nth=SIZES),
+        origin=st.none()
+        | st.builds(wire.Origin, site=TEXT, label=st.binary(max_size=8), place=st.binary(max_size=8), nth=SIZES),
     ),
     st.builds(wire.Chunk, seq=INT, offset=SIZES, nbytes=SIZES),
     st.builds(wire.Code, seq=INT, ident=TEXT, nbytes=SIZES, failure=MAYBE),
