@@ -51,12 +51,8 @@ def run(args: argparse.Namespace) -> int:
             exam = alone.visit(ranks=args.ranks or alone.ranks_here(), say=steps.say, **plan)
         return _show(exam, args.json)
 
-    def end(known: Examination) -> None:
-        steps.close()
-        _show(known, args.json)
-
     with Steps("lazycast doctor", shown=found.rank == 0) as steps:
-        led = session.visit(found, say=steps.say, end=end, **plan)
+        led = session.visit(found, say=steps.say, text=lambda known: _text(known, args.json), **plan)
     if led is None:
         return 0
     code = _show(led, args.json)
@@ -67,10 +63,16 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
+def _text(exam: Examination, as_json: bool) -> str:
+    if as_json:
+        return json.dumps(judge.as_data(exam), indent=2)
+    return report.text(exam.title, judge.findings(exam))
+
+
 def _show(exam: Examination, as_json: bool) -> int:
     findings = judge.findings(exam)
     if as_json:
-        print(json.dumps(judge.as_data(exam), indent=2), flush=True)
+        print(_text(exam, as_json), flush=True)
     else:
         # mpirun gives its ranks a terminal, whatever its own output goes to.
         report.print_text(exam.title, findings, plain=exam.launcher is not None and exam.backend == "mpi")

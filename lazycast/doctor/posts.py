@@ -115,22 +115,26 @@ class MPIPost:
 
 
 class Gathering:
-    """Waits for a blob from each of some ranks; who is still waited for can be seen meanwhile, from any thread."""
+    """Waits for a blob from each of some ranks.
 
-    def __init__(self, post: Post) -> None:
+    Args:
+        missing: kept up to date with who is still waited for; may be looked at from any thread.
+    """
+
+    def __init__(self, post: Post, missing: list[int] | None = None) -> None:
         self._post = post
-        self.missing: list[int] = []
+        self.missing = [] if missing is None else missing
 
     def collect(self, ranks: list[int], timeout_s: float) -> dict[int, bytes]:
         """Return what has come from whom in time; `missing` says who has sent nothing."""
         deadline_s, blobs = time.monotonic() + timeout_s, dict[int, bytes]()
-        self.missing = list(ranks)
+        self.missing[:] = ranks
         while self.missing:
-            for rank in self.missing:
+            for rank in list(self.missing):
                 blob = self._post.poll(rank)
                 if blob is not None:
                     blobs[rank] = blob
-            self.missing = [rank for rank in self.missing if rank not in blobs]
+                    self.missing.remove(rank)
             if time.monotonic() > deadline_s:
                 break
             if self.missing:

@@ -50,20 +50,28 @@ def _wrapped(text: str, room: int) -> list[str]:
     return textwrap.wrap(" ".join(text.split()), room, break_long_words=False, break_on_hyphens=False) or [""]
 
 
+def text(title: str, findings: Sequence[Finding]) -> str:
+    """Return the report, without colours."""
+    return "\n".join(line for line, _ in lines(title, findings, _columns()))
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size((_WIDTH, 24)).columns
+
+
 def print_text(title: str, findings: Sequence[Finding], *, plain: bool = False) -> None:
     """Print the report on standard output; `plain` if what looks like a terminal there may be none."""
-    width = shutil.get_terminal_size((_WIDTH, 24)).columns
     if plain or not sys.stdout.isatty() or find_spec("rich") is None:
-        print("\n".join(line for line, _ in lines(title, findings, width)), flush=True)
+        print(text(title, findings), flush=True)
         return
     from rich.console import Console
-    from rich.text import Text
+    from rich.text import Text as Line
 
     console = Console(highlight=False)
-    for line, verdict in lines(title, findings, width):
-        text = Text(line)
+    for line, verdict in lines(title, findings, _columns()):
+        shown = Line(line)
         if verdict is not None:
-            text.stylize(_STYLES[verdict], 2, 2 + len(verdict))
+            shown.stylize(_STYLES[verdict], 2, 2 + len(verdict))
         elif line and not line.startswith(" "):
-            text.stylize("bold")
-        console.print(text, soft_wrap=True)
+            shown.stylize("bold")
+        console.print(shown, soft_wrap=True)

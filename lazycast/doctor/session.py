@@ -10,7 +10,6 @@ Guarantees:
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 
 import msgspec
@@ -19,6 +18,7 @@ from lazycast import discovery
 from lazycast.doctor import facts, job, libraries, trial
 from lazycast.doctor.facts import Facts
 from lazycast.doctor.finding import Finding
+from lazycast.doctor.guard import Guard
 from lazycast.doctor.job import Launcher
 from lazycast.doctor.judge import Examination
 from lazycast.doctor.posts import Gathering, Post
@@ -30,6 +30,11 @@ from lazycast.errors import LazycastError
 _PROBES_S = 60.0
 _SLACK_S = 10.0
 _GO, _STOP = b"go", b"stop"
+_JOINING = {
+    "torch": "reaching the store at MASTER_ADDR",
+    "mpi": "starting MPI, which waits for all ranks",
+    "local": "opening the rendezvous folder",
+}
 
 
 def visit(
@@ -38,60 +43,81 @@ def visit(
     self_test: bool,
     timeout_s: float,
     say: Callable[[str], None],
-    end: Callable[[Examination], None],
+    text: Callable[[Examination], str],
 ) -> Examination | None:
     """Examine the job that this process is a rank of.
 
     Args:
         say: told what is under way, on rank 0.
-        end: shows what is known, in case that this process is about to be ended. Called from another thread.
+        text: puts into words what is known, in case that this process is about to be ended. Called from any thread.
     Returns: what there is to report on rank 0; None elsewhere.
     """
     if found.rank == 0:
-        return _lead(found, self_test, timeout_s, say, end)
+        return _lead(found, self_test, timeout_s, say, text)
     _follow(found, self_test, timeout_s)
     return None
 
 
 def _lead(
-    found: Launcher, self_test: bool, timeout_s: float, say: Callable[[str], None], end: Callable[[Examination], None]
+    found: Launcher, self_test: bool, timeout_s: float, say: Callable[[str], None], text: Callable[[Examination], str]
 ) -> Examination:
     exam = Examination(f"started by {found.name}", found.name, found.backend, found.size)
-    for name in discovery.names():
-        if name not in (found.backend, "local"):
-            say(f"trying the backend {name!r}")
-            exam.probes.append(libraries.probe(name, timeout_s=_PROBES_S))
-    try:
-        here = job.join(found, timeout_s)
-    except LazycastError as exc:
-        remedy = libraries.REMEDIES.get(found.backend, "see the message")
-        exam.ended = Finding("ranks", "joining", "problem", str(exc), remedy)
-        return exam
-    post, gathering = here.post, Gathering(here.post)
-    # Each step has its own limit; this one ends a hang inside a library that knows none.
-    with Watch(limit_s=10 * timeout_s + 2 * _PROBES_S, ended=lambda why: _ended(exam, gathering, why, end)):
-        own = facts.look(0, post.size, backend=found.backend)
-        exam.facts, others = [own], list(range(1, post.size))
-        if found.backend == "mpi" and found.size not in (None, post.size):
-            return exam  # strangers to each other: nothing can be asked
-        exam.title = f"{post.size} ranks, started by {found.name}"
-        exam.awaited = "the roll call"
-        say(f"calling {post.size} ranks")
-        blobs = gathering.collect(others, timeout_s)
-        exam.facts += [msgspec.json.decode(blobs[rank], type=Facts) for rank in sorted(blobs)]
-        exam.silent = list(gathering.missing)
-        for rank in others:
-            post.send(rank, _STOP if exam.silent else _GO)
-        if not exam.silent:
-            say("casting among all ranks" if self_test else "constructing a LazyBroadcast")
-            exam.trials = [_try(here, 0, self_test, timeout_s)]
-            exam.awaited = "what became of the trial"
-            blobs = gathering.collect(others, 2 * timeout_s + _SLACK_S)
-            exam.trials += [msgspec.json.decode(blobs[rank], type=Trial) for rank in sorted(blobs)]
-            exam.silent = list(gathering.missing)
-            here.leave()
-        post.flush(_SLACK_S)
+    with Watch(lambda why: print(text(_ended(exam, why)), flush=True)) as watch:
+
+        def step(what: str, limit_s: float) -> None:
+            say(what)
+            # Each wait has a limit of its own; this one ends a hang inside a library that knows none.
+            watch.step(what, limit_s + _SLACK_S)
+
+        for name in discovery.names():
+            if name not in (found.backend, "local"):
+                step(f"trying the backend {name!r}", _PROBES_S)
+                exam.probes.append(libraries.probe(name, timeout_s=_PROBES_S))
+        step(_JOINING[found.backend], timeout_s)
+        try:
+            here = _join(found, exam, timeout_s, text)
+        except LazycastError as exc:
+            remedy = libraries.REMEDIES.get(found.backend, "see the message")
+            exam.ended = Finding("ranks", "joining", "problem", str(exc), remedy)
+            return exam
+        exam.facts = [facts.look(0, here.post.size, backend=found.backend)]
+        if found.size in (None, here.post.size):  # else they are strangers to each other: nothing can be asked
+            exam.title = f"{here.post.size} ranks, started by {found.name}"
+            _ask(exam, here, self_test, timeout_s, step)
     return exam
+
+
+def _join(found: Launcher, exam: Examination, timeout_s: float, text: Callable[[Examination], str]) -> job.Job:
+    if found.backend != "mpi":
+        return job.join(found, timeout_s)
+    why = f"rank 0 could not start MPI, within {timeout_s:g} s or before it was ended: MPI waits for all ranks"
+    with Guard(text(_ended(msgspec.structs.replace(exam), why)), timeout_s):
+        return job.join(found, timeout_s)
+
+
+def _ask(
+    exam: Examination, here: job.Job, self_test: bool, timeout_s: float, step: Callable[[str, float], None]
+) -> None:
+    post, others = here.post, list(range(1, here.post.size))
+    gathering = Gathering(post, exam.silent)
+    exam.awaited = "the roll call"
+    step("calling the roll", timeout_s)
+    blobs = gathering.collect(others, timeout_s)
+    exam.facts += [msgspec.json.decode(blobs[rank], type=Facts) for rank in sorted(blobs)]
+    for rank in others:
+        post.send(rank, _STOP if exam.silent else _GO)
+    if not exam.silent:
+        exam.awaited = "what became of the trial"
+        # Connecting, meeting, constructing, and some casts that may each come near their limit.
+        step("casting among all ranks" if self_test else "constructing a LazyBroadcast", 8 * timeout_s)
+        exam.trials = [_try(here, 0, self_test, timeout_s)]
+        limit_s = 2 * timeout_s + _SLACK_S
+        step("hearing what became of it", limit_s)
+        blobs = gathering.collect(others, limit_s)
+        exam.trials += [msgspec.json.decode(blobs[rank], type=Trial) for rank in sorted(blobs)]
+        step("leaving", timeout_s)
+        here.leave()
+    post.flush(_SLACK_S)
 
 
 def _follow(found: Launcher, self_test: bool, timeout_s: float) -> None:
@@ -111,8 +137,7 @@ def _follow(found: Launcher, self_test: bool, timeout_s: float) -> None:
 
 
 def _told_to_go(post: Post, timeout_s: float) -> bool:
-    gathering = Gathering(post)
-    word = gathering.collect([0], timeout_s).get(0)
+    word = Gathering(post).collect([0], timeout_s).get(0)
     if word is None:
         print(f"lazycast doctor: rank {post.rank}: rank 0 has said nothing for {timeout_s:g} s", file=sys.stderr)
     return word == _GO
@@ -129,8 +154,7 @@ def _try(here: job.Job, rank: int, self_test: bool, timeout_s: float) -> Trial:
     return tried
 
 
-def _ended(exam: Examination, gathering: Gathering, why: str, end: Callable[[Examination], None]) -> None:
-    exam.silent = list(gathering.missing)
-    remedy = "see the launcher's own output: it says which rank died, and of what"
-    exam.ended = Finding("ranks", "job", "problem", f"{why}, at {time.strftime('%H:%M:%S')}", remedy)
-    end(exam)
+def _ended(exam: Examination, why: str) -> Examination:
+    remedy = "see the launcher's output, and that of the other ranks: which one died or hangs, and why"
+    exam.ended = Finding("ranks", "job", "problem", why, remedy)
+    return exam
