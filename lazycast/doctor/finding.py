@@ -52,7 +52,7 @@ def size_text(nbytes: float) -> str:
     """Write a number of bytes for a human: "64 MiB", "1.5 GiB"."""
     for unit in ("bytes", "KiB", "MiB"):
         if abs(nbytes) < 1024:
-            return f"{nbytes:.3g} {unit}"
+            return f"{nbytes:.3g} {unit}" if nbytes < 1000 else f"{nbytes:,.0f} {unit}"
         nbytes /= 1024
     return f"{nbytes:.3g} GiB" if nbytes < 1000 else f"{nbytes:,.0f} GiB"
 

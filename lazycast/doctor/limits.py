@@ -14,9 +14,9 @@ from lazycast.fanout import headroom
 from lazycast.fanout.headroom import RESERVE_NBYTES
 from lazycast.options import DEFAULT_ARENA_NBYTES
 
-#: Descriptors that one object takes while it is constructed: for each other rank a socket of the backend, one of the
-#: host and those of gloo's mesh, and a few of its own. Counted on 2 to 8 ranks, rounded up.
-_FILES_PER_RANK, _FILES_BESIDE = 4, 16
+#: Descriptors that one object takes: for each other rank a socket, and while it is constructed one more; and some of
+#: its own. Counted on each backend with 2 to 8 ranks, and rounded up.
+_FILES_PER_RANK, _FILES_BESIDE = 2, 8
 #: Fewer objects than this are soon used up by a program that opens files of its own.
 _FEW_OBJECTS = 8
 #: What a cast of some size needs at least, beside what is left alone.

@@ -67,7 +67,7 @@ def _between(
     if a.boot != b.boot:
         return f"{who}: on two machines", None, "ok"
     if why.startswith(LABEL):
-        return f"{who}: kept apart by {why}", f"unset {LABEL} to let them share", "note"
+        return f"{who}: kept apart: {why}", f"unset {LABEL} to let them share", "note"
     if a.refusal or b.refusal:
         return f"{who}: {why}", "see the line on shared memory", "problem"
     if a.namespaces.get("net") != b.namespaces.get("net"):
