@@ -117,7 +117,7 @@ def shared_memory(ranks: Sequence[Machine]) -> Finding:
     """Whether the kernel and the sandbox let processes hand each other memory."""
     refused = [rank for rank in ranks if rank.refusal is not None]
     if not refused:
-        kernel = by_rank(ranks, lambda r: r.rank, lambda r: f"Linux {r.kernel}")
+        kernel = by_rank(ranks, lambda r: r.rank, lambda r: f"Linux {r.kernel.partition('-')[0]}")
         return Finding("host", "shared memory", "ok", f"memfd, seals and abstract sockets work ({kernel})")
     found = by_rank(refused, lambda r: r.rank, lambda r: f"not to be had: {r.refusal}")
     remedy = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from lazycast import __version__, cli
 
 from .command import run
 
+ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 DOCTOR = ["-m", "lazycast.doctor"]
 PYTHON = [sys.executable]
@@ -70,6 +72,8 @@ def test_alone() -> None:
         assert findings[f"backend {backend}"]["verdict"] == "ok"
         assert "two ranks have cast over it" in findings[f"backend {backend}"]["found"]
     assert "MPI_THREAD_MULTIPLE" in findings["backend mpi"]["found"]
+    shown = re.findall(r"^  (?:ok|note|problem) +(\S.*?)  ", (ROOT / "docs/doctor.md").read_text(), re.MULTILINE)
+    assert shown == list(findings), "the page shows another report: make docs-outputs"
 
 
 def test_under_torchrun() -> None:
