@@ -40,7 +40,9 @@ def visit(*, ranks: int, self_test: bool, timeout_s: float, say: Callable[[str],
         answers = launch(_examine, ranks=ranks, backend="local", args=(self_test, timeout_s), timeout_s=8 * timeout_s)
     except LazycastError as exc:
         text = f"a job of {ranks} local ranks failed: {type(exc).__name__}: {exc.message}"
-        exam.ended = Finding("ranks", "local job", "problem", text, "see docs/errors.md for what the message says")
+        exam.ended = Finding(
+            "ranks", "local job", "problem", text, "look the message up in the docs, under Troubleshooting"
+        )
         exam.facts = [facts.look(0, 1, backend="local")]
     else:
         exam.facts = [answer[0] for answer in answers]

@@ -102,5 +102,5 @@ def constructed(trials: Sequence[Trial]) -> Finding:
         said.setdefault(f"{trial.step}: {trial.error}", []).append(trial.rank)
     details = tuple(f"{ranks_text(ranks)}: {' '.join(text.split())}" for text, ranks in said.items())
     found = f"{ranks_text([trial.rank for trial in failed])} failed in {failed[0].step}"
-    remedy = "see docs/errors.md, Troubleshooting by message, for what the message says"
+    remedy = "look the message up in the docs, under Troubleshooting (docs/how-to/troubleshooting.md)"
     return Finding("ranks", "group", "problem", found, remedy, details)
