@@ -9,7 +9,7 @@ RANKS  ?= 4
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-sglang check format bench bench-qps bench-sglang soak clean
+.PHONY: demo doctor test test-pythons test-sglang package docs-outputs check format bench bench-qps bench-sglang soak clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,10 @@ endif
 demo: $(NEEDED)
 	$(BIN)/lazycast demo --backend $(BACKEND) --ranks $(RANKS)
 
+# Whether lazycast works on this machine, and what to do if not.
+doctor: $(NEEDED)
+	$(BIN)/lazycast doctor
+
 # Beside the peers that the backend brings: BACKEND=torch, mpi or local.
 bench: $(NEEDED) $(VENV)/.bench
 	$(BIN)/lazycast bench --backend $(BACKEND) --ranks $(RANKS) --short --out docs/benchmarks
@@ -60,6 +64,19 @@ soak: $(NEEDED)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The wheel, without extras, on each version of Python that can be found here: on PATH, of pyenv, of uv.
+test-pythons: $(VENV)/.dev
+	$(BIN)/python tests/pythons.py $(PYTHONS_ARGS)
+
+# The source package and the wheel, built from it; see docs/releasing.md.
+package: $(VENV)/.dev
+	rm -rf build dist
+	$(BIN)/python -m build
+
+# What commands print, where the docs show it.
+docs-outputs: $(VENV)/.dev
+	$(BIN)/python docs/outputs.py docs/doctor.md
 
 # The adapter against the real SGLang, in environments of their own: 2.5 GB each in the user's cache folder, made once.
 test-sglang: | $(BIN)/python
