@@ -41,6 +41,7 @@ _FIXED = {
     "lazycast-every": 8,
 }
 _OTHERS = (3, 4, 5, 6, 7)
+_LONGEST = 40  # characters of a name
 _DASHES = ("-", "--", ":")
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -155,7 +156,12 @@ def _tick(seconds: float) -> str:
 
 def _legend(figure: Figure, handles: dict[str, Any], order: Iterable[str]) -> None:
     named = [way for way in order if way in handles]
-    figure.legend([handles[way] for way in named], named, loc="outside lower center", ncols=4)
+    figure.legend([handles[way] for way in named], _short(named), loc="outside lower center", ncols=4)
+
+
+def _short(names: Iterable[str]) -> list[str]:
+    """Cut what would leave no room for the plot."""
+    return [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..." for name in names]
 
 
 def requests(workload: Workload, backend: str, ranks: int) -> str:
@@ -171,8 +177,8 @@ def requests(workload: Workload, backend: str, ranks: int) -> str:
         cpu_ms = [sum(way.cpu_s) * 1e3 for way in ways]
         title = "all ranks' CPU per request, ms (line: one made)"
         _bars(panels[2], title, ways, cpu_ms, colours, workload.yardstick_cpu_s * 1e3)
-        for panel in panels[1:]:
-            panel.set_yticklabels([])
+        for panel in panels:
+            panel.set_yticks(range(len(ways)), _short(way.way for way in ways) if panel is panels[0] else [])
 
     label = f"{workload.name}, {backend}, {ranks} ranks: requests a second, latency, processor time"
     return _svg(12.0, 0.34 * max(3, len(ways)) + 0.9, fill, label)
@@ -235,6 +241,6 @@ def scaling(found: Scaling) -> str:
             panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
         panel.grid(True, alpha=0.6)
         named = [way for way in palette if way in handles]
-        figure.legend([handles[way] for way in named], named, loc="outside right center")
+        figure.legend([handles[way] for way in named], _short(named), loc="outside right center")
 
     return _svg(9.0, 4.0, fill, f"{found.title}, {found.backend}: {found.quantity} over ranks")

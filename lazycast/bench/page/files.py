@@ -32,7 +32,7 @@ class Read(Generic[T]):
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder holds; each list by backend and number of ranks.
+    """What a folder holds; each list by backend, number of ranks and date.
 
     Attributes:
         unread: what could not be read, and why, by the name of the file.
@@ -61,11 +61,11 @@ def read(folder: Path) -> Folder:
             _sort_in(path.name, path.read_bytes(), found)
         except OSError as exc:
             found.unread[path.name] = exc.strerror or type(exc).__name__
-        except msgspec.MsgspecError as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
             found.unread[path.name] = f"not a run of this benchmark: {exc}"
         except _EmptyError as exc:
             found.unread[path.name] = str(exc)
-    by_ranks = lambda one: (one.run.plan.backend, one.run.plan.ranks)  # noqa: E731
+    by_ranks = lambda one: (one.run.plan.backend, one.run.plan.ranks, one.run.date)  # noqa: E731
     found.times.sort(key=by_ranks)
     found.requests.sort(key=by_ranks)
     return found

@@ -6,7 +6,7 @@ says to the browser (Content-Security-Policy).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.resources import files as resources
@@ -75,7 +75,8 @@ def html(found: Folder) -> str:
         version=__version__,
         made=datetime.now(timezone.utc).isoformat(timespec="minutes"),
         runs=[_about(one) for one in found.all()],
-        advice=_by_subject(_advice(found, scales)),
+        advice=_by_subject(_advice(found, scales, most=True)),
+        more_advice=_by_subject(_advice(found, [], most=False)),
         times=[section for one in found.times for section in _times(one)],
         times_notes=report.NOTE,
         memory_note=report.MEMORY_NOTE,
@@ -108,13 +109,22 @@ def _about(one: Read[Any]) -> dict[str, str]:
     }
 
 
-def _advice(found: Folder, scales: list[scaling.Scaling]) -> Iterator[Advice]:
-    for one in found.requests:
+def _advice(found: Folder, scales: list[scaling.Scaling], *, most: bool) -> Iterator[Advice]:
+    """Yield what is drawn from the runs with the most ranks of each backend and benchmark, or from the others."""
+    for one in _with_most_ranks(found.requests, most):
         yield from requests.advise(one.run, one.workloads)
-    for times_run in found.times:
+    for times_run in _with_most_ranks(found.times, most):
         yield from times.advise(times_run.run)
     for scale in scales:
         yield from scaling.advise(scale)
+
+
+def _with_most_ranks(runs: Sequence[Read[Any]], most: bool) -> Iterator[Read[Any]]:
+    """Yield the newest run with the most ranks of each backend, or all others; `runs` are in that order."""
+    last = {one.run.plan.backend: one for one in runs}
+    for one in runs:
+        if (last[one.run.plan.backend] is one) is most:
+            yield one
 
 
 def _by_subject(pieces: Iterator[Advice]) -> dict[str, list[Advice]]:

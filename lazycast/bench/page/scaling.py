@@ -96,6 +96,7 @@ def advise(scaling: Scaling) -> Iterator[Advice]:
         return
     better = max if scaling.rates else min
     mine, theirs = (better(ways, key=lambda way: ways[way][many]) for ways in (ours, others))
+    mine = next((way for way in ("lazycast", "lazycast-auto") if way in ours), mine)  # as it comes, if it was measured
     gains = [
         (ours[mine][ranks] / others[theirs][ranks]) ** (1 if scaling.rates else -1) for ranks in (few, many)
     ]  # how often better

@@ -10,6 +10,8 @@ from lazycast.bench.plan import size_text
 from lazycast.bench.report import kind_name, seconds_text
 
 OURS, NO_AGREE, COPY, LEAST = "lazycast", "lazycast agree=False", "lazycast values=copy", "one memcpy"
+#: A smaller share of a cast is not worth a decision.
+_COSTLY = 0.1
 
 #: By (way, column): the results of one kind of payload, by size.
 _Table = dict[tuple[str, str], dict[int, Result]]
@@ -94,16 +96,18 @@ def _agreement(table: _Table, about: str) -> Iterator[Advice]:
         return
     extra_s = {size: with_[size].median_s - without[size].median_s for size in sizes}
     share = {size: extra_s[size] / with_[size].median_s for size in sizes}
-    costly = [size for size in sizes if share[size] >= 0.1]
+    costly = [size for size in sizes if share[size] >= _COSTLY and with_[size].median_s > without[size].p90_s]
     if not costly:
-        most = max(sizes, key=share.__getitem__)
-        cost = f"at most {max(0.0, share[most]):.0%} of a cast, at {size_text(most)}"
-        yield Advice(about, "leave agree=True", f"It costs {cost}.")
+        shown = sizes[0]
+        figures = f"{seconds_text(with_[shown].median_s)} with it, {seconds_text(without[shown].median_s)} without"
+        yield Advice(
+            about, "leave agree=True", f"No cost beyond the spread at any size; at {size_text(shown)} {figures}."
+        )
         return
     most = max(costly, key=share.__getitem__)
     free = [size for size in sizes if size not in costly]
     why = f"At {size_text(most)} agreement is {seconds_text(extra_s[most])} of {seconds_text(with_[most].median_s)}"
-    why += f"; at {_runs(free, sizes)} less than a tenth." if free else "; at every size a tenth or more."
+    why += f"; at {_runs(free, sizes)} no cost beyond the spread." if free else "; it costs something at every size."
     yield Advice(about, f"agree=False only where casts of {_runs(costly, sizes)} must be fast", why)
 
 
@@ -130,7 +134,8 @@ def _values(table: _Table, about: str) -> Iterator[Advice]:
         elif private:
             yield Advice(about, f'leave values="private" for values that are {column}', figures)
         else:
-            yield Advice(about, f'values="private" or "copy": equal for values that are {column}', figures)
+            choose = f'values="private" or "copy" for values that are {column}: no difference beyond the spread'
+            yield Advice(about, choose, figures)
 
 
 def _caller(run: TimesRun) -> Iterator[Advice]:
