@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lazycast.bench import progress
 from lazycast.bench.page import charts, render
 
 HELP = "one HTML page of all runs in a folder"
@@ -39,7 +40,8 @@ def run(args: argparse.Namespace, backend: str) -> int:
 def write(folder: Path, path: Path | None = None) -> int:
     """Make the page of a folder, and say where it is and what is not on it. Returns the exit code."""
     path = path or folder / render.NAME
-    found = render.write(folder, path)
+    with progress.display() as shows:
+        found = render.write(folder, path, shows.show)
     for name, reason in found.unread.items():
         print(f"lazycast bench report: {folder / name}: {reason}", file=sys.stderr)
     print(f"report: {path}")

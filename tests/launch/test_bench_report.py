@@ -164,7 +164,10 @@ def test_the_published_runs_make_a_page(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     command = [sys.executable, "-m", "lazycast.bench", "report", str(ROOT / "docs" / "benchmarks"), "--html", str(page)]
     done = run(command, timeout_s=60)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    said = [line.split("%  ")[-1] for line in done.stderr.splitlines()]
+    assert {"drawing bench-torch.json", "drawing qps-torch.json"} <= set(said)
+    assert said[-1] == "writing the page"
     assert browser.open_page(page.as_uri()).console == []
     found = measured(page)
     assert len(found["svgs"]) >= 4

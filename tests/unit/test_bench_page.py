@@ -356,6 +356,10 @@ def test_the_published_runs_can_be_read() -> None:
     found = files.read(ROOT / "docs" / "benchmarks")
     assert found.unread == {}
     assert {one.name for one in found.all()} >= {"bench-torch.json", "bench-mpi.json", "qps-torch.json"}
+    page = Page((ROOT / "docs" / "benchmarks" / "report.html").read_text())
+    for one in found.all():  # else run: python tools/report_picture.py
+        assert one.name in page.text
+        assert one.run.date.replace("T", " ") in page.text
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ says to the browser (Content-Security-Policy).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.resources import files as resources
@@ -17,11 +17,15 @@ from lazycast.bench import report
 from lazycast.bench.page import charts, requests, scaling, times
 from lazycast.bench.page.advice import Advice
 from lazycast.bench.page.files import Folder, Read, read
+from lazycast.bench.page.records import RequestsRun, TimesRun
 from lazycast.bench.qps import report as qps_report
 from lazycast.bench.sglang import report as sglang_report
 from lazycast.version import __version__
 
 NAME = "report.html"
+
+#: Takes the share that is done, and what comes next.
+Tell = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -52,17 +56,23 @@ class Section:
     notes: tuple[str, ...] = ()
 
 
-def write(folder: Path, path: Path) -> Folder:
+def write(folder: Path, path: Path, tell: Tell) -> Folder:
     """Make the page of a folder; return what was found there.
 
+    Args:
+        tell: is told of the progress: plots take their time.
     Raises: OSError if the folder cannot be read or the page not be written.
     """
     found = read(folder)
-    path.write_text(html(found), encoding="utf-8")
+    path.write_text(html(found, tell), encoding="utf-8")
     return found
 
 
-def html(found: Folder) -> str:
+def _nobody(share: float, what: str) -> None:
+    """Be told, and do nothing."""
+
+
+def html(found: Folder, tell: Tell = _nobody) -> str:
     """Return the page of what was found in a folder."""
     from jinja2 import Environment, StrictUndefined
 
@@ -70,6 +80,12 @@ def html(found: Folder) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(here.joinpath("page.html.j2").read_text("utf-8"))
     scales = list(scaling.scalings(found))
+    sections: dict[str, list[Section]] = {}
+    number = max(1, len(list(found.all())))
+    for index, one in enumerate(found.all()):
+        tell(index / number, f"drawing {one.name}")
+        sections[one.name] = list(_sections(one))
+    tell(1.0, "writing the page")
     return template.render(
         style=here.joinpath("page.css").read_text("utf-8"),
         version=__version__,
@@ -77,17 +93,27 @@ def html(found: Folder) -> str:
         runs=[_about(one) for one in found.all()],
         advice=_by_subject(_advice(found, scales, most=True)),
         more_advice=_by_subject(_advice(found, [], most=False)),
-        times=[section for one in found.times for section in _times(one)],
+        times=[section for one in found.times for section in sections[one.name]],
         times_notes=report.NOTE,
         memory_note=report.MEMORY_NOTE,
-        requests=[section for one in found.requests for section in _requests(one)],
+        requests=[section for one in found.requests for section in sections[one.name]],
         requests_notes=qps_report.notes(any(one.run.plan.slowdown_s for one in found.requests)),
         legend=list(_legend(found)),
         scalings=[Section(f"{s.title}, {s.backend}", s.quantity, "", [charts.scaling(s)], [_scale(s)]) for s in scales],
-        sglang=[_sglang(one) for one in found.sglang],
+        sglang=[section for one in found.sglang for section in sections[one.name]],
         sglang_note=sglang_report.NOTE,
         unread=found.unread,
     )
+
+
+def _sections(one: Read[Any]) -> Iterator[Section]:
+    """Yield what the page has of one run."""
+    if isinstance(one.run, TimesRun):
+        yield from _times(one)
+    elif isinstance(one.run, RequestsRun):
+        yield from _requests(one)
+    else:
+        yield _sglang(one)
 
 
 def _about(one: Read[Any]) -> dict[str, str]:
