@@ -1,4 +1,4 @@
-"""Take docs/images/report.png: the top of the page that `lazycast bench report docs/benchmarks` makes. Needs Chromium."""
+"""Take docs/images/report.png: the top of the page of `lazycast bench report docs/benchmarks`. Needs Chromium."""
 
 from __future__ import annotations
 
