@@ -59,12 +59,11 @@ class Reporter:
             self._file.flush()
 
 
-#: Takes the share that is done, and what comes next.
-Tell = Callable[[float, str], None]
+class Display(Protocol):
+    """Where it is shown."""
 
-
-class _Display(Protocol):
-    def show(self, share: float, what: str) -> None: ...
+    def show(self, share: float, what: str) -> None:
+        """Show how far the whole is, 0 to 1, and what is being done."""
 
 
 class _Lines:
