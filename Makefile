@@ -9,7 +9,7 @@ RANKS  ?= 4
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo doctor test test-pythons test-sglang package docs-outputs check format bench bench-qps bench-sglang soak clean
+.PHONY: demo doctor docs docs-outputs test test-pythons test-sglang package check format bench bench-qps bench-sglang soak clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,10 @@ $(VENV)/.mpi: $(VENV)/.cli
 
 $(VENV)/.bench: $(VENV)/.cli
 	$(PIP) -e '.[bench]'
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch
@@ -87,6 +91,11 @@ bench-sglang: | $(BIN)/python
 	PYTHONWARNINGS=ignore $$($(BIN)/python tests/sglang/environment.py $(SGLANG)) -m lazycast.bench sglang \
 		--out docs/benchmarks
 
+# Strict: a link that leads nowhere, or a page that nobody finds, is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python tools/cast_picture.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -97,4 +106,4 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

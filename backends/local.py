@@ -207,7 +207,8 @@ class LocalBackend(Backend):
     """Connects ranks on one machine over Unix sockets.
 
     Args:
-        rank, size: this process's place, 0-based, and the number of ranks.
+        rank: this process's place, 0-based.
+        size: the number of ranks.
         rendezvous: a folder that all ranks of the job can write and that no other job uses; not needed for one rank.
     """
 

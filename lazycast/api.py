@@ -71,8 +71,9 @@ class LazyBroadcast(Generic[P, V]):
             nothing that arrives is unpickled or imported.
         allow: with trust "pickle": the exact names ("module.qualname") of all types and functions that may arrive,
             beside plain data, arrays and images; materializers are listed here, or registered. None: any, and code too.
-        max_inflight, max_inflight_nbytes: how many casts, and bytes of payload, the slowest rank may have that it has
-            not asked for; beyond it the root's calls block.
+        max_inflight: how many casts the slowest rank may have that it has not asked for; beyond it the root's calls
+            block.
+        max_inflight_nbytes: the same for bytes of payload.
         timeout_s: how long construction, and each call that does not say otherwise, may wait (seconds).
         warn_after_s: a call that waits longer than this is logged once, with whom it waits for (seconds).
         executor: runs materializers in this process; by default some threads of lazycast's own.

@@ -9,6 +9,7 @@ Exit codes: 0 all is well; 1 the command found something wrong; 2 it cannot do w
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -39,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, without the program's name; by default those of this process.
     Raises: SystemExit with code 2 for arguments that make no sense.
     """
-    args = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(words)
+    args.command_line = shlex.join(["lazycast", *words])  # for reports
     try:
         code: int = args.run(args)
     except BackendUnavailableError as exc:
