@@ -330,7 +330,7 @@ class LazyBroadcast(Generic[P, V]):
         Values outlive it. Twice is fine. An object that is not closed lives until the interpreter exits, and is closed
         then, with 5 seconds for what is pending.
         Collective: no, but a cast needs all ranks, so close when this rank's last cast is done.
-        Blocking: up to `timeout_s`, and about a round trip. Threads: safe.
+        Blocking: up to `timeout_s`, and about a round trip; a second or so if a rank does not answer. Threads: safe.
         """
         if role_of(self._lane) is not None:
             self._lane.guard("close()")

@@ -126,6 +126,10 @@ class Relay:
             return "unix socket"
         return self._link.kind if self._link is not None and rank in self.away else None
 
+    def is_far(self, rank: int) -> bool:
+        """Whether messages of a rank come by way of others."""
+        return rank not in self._near and rank not in self.away
+
     def heard_ago_s(self, rank: int) -> float | None:
         """Return since when nothing has come from a neighbour (seconds); None if nothing ever has."""
         heard_s = self.heard_s.get(rank)

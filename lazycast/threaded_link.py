@@ -57,6 +57,9 @@ class Pipe(ABC):
         """In a forked child: close the inherited descriptors that can be reached, without a word to the peer."""
 
 
+#: What the threads of all neighbours get to end once they are woken (seconds).
+_LAST_MOMENT_S = 0.2
+
 _Message = tuple[bytes, "memoryview | None"]
 _FAREWELL: _Message = (b"", None)
 
@@ -171,9 +174,10 @@ class ThreadedLink(Link):
                 thread.join(max(0.0, deadline - time.monotonic()))
         for neighbour in self._neighbours.values():
             neighbour.pipe.interrupt()  # wakes, where the engine can, who did not get an answer
+        deadline = time.monotonic() + _LAST_MOMENT_S
         for neighbour in self._neighbours.values():
             for thread in (neighbour.sender, neighbour.listener):
-                thread.join(0.2)
+                thread.join(max(0.0, deadline - time.monotonic()))
                 if thread.is_alive():
                     logger.warning("lazycast: rank %d did not answer the farewell", neighbour.peer)
                     break

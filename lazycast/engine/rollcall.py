@@ -51,6 +51,10 @@ class RollCalls:
         """Whether any query waits."""
         return bool(self._open)
 
+    def heard(self, rank: int, now_s: float) -> None:
+        """Something has come from a rank, by way of others."""
+        self._heard_s[rank] = now_s
+
     def present(self, rank: int, now_s: float) -> None:
         """A rank has answered."""
         if rank in self._others:

@@ -413,6 +413,7 @@ class RootLane(Lane):
                 self._placing.reported(message.seq, message.rank, message.cost)
             else:
                 self._placing.failed(message.seq)
+            self._inquiries.heard(message.rank)
             verdict = self._ledger.report(message.rank, message.seq, message.failure)
         if verdict is not None:
             self._relay.down(verdict)

@@ -75,7 +75,8 @@ def silent_words(
     """
     hidden = {rank for silence in silences for rank in behind(silence.rank)}
     parts = [
-        f"rank {s.rank} has not answered for {s.silent_s:.1f} s, {ago(s.heard_s)} ({why(s.rank)})"
+        f"rank {s.rank} has not answered for {s.silent_s:.1f} s"
+        f"{'' if s.heard_s is None else f', {ago(s.heard_s)}'} ({why(s.rank)})"  # None: of a rank that is far away
         for s in sorted(silences, key=lambda silence: silence.rank)
         if s.rank not in hidden
     ]

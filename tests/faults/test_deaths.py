@@ -16,14 +16,14 @@ SCENARIOS = Path(__file__).parent / "scenarios.py"
 SIZE = 5  # the tree is three wide, so rank 1 passes on to rank 4
 
 
-def run(scenario: str, backend: str, **env: Any) -> list[tuple[int, list[dict[str, Any]]]]:
+def run(scenario: str, backend: str, *, script: Path = SCENARIOS, **env: Any) -> list[tuple[int, list[dict[str, Any]]]]:
     """Run a scenario; return each rank's exit code and events."""
     with tempfile.TemporaryDirectory() as folder:
         common = {**os.environ, "WORLD_SIZE": str(SIZE), "FOLDER": folder, "GLOO_SOCKET_IFNAME": "lo"}
         common |= {name: str(value) for name, value in env.items()} | {"OMP_NUM_THREADS": "1"}
         ranks = [
             subprocess.Popen(
-                [sys.executable, str(SCENARIOS), scenario, backend],
+                [sys.executable, str(script), scenario, backend],
                 env={**common, "RANK": str(rank)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -52,6 +52,8 @@ def test_when_a_far_rank_was_heard_is_known_from_its_last_answer() -> None:
     calls.present(1, 11.0)
     calls.ask(query(8), 20.0)
     assert silences(calls, 21.0) == [Silence(1, 1.0, 10.0)]
+    calls.heard(1, 20.5)
+    assert silences(calls, 21.0) == [Silence(1, 1.0, 0.5)], "what it had sent before is no answer"
 
 
 def test_queries_that_come_together_share_a_call() -> None:

@@ -1,0 +1,88 @@
+"""One rank is stopped by a signal and goes on three seconds later: `python frozen_ranks.py SCENARIO BACKEND`.
+
+See `scenarios` for how ranks are told who they are, and how they say what has happened.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from scenarios import RANK, VICTIM, backend, say
+
+from lazycast import LazyBroadcast, LazycastError
+
+FROZEN_S = 3.0
+
+
+def outcome(what: str, call: Callable[[], Any]) -> None:
+    """Say how a call ended, after how long, and whom it names."""
+    began_s = time.monotonic()
+    try:
+        value = call()
+    except LazycastError as exc:
+        named = {"missing": exc.missing, "silent": exc.silent, "rank": exc.rank}
+        seconds = time.monotonic() - began_s
+        say(what, kind=type(exc).__name__, message=exc.message, seconds=seconds, **named)
+    else:
+        say(what, value=value)
+
+
+def freeze() -> None:
+    """Stop this process for a while. Whoever wakes it has none of its descriptors."""
+    waker = subprocess.Popen(["sh", "-c", f"sleep {FROZEN_S}; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+    waker.wait()
+
+
+def goes_on(lazy: LazyBroadcast[Any, Any]) -> None:
+    """It finds what was cast meanwhile, and everybody goes on together."""
+    if RANK == VICTIM:
+        freeze()
+    else:
+        time.sleep(0.5)
+        outcome("dump", lambda: lazy.dump())
+    payload = "while it was frozen" if lazy.is_root else None
+    outcome("meanwhile", lambda: lazy.broadcast(payload, timeout_s=1.5 if RANK != VICTIM else 10))
+    outcome("after", lambda: lazy.broadcast("after" if lazy.is_root else None, timeout_s=20))
+    lazy.close()
+
+
+def is_told_that_its_time_was_over(lazy: LazyBroadcast[Any, Any]) -> None:
+    """A call that it was waiting for when it was stopped."""
+    pending = lazy.broadcast_async(key="never", timeout_s=1.0) if not lazy.is_root else None
+    if RANK == VICTIM:
+        freeze()
+    if pending is not None:
+        outcome("pending", pending.result)
+    outcome("after", lambda: lazy.broadcast("after" if lazy.is_root else None, timeout_s=20))
+    while lazy.is_root and " 0 on the books" not in lazy.dump():
+        time.sleep(0.05)  # somebody still waits for what does not come
+    lazy.close()
+
+
+def is_left_behind(lazy: LazyBroadcast[Any, Any]) -> None:
+    """The others have closed meanwhile, within the time that they allow for it."""
+    if RANK == VICTIM:
+        freeze()
+        outcome("after", lambda: lazy.broadcast("x" if lazy.is_root else None, timeout_s=20))
+        lazy.close()
+    else:
+        time.sleep(0.5)
+        began_s = time.monotonic()
+        lazy.close(timeout_s=1.0)
+        say("closed", seconds=time.monotonic() - began_s)
+        time.sleep(FROZEN_S)  # a process that ends would be seen to
+
+
+if __name__ == "__main__":
+    shared = os.environ.get("SHARED_MEMORY", "auto")
+    the_object = LazyBroadcast(backend=backend(sys.argv[2]), shared_memory=shared == "auto" and "auto")
+    assert the_object.broadcast("first" if the_object.is_root else None) == "first"
+    {fn.__name__: fn for fn in (goes_on, is_told_that_its_time_was_over, is_left_behind)}[sys.argv[1]](the_object)
+    say("done")

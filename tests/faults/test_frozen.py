@@ -1,0 +1,76 @@
+"""Ranks that are stopped and go on later: they are named as not answering, never as dead, and then they catch up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.test_deaths import run
+
+SCENARIOS = Path(__file__).parent / "frozen_ranks.py"
+Events = list[dict[str, Any]]
+
+WAYS = [
+    pytest.param("local", "auto", id="local-shared"),
+    pytest.param("local", "off", id="local-network"),
+    pytest.param("torch", "off", id="torch-network"),
+]
+
+
+def events_of(scenario: str, backend: str, shared: str, victim: int) -> list[Events]:
+    """Run a scenario; return each rank's events. Nobody was lost, and everybody got to the end."""
+    results = run(scenario, backend, script=SCENARIOS, VICTIM=victim, SHARED_MEMORY=shared)
+    for rank, (code, events) in enumerate(results):
+        assert code == 0, (rank, code, events)
+        assert events[-1]["event"] == "done", (rank, events)
+        assert "PeerLostError" not in str(events), (rank, events)
+    return [events for _, events in results]
+
+
+def the(name: str, events: Events) -> dict[str, Any]:
+    found = [event for event in events if event["event"] == name]
+    assert len(found) == 1, events
+    return found[0]
+
+
+@pytest.mark.parametrize("victim", [0, 1, 4])
+@pytest.mark.parametrize(("backend", "shared"), WAYS)
+def test_a_frozen_rank_is_named_as_silent_and_catches_up(backend: str, shared: str, victim: int) -> None:
+    for rank, events in enumerate(events_of("goes_on", backend, shared, victim)):
+        assert the("after", events)["value"] == "after", (rank, events)
+        meanwhile = the("meanwhile", events)
+        if rank == victim:
+            assert meanwhile["value"] == "while it was frozen", events
+            continue
+        assert meanwhile["kind"] == "CastTimeoutError", (rank, events)
+        assert victim in meanwhile["silent"], (rank, events)
+        assert meanwhile["seconds"] < 10, "it was told in time, or soon after on a loaded machine"
+        why = "stopped by a signal" if shared == "auto" else "frozen, starved, or cut off?"
+        assert f"rank {victim} has not answered for " in meanwhile["message"], (rank, events)
+        assert f"({why})" in meanwhile["message"], (rank, events)
+        far = rank == 4 and victim == 0 and shared == "off"  # by way of rank 1: it has heard that one, not the root
+        assert ("last heard" in meanwhile["message"]) == (not far), events
+
+
+def test_a_call_that_was_waiting_is_told_that_its_rank_did_not_run() -> None:
+    for rank, events in enumerate(events_of("is_told_that_its_time_was_over", "local", "auto", 2)):
+        assert the("after", events)["value"] == "after", (rank, events)
+        if rank == 0:
+            continue
+        pending = the("pending", events)
+        assert pending["kind"] == "CastTimeoutError"
+        assert ("this rank itself did not run for " in pending["message"]) == (rank == 2), (rank, events)
+
+
+@pytest.mark.parametrize(("backend", "shared"), WAYS)
+def test_who_has_been_left_behind_is_told_so_and_the_others_can_close(backend: str, shared: str) -> None:
+    for rank, events in enumerate(events_of("is_left_behind", backend, shared, 1)):
+        if rank == 1:
+            after = the("after", events)
+            assert after["kind"] == "ClosedError", events
+            assert after["rank"] != 1
+            assert "has closed its object" in after["message"]
+        else:
+            assert the("closed", events)["seconds"] < 3, (rank, events)
