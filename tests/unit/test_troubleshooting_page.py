@@ -29,7 +29,17 @@ WORDS = [
     "callback",
     "node-",
 ]
-WORDS += ["MemoryError", "ModuleNotFoundError", "ValueError", "max_inflight", "on rank", "and with trust"]
+WORDS += [
+    "MemoryError",
+    "ModuleNotFoundError",
+    "ValueError",
+    "max_inflight",
+    "on rank",
+    r"serve\.py",
+    "step",
+    "load",
+    "and with trust",
+]
 VARYING = re.compile(rf"\.\.\.|\d+(?:\.\d+)?|'[^']*'|[#()\[\]:;,=?]|\b(?:{'|'.join(WORDS)})(?:\b|(?<=-))")
 LEAST = 5  # characters: shorter pieces are in every text
 
