@@ -42,4 +42,7 @@ def rebuild_scalar(description: object, data: object) -> Any:
     dtype = dtypes.read(description)
     if type(data) is not bytes or len(data) != dtype.itemsize or dtype.subdtype is not None:
         raise ValueError(f"no scalar of dtype {dtype}")
-    return np.array(np.ndarray((), dtype, data))[()]
+    try:
+        return np.array(np.ndarray((), dtype, data))[()]
+    except SystemError as exc:  # NumPy 2.4, of text with a character that there is not
+        raise ValueError(f"no scalar of dtype {dtype}: {exc}") from exc

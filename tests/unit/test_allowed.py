@@ -344,6 +344,12 @@ def test_a_layout_that_does_not_fit_is_a_value_error(layout: Layout) -> None:
         NOTHING.decode(memoryview(b"1234" * 32), layout)
 
 
+def test_text_that_is_none_is_a_value_error() -> None:
+    """NumPy raises SystemError for a character beyond the last one, which nobody expects of data."""
+    with pytest.raises(ValueError, match="no scalar of dtype <U1: invalid maximum character"):
+        decode(_called("lazycast.data.arrays", "rebuild_scalar", "<U1", b"a\0\0\1"))
+
+
 STREAMS = [b"".join(NOTHING.encode(value).pieces) for value in ALWAYS_GOOD.values()]
 _ANY = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, EOFError, MemoryError, RuntimeError)
 
