@@ -93,7 +93,6 @@ bench-sglang: | $(BIN)/python
 
 # Strict: a link that leads nowhere, or a page that nobody finds, is an error.
 docs: $(VENV)/.docs
-	$(BIN)/python tools/cast_picture.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: $(VENV)/.dev
