@@ -81,6 +81,8 @@ package: $(VENV)/.dev
 # What commands print, where the docs show it.
 docs-outputs: $(VENV)/.dev
 	$(BIN)/python docs/outputs.py docs/doctor.md
+	$(BIN)/python tools/cast_picture.py
+	$(BIN)/python tools/report_picture.py
 
 # The adapter against the real SGLang, in environments of their own: 2.5 GB each in the user's cache folder, made once.
 test-sglang: | $(BIN)/python
@@ -93,7 +95,6 @@ bench-sglang: | $(BIN)/python
 
 # Strict: a link that leads nowhere, or a page that nobody finds, is an error.
 docs: $(VENV)/.docs
-	$(BIN)/python tools/cast_picture.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: $(VENV)/.dev
