@@ -259,6 +259,10 @@ class FollowerLane(Lane):
         phase = "not arrived" if arrival is None else "agreeing"
         return f"{phase}; {ask.report or f'missing: {_ranks([root])}'}"
 
+    def _forget(self) -> None:
+        super()._forget()
+        self._mailbox = Mailbox()
+
     def _placement(self) -> tuple[str, str]:
         if self._options.placement != "auto":
             return super()._placement()
