@@ -331,6 +331,10 @@ class FollowerLane(Lane):
             notes.append(f"the root's last calls: {', '.join(status.recent)}")
         return tuple(notes)
 
+    def _forget(self) -> None:
+        super()._forget()
+        self._mailbox = Mailbox()
+
     def _placement(self) -> tuple[str, str]:
         if self._options.placement != "auto":
             return super()._placement()

@@ -398,6 +398,13 @@ class Lane(Connected):
         self._relay.flood(Gone(rank, Failure("closed", rank, host, f"rank {rank} ({host}) has closed its object")))
         self._relay.close(timeout_s=timeout_s)
         self._context.close()
+        with self._lock:
+            self._forget()
+
+    def _forget(self) -> None:
+        """With the lock held: let go of all casts, and so of the slots that they lie in."""
+        for table in (self._agreeing, self._parked, self._awaiting, self._early, self._late_passes):
+            table.clear()
 
     # Looking
 

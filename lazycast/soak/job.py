@@ -76,6 +76,7 @@ class Job:
         self._last_s = dict.fromkeys(ranks, time.monotonic() + _START_S)
         self._kill_s: float | None = None
         self._killed_s: float | None = None
+        self._first_bad_s: float | None = None
 
     @property
     def _victim(self) -> int | None:
@@ -139,8 +140,10 @@ class Job:
         bad = [r for r, p in enumerate(processes) if p.poll() not in (None, 0) and r != self._victim]
         if not bad:
             return False
-        time.sleep(self._orders.slack_s / 4)
-        return True
+        now_s = time.monotonic()
+        if self._first_bad_s is None:
+            self._first_bad_s = now_s
+        return now_s - self._first_bad_s > 1.5 * self._orders.slack_s  # others may be about to say why
 
     def _read(self) -> None:
         for rank, reader in enumerate(self._readers):
