@@ -21,6 +21,7 @@ from lazycast.errors import CastTimeoutError
 from lazycast.fanout import meeting
 from lazycast.fanout.mesh import Mesh
 from lazycast.future import CastFuture
+from lazycast.group_stats import GroupStats
 from lazycast.missing import MISSING, Missing
 from lazycast.options import DEFAULT_ARENA_NBYTES, DEFAULT_MAX_INFLIGHT_NBYTES, Options, check
 from lazycast.reducers import note_devices
@@ -156,7 +157,15 @@ class LazyBroadcast(Generic[P, V]):
                 raise error
             if disagreement is not None:
                 raise disagreement
-            group = Group(backend.rank, backend.size, options.root, [h.host for h in hellos], [h.cores for h in hellos])
+            group = Group(
+                backend.rank,
+                backend.size,
+                options.root,
+                [h.host for h in hellos],
+                [h.cores for h in hellos],
+                [h.clock for h in hellos],
+                hellos[options.root].ident,
+            )
             lane = self._build(group, options, context, deadline_s)
             if backend.size == 1:
                 context.close()
@@ -304,6 +313,14 @@ class LazyBroadcast(Generic[P, V]):
     def stats(self) -> Stats:
         """Return counts and timings of this rank, and how casts are placed. Local, never blocks. Threads: safe."""
         return self._lane.stats()
+
+    def group_stats(self) -> GroupStats:
+        """Return what every rank has counted, as far as the root has heard; see `GroupStats`.
+
+        Raises: ValueError on a rank that is not the root.
+        Collective: no; ranks tell the root unasked. Local, never blocks. Threads: safe.
+        """
+        return self._lane.group_stats()
 
     def dump(self) -> str:
         """Return this rank's whole state as text for a human. Local, never blocks. Threads: safe."""

@@ -18,7 +18,7 @@ import msgspec
 
 from lazycast.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
 
-WIRE_VERSION: Final = 3
+WIRE_VERSION: Final = 4
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
@@ -83,7 +83,7 @@ class Cast(Message, frozen=True, tag="cast"):
     The value is the body; or what the materializer `ref` makes of it; or, in two stages, what `finish` makes of the
     payload and of the hint that `ref` makes of it. Without `ref` the body of a cast in two stages holds payload and
     hint. A cast with a `fingerprint` has no payload in its body: every rank has brought its own. `turn` says which
-    rank of each host is the owner.
+    rank of each host is the owner. `sent_s` is when it was encoded, by the root's monotonic clock.
     """
 
     route = "down"
@@ -99,6 +99,7 @@ class Cast(Message, frozen=True, tag="cast"):
     finish: MaterializerRef | None = None
     turn: Count = 0
     fingerprint: bytes | None = None
+    sent_s: float = 0.0
 
 
 class Chunk(Message, frozen=True, tag="chunk"):
@@ -202,6 +203,32 @@ class Status(Message, frozen=True, tag="status"):
     missing: list[int]
 
 
+class Spread(msgspec.Struct, frozen=True, array_like=True):
+    """A `lazycast.timing.Timing`, as `trimmed` has it."""
+
+    total_s: float
+    max_s: float
+    first: Count
+    counts: list[Count]
+
+
+class Figures(Message, frozen=True, tag="figures"):
+    """What a rank has counted since construction, for the root's `group_stats`.
+
+    `counts` has the attributes of `lazycast.stats.Stats` that are whole numbers, by name.
+    """
+
+    route = "up"
+    rank: int
+    age_s: float
+    qps: float
+    counts: dict[str, Count]
+    placements: dict[str, Count]
+    failed: dict[str, Count]
+    timings: dict[str, Spread]
+    unshared_reason: str | None = None
+
+
 class Gone(Message, frozen=True, tag="gone"):
     """A rank has closed or was lost. Passed on by everybody to everybody."""
 
@@ -210,7 +237,7 @@ class Gone(Message, frozen=True, tag="gone"):
     failure: Failure
 
 
-AnyMessage = Cast | Chunk | Code | Verdict | Report | Value | Pass | Read | Need | Query | Status | Gone
+AnyMessage = Cast | Chunk | Code | Verdict | Report | Value | Pass | Read | Need | Query | Status | Figures | Gone
 
 _PREFIX: Final = bytes([WIRE_VERSION])
 _KEYED: Final = (Cast, Query)

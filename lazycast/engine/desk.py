@@ -17,7 +17,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lazycast import failures
 from lazycast.engine.clock import Clock
@@ -26,10 +26,11 @@ from lazycast.engine.waits import Stage, Wait, Waits, plan
 from lazycast.engine.workers import Workers, inside, role_of
 from lazycast.errors import CastTimeoutError, ClosedError, KeyInUseError, LazycastError, ReentrantCallError
 from lazycast.future import CastFuture
+from lazycast.group_stats import GroupStats
 from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.placement.chooser import Standing
-from lazycast.stats import Counters, Stats
+from lazycast.stats import PHASES, Counters, Stats
 from lazycast.trust import policy_of
 from lazycast.wire import Key
 
@@ -37,6 +38,19 @@ if TYPE_CHECKING:
     from lazycast.engine.arrival import Arrival
 
 logger = logging.getLogger("lazycast")
+
+
+class Named(Protocol):
+    """What says which cast is meant: a `Call` before it is sent, a `Cast` afterwards."""
+
+    @property
+    def seq(self) -> int: ...
+
+    @property
+    def key(self) -> Key | None: ...
+
+    @property
+    def placement(self) -> str: ...
 
 
 @dataclass(eq=False)
@@ -102,6 +116,18 @@ class Desk(ABC):
     def _exception(self, ask_label: str, result: Result) -> LazycastError:
         assert result.failure is not None
         return failures.to_exception(result.failure, label=ask_label, rank=self._group.rank, cause=result.cause)
+
+    # Counting
+
+    def _took(self, what: str, began_s: float, of: Named) -> None:
+        """Count how long something took, of this cast, that ends now."""
+        ended_s = time.monotonic()
+        with self._lock:
+            self._count(what, began_s, ended_s, of)
+
+    def _count(self, what: str, began_s: float, ended_s: float, of: Named) -> None:
+        """With the lock held: count how long something took."""
+        self._counters.took(what, ended_s - began_s)
 
     # Asking
 
@@ -233,8 +259,8 @@ class Desk(ABC):
             if not self._take(ask):
                 return
             if result.failure is None:
-                self._counters.resolved += 1
-                self._counters.took("total", time.monotonic() - ask.since_s)
+                now_s = time.monotonic()
+                self._counters.resolve(now_s, now_s - ask.since_s)
             elif exc is None:
                 self._counters.cancelled += 1
             else:
@@ -340,13 +366,18 @@ class Desk(ABC):
         shared_slots, shared_nbytes, arena_nbytes = self._shared()
         placement, reason = self._placement()
         with self._lock:
-            counters, timing = self._counters, self._counters.timing
+            counters, now_s = self._counters, time.monotonic()
+            hits, loads = self._materializers()
             return Stats(
+                name=self._options.name,
                 rank=self._group.rank,
                 size=self._group.size,
                 root=self._group.root,
+                age_s=now_s - counters.since_s,
+                qps=counters.qps(now_s),
                 placement=placement,
                 placement_reason=reason,
+                placements=dict(counters.placements),
                 standings=self._standings(),
                 casts=counters.casts,
                 asked=counters.asked,
@@ -354,6 +385,9 @@ class Desk(ABC):
                 unasked=self._unasked(),
                 resolved=counters.resolved,
                 cancelled=counters.cancelled,
+                blocking=counters.blocking,
+                materializer_hits=hits,
+                materializer_loads=loads,
                 unshared=counters.unshared,
                 unshared_reason=counters.unshared_reason,
                 failed=dict(counters.failed),
@@ -363,15 +397,20 @@ class Desk(ABC):
                 shared_slots=shared_slots,
                 shared_nbytes=shared_nbytes,
                 arena_nbytes=arena_nbytes,
-                queue=timing("queue"),
-                encode=timing("encode"),
-                decode=timing("decode"),
-                materialize=timing("materialize"),
-                share=timing("share"),
-                agree=timing("agree"),
-                total=timing("total"),
-                blocked=timing("blocked"),
+                **{phase: counters.timing(phase) for phase in PHASES},
             )
+
+    def group_stats(self) -> GroupStats:
+        mine = self.stats()
+        with self._lock:
+            return self._group_stats(mine)
+
+    def _group_stats(self, mine: Stats) -> GroupStats:
+        """With the lock held: what is known of all ranks."""
+        rank, size, root = self._group[:3]
+        if rank != root:
+            raise ValueError(f"only the root, rank {root}, knows of the group; this is rank {rank}, which has stats()")
+        return GroupStats(self._options.name, size, root, {rank: mine}, {rank: 0.0})
 
     def _placement(self) -> tuple[str, str]:
         """How the last cast was placed, and why."""
@@ -380,6 +419,10 @@ class Desk(ABC):
     def _standings(self) -> tuple[Standing, ...]:
         """With the lock held: how each kind of cast is placed now, where that is chosen."""
         return ()
+
+    def _materializers(self) -> tuple[int, int]:
+        """How often a materializer was loaded already, and how often it had to be."""
+        return 0, 0
 
     def _unasked(self) -> int:
         """With the lock held: casts that nobody here has asked for."""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lazycast.backend import Context
+from lazycast.engine import figures
 from lazycast.engine.arrival import Arrival, Own
 from lazycast.engine.desk import Ask
 from lazycast.engine.lane import SPENT, Lane
@@ -31,6 +32,8 @@ from lazycast.wire import AnyMessage, Cast, Code, Gone, Key, Pass, Query, Read, 
 #: reached. Telling it of each small cast took a fifth of a follower's time.
 _READ_DELAY_S = 0.02
 _READS_PER_MESSAGE = 2000  # of at most nine bytes each
+#: How long after a cast the root is told what this rank has counted. While nothing is cast nothing is told.
+FIGURES_EVERY_S = 2.0
 
 
 class FollowerLane(Lane):
@@ -43,8 +46,10 @@ class FollowerLane(Lane):
         self._reads_nbytes = 0
         self._reads_due_s: float | None = None
         self._placed: str | None = None
+        self._has_root_clock = group.clock_of(group.rank) == group.clock_of(group.root)
         self._queries: dict[int, Ask] = {}
         self._early_verdicts: dict[int, Verdict] = {}  # verdicts whose cast has not come
+        self._figures_due_s: float | None = None  # when the root is to be told what has been counted
 
     def call(
         self,
@@ -124,6 +129,10 @@ class FollowerLane(Lane):
         """With the lock held: an ask and its arrival have met."""
         arrival.ask = ask
         if not ask.taken:
+            if ask.since_s <= arrival.arrived_s:
+                self._count("wait", ask.since_s, arrival.arrived_s, arrival.message)
+            else:
+                self._count("unread", arrival.arrived_s, ask.since_s, arrival.message)
             ask.arrival = arrival
             if arrival.message.fingerprint is not None:
                 arrival.own, ask.payload = Own(ask.payload, mark=ask.mark), MISSING
@@ -186,11 +195,18 @@ class FollowerLane(Lane):
 
     def _on_cast(self, message: Cast, body: memoryview) -> None:
         result = Result(failure=message.failure) if message.failure is not None else None
-        arrival = Arrival(message, body, final=result)  # final before anybody can see it
+        arrival = Arrival(message, body, final=result, arrived_s=time.monotonic())  # final before anybody can see it
         with self._lock:
-            self._counters.casts += 1
             if message.failure is None:
+                self._counters.cast(message.placement)
                 self._placed = message.placement
+                if self._has_root_clock:
+                    self._count("transfer", message.sent_s, arrival.arrived_s, message)
+            else:
+                self._counters.cast(None)
+            if self._figures_due_s is None:
+                self._figures_due_s = arrival.arrived_s + FIGURES_EVERY_S
+                self._clock.wake()
             early = self._early_verdicts.pop(message.seq, None)
             self._admit(arrival)
             if message.agree and early is None:
@@ -229,8 +245,26 @@ class FollowerLane(Lane):
     # Time
 
     def _work(self) -> float | None:
+        now_s = time.monotonic()
+        due = [due_s for due_s in (self._tell_reads(now_s), self._tell_figures(now_s)) if due_s is not None]
+        return min(due, default=None)
+
+    def _tell_figures(self, now_s: float) -> float | None:
         with self._lock:
-            if self._reads_due_s is None or self._reads_due_s > time.monotonic():
+            if self._figures_due_s is None or self._figures_due_s > now_s:
+                return self._figures_due_s
+            self._figures_due_s = None
+        self._relay.up(figures.of(self.stats()))
+        return None
+
+    def _disconnect(self, timeout_s: float) -> None:
+        if self._counters.casts:
+            self._relay.up(figures.of(self.stats()))  # the last word on this rank's casts
+        super()._disconnect(timeout_s)
+
+    def _tell_reads(self, now_s: float) -> float | None:
+        with self._lock:
+            if self._reads_due_s is None or self._reads_due_s > now_s:
                 return self._reads_due_s
             reads, self._reads, self._reads_nbytes, self._reads_due_s = self._reads, [], 0, None
         for start in range(0, len(reads), _READS_PER_MESSAGE):

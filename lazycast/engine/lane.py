@@ -76,10 +76,6 @@ class Lane(Desk):
         self._relay.connect(self._context, timeout_s=timeout_s, name=self._options.name)
         self._clock.start()
 
-    def _took(self, what: str, seconds: float) -> None:
-        with self._lock:
-            self._counters.took(what, seconds)
-
     # This rank's part of a cast
 
     def _admit(self, arrival: Arrival) -> None:
@@ -185,7 +181,7 @@ class Lane(Desk):
             body, arrival.body = arrival.body, None
         if body is None or not arrival.wanted:  # the verdict was a failure and came first, or nobody will look
             return Result()
-        return self._parts.decode(body, message.nbytes, Layout(message.stream_nbytes, message.frames))
+        return self._parts.decode(message, body, message.nbytes, Layout(message.stream_nbytes, message.frames))
 
     def _part(self, arrival: Arrival) -> Result:
         message = arrival.message
@@ -303,7 +299,7 @@ class Lane(Desk):
                 return
             local = arrival.local
             if local is not None:
-                self._counters.took("agree", time.monotonic() - arrival.reported_s)
+                self._count("agree", arrival.reported_s, time.monotonic(), arrival.message)
             elif verdict.failure is not None and verdict.failure.rank == self._group.rank and arrival.begun:
                 arrival.verdict = verdict.failure  # it is about to be found here, with its cause: a peer was quicker
                 return
@@ -436,6 +432,9 @@ class Lane(Desk):
 
     def _nbytes(self) -> tuple[int, int]:
         return self._relay.nbytes_sent, self._relay.nbytes_received
+
+    def _materializers(self) -> tuple[int, int]:
+        return self._parts.loader.hits, self._parts.loader.loads
 
     def _dump_lines(self) -> list[str]:
         end = self._end.failure

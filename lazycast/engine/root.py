@@ -17,12 +17,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from lazycast import codec
 from lazycast.backend import Context
 from lazycast.engine.arrival import Arrival
 from lazycast.engine.calls import Call, Calls
 from lazycast.engine.desk import Ask
 from lazycast.engine.encoder import Encoder, own_of
+from lazycast.engine.figures import Reported
 from lazycast.engine.interrupts import Uninterrupted
 from lazycast.engine.lane import Lane
 from lazycast.engine.ledger import Ledger
@@ -35,11 +38,13 @@ from lazycast.failures import clip
 from lazycast.fanout.mesh import Mesh
 from lazycast.fingerprint import approximate_nbytes, fingerprint
 from lazycast.future import CastFuture
+from lazycast.group_stats import GroupStats
 from lazycast.materializers import objection
 from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.placement.chooser import Standing
 from lazycast.staged import Staged
+from lazycast.stats import Stats
 from lazycast.topology import Topology
 from lazycast.wire import (
     AnyMessage,
@@ -48,6 +53,7 @@ from lazycast.wire import (
     Cost,
     Failure,
     FailureKind,
+    Figures,
     Gone,
     Key,
     Need,
@@ -74,6 +80,7 @@ class RootLane(Lane):
         self._window = Window(self._ledger, self._calls, options)
         self._encoder = Encoder(self._relay, self._policy, self._seqs, agree=options.agree)
         self._placed = options.placement, "nothing has been cast"
+        self._reported = Reported()
         self._placing = Placing(group, topology, options)
 
     # Calls
@@ -151,14 +158,24 @@ class RootLane(Lane):
 
     def _wait_for_room(self, call: Call, began_s: float) -> Exception | None:
         """With the lock held: wait while the slowest rank has too much unread. Returns an error to raise."""
-        ask, blocked = call.ask, False
+        if not self._must_wait(call):  # there is room by now
+            return None
+        reentrant = self.reentrant("broadcast_async() under back-pressure")
+        if reentrant is not None:
+            return reentrant
         call.phase = "waiting for room"
+        self._counters.blocking += 1
+        try:
+            return self._wait_while_held_back(call)
+        finally:
+            call.phase = "queued"
+            self._counters.blocking -= 1
+            self._count("blocked", began_s, time.monotonic(), call)
+
+    def _wait_while_held_back(self, call: Call) -> Exception | None:
+        """With the lock held."""
+        ask = call.ask
         while self._must_wait(call):
-            if not blocked:
-                blocked = True
-                reentrant = self.reentrant("broadcast_async() under back-pressure")
-                if reentrant is not None:
-                    return reentrant
             if self._closing:
                 return ClosedError(f"{self._ask_label(ask)}: closed here before it was sent", rank=self._group.rank)
             left_s = ask.wait.deadline_s - time.monotonic()
@@ -168,9 +185,6 @@ class RootLane(Lane):
                     rank=self._group.rank,
                 )
             self._wait_changed(left_s)
-        call.phase = "queued"
-        if blocked:
-            self._counters.took("blocked", time.monotonic() - began_s)
         return None
 
     def discard(self, key: Key) -> None:
@@ -234,7 +248,7 @@ class RootLane(Lane):
 
     def _begin_call(self, call: Call) -> None:
         fn, payload = call.materialize, call.payload
-        self._took("queue", time.monotonic() - call.ask.since_s)
+        self._took("queue", call.ask.since_s, call)
         nbytes = self._look_at(call)
         with self._lock:
             if call.failure is None:
@@ -254,7 +268,7 @@ class RootLane(Lane):
 
         def part() -> Result:
             cpu_s = time.thread_time()
-            result, materialize_s = self._parts.materialize(first, payload)
+            result, materialize_s = self._parts.materialize(call, first, payload)
             cpu_s = time.thread_time() - cpu_s
             with self._lock:
                 self._placing.spent(call.seq, Cost(cpu_s, materialize_s, cpu_s))
@@ -305,12 +319,14 @@ class RootLane(Lane):
     def _send(self, call: Call) -> None:
         began_s, cpu_s = time.monotonic(), time.thread_time() if call.measured else 0.0
         if call.failure is None:
+            self._took("held", call.ready_s, call)
             call.phase = "encoding"
             try:
                 cast, room, codes = self._encoder.encode(call)
             except BaseException as exc:  # MemoryError, and whatever a payload's own code raises
                 if call.spare is not None:
                     cast, room, codes = call.spare
+                    cast = msgspec.structs.replace(cast, sent_s=time.monotonic())
                     self._unshared(call, exc)
                 else:
                     call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
@@ -328,7 +344,7 @@ class RootLane(Lane):
             self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree)
             if cast.agree:
                 self._agreeing[cast.seq] = arrival
-            self._counters.took("encode", time.monotonic() - began_s)
+            self._count("encode", began_s, cast.sent_s, cast)
             self._book_sent(call, arrival)
         for code in codes:
             self._relay.down(*code)
@@ -363,7 +379,7 @@ class RootLane(Lane):
         """With the lock held: a call goes out."""
         if not call.ask.taken:
             call.ask.arrival = arrival
-        self._counters.casts += 1
+        self._counters.cast(None if arrival.message.failure is not None else arrival.message.placement)
         self._calls.sent(call)
         self._notify()
 
@@ -383,6 +399,9 @@ class RootLane(Lane):
             self._on_need(message)
         elif isinstance(message, Query):
             self._on_query(message)
+        elif isinstance(message, Figures):
+            with self._lock:
+                self._reported.note(message)
         elif isinstance(message, Gone):
             self._on_gone(message)
 
@@ -445,6 +464,9 @@ class RootLane(Lane):
             self._on_verdict(verdict)
 
     # Looking
+
+    def _group_stats(self, mine: Stats) -> GroupStats:
+        return self._reported.group(mine)
 
     def _placement(self) -> tuple[str, str]:
         return self._placed

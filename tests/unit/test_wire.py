@@ -75,6 +75,27 @@ MESSAGES = st.one_of(
     st.builds(wire.Need, rank=INT, ident=TEXT),
     st.builds(wire.Query, rank=INT, token=INT, seq=st.none() | INT, key=st.none() | KEYS),
     st.builds(wire.Status, to=INT, token=INT, phase=TEXT, missing=st.lists(INT, max_size=20)),
+    st.builds(
+        wire.Figures,
+        rank=INT,
+        age_s=st.floats(0, 1e9),
+        qps=st.floats(0, 1e9),
+        counts=st.dictionaries(TEXT, SIZES, max_size=3),
+        placements=st.dictionaries(TEXT, SIZES, max_size=3),
+        failed=st.dictionaries(TEXT, SIZES, max_size=3),
+        timings=st.dictionaries(
+            TEXT,
+            st.builds(
+                wire.Spread,
+                total_s=st.floats(0, 1e9),
+                max_s=st.floats(0, 1e9),
+                first=SIZES,
+                counts=st.lists(SIZES, max_size=5),
+            ),
+            max_size=3,
+        ),
+        unshared_reason=st.none() | TEXT,
+    ),
     st.builds(wire.Gone, rank=INT, failure=FAILURES),
 )
 
@@ -105,13 +126,15 @@ def _one_of_each() -> list[wire.AnyMessage]:
         wire.Need(1, "i"),
         wire.Query(1, 2, None, None),
         wire.Status(1, 2, "p", []),
+        wire.Figures(1, 1.0, 1.0, {}, {}, {}, {}),
         wire.Gone(1, failure),
     ]
 
 
 @pytest.mark.parametrize("message", _one_of_each(), ids=lambda m: type(m).__name__)
 def test_a_message_says_where_it_goes(message: wire.AnyMessage) -> None:
-    up, down = (wire.Report, wire.Read, wire.Need, wire.Query), (wire.Cast, wire.Chunk, wire.Code, wire.Verdict)
+    up = wire.Report, wire.Read, wire.Need, wire.Query, wire.Figures
+    down = wire.Cast, wire.Chunk, wire.Code, wire.Verdict
     host = dict.fromkeys((wire.Value, wire.Pass), "host")
     expected = {
         **dict.fromkeys(up, "up"),
