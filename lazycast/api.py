@@ -218,6 +218,11 @@ class LazyBroadcast(Generic[P, V]):
         """Whether this rank is the root."""
         return self.rank == self.root
 
+    @property
+    def closed(self) -> bool:
+        """Whether this rank has closed its object."""
+        return self._lane.closed
+
     def __repr__(self) -> str:
         options = self._options
         return (

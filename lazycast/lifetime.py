@@ -42,6 +42,12 @@ def forget(thing: Closable) -> None:
         _open.discard(thing)
 
 
+def watched() -> list[Closable]:
+    """Return what is open in this process."""
+    with _lock:
+        return list(_open)
+
+
 def _close_all() -> None:
     with _lock:
         things = list(_open)

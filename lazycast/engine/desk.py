@@ -355,6 +355,10 @@ class Desk(ABC):
         """With the lock held: whether `close` has something to wait for."""
         return len(self._waits) > 0
 
+    @property
+    def closed(self) -> bool:
+        return self._closed.is_set()
+
     def after_fork_in_child(self) -> None:
         """Only the forking thread is alive, and any lock may be held: touch none."""
         self._forked = True
