@@ -5,8 +5,10 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Collection
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
@@ -27,6 +29,7 @@ from lazycast.options import DEFAULT_ARENA_NBYTES, DEFAULT_MAX_INFLIGHT_NBYTES, 
 from lazycast.reducers import note_devices
 from lazycast.stats import Stats
 from lazycast.topology import place
+from lazycast.tracing.tracer import Tracer
 from lazycast.wire import Key
 
 P = TypeVar("P")
@@ -140,6 +143,15 @@ class LazyBroadcast(Generic[P, V]):
         self._options = options
         self._lane = self._meet(options, check(options, self._backend.size))
         lifetime.watch(self._lane)
+        self._trace_if_wanted()
+
+    def _trace_if_wanted(self) -> None:
+        folder = os.environ.get("LAZYCAST_TRACE")
+        if folder:
+            try:
+                self._lane.trace(Path(folder))
+            except OSError as exc:  # no reason for one rank to leave the others alone
+                logger.error("lazycast %r: rank %d is not traced: %s", self._options.name, self.rank, exc)
 
     def _meet(self, options: Options, error: Exception | None) -> RootLane | FollowerLane | SoloLane:
         """Meet the other ranks, whatever this one has to say, and build the lane."""
@@ -271,6 +283,7 @@ class LazyBroadcast(Generic[P, V]):
         lane.refuse_after_fork()
         limit_s, refusal = self._limit_s(timeout_s)
         refusal = lane.reentrant("broadcast()") or refusal
+        tracer, began_s = lane.tracer, time.monotonic()
         future = lane.call(payload, materialize, key, limit_s, refusal, here=True)
         try:
             return cast(V, future.result(limit_s + _GRACE_S))
@@ -278,6 +291,9 @@ class LazyBroadcast(Generic[P, V]):
             if future.done():
                 raise
             raise CastTimeoutError(f"the engine did not end a call in time:\n{self.dump()}", rank=self.rank) from exc
+        finally:
+            if tracer is not None:
+                tracer.took("broadcast", began_s, time.monotonic(), None, key=key if key is None else str(key))
 
     def broadcast_async(
         self,
@@ -326,6 +342,20 @@ class LazyBroadcast(Generic[P, V]):
         Collective: no; ranks tell the root unasked. Local, never blocks. Threads: safe.
         """
         return self._lane.group_stats()
+
+    def trace(self, folder: str | os.PathLike[str]) -> Tracer:
+        """Write what this rank's casts do, and when, to a new file in `folder`, until it is stopped.
+
+        Args:
+            folder: made if it does not exist; the same for all ranks, for `lazycast trace merge`.
+        Returns: what to `stop()`, also a context manager; `path` is the file. `close` stops it too.
+        Raises:
+            ValueError: this object is being traced already. OSError: there is no such folder to be made, or written to.
+        Collective: no; each rank that is to be seen calls it. The environment variable LAZYCAST_TRACE=folder traces
+            every object from its construction on.
+        Blocking: no; `stop` until all is written. Threads: safe.
+        """
+        return self._lane.trace(Path(folder))
 
     def dump(self) -> str:
         """Return this rank's whole state as text for a human. Local, never blocks. Threads: safe."""

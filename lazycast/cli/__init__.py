@@ -12,11 +12,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lazycast.cli import bench, demo, soak
+from lazycast.cli import bench, demo, soak, trace
 from lazycast.errors import BackendUnavailableError, LazycastError
 from lazycast.version import __version__
 
-_COMMANDS = {"demo": demo, "bench": bench, "soak": soak}
+_COMMANDS = {"demo": demo, "bench": bench, "soak": soak, "trace": trace}
 
 
 def build_parser() -> argparse.ArgumentParser:

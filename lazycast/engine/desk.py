@@ -17,7 +17,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lazycast import failures
 from lazycast.engine.clock import Clock
@@ -31,6 +32,7 @@ from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.placement.chooser import Standing
 from lazycast.stats import PHASES, Counters, Stats
+from lazycast.tracing.tracer import Named, Tracer
 from lazycast.trust import policy_of
 from lazycast.wire import Key
 
@@ -38,19 +40,6 @@ if TYPE_CHECKING:
     from lazycast.engine.arrival import Arrival
 
 logger = logging.getLogger("lazycast")
-
-
-class Named(Protocol):
-    """What says which cast is meant: a `Call` before it is sent, a `Cast` afterwards."""
-
-    @property
-    def seq(self) -> int: ...
-
-    @property
-    def key(self) -> Key | None: ...
-
-    @property
-    def placement(self) -> str: ...
 
 
 @dataclass(eq=False)
@@ -81,6 +70,7 @@ class Desk(ABC):
         self._changed = threading.Condition(self._lock)
         self._watching = 0  # how many threads wait for `_changed`: to notify nobody takes 2 µs, several times a cast
         self._counters = Counters()
+        self._tracer: Tracer | None = None  # read once where it is used: another thread may end it meanwhile
         self._waits: Waits[Ask] = Waits()
         self._pending: dict[Key, Ask] = {}  # asks with a key whose future is not done
         self._asked = 0
@@ -128,6 +118,46 @@ class Desk(ABC):
     def _count(self, what: str, began_s: float, ended_s: float, of: Named) -> None:
         """With the lock held: count how long something took."""
         self._counters.took(what, ended_s - began_s)
+        tracer = self._tracer
+        if tracer is not None:
+            tracer.took(what, began_s, ended_s, of)
+
+    def _named(self, ask: Ask) -> Named | None:
+        """With the lock held: say which cast an ask is for, if that is known."""
+        return ask.arrival.message if ask.arrival is not None else None
+
+    def _trace_end(self, tracer: Tracer, ask: Ask, exc: LazycastError | None) -> None:
+        """With the lock held: note how a call ends."""
+        named = self._named(ask)
+        tracer.took("total", ask.since_s, time.monotonic(), named, call=ask.number)
+        if exc is not None:
+            tracer.happened("failed", named, call=ask.number, error=type(exc).__name__, text=str(exc))
+
+    @property
+    def tracer(self) -> Tracer | None:
+        return self._tracer
+
+    def trace(self, folder: Path) -> Tracer:
+        """Begin to write what happens here to a new file in `folder`."""
+        self.refuse_after_fork()
+        rank, size, root, hosts = self._group[:4]
+        about = {"object": self._group.ident, "name": self._options.name, "rank": rank, "size": size, "root": root}
+        about |= {"host": hosts[rank], "clock": self._group.clock_of(rank), "hosts": self._hosts()}
+        tracer = Tracer(folder, about, self._forget_tracer)
+        with self._lock:
+            earlier, ended = self._tracer, self._closing
+            if earlier is None and not ended:
+                self._tracer = tracer
+                return tracer
+        tracer.stop()
+        tracer.path.unlink()
+        if earlier is not None:
+            raise ValueError(f"lazycast {self._options.name!r} is being traced to {earlier.path}; stop that first")
+        raise ClosedError(f"lazycast {self._options.name!r} is closed on this rank", rank=rank)
+
+    def _forget_tracer(self, tracer: Tracer) -> None:
+        if self._tracer is tracer:
+            self._tracer = None
 
     # Asking
 
@@ -256,6 +286,8 @@ class Desk(ABC):
         else:
             exc = None
         with self._lock:
+            if self._tracer is not None and not ask.taken:
+                self._trace_end(self._tracer, ask, exc)
             if not self._take(ask):
                 return
             if result.failure is None:
@@ -274,6 +306,8 @@ class Desk(ABC):
 
     def _settle_error(self, ask: Ask, exc: LazycastError) -> None:
         with self._lock:
+            if self._tracer is not None and not ask.taken:
+                self._trace_end(self._tracer, ask, exc)
             if not self._take(ask):
                 return
             self._counters.count_failure(exc)
@@ -300,6 +334,8 @@ class Desk(ABC):
         text = self._describe(ask)
         if stage is Stage.WARN:
             waited_s = time.monotonic() - ask.since_s
+            if (tracer := self._tracer) is not None:
+                tracer.happened("still waiting", None, call=ask.number, text=text)
             logger.warning("%s: still waiting after %.1f s: %s", self._ask_label(ask), waited_s, text)
         else:
             message = f"{self._ask_label(ask)}: no value after {ask.timeout_s:g} s: {text}"
@@ -345,6 +381,8 @@ class Desk(ABC):
             self._clock.stop()
             self._performer.stop()
             self._callbacks.stop()
+            if (tracer := self._tracer) is not None:
+                tracer.stop()
             self._closed.set()
 
     @abstractmethod
@@ -362,6 +400,7 @@ class Desk(ABC):
     def after_fork_in_child(self) -> None:
         """Only the forking thread is alive, and any lock may be held: touch none."""
         self._forked = True
+        self._tracer = None  # its thread is in the parent
 
     # Looking
 

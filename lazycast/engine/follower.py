@@ -216,6 +216,12 @@ class FollowerLane(Lane):
                 self._join(ask, arrival)
                 if result is not None:
                     arrival.final = SPENT
+        self._begin_part(arrival, early, ask, result)
+        if (tracer := self._tracer) is not None:
+            tracer.took("arrive", arrival.arrived_s, time.monotonic(), message)
+
+    def _begin_part(self, arrival: Arrival, early: Verdict | None, ask: Ask | None, result: Result | None) -> None:
+        """A cast is on the books: do what can be done of it."""
         if early is not None and early.failure is not None:
             self._conclude(arrival, Result(failure=early.failure))
             self._give_up(arrival)
@@ -268,6 +274,7 @@ class FollowerLane(Lane):
                 return self._reads_due_s
             reads, self._reads, self._reads_nbytes, self._reads_due_s = self._reads, [], 0, None
         for start in range(0, len(reads), _READS_PER_MESSAGE):
+            self._trace_said("read", reads[start])
             self._relay.up(Read(self._group.rank, reads[start : start + _READS_PER_MESSAGE]))
         return None
 

@@ -103,6 +103,7 @@ class Lane(Desk):
         return heir(host, self._options.owners, message.turn, passed) if len(host) > 1 else None
 
     def _on_host_message(self, message: Value | Pass, body: memoryview) -> None:
+        began_s = time.monotonic()
         with self._lock:
             arrival = self._awaiting.get(message.seq)
             if arrival is not None:
@@ -111,6 +112,9 @@ class Lane(Desk):
                 self._count_pass(message.seq, self._late_passes.pop(message.seq) - 1)
             elif self._end.failure is None:
                 self._early.setdefault(message.seq, []).append((message, body))
+        if (tracer := self._tracer) is not None and isinstance(message, Value):
+            cast = arrival.message if arrival is not None else None
+            tracer.took("arrive value", began_s, time.monotonic(), cast, seq=message.seq, owner=message.rank)
         if arrival is None:
             return
         if again:
@@ -288,9 +292,16 @@ class Lane(Desk):
             arrival.reported_s = time.monotonic()
             read = arrival.ask is not None
             arrival.told_read |= read
+        self._trace_said("report", message.seq)
         self._relay.up(Report(self._group.rank, message.seq, read, result.failure, arrival.cost))
         if verdict is not None:
             self._conclude(arrival, Result(failure=verdict, cause=result.cause if result.failure is not None else None))
+
+    def _trace_said(self, kind: str, seq: int) -> None:
+        """Note when a message goes to the root, if its clock is another one: see `RootLane._trace_heard`."""
+        tracer, (rank, _, root) = self._tracer, self._group[:3]
+        if tracer is not None and self._group.clock_of(rank) != self._group.clock_of(root):
+            tracer.happened("said", None, rank=rank, kind=kind, seq=seq)
 
     def _on_verdict(self, verdict: Verdict) -> None:
         with self._lock:
@@ -372,6 +383,8 @@ class Lane(Desk):
             if message.rank in self._end.gone:
                 return
             self._end.gone[message.rank] = message
+        if (tracer := self._tracer) is not None:
+            tracer.happened(message.failure.kind, None, rank=message.rank, text=message.failure.message)
         if flood:
             self._relay.flood(message)
         if message.failure.kind == "lost":

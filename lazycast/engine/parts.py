@@ -17,7 +17,6 @@ import msgspec
 
 from lazycast.codec import Layout
 from lazycast.engine.arrival import Arrival, Material
-from lazycast.engine.desk import Named
 from lazycast.engine.performer import Performer, Result
 from lazycast.errors import TrustError
 from lazycast.failures import clip
@@ -25,6 +24,7 @@ from lazycast.fingerprint import fingerprint
 from lazycast.materializers import Loader, Materializer
 from lazycast.missing import MISSING
 from lazycast.relay import Relay
+from lazycast.tracing.tracer import Named
 from lazycast.trust import Policy
 from lazycast.wire import Cast, Cost, Value
 

@@ -46,6 +46,7 @@ from lazycast.placement.chooser import Standing
 from lazycast.staged import Staged
 from lazycast.stats import Stats
 from lazycast.topology import Topology
+from lazycast.tracing.tracer import Named
 from lazycast.wire import (
     AnyMessage,
     Cast,
@@ -164,6 +165,8 @@ class RootLane(Lane):
         if reentrant is not None:
             return reentrant
         call.phase = "waiting for room"
+        if self._tracer is not None:
+            self._tracer.happened("held back", call, text=self._window.held_back())
         self._counters.blocking += 1
         try:
             return self._wait_while_held_back(call)
@@ -348,7 +351,10 @@ class RootLane(Lane):
             self._book_sent(call, arrival)
         for code in codes:
             self._relay.down(*code)
+        tracer, began_s = self._tracer, time.monotonic()
         self._relay.down(cast, room)
+        if tracer is not None:
+            tracer.took("send", began_s, time.monotonic(), cast)
         del room  # a slot is held as long as its writer has a hand on it
         if own.prepare is None and own.finish is None:  # the value is here
             self._local_done(arrival, Result(own.payload))
@@ -389,6 +395,7 @@ class RootLane(Lane):
         if isinstance(message, Report):
             self._on_report(message)
         elif isinstance(message, Read):
+            self._trace_heard(message.rank, "read", message.seqs[0])
             with self._lock:
                 for seq in message.seqs:
                     self._ledger.read(message.rank, seq)
@@ -406,6 +413,7 @@ class RootLane(Lane):
             self._on_gone(message)
 
     def _on_report(self, message: Report) -> None:
+        self._trace_heard(message.rank, "report", message.seq)
         with self._lock:
             if message.read and message.rank != self._group.rank:
                 self._ledger.read(message.rank, message.seq)
@@ -464,6 +472,15 @@ class RootLane(Lane):
             self._on_verdict(verdict)
 
     # Looking
+
+    def _named(self, ask: Ask) -> Named | None:
+        return super()._named(ask) or self._calls.of(ask)
+
+    def _trace_heard(self, rank: int, kind: str, seq: int) -> None:
+        """Note when a message of another clock came: with its sender's note it tells how far apart the two are."""
+        tracer = self._tracer
+        if tracer is not None and self._group.clock_of(rank) != self._group.clock_of(self._group.rank):
+            tracer.happened("heard", None, rank=rank, kind=kind, seq=seq)
 
     def _group_stats(self, mine: Stats) -> GroupStats:
         return self._reported.group(mine)

@@ -19,7 +19,7 @@ from lazycast.missing import MISSING
 from lazycast.wire import Key
 
 
-class _Named(NamedTuple):
+class _Call(NamedTuple):
     """Says which cast is meant."""
 
     seq: int
@@ -75,8 +75,11 @@ class SoloLane(Desk):
             return Result()
         began_s = time.monotonic()
         result = self._performer.materialize(fn, payload)
-        self._took("materialize", began_s, _Named(ask.number, ask.key))
+        self._took("materialize", began_s, _Call(ask.number, ask.key))
         return result
+
+    def _named(self, ask: Ask) -> _Call:
+        return _Call(ask.number, ask.key)
 
     def discard(self, key: Key) -> None:
         with self._lock:
