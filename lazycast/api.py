@@ -143,15 +143,6 @@ class LazyBroadcast(Generic[P, V]):
         self._options = options
         self._lane = self._meet(options, check(options, self._backend.size))
         lifetime.watch(self._lane)
-        self._trace_if_wanted()
-
-    def _trace_if_wanted(self) -> None:
-        folder = os.environ.get("LAZYCAST_TRACE")
-        if folder:
-            try:
-                self._lane.trace(Path(folder))
-            except OSError as exc:  # no reason for one rank to leave the others alone
-                logger.error("lazycast %r: rank %d is not traced: %s", self._options.name, self.rank, exc)
 
     def _meet(self, options: Options, error: Exception | None) -> RootLane | FollowerLane | SoloLane:
         """Meet the other ranks, whatever this one has to say, and build the lane."""
@@ -182,6 +173,7 @@ class LazyBroadcast(Generic[P, V]):
             if backend.size == 1:
                 context.close()
             try:
+                _trace_if_wanted(lane)  # before anything can arrive
                 lane.start(timeout_s=max(0.001, deadline_s - time.monotonic()))
             except BaseException:
                 lane.close(0.0)
@@ -414,3 +406,12 @@ class LazyBroadcast(Generic[P, V]):
         ):
             raise ValueError(f"a key has at most {wire.MAX_KEY_NBYTES} bytes, got one of {len(key)}")
         return key
+
+
+def _trace_if_wanted(lane: RootLane | FollowerLane | SoloLane) -> None:
+    folder = os.environ.get("LAZYCAST_TRACE")
+    if folder:
+        try:
+            lane.trace(Path(folder))
+        except OSError as exc:  # no reason for one rank to leave the others alone
+            logger.error("lazycast: LAZYCAST_TRACE=%s: this rank is not traced: %s", folder, exc)

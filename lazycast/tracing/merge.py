@@ -152,15 +152,28 @@ def _links(
                 start = left.get((seq, event["args"].get("owner", trace.about["root"])))
                 if start is None:
                     continue
-                source, slice_ = start
-                begin = _place(source, slice_, pids, shift_us)
-                end = _place(trace, event, pids, shift_us)
-                name = f"{ident[:8]}.{leaving}.{seq}.{trace.about['rank']}"
-                arrow = {"name": "cast" if leaving == _FROM else "value", "cat": "flow", "id": name}
-                found.append({**arrow, "ph": "s", **begin})
-                found.append({**arrow, "ph": "f", "bp": "e", **end, "ts": max(end["ts"], begin["ts"])})
-                if leaving == _FROM and source.about["clock"] != trace.about["clock"]:
-                    found += _transfer(name, event, begin["ts"], end)
+                found += _arrow(
+                    f"{ident[:8]}.{leaving}.{seq}.{trace.about['rank']}", start, (trace, event), pids, shift_us
+                )
+    return found
+
+
+def _arrow(
+    ident: str,
+    start: tuple[Trace, Event],
+    stop: tuple[Trace, Event],
+    pids: dict[tuple[str, int], int],
+    shift_us: dict[Path, float],
+) -> list[Event]:
+    """Return both ends of an arrow between two slices, and the transfer that no rank could time by itself."""
+    begin, end = _place(*start, pids, shift_us), _place(*stop, pids, shift_us)
+    name = start[1]["name"]
+    if name == _FROM_OWNER:  # a value leaves when it is encoded: at the end, or just before it is here
+        begin["ts"] += max(0.0, min(start[1]["dur"], end["ts"] - begin["ts"]))
+    arrow = {"name": "cast" if name == _FROM else "value", "cat": "flow", "id": ident}
+    found = [{**arrow, "ph": "s", **begin}, {**arrow, "ph": "f", "bp": "e", **end, "ts": max(end["ts"], begin["ts"])}]
+    if name == _FROM and start[0].about["clock"] != stop[0].about["clock"]:
+        found += _transfer(ident, stop[1], begin["ts"], end)
     return found
 
 

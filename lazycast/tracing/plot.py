@@ -32,7 +32,7 @@ _COLOURS = {
 #: Waiting, drawn inside the bar of its call; `transfer` is what the arrows are.
 _INSIDE = ("queue", "held", "wait", "agree")
 _MAX_LANES = 12  # calls of one rank at once
-_LABEL_SHARE = 0.012  # of the width, that a bar needs for its text
+_LABEL_SHARE, _LEAST_SHARE = 0.012, 0.0012  # of the width: that a bar needs for its text, and to be seen
 
 
 def missing() -> str | None:
@@ -87,7 +87,8 @@ def _collect(events: Sequence[Event]) -> _Picture:
             begin = begun.pop(event["id"])
             rank.waits.append(_Span(name, begin["ts"] / 1e3, ms, begin["args"].get("seq")))
         elif event["ph"] == "i" and name not in ("said", "heard"):
-            rank.moments.append((event["tid"], ms, name))
+            of = event["args"].get("rank")
+            rank.moments.append((event["tid"], ms, name if of is None else f"{name}: rank {of}"))
         elif event["ph"] in "sf":
             picture.arrows[event["id"]][event["ph"]] = event["pid"], event["tid"], ms
     return picture
@@ -156,6 +157,7 @@ def _rows(rank: _Rank, window: tuple[float, float]) -> list[_Row]:
         elif len(lanes) < _MAX_LANES:
             lanes.append(_Row("" if lanes else "calls", [call]))
     threads = [_Row(_short(name), seen(rank.work[tid]), tid) for tid, name in rank.threads.items()]
+    threads.sort(key=lambda row: (row.label.startswith("worker"), row.label))
     return [*lanes, *(row for row in threads if row.spans)] or [_Row("idle", [])]
 
 
@@ -178,17 +180,15 @@ def _panel(panel: Axes, rank: _Rank, rows: list[_Row], window: tuple[float, floa
                 _call(panel, rank, span, y, begin, width, used)
             else:
                 depth = sum(o.begin <= span.begin and span.end <= o.end and o is not span for o in row.spans)
-                _bar(panel, span, y, max(0.3, 0.84 - 0.22 * depth), begin, used)
+                _bar(panel, span, y, max(0.3, 0.84 - 0.22 * depth), begin, _LEAST_SHARE * width, used)
                 wide = span.end - span.begin > _LABEL_SHARE * width
                 if wide and span.name in ("materialize", "encode", "decode", "share") and span.seq is not None:
                     middle = (max(span.begin, begin) + min(span.end, window[1])) / 2 - begin
                     panel.text(
                         middle, y, f"#{span.seq}", ha="center", va="center", fontsize=7, color="white", clip_on=True
                     )
-        for tid, ms, name in rank.moments:
-            if tid == row.tid and window[0] <= ms <= window[1]:
-                panel.plot([ms - begin], [y], marker="v", color="#d32f2f", markersize=6)
-                panel.annotate(name, (ms - begin, y), fontsize=7, xytext=(4, 4), textcoords="offset points")
+        if row.tid is not None:
+            _moments(panel, [(ms, name) for tid, ms, name in rank.moments if tid == row.tid], y, window)
     panel.set_title(rank.title, loc="left", fontsize=9, pad=3)
     panel.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=8)
     panel.set_ylim(len(rows) - 0.5, -0.5)
@@ -197,6 +197,28 @@ def _panel(panel: Axes, rank: _Rank, rows: list[_Row], window: tuple[float, floa
     for side in ("top", "right", "left"):
         panel.spines[side].set_visible(False)
     panel.tick_params(axis="y", length=0)
+
+
+def _moments(panel: Axes, moments: list[tuple[float, str]], y: int, window: tuple[float, float]) -> None:
+    """Mark what has happened; of what lies too close together, the first is named and the others are counted."""
+    near_ms = 0.08 * (window[1] - window[0])
+    seen = sorted(moment for moment in moments if window[0] <= moment[0] <= window[1])
+    while seen:
+        ms, name = seen[0]
+        more = sum(other - ms < near_ms for other, _ in seen) - 1
+        panel.plot([at - window[0] for at, _ in seen[: more + 1]], [y] * (more + 1), "v", color="#d32f2f", markersize=5)
+        text, place = f"{name} (+{more})" if more else name, (ms - window[0], y)
+        right = ms > window[1] - near_ms  # there the text would leave the picture
+        panel.annotate(
+            text,
+            place,
+            fontsize=7,
+            xytext=(-6 if right else 6, 0),
+            textcoords="offset points",
+            ha="right" if right else "left",
+            va="center",
+        )
+        seen = seen[more + 1 :]
 
 
 def _call(panel: Axes, rank: _Rank, call: _Span, y: int, begin: float, width: float, used: set[str]) -> None:
@@ -213,13 +235,13 @@ def _call(panel: Axes, rank: _Rank, call: _Span, y: int, begin: float, width: fl
         inside = call.begin <= span.end and span.begin <= call.end
         if span.name in _INSIDE and span.seq == call.seq is not None and inside:
             left = max(span.begin, call.begin)
-            _bar(panel, _Span(span.name, left, max(left, span.end), span.seq), y, 0.5, begin, used)
+            _bar(panel, _Span(span.name, left, max(left, span.end), span.seq), y, 0.5, begin, 0.0, used)
     if call.seq is not None and call.end - call.begin > _LABEL_SHARE * width:
         middle = (max(call.begin, begin) + min(call.end, begin + width)) / 2 - begin
         panel.text(middle, y, f"#{call.seq}", ha="center", va="center", fontsize=7, color="#424242", clip_on=True)
 
 
-def _bar(panel: Axes, span: _Span, y: int, height: float, begin: float, used: set[str]) -> None:
+def _bar(panel: Axes, span: _Span, y: int, height: float, begin: float, least: float, used: set[str]) -> None:
     colour = _COLOURS.get(span.name)
     if span.name == "broadcast" or colour is None:  # a caller that waits: an outline will do
         panel.barh(
@@ -233,7 +255,7 @@ def _bar(panel: Axes, span: _Span, y: int, height: float, begin: float, used: se
         )
         return
     used.add(span.name)
-    panel.barh(y, span.end - span.begin, left=span.begin - begin, height=height, color=colour, linewidth=0)
+    panel.barh(y, max(span.end - span.begin, least), left=span.begin - begin, height=height, color=colour, linewidth=0)
 
 
 def _arrows(
