@@ -17,7 +17,7 @@ from lazycast.bench import plan as plans
 from lazycast.bench import plot, report, session
 from lazycast.bench.payloads import SOURCES
 from lazycast.bench.ways import WAYS
-from lazycast.cli import arguments, bench_qps, bench_sglang
+from lazycast.cli import arguments, bench_overhead, bench_qps, bench_sglang
 
 HELP = "compare lazycast with other ways to broadcast an object, on this machine"
 
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write all three there, as bench-BACKEND.*")
     parser.set_defaults(benchmark=None)
     others = parser.add_subparsers(metavar="NAME", title="other benchmarks")
-    for name, module in (("qps", bench_qps), ("sglang", bench_sglang)):
+    for name, module in (("qps", bench_qps), ("overhead", bench_overhead), ("sglang", bench_sglang)):
         other = others.add_parser(name, help=module.HELP, description=module.__doc__)
         other.formatter_class = argparse.RawDescriptionHelpFormatter
         module.add_arguments(other)
