@@ -217,6 +217,7 @@ def _moments(panel: Axes, moments: list[tuple[float, str]], y: int, window: tupl
             textcoords="offset points",
             ha="right" if right else "left",
             va="center",
+            bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1},
         )
         seen = seen[more + 1 :]
 
