@@ -286,8 +286,8 @@ class Desk(ABC):
         else:
             exc = None
         with self._lock:
-            if self._tracer is not None and not ask.taken:
-                self._trace_end(self._tracer, ask, exc)
+            if (tracer := self._tracer) is not None and not ask.taken:
+                self._trace_end(tracer, ask, exc)
             if not self._take(ask):
                 return
             if result.failure is None:
@@ -306,8 +306,8 @@ class Desk(ABC):
 
     def _settle_error(self, ask: Ask, exc: LazycastError) -> None:
         with self._lock:
-            if self._tracer is not None and not ask.taken:
-                self._trace_end(self._tracer, ask, exc)
+            if (tracer := self._tracer) is not None and not ask.taken:
+                self._trace_end(tracer, ask, exc)
             if not self._take(ask):
                 return
             self._counters.count_failure(exc)

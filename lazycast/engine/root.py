@@ -165,8 +165,8 @@ class RootLane(Lane):
         if reentrant is not None:
             return reentrant
         call.phase = "waiting for room"
-        if self._tracer is not None:
-            self._tracer.happened("held back", call, text=self._window.held_back())
+        if (tracer := self._tracer) is not None:
+            tracer.happened("held back", call, text=self._window.held_back())
         self._counters.blocking += 1
         try:
             return self._wait_while_held_back(call)
@@ -322,7 +322,6 @@ class RootLane(Lane):
     def _send(self, call: Call) -> None:
         began_s, cpu_s = time.monotonic(), time.thread_time() if call.measured else 0.0
         if call.failure is None:
-            self._took("held", call.ready_s, call)
             call.phase = "encoding"
             try:
                 cast, room, codes = self._encoder.encode(call)
@@ -347,6 +346,7 @@ class RootLane(Lane):
             self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree)
             if cast.agree:
                 self._agreeing[cast.seq] = arrival
+            self._count("held", call.ready_s, began_s, cast)
             self._count("encode", began_s, cast.sent_s, cast)
             self._book_sent(call, arrival)
         for code in codes:
@@ -395,7 +395,8 @@ class RootLane(Lane):
         if isinstance(message, Report):
             self._on_report(message)
         elif isinstance(message, Read):
-            self._trace_heard(message.rank, "read", message.seqs[0])
+            if message.seqs:
+                self._trace_heard(message.rank, "read", message.seqs[0])
             with self._lock:
                 for seq in message.seqs:
                     self._ledger.read(message.rank, seq)

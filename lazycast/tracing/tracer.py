@@ -35,6 +35,9 @@ _WORK = frozenset(
 )
 
 
+_Who = tuple[int, str | int | bytes | None, str, int | None]
+
+
 class Named(Protocol):
     """What says which cast is meant: a `Call` before it is sent, a `Cast` afterwards."""
 
@@ -89,11 +92,11 @@ class Tracer:
 
     def took(self, what: str, began_s: float, ended_s: float, of: Named | None, **more: Any) -> None:
         """Note a phase of a cast, from `began_s` to `ended_s` (monotonic seconds), on the calling thread."""
-        self._put((what, began_s, ended_s, self._tid(), of, more))
+        self._put((what, began_s, ended_s, self._tid(), _who(of), more))
 
     def happened(self, what: str, of: Named | None, **more: Any) -> None:
         """Note that something happens now."""
-        self._put((what, time.monotonic(), None, self._tid(), of, more))
+        self._put((what, time.monotonic(), None, self._tid(), _who(of), more))
 
     def _tid(self) -> int:
         ident = threading.get_ident()
@@ -142,8 +145,8 @@ class Tracer:
         waiting = self._waiting
         lines: list[bytes] = []
         for _ in range(len(waiting)):
-            what, began_s, ended_s, tid, of, more = waiting.popleft()
-            lines += map(line, self._events(what, began_s, ended_s, tid, of, more))
+            what, began_s, ended_s, tid, who, more = waiting.popleft()
+            lines += map(line, self._events(what, began_s, ended_s, tid, who, more))
         missing, self._missing = self._missing, 0
         if missing:
             lines += map(line, self._events("events left out", time.monotonic(), None, 0, None, {"count": missing}))
@@ -163,9 +166,9 @@ class Tracer:
         return found
 
     def _events(
-        self, what: str, began_s: float, ended_s: float | None, tid: int, of: Named | None, more: dict[str, Any]
+        self, what: str, began_s: float, ended_s: float | None, tid: int, who: _Who | None, more: dict[str, Any]
     ) -> Sequence[Event]:
-        args, ts = _args(of, more), round(began_s * 1e6, 3)
+        args, ts = _args(who, more), round(began_s * 1e6, 3)
         where: Event = {"name": what, "pid": self._rank, "tid": tid}
         if ended_s is None:
             return [{**where, "cat": "cast", "ph": "i", "s": "t", "ts": ts, "args": args}]
@@ -178,13 +181,20 @@ class Tracer:
         return [{**pair, "ph": "b", "ts": ts, "args": args}, {**pair, "ph": "e", "ts": end}]
 
 
-def _args(of: Named | None, more: dict[str, Any]) -> dict[str, Any]:
+def _who(of: Named | None) -> _Who | None:
+    """Say which cast is meant, without what hangs on it: what waits to be written must keep no value alive."""
+    if of is None:
+        return None
+    return of.seq, of.key, of.placement, getattr(of, "nbytes", None)  # a call that is not encoded has no such
+
+
+def _args(who: _Who | None, more: dict[str, Any]) -> dict[str, Any]:
     args: dict[str, Any] = {}
-    if of is not None:
-        key = of.key
-        args = {"seq": of.seq, "key": key if isinstance(key, (str, int)) else None if key is None else key.hex()}
-        args["placement"] = of.placement
-        nbytes = getattr(of, "nbytes", None)  # not known of a call that is not encoded yet
+    if who is not None:
+        seq, key, placement, nbytes = who
+        args = {"seq": seq, "key": key.hex() if isinstance(key, bytes) else key}
+        if placement:  # it is decided
+            args["placement"] = placement
         if nbytes is not None:
             args["nbytes"] = nbytes
     return {**args, **{name: _clipped(value) for name, value in more.items()}}

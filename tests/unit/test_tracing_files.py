@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -246,3 +247,19 @@ with LazyBroadcast(len) as lazy:
         print(type(exc).__name__)
 """
     assert run_python(code, str(tmp_path / "file")).split() == ["1", "FileExistsError"]
+
+
+def test_what_waits_to_be_written_keeps_nothing_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Call:
+        seq, key, placement = 1, None, ""
+
+    monkeypatch.setattr(tracer, "_EVERY_S", 60.0)
+    with traced(tmp_path) as one:
+        call = Call()
+        gone = weakref.ref(call)
+        one.took("queue", 1.0, 2.0, call)
+        one.happened("failed", call)
+        del call
+        assert gone() is None
+    (queue,) = [event for event in events.read(one.path).events if event["ph"] == "b"]
+    assert queue["args"] == {"seq": 1, "key": None}
