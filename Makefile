@@ -9,7 +9,7 @@ RANKS  ?= 4
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-sglang check format bench bench-qps bench-sglang soak trace-picture clean
+.PHONY: demo doctor docs docs-outputs test test-pythons test-sglang package check format bench bench-qps bench-sglang soak trace-picture clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ $(VENV)/.bench: $(VENV)/.cli
 	$(PIP) -e '.[bench]'
 	@touch $@
 
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[docs]'
+	@touch $@
+
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 	$(PIP) -e '.[dev]'
 	@touch $@
@@ -46,6 +50,10 @@ endif
 demo: $(NEEDED)
 	$(BIN)/lazycast demo --backend $(BACKEND) --ranks $(RANKS)
 
+# Whether lazycast works on this machine, and what to do if not.
+doctor: $(NEEDED)
+	$(BIN)/lazycast doctor
+
 # Beside the peers that the backend brings: BACKEND=torch, mpi or local.
 bench: $(NEEDED) $(VENV)/.bench
 	$(BIN)/lazycast bench --backend $(BACKEND) --ranks $(RANKS) --short --out docs/benchmarks
@@ -60,6 +68,19 @@ soak: $(NEEDED)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The wheel, without extras, on each version of Python that can be found here: on PATH, of pyenv, of uv.
+test-pythons: $(VENV)/.dev
+	$(BIN)/python tests/pythons.py $(PYTHONS_ARGS)
+
+# The source package and the wheel, built from it; see docs/releasing.md.
+package: $(VENV)/.dev
+	rm -rf build dist
+	$(BIN)/python -m build
+
+# What commands print, where the docs show it.
+docs-outputs: $(VENV)/.dev
+	$(BIN)/python docs/outputs.py docs/doctor.md
 
 # The adapter against the real SGLang, in environments of their own: 2.5 GB each in the user's cache folder, made once.
 test-sglang: | $(BIN)/python
@@ -77,6 +98,11 @@ trace-picture: $(VENV)/.bench
 	$(BIN)/lazycast trace merge build/traces -o build/trace.json
 	$(BIN)/lazycast trace plot build/trace.json -o docs/images/trace.png
 
+# Strict: a link that leads nowhere, or a page that nobody finds, is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python tools/cast_picture.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -87,4 +113,4 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -106,6 +106,10 @@ class _Peer:
         """Whether MPI has something to move, if only it is called."""
         return bool(self._sending) or self._body_of is not None
 
+    def state(self) -> str:
+        end = ", lost" if self.lost else ", ended" if self.ended else ""
+        return f"rank {self.rank}: {len(self._outbox)} to be sent, {len(self._sending)} under way{end}"
+
     def start(self) -> None:
         try:
             self._listen()
@@ -233,6 +237,8 @@ def _step(peers: Iterable[_Peer]) -> bool:
 class MPILink(Link):
     """Serve the neighbours with one thread. See the module's text for what it guarantees."""
 
+    kind = "MPI"
+
     def __init__(self, comm: MPI.Intracomm, neighbours: Sequence[int], sink: Sink) -> None:
         self._queue: queue.SimpleQueue[tuple[int, bytes, memoryview | None] | None] = queue.SimpleQueue()
         self._closed = False
@@ -271,6 +277,10 @@ class MPILink(Link):
             self._thread.join(_STOP_S)
             if silent:
                 logger.warning("lazycast: no farewell from %s within %g s; gave up", names_of(silent), timeout_s)
+
+    def state(self) -> list[str]:
+        lives = f"thread {self._thread.name} {'lives' if self._thread.is_alive() else 'has ended'}"
+        return [f"{peer.state()}; {lives}" for peer in self._peers.values()]
 
     def close_after_fork(self) -> None:
         self._closed = True  # descriptors are MPI's own business, and the thread did not come along

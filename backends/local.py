@@ -117,7 +117,9 @@ class _Meeting:
         ranks = ", ".join(map(str, sorted(missing)))
         return CastTimeoutError(
             f"{self._what}: rank {ranks} did not come within {self._timeout_s:g} s; every rank must construct its "
-            "object, in the same order"
+            "object, in the same order",
+            rank=min(missing),
+            missing=missing,
         )
 
 
@@ -163,7 +165,7 @@ class _LocalContext(Context):
             else:
                 sock.close()
         self._sockets = {}
-        return ThreadedLink(pipes, sink, name=f"lazycast-local-{self._rank}")
+        return ThreadedLink(pipes, sink, name=f"lazycast-local-{self._rank}", kind="unix socket")
 
     def close(self) -> None:
         for sock in self._sockets.values():
@@ -205,7 +207,8 @@ class LocalBackend(Backend):
     """Connects ranks on one machine over Unix sockets.
 
     Args:
-        rank, size: this process's place, 0-based, and the number of ranks.
+        rank: this process's place, 0-based.
+        size: the number of ranks.
         rendezvous: a folder that all ranks of the job can write and that no other job uses; not needed for one rank.
     """
 

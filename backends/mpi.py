@@ -149,7 +149,7 @@ class _Meeting:
                     pace.reset()
                 elif time.monotonic() > deadline_s:
                     message = f"{doing}: {names_of(missing)} of {self._comm.size} did not come within {timeout_s:g} s"
-                    raise CastTimeoutError(message, rank=min(missing))
+                    raise CastTimeoutError(message, rank=min(missing), missing=missing)
                 else:
                     time.sleep(pace.nap_s())
         except BaseException as exc:  # any, since MPI still holds the buffers

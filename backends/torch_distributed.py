@@ -125,6 +125,7 @@ class _TorchContext(Context):
                     f"not come within {timeout_s:g} s; every rank of the group must construct its object, in the same "
                     "order",
                     rank=missing[0],
+                    missing=missing,
                 ) from exc
         return blobs
 
@@ -141,7 +142,7 @@ class _TorchContext(Context):
         # A rank without neighbours lets go of its group at once, and would reset connections that others are making.
         self.exchange(b"connected", timeout_s=max(0.001, deadline_s - time.monotonic()))
         pipes: dict[int, Pipe] = {peer: _GlooPipe(group, peer) for peer in neighbours}
-        return ThreadedLink(pipes, sink, name=f"lazycast-torch-{self._rank}")
+        return ThreadedLink(pipes, sink, name=f"lazycast-torch-{self._rank}", kind="gloo")
 
     def close(self) -> None:
         """The store is the user's group's; the keys of a generation are small and never read again."""

@@ -4,6 +4,7 @@ See `LazyBroadcast`. Importing this package imports neither torch nor mpi4py.
 """
 
 from lazycast.api import LazyBroadcast
+from lazycast.dumps import dump_all
 from lazycast.errors import (
     BackendError,
     BackendUnavailableError,
@@ -11,6 +12,7 @@ from lazycast.errors import (
     ClosedError,
     ConfigMismatchError,
     DecodeError,
+    DivergenceError,
     EncodeError,
     KeyInUseError,
     LaunchError,
@@ -41,6 +43,7 @@ __all__ = [
     "ClosedError",
     "ConfigMismatchError",
     "DecodeError",
+    "DivergenceError",
     "EncodeError",
     "GroupStats",
     "KeyInUseError",
@@ -59,6 +62,7 @@ __all__ = [
     "Timing",
     "TrustError",
     "__version__",
+    "dump_all",
     "launch",
     "register_materializer",
     "register_reducer",

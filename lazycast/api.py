@@ -19,13 +19,13 @@ from lazycast.engine.performer import Group
 from lazycast.engine.root import RootLane
 from lazycast.engine.solo import SoloLane
 from lazycast.engine.workers import role_of
-from lazycast.errors import CastTimeoutError
+from lazycast.errors import BackendError, CastTimeoutError
 from lazycast.fanout import meeting
 from lazycast.fanout.mesh import Mesh
 from lazycast.future import CastFuture
 from lazycast.group_stats import GroupStats
 from lazycast.missing import MISSING, Missing
-from lazycast.options import DEFAULT_ARENA_NBYTES, DEFAULT_MAX_INFLIGHT_NBYTES, Options, check
+from lazycast.options import DEFAULT_ARENA_NBYTES, DEFAULT_MAX_INFLIGHT_NBYTES, Options, check, debug_wanted
 from lazycast.reducers import note_devices
 from lazycast.stats import Stats
 from lazycast.topology import place
@@ -75,8 +75,9 @@ class LazyBroadcast(Generic[P, V]):
             nothing that arrives is unpickled or imported.
         allow: with trust "pickle": the exact names ("module.qualname") of all types and functions that may arrive,
             beside plain data, arrays and images; materializers are listed here, or registered. None: any, and code too.
-        max_inflight, max_inflight_nbytes: how many casts, and bytes of payload, the slowest rank may have that it has
-            not asked for; beyond it the root's calls block.
+        max_inflight: how many casts the slowest rank may have that it has not asked for; beyond it the root's calls
+            block.
+        max_inflight_nbytes: the same for bytes of payload.
         timeout_s: how long construction, and each call that does not say otherwise, may wait (seconds).
         warn_after_s: a call that waits longer than this is logged once, with whom it waits for (seconds).
         executor: runs materializers in this process; by default some threads of lazycast's own.
@@ -139,9 +140,15 @@ class LazyBroadcast(Generic[P, V]):
             owners=owners,
             replicated=replicated,
             allow=allow,
+            debug=debug_wanted(),
         )
         self._options = options
-        self._lane = self._meet(options, check(options, self._backend.size))
+        began_s = time.monotonic()
+        try:
+            self._lane = self._meet(options, check(options, self._backend.size))
+        except (BackendError, CastTimeoutError) as exc:
+            exc.operation, exc.phase, exc.age_s = "construct", "meeting the other ranks", time.monotonic() - began_s
+            raise
         lifetime.watch(self._lane)
 
     def _meet(self, options: Options, error: Exception | None) -> RootLane | FollowerLane | SoloLane:
@@ -350,7 +357,12 @@ class LazyBroadcast(Generic[P, V]):
         return self._lane.trace(Path(folder))
 
     def dump(self) -> str:
-        """Return this rank's whole state as text for a human. Local, never blocks. Threads: safe."""
+        """Return this rank's whole state as text for a human.
+
+        Calls that wait, since when and for whom; the queue, the books on other ranks and the mailbox; who holds shared
+        memory; when each neighbour was last heard; threads and counters. `lazycast.dump_all` does it for all objects.
+        Local, never blocks. Threads: safe, in a signal handler too.
+        """
         return self._lane.dump()
 
     def close(self, *, timeout_s: float | None = None) -> None:

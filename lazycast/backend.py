@@ -58,6 +58,8 @@ class Link(ABC):
 
     #: The largest body `send` accepts, in bytes.
     max_body_nbytes: int = DEFAULT_MAX_BODY_NBYTES
+    #: What carries the bytes, in a word or two, for messages to people: "gloo", "MPI".
+    kind: str = "the backend's link"
 
     @abstractmethod
     def send(self, peer: int, header: bytes, body: memoryview | None = None) -> None:
@@ -81,6 +83,10 @@ class Link(ABC):
         Those that do not answer within `timeout_s` are given up. Idempotent. Not collective. Must not be called from
         a sink's call.
         """
+
+    def state(self) -> list[str]:
+        """Return a line for each neighbour: what waits to be sent, which threads live. Never blocks; takes no lock."""
+        return []
 
     @abstractmethod
     def close_after_fork(self) -> None:

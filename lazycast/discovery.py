@@ -21,8 +21,8 @@ ENTRY_POINTS = "lazycast.backends"
 
 _current: ContextVar[Backend | None] = ContextVar("lazycast_backend", default=None)
 
-# What launchers of Open MPI, MPICH, Intel MPI and Slurm's PMI leave in the environment of a rank.
-_MPI_MARKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS")
+#: What launchers of Open MPI, MPICH, Intel MPI and Slurm's PMI leave in the environment of a rank.
+MPI_MARKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS")
 
 
 _of_process: Backend | None = None
@@ -93,7 +93,7 @@ def _automatic() -> Backend:
         return _of_process
     if _torch_is_initialised():
         return by_name("torch").from_environment()
-    if any(mark in os.environ for mark in _MPI_MARKS):
+    if any(mark in os.environ for mark in MPI_MARKS):
         return by_name("mpi").from_environment()
     if "LAZYCAST_RANK" not in os.environ and (os.environ.get("WORLD_SIZE") or "1") != "1":
         raise BackendUnavailableError(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
 
 class LazycastError(Exception):
     """Everything that lazycast raises by itself.
@@ -11,7 +16,27 @@ class LazycastError(Exception):
         rank: the rank the error is about (where a materializer raised, who died, who closed), or `None`.
         host: that rank's host, or `None`.
         remote_traceback: the traceback as text where the error happened on another rank, else `None`.
+
+    Of a time-out and of a lost or closed rank also, as far as it is known:
+
+        operation: the call that failed: "broadcast", "broadcast_async" or "construct".
+        key: of that call. seq: the number of its cast, once it has one here.
+        phase: how far it had come.
+        missing: the ranks that it waited for. answered: those that had done their part.
+        silent: the ranks that did not answer when they were asked whether they are there.
+        nbytes: how large the payload is, encoded.
+        age_s: how long the call had waited (seconds).
     """
+
+    operation: str | None = None
+    key: str | int | bytes | None = None
+    seq: int | None = None
+    phase: str | None = None
+    missing: tuple[int, ...] = ()
+    answered: tuple[int, ...] = ()
+    silent: tuple[int, ...] = ()
+    nbytes: int | None = None
+    age_s: float | None = None
 
     def __init__(
         self,
@@ -20,8 +45,11 @@ class LazycastError(Exception):
         rank: int | None = None,
         host: str | None = None,
         remote_traceback: str | None = None,
+        missing: Collection[int] = (),
     ) -> None:
         super().__init__(message)
+        if missing:
+            self.missing = tuple(sorted(missing))
         self.message = message
         self.rank = rank
         self.host = host
@@ -34,8 +62,7 @@ class LazycastError(Exception):
         return message
 
     def __reduce__(self) -> tuple[object, ...]:
-        state = {"rank": self.rank, "host": self.host, "remote_traceback": self.remote_traceback}
-        return type(self), (self.args[0],), state
+        return type(self), (self.args[0],), dict(self.__dict__)
 
 
 class EncodeError(LazycastError):
@@ -59,7 +86,19 @@ class PayloadMismatchError(LazycastError, ValueError):
 
 
 class PeerLostError(LazycastError, ConnectionError):
-    """A rank died. Nothing can be cast in this group any more; build a new one without it."""
+    """A rank died. Nothing can be cast in this group any more; build a new one without it.
+
+    Attributes, beside those of `LazycastError`:
+        link: over what its end was noticed: "unix socket", "gloo", "MPI".
+        reason: what was noticed.
+        noticed_by: the rank that did.
+        last_heard_s: how long before that the last message had come from it (seconds); `None` if none ever had.
+    """
+
+    link: str | None = None
+    reason: str | None = None
+    noticed_by: int | None = None
+    last_heard_s: float | None = None
 
 
 class ClosedError(LazycastError):
@@ -67,7 +106,21 @@ class ClosedError(LazycastError):
 
 
 class CastTimeoutError(LazycastError, TimeoutError):
-    """Waiting took longer than `timeout_s`. Names the operation, the phase and who is missing."""
+    """Waiting took longer than `timeout_s`. Names the operation, the phase, who is missing and who does not answer.
+
+    The same as attributes: see `LazycastError`.
+    """
+
+
+class DivergenceError(LazycastError, RuntimeError):
+    """This rank's calls are out of step with the root's; found with `LAZYCAST_DEBUG=1` only.
+
+    Attributes, beside those of `LazycastError`:
+        root_site, site: where the root made the call, and where this rank, `rank`, made the one that met it.
+    """
+
+    root_site: str | None = None
+    site: str | None = None
 
 
 class KeyInUseError(LazycastError, KeyError):

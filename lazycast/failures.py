@@ -7,6 +7,7 @@ import traceback
 from lazycast.errors import (
     ClosedError,
     DecodeError,
+    DivergenceError,
     EncodeError,
     LazycastError,
     MaterializeError,
@@ -29,6 +30,7 @@ _AT_HOME: dict[FailureKind, type[LazycastError]] = {
     "lost": PeerLostError,
     "closed": ClosedError,
     "untrusted": TrustError,
+    "diverged": DivergenceError,
 }
 _ABROAD: dict[FailureKind, type[LazycastError]] = {
     "decode": DecodeError,
@@ -37,6 +39,7 @@ _ABROAD: dict[FailureKind, type[LazycastError]] = {
     "lost": PeerLostError,
     "closed": ClosedError,
     "untrusted": TrustError,
+    "diverged": DivergenceError,
 }
 
 
@@ -71,21 +74,27 @@ def from_exception(kind: FailureKind, what: str, exc: BaseException, *, rank: in
     return Failure(kind, rank, host, clip(message, _MAX_MESSAGE), clip(_format(exc), _MAX_TRACEBACK))
 
 
-def to_exception(failure: Failure, *, label: str, rank: int, cause: BaseException | None = None) -> LazycastError:
+def to_exception(
+    failure: Failure, *, label: str, rank: int, cause: BaseException | None = None, more: str = ""
+) -> LazycastError:
     """Make the exception that `rank` raises for a failure.
 
     Args:
         label: what names the cast in a message, as in "cast #3 key 'a' (root 0)".
+        more: ends the message.
         cause: the original exception, where it happened on this rank.
     """
     at_home = failure.rank == rank
     kind = (_AT_HOME if at_home else _ABROAD).get(failure.kind, RemoteError)
     exc = kind(
-        f"{label}: {failure.message}",
+        f"{label}: {failure.message}{more}",
         rank=failure.rank,
         host=failure.host,
         remote_traceback=None if at_home else failure.traceback,
     )
+    loss = failure.loss
+    if loss is not None and isinstance(exc, PeerLostError):
+        exc.link, exc.reason, exc.noticed_by, exc.last_heard_s = loss.link, loss.reason, loss.by, loss.heard_s
     if at_home:
         exc.__cause__ = cause
     return exc

@@ -75,8 +75,10 @@ class CastFuture(concurrent.futures.Future[V]):
     def result(self, timeout: float | None = None) -> V:
         """Return the value, waiting up to `timeout` seconds.
 
-        Raises: the cast's error; `concurrent.futures.TimeoutError` if `timeout` ends before the cast's own time limit;
-            ReentrantCallError if called, before it is done, from a materializer or callback of the same object.
+        Raises:
+            concurrent.futures.TimeoutError: `timeout` has ended before the cast's own time limit.
+            ReentrantCallError: called, before it is done, from a materializer or callback of the same object.
+            LazycastError: the cast's own error.
         """
         self._wait(timeout)
         return super().result(0)

@@ -13,8 +13,8 @@ class GroupStats:
     """What `LazyBroadcast.group_stats()` returns on the root: the last word of every rank.
 
     A rank tells the root what it has counted two seconds after a cast has arrived there, and again as long as casts
-    come, and once more when it closes. So what is here may be older than what the ranks would say now; nobody is asked
-    and nobody waits.
+    come, and once more when it closes (which reaches the root if the ranks on the way are there still). So what is here
+    may be older than what the ranks would say now; nobody is asked and nobody waits.
 
     Attributes:
         name, size, root: of the object.

@@ -22,6 +22,8 @@ class Closable(Protocol):
 
     def after_fork_in_child(self) -> None: ...
 
+    def dump(self) -> str: ...
+
 
 #: How long all objects together may wait for pending calls at exit (seconds).
 _EXIT_TIMEOUT_S = 5.0
@@ -42,10 +44,9 @@ def forget(thing: Closable) -> None:
         _open.discard(thing)
 
 
-def watched() -> list[Closable]:
-    """Return what is open in this process."""
-    with _lock:
-        return list(_open)
+def open_now() -> list[Closable]:
+    """Return what is open. Without the lock, which a signal handler may have interrupted: a copy takes one step."""
+    return list(_open)
 
 
 def _close_all() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import math
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,6 +18,8 @@ VALUES: Final = ("private", "readonly", "copy")
 PLACEMENTS: Final = ("every", "demand", "root", "shard", "auto")
 TRUST: Final = ("pickle", "data")
 WITH_OWNERS: Final = ("shard", "auto")
+#: The environment variable that makes each call's place travel with it.
+DEBUG: Final = "LAZYCAST_DEBUG"
 DEFAULT_MAX_INFLIGHT_NBYTES: Final = 1 << 30
 DEFAULT_ARENA_NBYTES: Final = 1 << 30
 
@@ -42,6 +45,7 @@ class Options:
     owners: Collection[int] | None = None
     replicated: bool = False
     allow: Collection[str] | None = None
+    debug: bool = False
 
     def agreed(self) -> dict[str, object]:
         """Return what must be the same on every rank."""
@@ -52,7 +56,13 @@ class Options:
         except (TypeError, ValueError):  # it is none; `check` says so
             said["owners"] = shown(self.owners)
         said["allow"] = _allow_agreed(self.allow)
+        said[DEBUG] = self.debug
         return said
+
+
+def debug_wanted() -> bool:
+    """Whether the environment asks for debug mode."""
+    return os.environ.get(DEBUG, "") not in ("", "0")
 
 
 def _allow_agreed(allow: object) -> object:

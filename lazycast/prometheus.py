@@ -138,7 +138,7 @@ class Collector:
 
     def _open(self) -> list[LazyBroadcast[Any, Any]] | list[Desk]:
         if self._chosen is None:
-            return [lane for lane in lifetime.watched() if isinstance(lane, Desk)]
+            return [lane for lane in lifetime.open_now() if isinstance(lane, Desk)]
         return [lazy for lazy in self._chosen if not lazy.closed]
 
     def _read(self, one: LazyBroadcast[Any, Any] | Desk) -> list[tuple[Stats, float]]:

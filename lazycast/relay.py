@@ -8,11 +8,13 @@ Guarantees:
   it arrives, so a tree of any depth costs about one transfer, not one per level; the message is delivered, and shared
   with the ranks of the host, when its last byte is in.
 * A header or body that does not make sense is a lost peer with a reason, never an exception that goes unseen.
+* Whatever comes from a neighbour, a part of a body included, stamps when it was last heard.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,7 +25,7 @@ from lazycast.codec import allocate, copy
 from lazycast.fanout.arena import Slot
 from lazycast.fanout.mesh import INLINE_NBYTES, Mesh
 from lazycast.topology import Topology
-from lazycast.wire import AnyMessage, Cast, Chunk, Code, Gone, Pass, Status, Value
+from lazycast.wire import AnyMessage, Beat, Cast, Chunk, Code, Gone, Pass, Query, Relayed, Status, Value
 
 _EMPTY = memoryview(b"")
 
@@ -71,6 +73,7 @@ class Relay:
         self._connected = threading.Event()
         self._transfers: dict[int, _Transfer] = {}  # by seq; touched only by the listener of the parent
         self._placed: dict[int, memoryview] = {}  # by peer: where the message under way puts its body
+        self.heard_s: dict[int, float] = {}  # by neighbour: when something came from it last (monotonic)
         self.nbytes_sent = 0  # to other hosts
         self._nbytes_from_away = self._nbytes_from_host = 0
         self._count_lock = threading.Lock()
@@ -85,10 +88,11 @@ class Relay:
         self._connected.set()
 
     def close(self, *, timeout_s: float) -> None:
+        deadline_s = time.monotonic() + timeout_s
         if self._mesh is not None:
             self._mesh.close(timeout_s=timeout_s)
         if self._link is not None:
-            self._link.close(timeout_s=timeout_s)
+            self._link.close(timeout_s=max(0.0, deadline_s - time.monotonic()))
 
     def close_after_fork(self) -> None:
         if self._mesh is not None:
@@ -108,6 +112,38 @@ class Relay:
     def taken_nbytes(self) -> int:
         """Return the bytes of shared memory that this rank has taken, held or not."""
         return self._mesh.taken_nbytes() if self._mesh is not None else 0
+
+    # Looking at neighbours
+
+    @property
+    def away(self) -> tuple[int, ...]:
+        """The neighbours on other hosts."""
+        return self._topology.remote_neighbours
+
+    def link_to(self, rank: int) -> str | None:
+        """Return in a word what connects this rank with a neighbour; None for a rank that is none."""
+        if rank in self._near:
+            return "unix socket"
+        return self._link.kind if self._link is not None and rank in self.away else None
+
+    def heard_ago_s(self, rank: int) -> float | None:
+        """Return since when nothing has come from a neighbour (seconds); None if nothing ever has."""
+        heard_s = self.heard_s.get(rank)
+        return None if heard_s is None else time.monotonic() - heard_s
+
+    def pid_of(self, rank: int) -> int | None:
+        """Return the process of a rank of this host, if it can be seen from here."""
+        return self._mesh.pids.get(rank) if self._mesh is not None else None
+
+    def state(self) -> list[str]:
+        """Return lines on the links to all neighbours. Never blocks."""
+        near = [f"unix socket: {line}" for line in self._mesh.state()] if self._mesh is not None else []
+        link = self._link
+        return near + ([f"{link.kind}: {line}" for line in link.state()] if link is not None else [])
+
+    def leases(self) -> list[str] | None:
+        """Return who holds which slots of this rank's shared memory. None if that is locked just now."""
+        return self._mesh.leases() if self._mesh is not None else []
 
     # Sending
 
@@ -180,9 +216,15 @@ class Relay:
         else:
             self._send(self._topology.parent, wire.encode(message))
 
-    def one(self, message: Status) -> None:
-        """Root only: send to the rank the message names."""
+    def one(self, message: Status | Relayed) -> None:
+        """Send to the rank the message names, which is below this one."""
         self._pass_to_one(message, wire.encode(message))
+
+    def beat(self) -> None:
+        """Give the neighbours on other hosts a sign of life."""
+        header = wire.encode(Beat())
+        for peer in self.away:
+            self._send(peer, header)
 
     def flood(self, message: Gone) -> None:
         """Send to every neighbour; each passes it on if it is news."""
@@ -191,7 +233,7 @@ class Relay:
         for peer in above + self._topology.children:
             self._send(peer, header)
 
-    def _pass_to_one(self, message: Status, header: bytes) -> None:
+    def _pass_to_one(self, message: Status | Relayed, header: bytes) -> None:
         hop = self._topology.next_hop(message.to)
         if hop is not None:
             self._send(hop, header)
@@ -201,6 +243,7 @@ class Relay:
     def host_message(self, peer: int, header: bytes, body: memoryview) -> None:
         message = wire.decode(header)
         self._nbytes_from_host += len(header) + body.nbytes  # by one thread only
+        self.heard_s[peer] = time.monotonic()
         if self._passes_on:
             self._pass_on(message, header, _EMPTY)
         if not self._passes_on or self._is_mine(message):
@@ -210,6 +253,7 @@ class Relay:
 
     def place(self, peer: int, header: bytes, nbytes: int) -> memoryview:
         message = wire.decode(header)
+        self.heard_s[peer] = time.monotonic()
         if isinstance(message, (Cast, Code)):
             try:
                 room = self.room(message.nbytes)
@@ -234,12 +278,13 @@ class Relay:
     def deliver(self, peer: int, header: bytes) -> None:
         message = wire.decode(header)
         body = self._placed.pop(peer, _EMPTY)
+        self.heard_s[peer] = time.monotonic()
         with self._count_lock:
             self._nbytes_from_away += len(header) + body.nbytes
         self._pass_on(message, header, body)
         if isinstance(message, (Cast, Code, Chunk)):
             self._assemble(message, header, body.nbytes)
-        elif self._is_mine(message):
+        elif self._is_mine(message) and not isinstance(message, Beat):
             self._receiver.on_message(message, _EMPTY)
 
     def gone(self, peer: int, reason: str | None) -> None:
@@ -249,7 +294,7 @@ class Relay:
         self._receiver.on_neighbour_gone(peer, reason)
 
     def _is_mine(self, message: AnyMessage) -> bool:
-        if isinstance(message, Status):
+        if isinstance(message, (Status, Relayed)):
             return message.to == self._topology.rank
         return message.route != "up" or self._topology.parent is None
 
@@ -261,7 +306,9 @@ class Relay:
                 self._send_here(header, None)
         elif message.route == "up" and self._topology.parent is not None:
             self._send(self._topology.parent, header)
-        elif isinstance(message, Status):
+            if isinstance(message, Query):  # whoever asks learns how far it has come
+                self.one(Relayed(message.rank, message.token, self._topology.rank))
+        elif isinstance(message, (Status, Relayed)):
             self._pass_to_one(message, header)
         # Gone is passed on by the engine, which knows whether it is news.
 

@@ -76,6 +76,11 @@ class _Neighbour:
         self.sender.start()
         self.listener.start()
 
+    def state(self) -> str:
+        threads = [t.name for t in (self.sender, self.listener) if t.is_alive()]
+        ended = ", ended" if self._ended else ""
+        return f"rank {self.peer}: {self._outbox.qsize()} to be sent{ended}; threads: {', '.join(threads) or 'none'}"
+
     def put(self, message: _Message) -> None:
         if message is _FAREWELL or not self._ended:
             self._outbox.put(message)
@@ -129,9 +134,19 @@ class _Neighbour:
 class ThreadedLink(Link):
     """Serve pipes with threads. See the module's text for what it guarantees."""
 
-    def __init__(self, pipes: Mapping[int, Pipe], sink: Sink, *, name: str, max_body_nbytes: int | None = None) -> None:
+    def __init__(
+        self,
+        pipes: Mapping[int, Pipe],
+        sink: Sink,
+        *,
+        name: str,
+        kind: str | None = None,
+        max_body_nbytes: int | None = None,
+    ) -> None:
         if max_body_nbytes is not None:
             self.max_body_nbytes = max_body_nbytes
+        if kind is not None:
+            self.kind = kind
         self._closed = False
         self._neighbours = {peer: _Neighbour(peer, pipe, sink, name) for peer, pipe in pipes.items()}
 
@@ -163,6 +178,9 @@ class ThreadedLink(Link):
                     logger.warning("lazycast: rank %d did not answer the farewell", neighbour.peer)
                     break
             neighbour.pipe.close()
+
+    def state(self) -> list[str]:
+        return [neighbour.state() for neighbour in self._neighbours.values()]
 
     def close_after_fork(self) -> None:
         for neighbour in self._neighbours.values():

@@ -83,7 +83,7 @@ class Tally:
         self.buckets = [0] * _BUCKETS
 
     def add(self, seconds: float) -> None:
-        """Count one occurrence. Takes a third of a microsecond: every cast has half a dozen on each rank."""
+        """Count one occurrence. Takes a third of a microsecond."""
         self.total_s += seconds
         if seconds > self.max_s:
             self.max_s = seconds

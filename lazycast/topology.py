@@ -46,6 +46,14 @@ class Topology:
         """The ranks of this rank's host, in order."""
         return next(host for host in self.hosts if self.rank in host)
 
+    def way_up(self) -> list[int]:
+        """Return the ranks between this one and the root, the root last."""
+        way, rank = [], self.parent
+        while rank is not None:
+            way.append(rank)
+            rank = place(rank, self.root, self.hosts).parent
+        return way
+
     def below(self, rank: int) -> list[int]:
         """Return the ranks that get their casts by way of `rank`."""
         everybody = (r for host in self.hosts for r in host)

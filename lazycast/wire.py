@@ -18,13 +18,23 @@ import msgspec
 
 from lazycast.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
 
-WIRE_VERSION: Final = 4
+WIRE_VERSION: Final = 5
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
 WireKey = Any  # Key | None, which `decode` checks: msgspec has no union of str and bytes
 FailureKind = Literal[
-    "encode", "decode", "materialize", "mismatch", "refused", "withdrawn", "timeout", "lost", "closed", "untrusted"
+    "encode",
+    "decode",
+    "materialize",
+    "mismatch",
+    "refused",
+    "withdrawn",
+    "timeout",
+    "lost",
+    "closed",
+    "untrusted",
+    "diverged",
 ]
 
 
@@ -35,6 +45,15 @@ class WireError(ValueError):
     """A header that this version of lazycast cannot read."""
 
 
+class Loss(msgspec.Struct, frozen=True, array_like=True):
+    """How the end of a lost rank was noticed: by whom, on which link, why, and how long nothing had come from it."""
+
+    by: int
+    link: str
+    reason: str
+    heard_s: float | None = None
+
+
 class Failure(msgspec.Struct, frozen=True, array_like=True):
     """What went wrong on one rank, as text: it arrives even if the exception itself could not."""
 
@@ -43,6 +62,27 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     host: str
     message: str
     traceback: str | None = None
+    loss: Loss | None = None
+
+
+class Origin(msgspec.Struct, frozen=True, array_like=True):
+    """Where a call was made, in debug mode: the site as text, and which of the calls without a key it was (or 0).
+
+    `label` stands for the line, `place` for the function that it is in, both together with the line that called that.
+    """
+
+    site: str
+    label: bytes
+    place: bytes
+    nth: Count
+
+
+class Silence(msgspec.Struct, frozen=True, array_like=True):
+    """A rank that does not answer the root: since how long, and since when nothing at all has come from it."""
+
+    rank: int
+    silent_s: float
+    heard_s: float | None = None
 
 
 class MaterializerRef(msgspec.Struct, frozen=True, array_like=True):
@@ -74,7 +114,7 @@ class Cost(msgspec.Struct, frozen=True, array_like=True):
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """Base of all messages. `route` says whom a message is for, so that relays need not know what it says."""
 
-    route: ClassVar[Literal["down", "up", "flood", "one", "host"]]
+    route: ClassVar[Literal["down", "up", "flood", "one", "host", "next"]]
 
 
 class Cast(Message, frozen=True, tag="cast"):
@@ -100,6 +140,7 @@ class Cast(Message, frozen=True, tag="cast"):
     turn: Count = 0
     fingerprint: bytes | None = None
     sent_s: float = 0.0
+    origin: Origin | None = None
 
 
 class Chunk(Message, frozen=True, tag="chunk"):
@@ -184,23 +225,59 @@ class Need(Message, frozen=True, tag="need"):
 
 
 class Query(Message, frozen=True, tag="query"):
-    """A rank is about to time out and asks the root whom everybody waits for. `seq` if the cast has arrived."""
+    """A rank asks the root whom everybody waits for, and wants to know within `within_s`. `seq` if the cast is here."""
 
     route = "up"
     rank: int
     token: int
     seq: int | None
     key: WireKey
+    within_s: float
 
 
 class Status(Message, frozen=True, tag="status"):
-    """The root's answer to a query."""
+    """The root's answer to a query.
+
+    `calls` counts its unkeyed calls so far. `recent` shows its latest calls, in debug mode.
+    """
 
     route = "one"
     to: int
     token: int
     phase: str
     missing: list[int]
+    answered: list[int] = []
+    silent: list[Silence] = []
+    calls: Count = 0
+    recent: list[str] = []
+
+
+class Relayed(Message, frozen=True, tag="relayed"):
+    """To a rank that asks, from each that has passed its query on: whoever is next, and silent, stands in the way."""
+
+    route = "one"
+    to: int
+    token: int
+    by: int
+
+
+class RollCall(Message, frozen=True, tag="rollcall"):
+    """The root wants to know who answers."""
+
+    route = "down"
+
+
+class Present(Message, frozen=True, tag="present"):
+    """The answer to a roll call, from the thread that receives."""
+
+    route = "up"
+    rank: int
+
+
+class Beat(Message, frozen=True, tag="beat"):
+    """A sign of life for the next host."""
+
+    route = "next"
 
 
 class Spread(msgspec.Struct, frozen=True, array_like=True):
@@ -237,7 +314,25 @@ class Gone(Message, frozen=True, tag="gone"):
     failure: Failure
 
 
-AnyMessage = Cast | Chunk | Code | Verdict | Report | Value | Pass | Read | Need | Query | Status | Figures | Gone
+AnyMessage = (
+    Cast
+    | Chunk
+    | Code
+    | Verdict
+    | Report
+    | Value
+    | Pass
+    | Read
+    | Need
+    | Query
+    | Status
+    | Relayed
+    | RollCall
+    | Present
+    | Beat
+    | Figures
+    | Gone
+)
 
 _PREFIX: Final = bytes([WIRE_VERSION])
 _KEYED: Final = (Cast, Query)

@@ -85,6 +85,7 @@ def run_rank(plan: Plan, folder: Path) -> dict[str, Any] | None:
         reporter.begin(index, len(cells), f"{kind}, {size_text(nbytes)}")
         _measure(cell, plan, sync, reporter)
         if plan.memory and nbytes >= MEMORY_NBYTES:
+            reporter.say(f"{kind}, {size_text(nbytes)}, memory", 1.0)
             needs += [{"kind": kind, "nbytes": nbytes, **need} for need in _memory(cell, sync, watch)]
         results += [
             {"kind": kind, "nbytes": nbytes, "way": way.name, "column": column, **asdict(Spread.of(seconds))}
@@ -111,11 +112,12 @@ def _measure(cell: Cell, plan: Plan, sync: Sync, reporter: Reporter) -> None:
         way.prepare(like)
     _round(cell, sync, 0)  # a first one that warms memory and does not count
     cell.seconds.clear()
-    wanted, deadline_s = plan.rounds(cell.source.nbytes), time.monotonic() + plan.cell_s
+    wanted, since_s = plan.rounds(cell.source.nbytes), time.monotonic()
     for done in itertools.count(1):
         _round(cell, sync, done)
-        reporter.round(done, wanted)
-        over = done >= wanted or (done >= plan.min_rounds and time.monotonic() > deadline_s)
+        taken_s = time.monotonic() - since_s
+        over = done >= wanted or (done >= plan.min_rounds and taken_s > plan.cell_s)
+        reporter.round(max(done / wanted, min(done / plan.min_rounds, taken_s / plan.cell_s)), 1)
         if sync.gather(b"over" if over else b"")[0]:
             return
 

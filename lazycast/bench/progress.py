@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 _FILE = "progress"
 _POLL_S = 0.1
+_REPEAT_S = 15.0
 _WRITE_S = 0.2  # no more often: writing takes time from a rank that measures
 
 
@@ -27,17 +28,17 @@ class Reporter:
         self._cell, self._cells, self._what = 0, 1, ""
         self._written_s = 0.0
 
-    def say(self, what: str) -> None:
-        """Tell what is being done, at the start of it."""
+    def say(self, what: str, fraction: float = 0.0) -> None:
+        """Tell what is being done, at the start of it; `fraction` of the cell is done."""
         self._what = what
-        self._write(0.0)
+        self._write(fraction)
 
     def begin(self, cell: int, cells: int, what: str) -> None:
         """Begin a cell."""
         self._cell, self._cells = cell, cells
         self.say(what)
 
-    def round(self, done: int, wanted: int) -> None:
+    def round(self, done: float, wanted: float) -> None:
         """Tell how far the cell is; not every call is written."""
         if time.monotonic() - self._written_s > _WRITE_S:
             self._write(done / wanted)
@@ -66,15 +67,16 @@ class Display(Protocol):
 
 
 class _Lines:
-    """For logs and pipes: a line for each thing that begins."""
+    """For logs and pipes: a line for each thing that begins, and now and then one while it lasts."""
 
     def __init__(self) -> None:
-        self._last, self._since_s = "", time.monotonic()
+        self._last, self._since_s, self._said_s = "", time.monotonic(), 0.0
 
     def show(self, share: float, what: str) -> None:
-        if what != self._last:
-            self._last = what
-            print(f"{time.monotonic() - self._since_s:6.1f} s  {share:4.0%}  {what}", file=sys.stderr, flush=True)
+        now_s = time.monotonic()
+        if what != self._last or now_s - self._said_s > _REPEAT_S:
+            self._last, self._said_s = what, now_s
+            print(f"{now_s - self._since_s:6.1f} s  {share:4.0%}  {what}", file=sys.stderr, flush=True)
 
 
 class _Bar:
@@ -82,7 +84,7 @@ class _Bar:
 
     def __init__(self, progress: Any) -> None:
         self._progress = progress
-        self._task = progress.add_task("starting ranks", total=1.0)
+        self._task = progress.add_task("", total=1.0)
 
     def show(self, share: float, what: str) -> None:
         self._progress.update(self._task, completed=share, description=what)
@@ -97,17 +99,28 @@ def display() -> Iterator[Display]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:<20}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<28}", markup=False),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield _Bar(progress)
 
 
 @contextlib.contextmanager
-def shown(folder: Path) -> Iterator[None]:
-    """Show on standard error what the ranks write into `folder`, for as long as this is open."""
+def shown(folder: Path, label: str = "") -> Iterator[None]:
+    """Show on standard error what the ranks write into `folder`, for as long as this is open.
+
+    Args:
+        label: stands before everything, where several runs follow each other.
+    """
     over = threading.Event()
     with display() as shows:
-        thread = threading.Thread(target=_follow, args=(folder / _FILE, shows, over), name="progress", daemon=True)
+        shows.show(0.0, f"{label}starting ranks")  # seconds, with torch
+        arguments = (folder / _FILE, shows, over, label)
+        thread = threading.Thread(target=_follow, args=arguments, name="progress", daemon=True)
         thread.start()
         try:
             yield
@@ -116,7 +129,7 @@ def shown(folder: Path) -> Iterator[None]:
             thread.join()
 
 
-def _follow(path: Path, shows: Display, over: threading.Event) -> None:
+def _follow(path: Path, shows: Display, over: threading.Event, label: str) -> None:
     path.touch()
     with path.open() as lines:
         rest = ""
@@ -124,7 +137,8 @@ def _follow(path: Path, shows: Display, over: threading.Event) -> None:
             last = over.is_set()  # asked before reading, so that nothing is missed at the end
             *whole, rest = (rest + lines.read()).split("\n")
             for line in whole:
-                shows.show(**json.loads(line))
+                said = json.loads(line)
+                shows.show(said["share"], label + said["what"])
             if last:
                 return
             over.wait(_POLL_S)

@@ -65,10 +65,14 @@ def figures(run: dict[str, Any]) -> Iterator[str]:
         yield f"idle ranks, in rank order, take {parts} of a core"
 
 
+def kind_name(kind: str) -> str:
+    """Return what to call a kind of payload."""
+    return _KINDS.get(kind, kind)
+
+
 def kinds(run: dict[str, Any]) -> dict[str, str]:
     """Return the kinds of payload a run has measured, and what to call them."""
-    seen = dict.fromkeys(result["kind"] for result in run["results"])
-    return {kind: _KINDS.get(kind, kind) for kind in seen}
+    return {kind: kind_name(kind) for kind in dict.fromkeys(result["kind"] for result in run["results"])}
 
 
 def rows(run: dict[str, Any], kind: str, *, spreads: tuple[str, ...] = COLUMNS) -> Iterator[tuple[int, list[str]]]:
@@ -95,13 +99,13 @@ def rows(run: dict[str, Any], kind: str, *, spreads: tuple[str, ...] = COLUMNS) 
         yield nbytes, cells
 
 
-_NOTE = (
+NOTE = (
     "Times from the root's call until the last rank holds the value, has read every byte of it, has overwritten every "
     "byte of it: median (10th to 90th percentile). A ratio is to lazycast's median: above 1 the way takes longer."
 )
 
 
-_MEMORY_NOTE = (
+MEMORY_NOTE = (
     "Private memory that the root, and the worst other rank, needed at most for one broadcast beyond what they held "
     "before, by what was done with the value: in multiples of the payload. Shared: what all ranks together have taken "
     "of shared memory for this way, by then; an arena keeps what it has grown to."
@@ -114,7 +118,7 @@ def memory_rows(run: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     for need in run.get("memory", ()):  # older runs have none
         table.setdefault((need["kind"], need["nbytes"], need["way"]), {})[need["column"]] = need
     for (kind, nbytes, way), columns in table.items():
-        cells = [_KINDS.get(kind, kind), size_text(nbytes), way]
+        cells = [kind_name(kind), size_text(nbytes), way]
         for column in MEMORY_COLUMNS:
             need = columns.get(column)
             cells += [f"{need[who] / nbytes:.2f}" if need else "-" for who in ("root_nbytes", "others_nbytes")]
@@ -132,7 +136,7 @@ def print_run(run: dict[str, Any]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, 150)  # a file has no edge at which to break lines
-    console.print(f"[bold]{title(run)}[/]\n{surroundings(run)}\n{_NOTE}")
+    console.print(f"[bold]{title(run)}[/]\n{surroundings(run)}\n{NOTE}")
     wide = console.width >= _WIDE
     for kind, name in kinds(run).items():
         shape, padding = (box.HEAVY_HEAD, (0, 1)) if wide else (box.SIMPLE_HEAD, (0, 1, 0, 0))
@@ -158,7 +162,7 @@ def _print_memory(run: dict[str, Any], console: Console) -> None:
     from rich import box
     from rich.table import Table
 
-    console.print(_MEMORY_NOTE)
+    console.print(MEMORY_NOTE)
     table = Table(title="memory", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in MEMORY_HEADINGS:
         table.add_column(heading, justify="left" if heading in MEMORY_HEADINGS[:3] else "right", overflow="fold")
@@ -177,7 +181,7 @@ def markdown(run: dict[str, Any], *, plot: str | None = None) -> str:
     Args:
         plot: the path of its picture, to be shown in it.
     """
-    lines = [f"# {title(run)}", "", surroundings(run), "", _NOTE, ""]
+    lines = [f"# {title(run)}", "", surroundings(run), "", NOTE, ""]
     if plot:
         lines += [f"![time over size]({plot})", ""]
     for kind, name in kinds(run).items():
@@ -185,7 +189,7 @@ def markdown(run: dict[str, Any], *, plot: str | None = None) -> str:
         lines += [_line(cells) for _, cells in rows(run, kind)]
         lines.append("")
     if run.get("memory"):
-        lines += ["## Memory", "", _MEMORY_NOTE, ""]
+        lines += ["## Memory", "", MEMORY_NOTE, ""]
         lines += [_line(MEMORY_HEADINGS), _line(["---"] * 3 + ["---:"] * (len(MEMORY_HEADINGS) - 3))]
         lines += [_line(cells) for _, cells in memory_rows(run)]
         lines.append("")

@@ -17,18 +17,22 @@ from lazycast.launcher import launch
 FORMAT = 1
 
 
-def run(plan: Plan) -> dict[str, Any]:
+def run(plan: Plan, *, command: str | None = None, label: str = "") -> dict[str, Any]:
     """Measure what `plan` says on ranks of this machine; return everything that is known of the run, as JSON has it.
 
+    Args:
+        command: what was typed, for reports.
+        label: stands before everything that is shown of its progress.
     Raises: what `launch` raises; LaunchError also if some rank did not get what the root sent.
     Blocking: until all is measured.
     """
     about = {
         "format": FORMAT,
+        "command": command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine.describe(),
         "plan": asdict(plan),
     }
-    with tempfile.TemporaryDirectory(prefix="lazycast-bench-") as name, progress.shown(Path(name)):
+    with tempfile.TemporaryDirectory(prefix="lazycast-bench-") as name, progress.shown(Path(name), label):
         measured, *_ = launch(run_rank, ranks=plan.ranks, backend=plan.backend, args=(plan, Path(name)))
     return {**about, **measured}

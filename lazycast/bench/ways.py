@@ -10,7 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -65,10 +65,13 @@ class Lazycast(Way):
 
     name = "lazycast"
     agree: ClassVar[bool] = True
+    values: ClassVar[Literal["private", "copy"]] = "private"
 
     def __init__(self, rank: int) -> None:
         super().__init__(rank)
-        self._lazy: LazyBroadcast[Any, Any] = LazyBroadcast(name=self.name, agree=self.agree, timeout_s=TIMEOUT_S)
+        self._lazy: LazyBroadcast[Any, Any] = LazyBroadcast(
+            name=self.name, agree=self.agree, values=self.values, timeout_s=TIMEOUT_S
+        )
 
     def run(self, payload: Any) -> Any:
         return self._lazy.broadcast(payload)
@@ -85,6 +88,13 @@ class LazycastNoAgree(Lazycast):
 
     name = "lazycast agree=False"
     agree = False
+
+
+class LazycastCopy(Lazycast):
+    """This library, with values in memory of their own: for what will be overwritten."""
+
+    name = "lazycast values=copy"
+    values = "copy"
 
 
 class _Ready(Way):
@@ -277,6 +287,7 @@ class Memcpy(_Ready):
 WAYS: tuple[type[Way], ...] = (
     Lazycast,
     LazycastNoAgree,
+    LazycastCopy,
     TorchObjectList,
     TorchRaw,
     VllmQueue,

@@ -9,14 +9,15 @@ Exit codes: 0 all is well; 1 the command found something wrong; 2 it cannot do w
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
-from lazycast.cli import bench, demo, soak, trace
+from lazycast.cli import bench, demo, doctor, soak, trace
 from lazycast.errors import BackendUnavailableError, LazycastError
 from lazycast.version import __version__
 
-_COMMANDS = {"demo": demo, "bench": bench, "soak": soak, "trace": trace}
+_COMMANDS = {"demo": demo, "doctor": doctor, "bench": bench, "soak": soak, "trace": trace}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, without the program's name; by default those of this process.
     Raises: SystemExit with code 2 for arguments that make no sense.
     """
-    args = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(words)
+    args.command_line = shlex.join(["lazycast", *words])  # for reports
     try:
         code: int = args.run(args)
     except BackendUnavailableError as exc:

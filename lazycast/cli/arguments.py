@@ -53,3 +53,12 @@ def listed(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
             raise argparse.ArgumentTypeError(str(exc)) from exc
 
     return parse_all
+
+
+#: Numbers of ranks, each for a run of its own.
+RANKS = listed(whole(2))
+
+
+def stem(benchmark: str, backend: str, ranks: int | None) -> str:
+    """Return the name of a run's files without their ending; `ranks` where several numbers of them are measured."""
+    return f"{benchmark}-{backend}" if ranks is None else f"{benchmark}-{backend}-{ranks}"

@@ -12,12 +12,14 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from lazycast.bench import plan as plans
 from lazycast.bench import plot, report, session
+from lazycast.bench.page import charts
 from lazycast.bench.payloads import SOURCES
 from lazycast.bench.ways import WAYS
-from lazycast.cli import arguments, bench_overhead, bench_qps, bench_sglang
+from lazycast.cli import arguments, bench_overhead, bench_page, bench_qps, bench_sglang, extras
 
 HELP = "compare lazycast with other ways to broadcast an object, on this machine"
 
@@ -33,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ways = [way.name for way in WAYS]
     many = "comma-separated; default: all"
     parser.add_argument("--backend", choices=BACKENDS, help="default: the first of these that is installed")
-    parser.add_argument("--ranks", type=arguments.whole(2), default=4, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--ranks", type=arguments.RANKS, default=(4,), metavar="N,..", help="a run for each number; default: 4"
+    )
     parser.add_argument("--short", action="store_true", help="sizes up to 64 MiB, and less time for each")
     parser.add_argument("--sizes", type=arguments.listed(plans.parse_size), metavar="S,..", help="such as 1KiB,64MiB")
     parser.add_argument(
@@ -58,9 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (PNG): time over size")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write all three there, as bench-BACKEND.*")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="measure requests too, and make one HTML page of all runs there"
+    )
+    parser.add_argument("--no-requests", action="store_true", help="with --report: leave out the requests")
     parser.set_defaults(benchmark=None)
-    others = parser.add_subparsers(metavar="NAME", title="other benchmarks")
-    for name, module in (("qps", bench_qps), ("overhead", bench_overhead), ("sglang", bench_sglang)):
+    others = parser.add_subparsers(metavar="NAME", title="other benchmarks, and the page of all")
+    modules = {"qps": bench_qps, "overhead": bench_overhead, "sglang": bench_sglang, "report": bench_page}
+    for name, module in modules.items():
         other = others.add_parser(name, help=module.HELP, description=module.__doc__)
         other.formatter_class = argparse.RawDescriptionHelpFormatter
         module.add_arguments(other)
@@ -73,13 +82,27 @@ def run(args: argparse.Namespace) -> int:
     if args.benchmark is not None:
         code: int = args.benchmark(args, backend)
         return code
-    paths = _paths(args, backend)
-    problem = _missing(wants_plot=args.plot is not None)
+    problem = _missing(args)
     if problem is not None:
         print(f"lazycast bench: {problem}", file=sys.stderr)
         return 2
-    measured = session.run(_plan(args, backend))
-    report.print_run(measured)
+    several = len(args.ranks) > 1
+    for ranks in args.ranks:
+        label = f"{ranks} ranks: " if several else ""
+        measured = session.run(_plan(args, backend, ranks), command=args.command_line, label=label)
+        report.print_run(measured)
+        stem = arguments.stem("bench", backend, ranks if several else None)
+        _write(measured, _paths(args, stem))
+        if args.report:
+            bench_qps.write_json(measured, args.report / f"{stem}.json")
+    if not args.report:
+        return 0
+    if not args.no_requests:
+        bench_qps.for_report(args, backend)
+    return bench_page.write(args.report)
+
+
+def _write(measured: dict[str, Any], paths: dict[str, Path]) -> None:
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     if "json" in paths:
@@ -93,29 +116,34 @@ def run(args: argparse.Namespace) -> int:
         picture = paths.get("plot")
         beside = picture is not None and picture.parent == paths["markdown"].parent
         paths["markdown"].write_text(report.markdown(measured, plot=picture.name if picture and beside else None))
-    return 0
 
 
-def _paths(args: argparse.Namespace, backend: str) -> dict[str, Path]:
+def _paths(args: argparse.Namespace, stem: str) -> dict[str, Path]:
     """Where to write what. What `--out` leaves open, the other options say."""
     endings = {"json": "json", "markdown": "md", "plot": "png"}
-    paths = {what: args.out / f"bench-{backend}.{ending}" for what, ending in endings.items() if args.out}
+    paths = {what: args.out / f"{stem}.{ending}" for what, ending in endings.items() if args.out}
     return {**paths, **{what: getattr(args, what) for what in endings if getattr(args, what)}}
 
 
-def _missing(*, wants_plot: bool) -> str | None:
+def _missing(args: argparse.Namespace) -> str | None:
     """Say before the run, not after it, that something asked for cannot be done."""
+    if len(args.ranks) > 1 and (args.json or args.markdown or args.plot):
+        return "--json, --markdown and --plot take one number of ranks; with several, use --out or --report"
     if find_spec("rich") is None:
         return "rich not found; run: pip install 'lazycast[cli]'"
-    return plot.missing() if wants_plot else None
+    if args.report and not args.no_requests and extras.missing() is not None:
+        return extras.missing()
+    if args.report and charts.missing() is not None:
+        return charts.missing()
+    return plot.missing() if args.plot is not None else None
 
 
-def _plan(args: argparse.Namespace, backend: str) -> plans.Plan:
+def _plan(args: argparse.Namespace, backend: str, ranks: int) -> plans.Plan:
     installed = tuple(kind for kind, source in SOURCES.items() if source.available())
     rounds = args.rounds or plans.MAX_ROUNDS
     plan = plans.Plan(
         backend=backend,
-        ranks=args.ranks,
+        ranks=ranks,
         kinds=args.kinds or installed,
         sizes=args.sizes or (plans.SHORT_SIZES if args.short else plans.SIZES),
         ways=args.ways or (),

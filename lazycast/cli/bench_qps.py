@@ -10,14 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lazycast.bench import plot as plots
+from lazycast.bench.page import charts
 from lazycast.bench.qps import plan as plans
 from lazycast.bench.qps import plot, report, session
 from lazycast.bench.qps.ways import WAYS
 from lazycast.bench.qps.workloads import WORKLOADS
-from lazycast.cli import arguments, extras
+from lazycast.cli import arguments, bench_page, extras
 
 HELP = "throughput, latency and CPU of requests, by way and workload"
 
@@ -26,6 +30,8 @@ _SECONDS, _ROUNDS, _SLOWDOWNS = 5.0, 5, 3
 _SLOWDOWN_S = 1.0
 #: What `--short` takes instead.
 _SHORT_SECONDS, _SHORT_ROUNDS, _SHORT_SLOWDOWNS = 1.0, 3, 1
+#: What a report of `lazycast bench` has beside its own.
+_REPORTED = ("photo", "replicated")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS
     many = "comma-separated; default: all"
     parser.add_argument("--backend", choices=("torch", "mpi", "local"), help="default: the first that is installed")
-    parser.add_argument("--ranks", type=arguments.whole(2), metavar="N", help="default: 4")
+    parser.add_argument("--ranks", type=arguments.RANKS, metavar="N,..", help="a run for each number; default: 4")
     parser.add_argument(
         "--workloads",
         type=arguments.listed(arguments.one_of(WORKLOADS)),
@@ -74,36 +80,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--short", action="store_true", help="shorter rounds, and fewer")
     parser.add_argument("--no-figures", action="store_true", help="leave out the scheduler beside each way")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write JSON, Markdown and PNG there, as qps-BACKEND.*")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="make one HTML page of all runs there")
 
 
 def run(args: argparse.Namespace, backend: str) -> int:
     """Measure, print and write. Returns the exit code."""
-    problem = extras.missing()
+    problem = extras.missing() or (charts.missing() if args.report else None)
     if problem is not None:
         print(f"lazycast bench qps: {problem}", file=sys.stderr)
         return 2
-    measured = session.run(_plan(args, backend))
-    report.print_run(measured)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        at = args.out / f"qps-{backend}.json"
-        at.write_text(json.dumps(measured, indent=1) + "\n")
-        picture = at.with_suffix(".png")
-        if plots.missing() is None:
-            plot.draw(measured, picture)
-        else:
-            print(f"lazycast bench qps: no picture: {plots.missing()}", file=sys.stderr)
-        shown = picture.name if plots.missing() is None else None
-        at.with_suffix(".md").write_text(report.markdown(measured, plot=shown))
-    return 0
+    _measure([_plan(args, backend, ranks) for ranks in args.ranks], args)
+    return bench_page.write(args.report) if args.report else 0
 
 
-def _plan(args: argparse.Namespace, backend: str) -> plans.Plan:
+def for_report(args: argparse.Namespace, backend: str) -> None:
+    """Measure what a report of `lazycast bench` says of requests, into its folder."""
+    workloads = ("photo",) if args.short else _REPORTED
+    seconds, rounds = _SHORT_SECONDS, args.rounds or _SHORT_ROUNDS
+    plan = plans.Plan(backend, 0, workloads, seconds=seconds, rounds=rounds, slowdown_s=0.0, slowdown_rounds=0)
+    _measure([replace(plan, ranks=ranks) for ranks in args.ranks], args)
+
+
+def _measure(asked: Sequence[plans.Plan], args: argparse.Namespace) -> None:
+    """Measure, print and write a run for each plan."""
+    for plan in asked:
+        label = f"{plan.ranks} ranks: " if len(asked) > 1 else ""
+        measured = session.run(plan, command=args.command_line, label=label)
+        report.print_run(measured)
+        name = arguments.stem("qps", plan.backend, plan.ranks if len(asked) > 1 else None)
+        if args.report:
+            write_json(measured, args.report / f"{name}.json")
+        if args.out:
+            _write(measured, args.out / f"{name}.json")
+
+
+def write_json(measured: dict[str, Any], path: Path) -> None:
+    """Write everything that was measured; make the folder if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(measured, indent=1) + "\n")
+
+
+def _write(measured: dict[str, Any], at: Path) -> None:
+    write_json(measured, at)
+    picture = at.with_suffix(".png")
+    if plots.missing() is None:
+        plot.draw(measured, picture)
+    else:
+        print(f"lazycast bench qps: no picture: {plots.missing()}", file=sys.stderr)
+    shown = picture.name if plots.missing() is None else None
+    at.with_suffix(".md").write_text(report.markdown(measured, plot=shown))
+
+
+def _plan(args: argparse.Namespace, backend: str, ranks: int) -> plans.Plan:
     rounds = args.rounds or (_SHORT_ROUNDS if args.short else _ROUNDS)
     seconds = args.seconds or (_SHORT_SECONDS if args.short else _SECONDS)
     return plans.Plan(
         backend=backend,
-        ranks=args.ranks,
+        ranks=ranks,
         workloads=args.workloads,
         ways=args.ways,
         seconds=seconds,

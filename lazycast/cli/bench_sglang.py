@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, backend: str) -> int:
         rounds=args.rounds or (3 if args.short else usual.rounds),
         requests=not args.no_requests,
     )
-    measured = session.run(plan)
+    measured = session.run(plan, command=args.command_line)
     report.print_run(measured)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -12,9 +12,12 @@ import json
 import math
 import os
 import sys
+import tempfile
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from lazycast import LazyBroadcast
+from lazycast.bench import progress
 from lazycast.cli import extras, photos
 from lazycast.errors import BackendUnavailableError, LazycastError
 from lazycast.launcher import launch
@@ -23,6 +26,7 @@ from lazycast.version import __version__
 
 HELP = "cast real photos to ranks on this machine and compare what each rank got"
 
+_WIDE = 110  # columns that the table takes
 BACKENDS = ("local", "threads", "torch", "mpi")
 
 
@@ -108,9 +112,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _start(backend: str, args: argparse.Namespace) -> Run:
-    reports = launch(
-        cast_photos, ranks=args.ranks, backend=backend, args=(args.placement, args.timeout_s), timeout_s=args.timeout_s
-    )
+    with tempfile.TemporaryDirectory(prefix="lazycast-demo-") as name, progress.shown(Path(name), f"{backend}: "):
+        wanted = (args.placement, args.timeout_s, Path(name))
+        reports = launch(cast_photos, ranks=args.ranks, backend=backend, args=wanted, timeout_s=args.timeout_s)
     return Run(backend, reports)
 
 
@@ -123,17 +127,21 @@ def _try(backend: str, args: argparse.Namespace) -> Run:
         return Run(backend, error=f"{type(exc).__name__}: {exc}")
 
 
-def cast_photos(placement: str, timeout_s: float) -> RankReport:
-    """On each rank: take part in the casts and report."""
+def cast_photos(placement: str, timeout_s: float, folder: Path) -> RankReport:
+    """On each rank: take part in the casts and report; the root tells of its progress in `folder`."""
     with LazyBroadcast(photos.develop, name="demo", placement=placement, timeout_s=timeout_s) as lazy:
+        reporter = progress.Reporter(folder, lazy.is_root)
+        reporter.begin(0, 2, "photos together")
         jpegs = photos.sample_photos() if lazy.is_root else {}  # the others never touch the files
         album = lazy.broadcast(jpegs)
         names = list(album)
         turn = lazy.rank % len(names)
+        reporter.begin(1, 2, "photos one by one")
         order = names[turn:] + names[:turn]
         futures = {n: lazy.broadcast_async({n: jpegs[n]} if lazy.is_root else {}, key=n) for n in order}
         singles = {name: futures[name].result()[name] for name in names}
         stats = lazy.stats()
+        reporter.end(2)
     digests = {name: _digest(name, album[name], singles[name]) for name in names}
     return RankReport(
         rank=lazy.rank,
@@ -188,6 +196,8 @@ def _print_table(runs: list[Run]) -> None:
             )
         table.add_section()
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _WIDE)  # a file has no edge at which to break lines
     console.print(table)
     photo_names = next((list(r.ranks[0].photos) for r in runs if r.ranks), [])
     if photo_names:

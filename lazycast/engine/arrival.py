@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lazycast.engine.desk import Ask
+from lazycast.engine.ask import Ask
 from lazycast.engine.performer import Result
 from lazycast.materializers import Materializer
 from lazycast.missing import MISSING
@@ -53,6 +53,7 @@ class Arrival:
     told_read: bool = False
     arrived_s: float = 0.0
     reported_s: float = 0.0
+    diverged: Failure | None = None  # it has met a call that was not meant for it
 
     @property
     def wanted(self) -> bool:
@@ -81,6 +82,12 @@ class Arrival:
         if self.ask is None and (message.placement == "demand" or message.fingerprint is not None):
             return False
         return not self.wanted or self.owner in (None, rank) or self.shared is not None or self._differs
+
+    def judged(self, result: Result) -> Result:
+        """Return what a result counts for: nothing, if the call that is to get it was not meant for it."""
+        if self.diverged is None or result.failure is not None:
+            return result
+        return Result(failure=self.diverged)
 
     def take(self) -> Material:
         """Hand over what the part is made from."""

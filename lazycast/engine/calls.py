@@ -15,7 +15,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from lazycast.engine.desk import Ask
+from lazycast.engine.ask import Ask
+from lazycast.engine.dump import named
 from lazycast.materializers import Materializer
 from lazycast.missing import MISSING
 from lazycast.wire import Failure, Key
@@ -120,3 +121,7 @@ class Calls:
         """Return the call with this key that is sent next."""
         line = self._lines.get(key)
         return line[0] if line is not None else None
+
+    def lines(self) -> list[str]:
+        """Return a line for each call that has not been sent."""
+        return [f"#{call.seq}{named(call.key)}: {call.phase}" for call in list(self._unsent.values())]

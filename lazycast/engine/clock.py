@@ -43,6 +43,10 @@ class Clock(Generic[W]):
     def start(self) -> None:
         self._thread.start()
 
+    def state(self) -> str:
+        """Return a line for a dump."""
+        return f"{self._thread.name}: {'lives' if self._thread.is_alive() else 'does not live'}"
+
     def wake(self) -> None:
         """There is something to do, or a wait that comes due earlier than all others."""
         try:  # contextlib.suppress would take as long as all the rest, and every call of the root passes here

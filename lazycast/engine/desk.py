@@ -15,14 +15,17 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lazycast import failures
+from lazycast.engine.ask import Ask
 from lazycast.engine.clock import Clock
+from lazycast.engine.divergence import origin
+from lazycast.engine.dump import layout, named, seen, trying
 from lazycast.engine.performer import Group, Performer, Result
+from lazycast.engine.situation import Situation
 from lazycast.engine.waits import Stage, Wait, Waits, plan
 from lazycast.engine.workers import Workers, inside, role_of
 from lazycast.errors import CastTimeoutError, ClosedError, KeyInUseError, LazycastError, ReentrantCallError
@@ -36,31 +39,16 @@ from lazycast.tracing.tracer import Named, Tracer
 from lazycast.trust import policy_of
 from lazycast.wire import Key
 
-if TYPE_CHECKING:
-    from lazycast.engine.arrival import Arrival
-
 logger = logging.getLogger("lazycast")
 
-
-@dataclass(eq=False)
-class Ask:
-    """One call of `broadcast` or `broadcast_async` on this rank."""
-
-    key: Key | None
-    timeout_s: float
-    future: CastFuture[Any]
-    number: int
-    since_s: float
-    wait: Wait[Ask] = field(init=False)
-    arrival: Arrival | None = None
-    taken: bool = False  # settled, or given up: what arrives for it is dropped
-    report: str | None = None  # what the root answered when this ask was about to time out
-    payload: Any = MISSING  # of this rank's own, where payloads are replicated
-    mark: bytes | Exception | None = None  # its fingerprint, if that has been tried
+#: A wait that ends so much too late was not looked at: this process was stopped, or did not get to run (seconds).
+_FROZEN_S = 1.0
 
 
 class Desk(ABC):
     """What all kinds of lanes share: the books on asks, and the clock."""
+
+    _inquires = True  # whether there is anybody to ask about a call that waits long
 
     def __init__(self, group: Group, options: Options) -> None:
         self._group = group
@@ -73,7 +61,7 @@ class Desk(ABC):
         self._tracer: Tracer | None = None  # read once where it is used: another thread may end it meanwhile
         self._waits: Waits[Ask] = Waits()
         self._pending: dict[Key, Ask] = {}  # asks with a key whose future is not done
-        self._asked = 0
+        self._asked = self._unkeyed = 0
         self._closing = False
         self._closed = threading.Event()
         self._forked = False
@@ -90,22 +78,36 @@ class Desk(ABC):
 
     # Naming things
 
-    def _label(self, key: Key | None, seq: int | None, number: int | None = None) -> str:
+    def _label(self, key: Key | None, seq: int | None, nth: int | None = None, operation: str = "cast") -> str:
         which = f" #{seq}" if seq is not None else ""
         if key is not None:
             which += f" key {key!r}"
-        elif number is not None:
-            which += f" (unkeyed call number {number} here)"
+        elif nth is not None:
+            which += f" (unkeyed call number {nth} here)"
         rank, size, root = self._group[:3]
-        return f"lazycast {self._options.name!r}: cast{which} on rank {rank} of {size}, root {root}"
+        return f"lazycast {self._options.name!r}: {operation}{which} on rank {rank} of {size}, root {root}"
+
+    def _seq_of(self, ask: Ask) -> int | None:
+        return ask.arrival.message.seq if ask.arrival is not None else None
 
     def _ask_label(self, ask: Ask) -> str:
-        seq = ask.arrival.message.seq if ask.arrival is not None else None
-        return self._label(ask.key, seq, ask.number)
+        return self._label(ask.key, self._seq_of(ask), ask.nth, ask.operation)
 
-    def _exception(self, ask_label: str, result: Result) -> LazycastError:
-        assert result.failure is not None
-        return failures.to_exception(result.failure, label=ask_label, rank=self._group.rank, cause=result.cause)
+    def _explain(self, ask: Ask, exc: LazycastError, situation: Situation) -> LazycastError:
+        """Note on an error what became of which call."""
+        age_s = time.monotonic() - ask.since_s
+        return situation.explain(exc, operation=ask.operation, key=ask.key, seq=self._seq_of(ask), age_s=age_s)
+
+    def _exception(self, ask: Ask, result: Result) -> LazycastError:
+        failure = result.failure
+        assert failure is not None
+        situation, more = Situation(failure.kind), ""
+        if failure.kind in ("lost", "closed"):
+            situation = self._situation(ask)
+            more = f"; this call had waited {time.monotonic() - ask.since_s:.1f} s: {situation.text()}"
+        label, rank = self._ask_label(ask), self._group.rank
+        exc = failures.to_exception(failure, label=label, rank=rank, cause=result.cause, more=more)
+        return self._explain(ask, exc, situation)
 
     # Counting
 
@@ -128,10 +130,10 @@ class Desk(ABC):
 
     def _trace_end(self, tracer: Tracer, ask: Ask, exc: LazycastError | None) -> None:
         """With the lock held: note how a call ends."""
-        named = self._named(ask)
-        tracer.took("total", ask.since_s, time.monotonic(), named, call=ask.number)
+        of = self._named(ask)
+        tracer.took("total", ask.since_s, time.monotonic(), of, call=ask.number)
         if exc is not None:
-            tracer.happened("failed", named, call=ask.number, error=type(exc).__name__, text=str(exc))
+            tracer.happened("failed", of, call=ask.number, error=type(exc).__name__, text=str(exc))
 
     @property
     def tracer(self) -> Tracer | None:
@@ -223,17 +225,22 @@ class Desk(ABC):
         if self._closing:
             raise ClosedError(f"lazycast {self._options.name!r} is closed on this rank", rank=self._group.rank)
 
-    def _make_ask(self, key: Key | None, timeout_s: float, began_s: float, *, ask_root: bool) -> Ask:
+    def _make_ask(self, key: Key | None, timeout_s: float, began_s: float, operation: str) -> Ask:
         """With the lock held: make an ask; every call counts, also one that is refused."""
         self._asked += 1
+        nth = 0
+        if key is None:
+            nth = self._unkeyed = self._unkeyed + 1
         future: CastFuture[Any] = CastFuture(
-            label=functools.partial(self._label, key, None, self._asked),  # only if somebody looks
+            label=functools.partial(self._label, key, None, nth),  # only if somebody looks
             withdraw=lambda: self._cancel(ask),
             run_callback=self._run_callback,
             guard=self._guard_result,
         )
-        ask = Ask(key, timeout_s, future, self._asked, began_s)
-        ask.wait = Wait(ask, began_s, plan(began_s, timeout_s, self._options.warn_after_s, ask=ask_root))
+        ask = Ask(key, timeout_s, future, self._asked, began_s, operation, nth)
+        if self._options.debug:
+            ask.origin = origin(nth)
+        ask.wait = Wait(ask, began_s, plan(began_s, timeout_s, self._options.warn_after_s, ask=self._inquires))
         return ask
 
     def _book(self, ask: Ask) -> None:
@@ -282,7 +289,7 @@ class Desk(ABC):
         if result.failure is not None and result.failure.kind == "withdrawn":
             exc: LazycastError | None = None
         elif result.failure is not None:
-            exc = self._exception(self._ask_label(ask), result)
+            exc = self._exception(ask, result)
         else:
             exc = None
         with self._lock:
@@ -329,25 +336,36 @@ class Desk(ABC):
 
     def _on_due(self, stage: Stage, ask: Ask) -> None:
         if stage is Stage.ASK:
-            self._ask_root(ask)
+            self._inquire(ask)
             return
-        text = self._describe(ask)
+        situation = self._situation(ask)
         if stage is Stage.WARN:
             waited_s = time.monotonic() - ask.since_s
+            text = situation.text()
             if (tracer := self._tracer) is not None:
                 tracer.happened("still waiting", None, call=ask.number, text=text)
             logger.warning("%s: still waiting after %.1f s: %s", self._ask_label(ask), waited_s, text)
         else:
-            message = f"{self._ask_label(ask)}: no value after {ask.timeout_s:g} s: {text}"
-            self._settle_error(ask, CastTimeoutError(message, rank=self._group.rank))
+            self._settle_error(ask, self._timed_out(ask, situation))
+
+    def _timed_out(self, ask: Ask, situation: Situation) -> LazycastError:
+        late_s = time.monotonic() - ask.wait.deadline_s
+        late = f"; this rank itself did not run for {late_s:.1f} s of that or more" if late_s > _FROZEN_S else ""
+        message = f"{self._ask_label(ask)}: no value after {ask.timeout_s:g} s: {situation.text()}{late}"
+        return self._explain(ask, CastTimeoutError(message, rank=self._group.rank), situation)
 
     @abstractmethod
-    def _ask_root(self, ask: Ask) -> None:
-        """Find out from the root, if it is elsewhere, whom this ask waits for."""
+    def _inquire(self, ask: Ask) -> None:
+        """Find out from the root whom this ask waits for, and who does not answer."""
+
+    def _situation(self, ask: Ask) -> Situation:
+        """Say in which phase an ask is, and for whom it waits. Without the lock."""
+        with self._lock:
+            return self._look(ask)
 
     @abstractmethod
-    def _describe(self, ask: Ask) -> str:
-        """Say in which phase an ask is, and for whom it waits."""
+    def _look(self, ask: Ask) -> Situation:
+        """The same with the lock held."""
 
     # The end
 
@@ -373,8 +391,10 @@ class Desk(ABC):
         with self._lock:
             left = self._waits.waiting()
         for ask in left:
+            situation = self._situation(ask)
             text = f"{self._ask_label(ask)}: this rank closed the object after waiting {timeout_s:g} s: "
-            self._settle_error(ask, ClosedError(text + self._describe(ask), rank=self._group.rank))
+            closed = ClosedError(text + situation.text(), rank=self._group.rank)
+            self._settle_error(ask, self._explain(ask, closed, situation))
         try:
             self._disconnect(max(1.0, deadline_s - time.monotonic()))
         finally:
@@ -474,20 +494,67 @@ class Desk(ABC):
     def dump(self) -> str:
         self.refuse_after_fork()
         rank, size, root, hosts = self._group[:4]
-        placement = "{} ({})".format(*self._placement())
-        lines = [f"lazycast {self._options.name!r}: rank {rank} of {size} on {hosts[rank]}, root {root}, {placement=}"]
-        with self._lock:
-            state = "closed" if self._closed.is_set() else "closing" if self._closing else "open"
-            asks = self._waits.waiting()
-            extra = self._dump_lines()
-        lines += [f"  {state}", *extra]
-        now_s = time.monotonic()
-        lines += [f"  {self._ask_label(a)}: waiting {now_s - a.since_s:.3f} s: {self._describe(a)}" for a in asks]
-        lines.append(f"  bytes sent {self._nbytes()[0]}, received {self._nbytes()[1]}")
-        return "\n".join(lines)
+        title = f"lazycast {self._options.name!r}: rank {rank} of {size} on {hosts[rank]}, root {root}"
+        with trying(self._lock) as held:
+            sections = [(name, seen(look)) for name, look in self._dump_sections().items()]
+        return layout(title, sections, held=held)
 
-    def _dump_lines(self) -> list[str]:
-        """With the lock held: what else there is to see."""
+    def _dump_sections(self) -> dict[str, Callable[[], Sequence[str] | None]]:
+        return {
+            "state": self._dump_state,
+            "calls that wait": lambda: [self._dump_ask(ask) for ask in self._waits.waiting()],
+            "queue": self._dump_queue,
+            "books": self._dump_books,
+            "mailbox": self._dump_mailbox,
+            "under way": self._dump_casts,
+            "shared memory": self._dump_leases,
+            "links": self._dump_links,
+            "threads": lambda: [self._clock.state(), *self._performer.state(), self._callbacks.state()],
+            "counters": lambda: [self._counters.text()],
+            "bytes": lambda: ["sent to other hosts {}, received {}".format(*self._nbytes())],
+        }
+
+    def _dump_state(self) -> list[str]:
+        state = "closed" if self._closed.is_set() else "closing" if self._closing else "open"
+        placement = "placement {} ({})".format(*self._placement())
+        ended = self._dump_ended()
+        return [state, placement, *([f"ended: {ended}"] if ended is not None else [])]
+
+    def _dump_ask(self, ask: Ask) -> str:
+        seq = self._seq_of(ask)
+        which = named(ask.key) or f" (number {ask.nth} without a key)"
+        waited = f"waiting {time.monotonic() - ask.since_s:.3f} s of {ask.timeout_s:g} s"
+        return f"{ask.operation}{'' if seq is None else f' #{seq}'}{which}: {waited}: {self._look(ask).text()}"
+
+    # What there is to see, in lines. With the lock held if it can be had: nothing here takes it, changes anything, or
+    # goes through a container that may change meanwhile.
+
+    def _dump_ended(self) -> str | None:
+        """Why nothing more can come, once that is so."""
+        return None
+
+    def _dump_queue(self) -> list[str]:
+        """Calls that have not been sent."""
+        return []
+
+    def _dump_books(self) -> list[str]:
+        """What the other ranks have not read, or reported."""
+        return []
+
+    def _dump_mailbox(self) -> list[str]:
+        """Casts and calls that have not met."""
+        return []
+
+    def _dump_casts(self) -> list[str]:
+        """What is under way here, beside what somebody has asked for."""
+        return []
+
+    def _dump_leases(self) -> list[str] | None:
+        """Who holds what of this rank's shared memory; None if that cannot be told just now."""
+        return []
+
+    def _dump_links(self) -> list[str]:
+        """Who was heard when, and what waits to be sent."""
         return []
 
     def _hosts(self) -> tuple[tuple[int, ...], ...]:

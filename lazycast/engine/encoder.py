@@ -61,6 +61,7 @@ class Encoder:
             turn=self._next_turn() if call.placement == "shard" else 0,
             fingerprint=call.mark,
             sent_s=time.monotonic(),
+            origin=call.ask.origin,
         )
         return cast, room, codes
 

@@ -9,6 +9,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,17 +17,39 @@ from typing import Any
 from lazycast.backend import Context
 from lazycast.engine import figures
 from lazycast.engine.arrival import Arrival, Own
-from lazycast.engine.desk import Ask
+from lazycast.engine.ask import Ask, Inquiry
+from lazycast.engine.divergence import SHOWN_CALLS, Pairings, made
+from lazycast.engine.dump import named
 from lazycast.engine.lane import SPENT, Lane
 from lazycast.engine.mailbox import Mailbox
 from lazycast.engine.performer import Group, Result
+from lazycast.engine.situation import Phase
 from lazycast.fanout.mesh import Mesh
 from lazycast.fingerprint import fingerprint
 from lazycast.future import CastFuture
 from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.topology import Topology
-from lazycast.wire import AnyMessage, Cast, Code, Gone, Key, Pass, Query, Read, Status, Value, Verdict
+from lazycast.wire import (
+    AnyMessage,
+    Cast,
+    Code,
+    Failure,
+    Gone,
+    Key,
+    Origin,
+    Pass,
+    Present,
+    Query,
+    Read,
+    Relayed,
+    RollCall,
+    Status,
+    Value,
+    Verdict,
+)
+
+logger = logging.getLogger("lazycast")
 
 #: How long reads are gathered before the root is told, unless a quarter of its window, in casts or in bytes, is
 #: reached. Telling it of each small cast took a fifth of a follower's time.
@@ -48,6 +71,8 @@ class FollowerLane(Lane):
         self._placed: str | None = None
         self._has_root_clock = group.clock_of(group.rank) == group.clock_of(group.root)
         self._queries: dict[int, Ask] = {}
+        self._pairings = Pairings()
+        self._overdue: Failure | None = None  # a divergence that the others are told of with the next cast
         self._early_verdicts: dict[int, Verdict] = {}  # verdicts whose cast has not come
         self._figures_due_s: float | None = None  # when the root is to be told what has been counted
 
@@ -70,7 +95,7 @@ class FollowerLane(Lane):
                 mark = exc
         with self._lock:
             self._refuse_if_closed()
-            ask = self._make_ask(key, timeout_s, time.monotonic(), ask_root=True)
+            ask = self._make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
             if refused is None and key is not None and key in self._pending:
                 refused = self._key_in_use(key)
             if refused is not None:
@@ -97,7 +122,7 @@ class FollowerLane(Lane):
 
     def _given_up_ask(self, key: Key | None) -> Ask:
         """With the lock held: an ask that only consumes its arrival."""
-        ask = self._make_ask(key, 1.0, time.monotonic(), ask_root=False)
+        ask = self._make_ask(key, 1.0, time.monotonic(), "discard")
         ask.taken = True
         return ask
 
@@ -128,6 +153,8 @@ class FollowerLane(Lane):
     def _join(self, ask: Ask, arrival: Arrival) -> None:
         """With the lock held: an ask and its arrival have met."""
         arrival.ask = ask
+        if ask.origin is not None and arrival.message.origin is not None:
+            self._compare(ask.origin, arrival.message.origin, arrival)
         if not ask.taken:
             if ask.since_s <= arrival.arrived_s:
                 self._count("wait", ask.since_s, arrival.arrived_s, arrival.message)
@@ -149,6 +176,24 @@ class FollowerLane(Lane):
             if self._reads_due_s is None or due_s < self._reads_due_s:
                 self._reads_due_s = due_s
                 self._clock.wake()
+
+    def _compare(self, here: Origin, root: Origin, arrival: Arrival) -> None:
+        """With the lock held, in debug mode: find out whether a call and a cast were meant for each other."""
+        evidence = self._pairings.meet(root, here) if here.nth and root.nth else None
+        if evidence is None:
+            return
+        rank, host = self._group.rank, self._group.hosts[self._group.rank]
+        text = (
+            f"rank {rank} ({host}) is out of step with the root: its call number {here.nth} without a key, at "
+            f"{here.site}, met the root's call number {root.nth} without a key, at {root.site}; {evidence}"
+        )
+        arrival.diverged = failure = Failure("diverged", rank, host, text)
+        if arrival.local is not None or arrival.final is not None:  # this rank has said that it is well
+            self._overdue = failure
+        if arrival.local is not None and arrival.local.failure is None:
+            arrival.local = Result(failure=failure)
+        if arrival.final is not None and arrival.final.failure is None:
+            arrival.final = Result(failure=failure)
 
     def _after_match(self, ask: Ask, arrival: Arrival | None, result: Result | None) -> None:
         if arrival is None:
@@ -185,13 +230,23 @@ class FollowerLane(Lane):
             self._on_host_message(message, body)
         elif isinstance(message, Code):
             self._on_code(message, body)
-        elif isinstance(message, Status):
-            with self._lock:
-                ask = self._queries.pop(message.token, None)
-            if ask is not None:
-                ask.report = f"{message.phase}; missing: {_ranks(message.missing)}"
+        elif isinstance(message, RollCall):
+            self._relay.up(Present(self._group.rank))
+        elif isinstance(message, (Status, Relayed)):
+            self._on_answer(message)
         elif isinstance(message, Gone):
             self._on_gone(message)
+
+    def _on_answer(self, message: Status | Relayed) -> None:
+        """Something came of a query."""
+        with self._lock:
+            ask = self._queries.get(message.token)
+            if ask is None or ask.inquiry is None:
+                return
+            if isinstance(message, Relayed):
+                ask.inquiry.relayed.add(message.by)
+            else:
+                ask.inquiry.status = message
 
     def _on_cast(self, message: Cast, body: memoryview) -> None:
         result = Result(failure=message.failure) if message.failure is not None else None
@@ -209,6 +264,8 @@ class FollowerLane(Lane):
                 self._clock.wake()
             early = self._early_verdicts.pop(message.seq, None)
             self._admit(arrival)
+            if self._overdue is not None and message.agree:
+                arrival.diverged, self._overdue = self._overdue, None
             if message.agree and early is None:
                 self._agreeing[message.seq] = arrival
             ask = self._mailbox.arrive(message.key, arrival)
@@ -250,7 +307,7 @@ class FollowerLane(Lane):
 
     # Time
 
-    def _work(self) -> float | None:
+    def _do_queued(self) -> float | None:
         now_s = time.monotonic()
         due = [due_s for due_s in (self._tell_reads(now_s), self._tell_figures(now_s)) if due_s is not None]
         return min(due, default=None)
@@ -263,11 +320,6 @@ class FollowerLane(Lane):
         self._relay.up(figures.of(self.stats()))
         return None
 
-    def _disconnect(self, timeout_s: float) -> None:
-        if self._counters.casts:
-            self._relay.up(figures.of(self.stats()))  # the last word on this rank's casts
-        super()._disconnect(timeout_s)
-
     def _tell_reads(self, now_s: float) -> float | None:
         with self._lock:
             if self._reads_due_s is None or self._reads_due_s > now_s:
@@ -278,27 +330,42 @@ class FollowerLane(Lane):
             self._relay.up(Read(self._group.rank, reads[start : start + _READS_PER_MESSAGE]))
         return None
 
-    def _ask_root(self, ask: Ask) -> None:
+    def _inquire(self, ask: Ask) -> None:
         arrival = ask.arrival
-        if arrival is not None and arrival.local is None:
+        if arrival is not None and arrival.local is None and arrival.begun:
             return  # we wait for ourselves
+        now_s = time.monotonic()
         with self._lock:
             if ask.taken:
                 return
+            last = ask.inquiry
+            ask.inquiry = Inquiry(last.asked_s if last is not None and last.status is None else now_s)
             self._queries[ask.number] = ask
         seq = arrival.message.seq if arrival is not None else None
-        self._relay.up(Query(self._group.rank, ask.number, seq, ask.key))
+        self._relay.up(Query(self._group.rank, ask.number, seq, ask.key, max(0.0, ask.wait.next_s - now_s)))
 
-    def _describe(self, ask: Ask) -> str:
-        rank, root = self._group.rank, self._group.root
-        arrival = ask.arrival
-        if arrival is not None and (waits := self._describe_owner(arrival)) is not None:
-            return waits
-        if arrival is not None and arrival.local is None:
-            what = "its code has not come from the root" if not arrival.begun else "decoding or materializing here"
-            return f"{what}; missing: {_ranks([rank if arrival.begun else root])}"
-        phase = "not arrived" if arrival is None else "agreeing"
-        return f"{phase}; {ask.report or f'missing: {_ranks([root])}'}"
+    def _phase_before_arrival(self, ask: Ask) -> Phase:
+        status = ask.inquiry.status if ask.inquiry is not None else None
+        if status is None:
+            return "not arrived", (self._group.root,), ()
+        return f"not arrived; {status.phase}", tuple(status.missing), tuple(status.answered)
+
+    def _phase_of_agreement(self, ask: Ask, arrival: Arrival) -> Phase:
+        status = ask.inquiry.status if ask.inquiry is not None else None
+        if status is None:
+            return "agreeing", (self._group.root,), (self._group.rank,)
+        return status.phase, tuple(status.missing), tuple(status.answered)
+
+    def _notes(self, ask: Ask) -> tuple[str, ...]:
+        notes = [f"made at {ask.origin.site}"] if ask.origin is not None else []
+        status = ask.inquiry.status if ask.inquiry is not None else None
+        if status is None or ask.arrival is not None:
+            return tuple(notes)
+        if ask.key is None:
+            notes.append(f"the root has made {status.calls} calls without a key, this is number {ask.nth} here")
+        if status.recent:
+            notes.append(f"the root's last calls: {', '.join(status.recent)}")
+        return tuple(notes)
 
     def _placement(self) -> tuple[str, str]:
         if self._options.placement != "auto":
@@ -308,14 +375,25 @@ class FollowerLane(Lane):
     def _unasked(self) -> int:
         return len(self._mailbox.arrivals())
 
-    def _dump_lines(self) -> list[str]:
-        arrivals = self._mailbox.arrivals()
-        shown = ", ".join(f"#{a.message.seq} key {a.message.key!r}" for a in arrivals[:20])
-        return [
-            *super()._dump_lines(),
-            f"  arrived, not asked for: {len(arrivals)}" + (f" ({shown})" if arrivals else ""),
+    def _dump_mailbox(self) -> list[str]:
+        arrived = [
+            f"#{a.message.seq}{named(a.message.key)}: {a.message.nbytes} bytes, nobody has asked for it"
+            for a in self._mailbox.arrivals()
         ]
+        return arrived + [f"a call{named(ask.key)}: its cast has not come" for ask in self._mailbox.asks()]
 
+    def _disconnect(self, timeout_s: float) -> None:
+        if self._options.debug:
+            self._tell_unasked()
+        if self._counters.casts:
+            self._relay.up(figures.of(self.stats()))  # the last word on this rank's casts
+        super()._disconnect(timeout_s)
 
-def _ranks(ranks: list[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}" if ranks else "nobody"
+    def _tell_unasked(self) -> None:
+        """In debug mode: calls of the root that nobody here has made are a sign that the ranks are out of step."""
+        with self._lock:
+            left = [arrival.message for arrival in self._mailbox.arrivals()]
+        if left:
+            said = ", ".join(made(m.seq, m.key, m.origin) for m in left[:SHOWN_CALLS])
+            text = "lazycast %r: rank %d closes with %d casts that it has not asked for: %s"
+            logger.warning(text, self._options.name, self._group.rank, len(left), said)

@@ -19,16 +19,15 @@ from dataclasses import dataclass, field
 from lazycast.backend import Context
 from lazycast.codec import Layout
 from lazycast.engine.arrival import Arrival
-from lazycast.engine.desk import Desk
+from lazycast.engine.connected import Connected
 from lazycast.engine.parts import Parts
 from lazycast.engine.performer import Group, Result
 from lazycast.engine.succession import heir
 from lazycast.fanout.mesh import Mesh
 from lazycast.materializers import CodeMissing
 from lazycast.options import Options
-from lazycast.relay import Relay
 from lazycast.topology import Topology
-from lazycast.wire import AnyMessage, Cast, Failure, Gone, Need, Pass, Report, Value, Verdict
+from lazycast.wire import Cast, Failure, Gone, Need, Pass, Report, Value, Verdict
 
 logger = logging.getLogger("lazycast")
 
@@ -47,14 +46,11 @@ class _End:
     gone: dict[int, Gone] = field(default_factory=dict)  # by rank
 
 
-class Lane(Desk):
+class Lane(Connected):
     """The engine of one object on one rank of a group of at least two."""
 
     def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
-        super().__init__(group, options)
-        self._context = context
-        self._topology = topology
-        self._relay = Relay(topology, self, mesh)
+        super().__init__(group, options, context, topology, mesh)
         self._parts = Parts(
             group.rank,
             self._performer,
@@ -70,11 +66,6 @@ class Lane(Desk):
         self._late_passes: dict[int, int] = {}  # by seq: how many are still to come after the value
         self._silent: dict[int, Failure] = {}  # ranks of this host that send no more, and why
         self._end = _End()
-
-    def start(self, *, timeout_s: float) -> None:
-        """Connect and begin. Collective."""
-        self._relay.connect(self._context, timeout_s=timeout_s, name=self._options.name)
-        self._clock.start()
 
     # This rank's part of a cast
 
@@ -269,14 +260,6 @@ class Lane(Desk):
             self._parts.tell(self._value(arrival, failure))
         self._local_done(arrival, Result(failure=failure))
 
-    def _describe_owner(self, arrival: Arrival) -> str | None:
-        """Say so if this rank waits for the owner of a cast."""
-        owner = arrival.owner
-        if arrival.begun or owner in (None, self._group.rank):
-            return None
-        unasked = " or has not asked for it" if arrival.message.fingerprint is not None else ""
-        return f"rank {owner} materializes it for this host and is not done{unasked}; missing: rank {owner}"
-
     def _local_done(self, arrival: Arrival, result: Result) -> None:
         """This rank's part is done: report it, or settle if nobody waits for reports."""
         message = arrival.message
@@ -287,7 +270,7 @@ class Lane(Desk):
             return
         with self._lock:
             arrival.drop()
-            arrival.local = result
+            arrival.local = result = arrival.judged(result)
             verdict = arrival.verdict
             arrival.reported_s = time.monotonic()
             read = arrival.ask is not None
@@ -342,7 +325,7 @@ class Lane(Desk):
                 return
             arrival.local = None
             arrival.drop()
-            ask = arrival.ask
+            ask, result = arrival.ask, arrival.judged(result)
             # Once it is handed over, the future alone keeps a value alive.
             arrival.final = result if ask is None else SPENT
         if ask is not None:
@@ -350,16 +333,8 @@ class Lane(Desk):
 
     # Messages
 
-    @abstractmethod
-    def on_message(self, message: AnyMessage, body: memoryview) -> None:
-        """Take a message from the relay."""
-
     def on_neighbour_gone(self, peer: int, reason: str | None) -> None:
-        host = self._group.hosts[peer]
-        if reason is None:
-            failure = Failure("closed", peer, host, f"rank {peer} ({host}) has closed its object")
-        else:
-            failure = Failure("lost", peer, host, f"rank {peer} ({host}) was lost: {reason}")
+        failure = self._end_of(peer, reason)
         # All ranks of a host hear of its ends by themselves. Only those whose messages come by way of this rank are
         # passed on from here: by another way the news could overtake a report that the rank has sent.
         topology = self._topology
@@ -433,22 +408,21 @@ class Lane(Desk):
         self._relay.close(timeout_s=timeout_s)
         self._context.close()
 
-    def after_fork_in_child(self) -> None:
-        super().after_fork_in_child()
-        self._relay.close_after_fork()
+    # Looking
 
-    def _hosts(self) -> tuple[tuple[int, ...], ...]:
-        return self._topology.hosts
-
-    def _shared(self) -> tuple[int, int, int]:
-        return *self._relay.in_use(), self._relay.taken_nbytes()
-
-    def _nbytes(self) -> tuple[int, int]:
-        return self._relay.nbytes_sent, self._relay.nbytes_received
+    def _dump_ended(self) -> str | None:
+        return self._end.failure.message if self._end.failure is not None else None
 
     def _materializers(self) -> tuple[int, int]:
         return self._parts.loader.hits, self._parts.loader.loads
 
-    def _dump_lines(self) -> list[str]:
-        end = self._end.failure
-        return [] if end is None else [f"  ended: {end.message}"]
+    def _dump_casts(self) -> list[str]:
+        """What is under way here, beside what somebody has asked for."""
+        agreeing = [f"#{seq}: agreeing" for seq in sorted(self._agreeing)]
+        parked = [
+            f"#{arrival.message.seq}: waits for the code of {ident}"
+            for ident, waiting in list(self._parked.items())
+            for arrival in list(waiting)
+        ]
+        awaiting = [f"#{a.message.seq}: rank {a.owner} materializes it" for a in list(self._awaiting.values())]
+        return [*agreeing, *parked, *awaiting]

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from lazycast.engine.dump import named
+from lazycast.engine.situation import ranks
 from lazycast.wire import Failure, Key, Verdict
 
 
@@ -114,5 +116,26 @@ class Ledger:
         entry = self._entries.get(seq)
         return sorted(entry.unreported) if entry is not None and not entry.decided else []
 
+    def reported(self, seq: int) -> list[int]:
+        """Return the ranks that have reported on a cast whose verdict is not known."""
+        entry = self._entries.get(seq)
+        if entry is None or entry.decided:
+            return []
+        return sorted({*self._others, self._root} - entry.unreported)
+
+    def lines(self) -> list[str]:
+        """Return a summary, and a line for each cast that some rank has not asked for or reported on."""
+        casts, nbytes = self.unread()
+        entries = sorted(self._entries.items())
+        first = f"{len(entries)} on the books; the slowest rank has {casts} casts, {nbytes} bytes unread"
+        return [first, *(_line(seq, entry) for seq, entry in entries)]
+
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def _line(seq: int, entry: _Entry) -> str:
+    unread = f", not asked for by {ranks(entry.unread.copy())}" if entry.unread else ""
+    unreported = f", not reported by {ranks(entry.unreported.copy())}" if entry.unreported else ""
+    decided = ", decided" if entry.decided else ""
+    return f"#{seq}{named(entry.key)}: {entry.nbytes} bytes{unread}{unreported}{decided}"

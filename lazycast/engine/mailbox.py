@@ -49,11 +49,11 @@ class Mailbox(Generic[A, C]):
 
     def asks(self) -> list[A]:
         """Return the asks that wait for an arrival."""
-        return [ask for waiting in self._asks.values() for ask in waiting]
+        return [ask for waiting in list(self._asks.values()) for ask in list(waiting)]
 
     def arrivals(self) -> list[C]:
         """Return the arrivals nobody has asked for."""
-        return [arrival for waiting in self._arrivals.values() for arrival in waiting]
+        return [arrival for waiting in list(self._arrivals.values()) for arrival in list(waiting)]
 
     def clear_asks(self) -> None:
         """Forget all waiting asks: nothing will arrive any more."""

@@ -123,6 +123,11 @@ class Performer:
         else:
             future.add_done_callback(check)
 
+    def state(self) -> list[str]:
+        """Return lines for a dump."""
+        given = [f"materializers run on {self._executor!r}"] if self._executor is not None else []
+        return [*given, self._workers.state(), self._light.state()]
+
     def stop(self) -> None:
         """End the threads. A given executor stays the user's."""
         self._workers.stop()

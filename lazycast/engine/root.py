@@ -22,16 +22,18 @@ import msgspec
 from lazycast import codec
 from lazycast.backend import Context
 from lazycast.engine.arrival import Arrival
+from lazycast.engine.ask import Ask
 from lazycast.engine.calls import Call, Calls
-from lazycast.engine.desk import Ask
 from lazycast.engine.encoder import Encoder, own_of
 from lazycast.engine.figures import Reported
+from lazycast.engine.inquiry import Inquiries
 from lazycast.engine.interrupts import Uninterrupted
 from lazycast.engine.lane import Lane
 from lazycast.engine.ledger import Ledger
 from lazycast.engine.parts import MAX_REASON
 from lazycast.engine.performer import Group, Result
 from lazycast.engine.placing import Placing
+from lazycast.engine.situation import Phase
 from lazycast.engine.window import Window
 from lazycast.errors import CastTimeoutError, ClosedError, TrustError
 from lazycast.failures import clip
@@ -59,15 +61,14 @@ from lazycast.wire import (
     Key,
     Need,
     Pass,
+    Present,
     Query,
     Read,
     Report,
-    Status,
     Value,
 )
 
 _STEPS_HERE = 4
-_SHOWN_RANKS = 100
 
 
 class RootLane(Lane):
@@ -83,6 +84,15 @@ class RootLane(Lane):
         self._placed = options.placement, "nothing has been cast"
         self._reported = Reported()
         self._placing = Placing(group, topology, options)
+        self._inquiries = Inquiries(
+            group.root,
+            self._lock,
+            self._relay,
+            [rank for rank in range(group.size) if rank != group.root],
+            (self._ledger, self._calls, self._window),
+            unkeyed=lambda: self._unkeyed,
+            wake=self._clock.wake,
+        )
 
     # Calls
 
@@ -109,10 +119,12 @@ class RootLane(Lane):
         with Uninterrupted():  # what has begun must count, or the ranks would be out of step
             with self._lock:
                 self._refuse_if_closed()
-                ask = self._make_ask(key, timeout_s, began_s, ask_root=False)
+                ask = self._make_ask(key, timeout_s, began_s, "broadcast" if here else "broadcast_async")
                 if refusal is None and key is not None and key in self._pending:
                     refusal = self._key_in_use(key)
                 call = Call(next(self._seqs), key, ask, fn, payload)
+                if ask.origin is not None:
+                    self._inquiries.note(ask, call.seq)
                 self._calls.add(call)  # its place among the casts of its key, before it waits for anything
                 if refusal is None:
                     self._book(ask)
@@ -183,12 +195,15 @@ class RootLane(Lane):
                 return ClosedError(f"{self._ask_label(ask)}: closed here before it was sent", rank=self._group.rank)
             left_s = ask.wait.deadline_s - time.monotonic()
             if ask.taken or left_s <= 0:
-                return CastTimeoutError(
-                    f"{self._ask_label(ask)}: not sent within {ask.timeout_s:g} s: {self._window.held_back()}",
-                    rank=self._group.rank,
-                )
+                return self._not_sent(ask)
             self._wait_changed(left_s)
         return None
+
+    def _not_sent(self, ask: Ask) -> Exception:
+        """With the lock held: the time of a call that waits for room is over."""
+        situation = self._look(ask)
+        text = f"{self._ask_label(ask)}: not sent within {ask.timeout_s:g} s: {situation.text()}"
+        return self._explain(ask, CastTimeoutError(text, rank=self._group.rank), situation)
 
     def discard(self, key: Key) -> None:
         with self._lock:
@@ -199,6 +214,7 @@ class RootLane(Lane):
 
     def _take(self, ask: Ask) -> bool:
         taken = super()._take(ask)
+        self._inquiries.forget(ask)
         if taken and self._calls.held:
             self._clock.wake()  # it may be the one that is held: now it goes out without its value
         return taken
@@ -215,10 +231,10 @@ class RootLane(Lane):
 
     # The engine thread: begin, send
 
-    def _work(self) -> float | None:
+    def _do_queued(self) -> float | None:
         while self._work_one():
             pass
-        return None  # a new call, a value or a read will wake us
+        return self._inquiries.work()  # besides, a new call, a value or a read will wake us
 
     def _work_a_little(self) -> None:
         """For a caller who waits for its call: begin it, send it. What others have queued before it takes no longer."""
@@ -372,7 +388,7 @@ class RootLane(Lane):
 
     def _send_failure(self, call: Call, failure: Failure) -> None:
         """Tell the ranks that a call has no value: it counts all the same."""
-        cast = Cast(call.seq, call.key, call.placement, False, None, failure=failure)
+        cast = Cast(call.seq, call.key, call.placement, False, None, failure=failure, origin=call.ask.origin)
         arrival = Arrival(cast, None, ask=call.ask)
         with self._lock:
             call.payload = call.materialize = None
@@ -406,7 +422,9 @@ class RootLane(Lane):
         elif isinstance(message, Need):
             self._on_need(message)
         elif isinstance(message, Query):
-            self._on_query(message)
+            self._inquiries.ask(message)
+        elif isinstance(message, Present):
+            self._inquiries.present(message.rank)
         elif isinstance(message, Figures):
             with self._lock:
                 self._reported.note(message)
@@ -443,19 +461,6 @@ class RootLane(Lane):
         else:
             self._relay.down(code, room)
 
-    def _on_query(self, message: Query) -> None:
-        root = self._group.root
-        with self._lock:
-            if message.seq is not None:
-                phase, missing = "agreeing", self._ledger.unreported(message.seq)
-            elif (first := self._calls.first(message.key)) is not None:
-                held = f", {self._window.held_back()}" if not self._window.has_room() else ""
-                phase, missing = f"{first.phase} on the root as #{first.seq}{held}", [root]
-            else:
-                held = f" ({self._window.held_back()})" if not self._window.has_room() else ""
-                phase, missing = f"the root has not made this call{held}", [root]
-        self._relay.one(Status(message.rank, message.token, phase, missing[:_SHOWN_RANKS]))
-
     def _handle_gone(self, message: Gone) -> None:
         if message.failure.kind == "lost":
             self._end_with(message.failure)
@@ -463,6 +468,8 @@ class RootLane(Lane):
         # A rank that passed casts on takes those below it with it: nothing reaches them any more, or comes from them.
         cut_off = [message.rank, *self._topology.below(message.rank)]
         with self._lock:
+            for rank in cut_off:
+                self._inquiries.gone(rank)
             if self._end.failure is None:
                 self._end.failure = message.failure  # later calls fail on every rank, naming who closed
             verdicts = [verdict for rank in cut_off for verdict in self._ledger.gone(rank, message.failure)]
@@ -492,30 +499,28 @@ class RootLane(Lane):
     def _standings(self) -> tuple[Standing, ...]:
         return self._placing.standings()
 
-    def _ask_root(self, ask: Ask) -> None:
-        raise AssertionError("the root's waits have no such stage")
+    def _inquire(self, ask: Ask) -> None:
+        arrival = ask.arrival
+        if arrival is None or arrival.local is not None or not arrival.begun:  # else we wait for ourselves
+            self._inquiries.ask_myself(ask)
 
     def _busy(self) -> bool:
         return self._calls.pending or super()._busy()
 
-    def _describe(self, ask: Ask) -> str:
-        rank = self._group.rank
-        if ask.arrival is not None and (waits := self._describe_owner(ask.arrival)) is not None:
-            return waits
-        with self._lock:
-            call = self._calls.of(ask)
-            if ask.arrival is not None and ask.arrival.local is None:
-                return f"materializing here; missing: rank {rank}"
-            if ask.arrival is not None:
-                missing = self._ledger.unreported(ask.arrival.message.seq)
-                return f"agreeing; missing: rank {', '.join(map(str, missing))}"
-            held = f", {self._window.held_back()}" if not self._window.has_room() else ""
-            return f"{call.phase if call is not None else 'waiting for room'} on the root{held}; missing: rank {rank}"
+    def _phase_before_arrival(self, ask: Ask) -> Phase:
+        return self._inquiries.before_sending(ask)
 
-    def _dump_lines(self) -> list[str]:
-        casts, nbytes = self._ledger.unread()
-        queued, booked = len(self._calls), len(self._ledger)
-        books = (
-            f"  {queued} queued here, {booked} on the books; the slowest rank has {casts} casts, {nbytes} bytes unread"
-        )
-        return [*super()._dump_lines(), books]
+    def _phase_of_own_part(self, arrival: Arrival) -> Phase:
+        return "materializing here", (self._group.rank,), ()
+
+    def _phase_of_agreement(self, ask: Ask, arrival: Arrival) -> Phase:
+        return self._inquiries.agreement(arrival.message.seq)
+
+    def _notes(self, ask: Ask) -> tuple[str, ...]:
+        return (f"made at {ask.origin.site}",) if ask.origin is not None else ()
+
+    def _dump_queue(self) -> list[str]:
+        return self._calls.lines()
+
+    def _dump_books(self) -> list[str]:
+        return self._ledger.lines()

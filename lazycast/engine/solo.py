@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lazycast.engine.desk import Ask, Desk
+from lazycast.engine.ask import Ask
+from lazycast.engine.desk import Desk
 from lazycast.engine.performer import Result
+from lazycast.engine.situation import Situation
 from lazycast.errors import TrustError
 from lazycast.future import CastFuture
 from lazycast.materializers import objection
@@ -29,6 +31,8 @@ class _Call(NamedTuple):
 
 class SoloLane(Desk):
     """See the module's text."""
+
+    _inquires = False
 
     def start(self, *, timeout_s: float) -> None:
         """Begin."""
@@ -56,7 +60,7 @@ class SoloLane(Desk):
             raise TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
         with self._lock:
             self._refuse_if_closed()
-            ask = self._make_ask(key, timeout_s, time.monotonic(), ask_root=False)
+            ask = self._make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
             if key is not None and key in self._pending:
                 raise self._key_in_use(key)
             self._book(ask)
@@ -102,11 +106,11 @@ class SoloLane(Desk):
     def _work(self) -> float | None:
         return None
 
-    def _ask_root(self, ask: Ask) -> None:
-        raise AssertionError("the root's waits have no such stage")
+    def _inquire(self, ask: Ask) -> None:
+        """There is nobody to ask."""
 
-    def _describe(self, ask: Ask) -> str:
-        return "materializing here; missing: rank 0"
+    def _look(self, ask: Ask) -> Situation:
+        return Situation("materializing here", (0,))
 
     def _engine_failed(self, exc: BaseException) -> None:
         """Only the clock has stopped; casts go on."""

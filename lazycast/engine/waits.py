@@ -37,8 +37,14 @@ class Wait(Generic[W]):
     def deadline_s(self) -> float:
         return self.due_s[-1][0]
 
+    @property
+    def next_s(self) -> float:
+        """When the next stage is due."""
+        return self.due_s[min(self.passed, len(self.due_s) - 1)][0]
 
-#: How long before its end a wait asks the root whom everybody waits for: a tenth of its time, at most this.
+
+#: How long before it is reported or ended a wait asks the root whom everybody waits for: a fifth of its time, at most
+#: this (seconds).
 _ASK_BEFORE_S = 1.0
 
 
@@ -47,11 +53,12 @@ def plan(now_s: float, timeout_s: float, warn_after_s: float, *, ask: bool) -> t
     end = (now_s + timeout_s, Stage.GIVE_UP)
     if not ask:
         return ((now_s + warn_after_s, Stage.WARN), end) if warn_after_s < timeout_s else (end,)
-    ask_root = (end[0] - min(_ASK_BEFORE_S, timeout_s / 10), Stage.ASK)
+    last = (end[0] - min(_ASK_BEFORE_S, timeout_s / 5), Stage.ASK)
     if warn_after_s >= timeout_s:
-        return ask_root, end
+        return last, end
     warn = (now_s + warn_after_s, Stage.WARN)
-    return (warn, ask_root, end) if warn <= ask_root else (ask_root, warn, end)
+    first = (warn[0] - min(_ASK_BEFORE_S, warn_after_s / 5), Stage.ASK)
+    return (first, warn, last, end) if warn <= last else (first, last, warn, end)
 
 
 class Waits(Generic[W]):

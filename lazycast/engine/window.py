@@ -41,6 +41,11 @@ class Window:
         _, nbytes = self._ledger.unread()
         return nbytes < self._options.max_inflight_nbytes
 
+    def slowest(self) -> list[int]:
+        """Return the ranks that hold the root back."""
+        casts, nbytes = self._ledger.unread()
+        return list(self._ledger.unread_by_rank(casts=max(1, casts), nbytes=max(1, nbytes)))
+
     def held_back(self) -> str:
         """Say who has not read what."""
         casts, nbytes = self._ledger.unread()

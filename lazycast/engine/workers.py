@@ -73,6 +73,11 @@ class Workers:
                 return
         self._run(task)
 
+    def state(self) -> str:
+        """Return a line for a dump. Takes no lock."""
+        lives = sum(thread.is_alive() for thread in list(self._threads))
+        return f"{self._name}: {lives} of {self._limit} threads, {self._under_way} tasks, {self._tasks.qsize()} queued"
+
     def _start_one(self) -> None:
         thread = threading.Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
         try:

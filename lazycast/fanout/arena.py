@@ -29,6 +29,7 @@ CAPACITY = 1 << 14
 
 _STEP_NBYTES = 16 << 20
 _BLOCK_NBYTES = 512  # of `st_blocks`, whatever the file system's own are
+_LOOK_S = 0.2  # how long whoever looks waits for the lock: it may be a signal handler in the thread that holds it
 _FEW = 24  # slots: so many are looked at one by one in the time that NumPy takes for any number, 10 µs
 
 
@@ -212,6 +213,23 @@ class Arena:
             if held:
                 said.append(f"rank {rank} holds {len(held)} values, {sum(held)} bytes")
         return "; ".join(said) or "nobody"
+
+    def leases(self) -> list[str] | None:
+        """Return a line for each slot that somebody holds: where, how large, and who. None if it is locked just now."""
+        if not self._lock.acquire(timeout=_LOOK_S):
+            return None
+        try:
+            if self._fds is None:
+                return []
+            self._reclaim()
+            return [self._lease(row, extent) for row, extent in sorted(self._extents.items())]
+        finally:
+            self._lock.release()
+
+    def _lease(self, row: int, extent: _Extent) -> str:
+        holders = [str(rank) for index, rank in enumerate(self._ranks) if self._ledger[row, index]]
+        where = f"at {extent.offset}" if extent.segment is None else "in a segment of its own"
+        return f"slot {row}: {extent.nbytes} bytes {where}, held by rank {', '.join(holders)}"
 
     def in_use(self) -> tuple[int, int]:
         """Return slots and bytes that somebody holds."""

@@ -34,6 +34,8 @@ class Host(msgspec.Struct):
     sockets: dict[int, socket.socket]
     hosts: list[list[int]]
     reason: str | None  # why this rank shares nothing, if so
+    reached: list[set[int]]  # for each rank, the lower ones with which it has exchanged a descriptor
+    refused: dict[int, str]  # the lower ranks that this one could not reach, and why not
 
 
 class _Card(msgspec.Struct):
@@ -52,19 +54,22 @@ def meet(context: Context, rank: int, size: int, *, wanted: bool, timeout_s: flo
     """
     listener, card = _listen() if wanted else (None, _Card(None, reason="shared_memory=False"))
     sockets: dict[int, socket.socket] = {}
+    refused: dict[int, str] = {}
     try:
         blobs = context.exchange(msgspec.msgpack.encode(card), timeout_s=timeout_s)
         cards = [msgspec.msgpack.decode(blob, type=_Card) for blob in blobs]
-        for peer in range(rank) if listener is not None else ():
-            sock = _dial(cards[peer], rank) if cards[peer].label == card.label else None
-            if sock is not None:
-                sockets[peer] = sock
+        for peer in range(rank):
+            try:
+                sockets[peer] = _dial(cards[peer], card, rank)
+            except OSError as exc:
+                refused[peer] = str(exc)
         dialled = _exchange_ranks(context, sockets, timeout_s)
         callers = {r for r in range(size) if rank in dialled[r]}
         if listener is not None:
             sockets |= _accept(listener, callers, card.secret)
         for peer in [p for p in sockets if p < rank and not _answered(sockets[p])]:
             sockets.pop(peer).close()
+            refused[peer] = "it did not take this rank's descriptor"
         passed = _exchange_ranks(context, {p: s for p, s in sockets.items() if p < rank}, timeout_s)
         found = hosts(passed)
         mine = next(host for host in found if rank in host)
@@ -78,7 +83,7 @@ def meet(context: Context, rank: int, size: int, *, wanted: bool, timeout_s: flo
         if listener is not None:
             listener.close()
     reason = card.reason or (None if len(mine) > 1 else "no other rank can be reached by a local socket")
-    return Host(mine, sockets, found, reason)
+    return Host(mine, sockets, found, reason, passed, refused)
 
 
 def _exchange_ranks(context: Context, ranks: dict[int, socket.socket], timeout_s: float) -> list[set[int]]:
@@ -103,25 +108,28 @@ def _listen() -> tuple[socket.socket | None, _Card]:
     return listener, _Card(address, secret, label=os.environ.get(LABEL, ""))
 
 
-def _dial(card: _Card, rank: int) -> socket.socket | None:
-    """Call a rank and hand it a descriptor of memory that holds its own secret. None if it is elsewhere."""
-    if card.address is None:
-        return None
+def _dial(theirs: _Card, mine: _Card, rank: int) -> socket.socket:
+    """Call a rank and hand it a descriptor of memory that holds its own secret. OSError if it cannot be reached."""
+    for card, whose in ((mine, "this rank"), (theirs, "it")):
+        if card.address is None:
+            raise OSError(f"{whose} shares no memory: {card.reason}")
+    if theirs.label != mine.label:
+        raise OSError(f"{LABEL} is {theirs.label!r} there and {mine.label!r} here")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         sock.settimeout(5.0)
-        sock.connect(f"\0lazycast-{card.address}")
+        sock.connect(f"\0lazycast-{theirs.address}")
         fd = create(_TEST_NBYTES)
         try:
-            os.pwrite(fd, card.secret, 0)
+            os.pwrite(fd, theirs.secret, 0)
             sock.sendmsg(
-                [_HELLO.pack(rank, card.secret)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+                [_HELLO.pack(rank, theirs.secret)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
             )
         finally:
             os.close(fd)
-    except OSError:
+    except BaseException:
         sock.close()
-        return None
+        raise
     return sock
 
 

@@ -30,6 +30,7 @@ from typing import Protocol
 from lazycast.codec import allocate, copy
 from lazycast.fanout.arena import Arena, Slot
 from lazycast.fanout.views import Views
+from lazycast.processes import pid_behind
 
 logger = logging.getLogger("lazycast")
 
@@ -91,6 +92,8 @@ class Mesh:
         self.ranks, self._me = ranks, me
         self.peers = sorted(sockets)
         self._peers = {rank: _Peer(rank, sock) for rank, sock in sockets.items()}
+        #: The processes behind the sockets, as far as they can be seen from here.
+        self.pids = {rank: pid for rank, sock in sockets.items() if (pid := pid_behind(sock)) is not None}
         self._copy_below = 1 << 62 if copy_all else COPY_NBYTES
         self._arena = Arena(ranks, me, arena_nbytes)
         self._views = Views(ranks, me)
@@ -300,6 +303,20 @@ class Mesh:
         """In a forked child: close the copies of the descriptors. Memory that is held stays."""
         for peer in self._peers.values():
             peer.sock.close()
+
+    def state(self) -> list[str]:
+        """Return a line for each peer, and one for the thread. Never blocks; takes no lock."""
+        lines = [
+            f"rank {peer.rank}: {len(peer.outbox)} to be sent{', ended' if peer.gone else ''}"
+            for peer in self._peers.values()
+        ]
+        if self._thread is not None:
+            lines.append(f"thread {self._thread.name} {'lives' if self._thread.is_alive() else 'has ended'}")
+        return lines
+
+    def leases(self) -> list[str] | None:
+        """Return who holds which slots of this rank's shared memory. None if it is locked just now."""
+        return self._arena.leases()
 
     def in_use(self) -> tuple[int, int]:
         """Return slots and bytes of this rank's shared memory that somebody holds."""

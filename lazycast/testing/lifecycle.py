@@ -64,7 +64,7 @@ def close_waits_for_what_can_still_be_done_although_another_rank_has_closed(rank
         rank.meet()
         if not last:
             deadline_s = time.monotonic() + TIMEOUT_S
-            while lazy.is_root and "ended" not in lazy.dump():  # the news that the last rank has closed
+            while lazy.is_root and "ended: " not in lazy.dump():  # the news that the last rank has closed
                 check(time.monotonic() < deadline_s, "the root was not told")
                 time.sleep(0.005)
             threading.Timer(0.2, gate.set).start()

@@ -91,10 +91,12 @@ def the_last_word_of_a_rank_that_closes_is_kept(rank: Rank) -> None:
     lazy = rank.lazy(placement="every", agree=False)
     for n in range(3):
         same(lazy.broadcast(n), n)
+    for r in range(rank.last, 0, -1):  # those that others' words pass by close after them
+        if rank.rank == r:
+            lazy.close()
+        rank.meet()
     if lazy.is_root:
         group = _eventually(lazy.group_stats, lambda group: not group.unheard)
         same({r: s.resolved for r, s in group.ranks.items()}, dict.fromkeys(range(rank.size), 3), "resolved")
-    else:
-        lazy.close()
     rank.meet()
     lazy.close()

@@ -23,7 +23,7 @@ from lazycast.bench.sync import Sync, WrongValueError
 from .command import run
 
 KIB, MIB = 1 << 10, 1 << 20
-EVERYWHERE = ["lazycast", "lazycast agree=False", "one memcpy"]
+EVERYWHERE = ["lazycast", "lazycast agree=False", "lazycast values=copy", "one memcpy"]
 PEERS = {
     "local": [],
     "torch": ["broadcast_object_list", "dist.broadcast (ready buffer)"],

@@ -125,6 +125,9 @@ def test_table() -> None:
     assert rows[0][-1] == rows[1][-1]
     assert len(rows[0][-1]) == 16
     assert ended.out.splitlines()[-1] == "all equal"
+    assert [line.split("%  ")[-1] for line in ended.err.splitlines()] == [
+        *("local: starting ranks", "local: photos together", "local: photos one by one", "local: done")
+    ]
 
 
 def test_version() -> None:
@@ -218,7 +221,8 @@ def test_all_goes_on_after_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_one_backend_that_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(demo, "launch", fake_launch(digests=["a"], broken="local"))
     assert cli.main(["demo"]) == 1
-    assert capsys.readouterr().err == "lazycast: LaunchError: rank 1 [red] was killed by signal 9\n"
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "lazycast: LaunchError: rank 1 [red] was killed by signal 9"
 
 
 def test_importing_lazycast_brings_in_nothing_of_the_command() -> None:

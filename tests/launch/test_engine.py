@@ -28,8 +28,8 @@ from lazycast.errors import MaterializeError, PeerLostError
 from .command import run
 
 BIN = Path(sys.executable).parent
-MIX = Mix(qps=10, seconds=2.0, photos=0.7, aborts=0.25, bad=0.15, seed=5)
-LOAD = ["--qps=10", "--seconds=2", "--warm-up=0", "--photos=0.7", "--aborts=0.25", "--bad=0.15", "--seed=5"]
+MIX = Mix(qps=10, seconds=1.5, photos=0.7, aborts=0.25, bad=0.15, seed=5)
+LOAD = ["--qps=10", "--seconds=1.5", "--warm-up=0", "--photos=0.7", "--aborts=0.25", "--bad=0.15", "--seed=5"]
 STEPS = ["--step-ms=5", "--busy-ms=0.2"]
 COMMANDS = {
     "torch-2": [str(BIN / "torchrun"), "--nproc_per_node=2", "-m"],
@@ -228,13 +228,19 @@ def _bereaved(folder: str) -> None:
     ranks = LocalRanks()
     mix = Mix(qps=20, seconds=3.0, aborts=0.0, bad=0.0)
     plan = engine_run.Plan(("lazycast",), mix, 0.0, 0.02, 8, 256, 64)
-    if ranks.rank == 2:
-        threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+    class Mortal(Model):
+        def step(self, states: Any) -> Any:
+            if ranks.rank == 2 and any(outcome.status == "finished" for outcome in engine.books.outcomes.values()):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().step(states)
+
     inbox: Any = queue.SimpleQueue()
     photos = engine_run.inputs.make("lazycast", ranks, lambda: inbox.put(engine_run.Woken()))
     clients = engine_run._Clients(plan, photos_for(mix), photos, inbox) if ranks.rank == 0 else None
     deliver = clients.front.deliver if clients is not None else lambda replies: None
-    engine = engine_run.Engine(ranks, Model(ranks, busy_s=0.0, step_s=0.02), photos, inbox, deliver, max_batch=8)
+    model = Mortal(ranks, busy_s=0.0, step_s=0.02)
+    engine = engine_run.Engine(ranks, model, photos, inbox, deliver, max_batch=8)
     said = {}
     if clients is not None:
         clients.start()

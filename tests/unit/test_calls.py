@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lazycast.engine.ask import Ask
 from lazycast.engine.calls import Call, Calls
-from lazycast.engine.desk import Ask
 from lazycast.wire import Failure, Key
 
 FAILED = Failure("refused", 0, "h", "no")
@@ -21,7 +21,7 @@ def _enter(calls: Calls, call: Call) -> None:
 
 def _call(seq: int, key: Key | None, failure: Failure | None = None) -> Call:
     future: Any = None
-    return Call(seq, key, Ask(key, 1.0, future, seq, 0.0), failure=failure)
+    return Call(seq, key, Ask(key, 1.0, future, seq, 0.0, "broadcast", 0), failure=failure)
 
 
 def _send(calls: Calls, *, has_room: bool = True) -> int | None:

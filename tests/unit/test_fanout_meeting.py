@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import functools
 import os
 import socket
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lazycast.backends.local import LocalBackend
 from lazycast.fanout import meeting
 from lazycast.fanout.memory import create
 
@@ -62,13 +64,12 @@ class _Impatient:
 
 def test_a_rank_that_knows_the_secret_is_let_in(listening: tuple[socket.socket, Any]) -> None:
     listener, card = listening
-    dialled: list[socket.socket | None] = []
-    thread = threading.Thread(target=lambda: dialled.append(meeting._dial(card, 3)))
+    dialled: list[socket.socket] = []
+    thread = threading.Thread(target=lambda: dialled.append(meeting._dial(card, card, 3)))
     thread.start()
     accepted = _accepted(listener, card, {3})
     thread.join()
     assert list(accepted) == [3]
-    assert dialled[0] is not None
     assert meeting._answered(dialled[0])
     for sock in (accepted[3], dialled[0]):
         assert not sock.get_inheritable()
@@ -122,3 +123,51 @@ def test_each_meeting_has_an_address_and_a_secret_of_its_own(listening: tuple[so
 def test_the_address_is_abstract_so_nothing_is_left_in_any_folder(listening: tuple[socket.socket, Any]) -> None:
     listener, _ = listening
     assert listener.getsockname().startswith(b"\0lazycast-")
+
+
+def _meet(wanted: list[bool], together: Callable[..., list[Any]]) -> list[meeting.Host]:
+    """Let as many ranks as there are wishes meet; close what they have got."""
+
+    def rank(backend: LocalBackend) -> meeting.Host:
+        context = backend.open(timeout_s=20)
+        found = meeting.meet(context, backend.rank, backend.size, wanted=wanted[backend.rank], timeout_s=20)
+        for sock in found.sockets.values():
+            sock.close()
+        context.close()
+        return found
+
+    backends = LocalBackend.threads(len(wanted))
+    met = together(*[functools.partial(rank, backend) for backend in backends])
+    backends[0].close_hub()
+    return met
+
+
+def test_every_rank_learns_who_has_reached_whom(together: Callable[..., list[Any]]) -> None:
+    for host in _meet([True, True, True], together):
+        assert (host.hosts, host.reached, host.reason) == ([[0, 1, 2]], [set(), {0}, {0, 1}], None)
+        assert host.refused == {}
+
+
+def test_a_rank_says_why_it_could_not_reach_another(together: Callable[..., list[Any]]) -> None:
+    hosts = _meet([True, False, True], together)
+    for host in hosts:
+        assert (host.hosts, host.reached) == ([[0, 2], [1]], [set(), set(), {0}])
+    assert [host.refused for host in hosts] == [
+        {},
+        {0: "this rank shares no memory: shared_memory=False"},
+        {1: "it shares no memory: shared_memory=False"},
+    ]
+
+
+def test_other_labels_and_a_refusal_are_reasons(
+    listening: tuple[socket.socket, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, card = listening
+    monkeypatch.setenv(meeting.LABEL, "numa1")
+    listener, mine = meeting._listen()
+    assert listener is not None
+    listener.close()
+    with pytest.raises(OSError, match="LAZYCAST_HOST is '' there and 'numa1' here"):
+        meeting._dial(card, mine, 1)
+    with pytest.raises(ConnectionRefusedError, match="Connection refused"):
+        meeting._dial(mine, mine, 1)  # nobody listens there any more

@@ -100,7 +100,8 @@ def test_a_rank_that_is_alone_on_its_host_waits_for_no_owner_and_keeps_nothing_o
         lane.on_message(cast, memoryview(body))
         assert lane.call(None, None, None, 5.0).result(5) == [1, 2, 3]
         gc.collect()
-        assert [thing for thing in gc.get_objects() if isinstance(thing, Arrival)] == []
+        # Not isinstance: that asks every object for its class, and deprecated ones of torch answer with a warning.
+        assert [thing for thing in gc.get_objects() if type(thing) is Arrival] == []
     finally:
         lane.close(0.0)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast.options import DEFAULT_MAX_INFLIGHT_NBYTES, PLACEMENTS, Options, check
+from lazycast.options import DEFAULT_MAX_INFLIGHT_NBYTES, PLACEMENTS, Options, check, debug_wanted
 
 
 def options(**changes: Any) -> Options:
@@ -153,6 +153,7 @@ def test_what_ranks_must_agree_on_is_shared_and_what_may_differ_is_not() -> None
         "owners",
         "replicated",
         "allow",
+        "LAZYCAST_DEBUG",
     }
     assert options(allow=["b.b", "a.a", "b.b"]).agreed() == options(allow={"a.a", "b.b"}).agreed()
     assert options(allow=["a.a"]).agreed() != options(allow=None).agreed()
@@ -162,3 +163,13 @@ def test_what_ranks_must_agree_on_is_shared_and_what_may_differ_is_not() -> None
     assert len(str(options(allow=long).agreed()["allow"])) < 100  # it is clipped when it is sent
     assert options(owners={2, 1}).agreed()["owners"] == [1, 2]
     assert options(root=2, materialize=len, timeout_s=1.0).agreed()["root"] == 2
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(None, False), ("", False), ("0", False), ("1", True), ("yes", True)])
+def test_debug_mode_is_asked_for_in_the_environment(
+    value: str | None, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LAZYCAST_DEBUG", raising=False)
+    if value is not None:
+        monkeypatch.setenv("LAZYCAST_DEBUG", value)
+    assert debug_wanted() is wanted

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lazycast.cores import Cores
+from lazycast.engine.ask import Ask
 from lazycast.engine.calls import Call
-from lazycast.engine.desk import Ask
 from lazycast.engine.performer import Group
 from lazycast.engine.placing import Placing, site_of
 from lazycast.future import CastFuture
@@ -52,7 +52,7 @@ def call(seq: int, materialize: Any = decode) -> Call:
     future: CastFuture[Any] = CastFuture(
         label=str, withdraw=lambda: False, run_callback=lambda fn: fn(), guard=lambda: None
     )
-    return Call(seq, None, Ask(None, 1.0, future, seq, time.monotonic()), materialize)
+    return Call(seq, None, Ask(None, 1.0, future, seq, time.monotonic(), "broadcast", seq), materialize)
 
 
 def only(subject: Placing) -> Standing:

@@ -14,7 +14,21 @@ from lazycast import tree, wire
 from lazycast.backend import Context, Link, Sink
 from lazycast.relay import Relay, Room
 from lazycast.topology import Topology, place
-from lazycast.wire import AnyMessage, Cast, Chunk, Code, Failure, Gone, Need, Query, Read, Report, Status, Verdict
+from lazycast.wire import (
+    AnyMessage,
+    Cast,
+    Chunk,
+    Code,
+    Failure,
+    Gone,
+    Need,
+    Query,
+    Read,
+    Relayed,
+    Report,
+    Status,
+    Verdict,
+)
 
 LOST = Failure("lost", 3, "h", "gone")
 
@@ -161,10 +175,13 @@ def test_what_goes_up_reaches_the_root_alone(size: int, root: int) -> None:
         node.relay.up(Report(node.rank, 1, True))
         node.relay.up(Read(node.rank, [1, 2]))
         node.relay.up(Need(node.rank, "i"))
-        node.relay.up(Query(node.rank, 1, None, "k"))
+        node.relay.up(Query(node.rank, 1, None, "k", 1.0))
     network.settle()
     for node in network.nodes:
-        assert len(node.inbox.messages) == (4 * size if node.rank == root else 0)
+        passed = [m for m, _ in node.inbox.messages if isinstance(m, Relayed)]
+        way = alone(node.rank, size, root).way_up()
+        assert sorted(m.by for m in passed) == sorted(way[:-1]), "a query leaves a trace at each rank that passes it on"
+        assert len(node.inbox.messages) - len(passed) == (4 * size if node.rank == root else 0)
     told = [m for m, _ in network.nodes[root].inbox.messages]
     for rank in range(size):
         assert [type(m) for m in told if m.rank == rank] == [Report, Read, Need, Query]  # type: ignore[union-attr]
@@ -374,11 +391,36 @@ def test_closing_closes_the_link_and_is_fine_without_one() -> None:
     node = Node(1, 5)
     node.relay.close(timeout_s=3.0)
     node.relay.close_after_fork()
-    assert node.link.closed == [3.0]
+    assert node.link.closed == [pytest.approx(3.0, abs=1.0)]
     assert node.link.closed_after_fork
     unconnected = Relay(alone(1, 5), Inbox(), None)
     unconnected.close(timeout_s=1.0)
     unconnected.close_after_fork()
+
+
+def test_a_sign_of_life_is_heard_and_goes_no_further() -> None:
+    network = Network(5, 0, seed=1)
+    relay = network.nodes[1].relay
+    assert relay.away == (0, 4)
+    assert relay.heard_ago_s(4) is None
+    network.nodes[4].relay.beat()
+    assert network.settle() == 1
+    heard_s = relay.heard_ago_s(4)
+    assert heard_s is not None
+    assert 0 <= heard_s < 10
+    assert all(not node.inbox.messages for node in network.nodes)
+
+
+def test_every_part_of_a_body_is_a_sign_of_life() -> None:
+    node = Node(1, 5)
+    node.relay.place(0, wire.encode(cast(1, 150)), 100)
+    assert list(node.relay.heard_s) == [0]
+
+
+def test_a_link_is_called_by_its_name_and_strangers_have_none() -> None:
+    relay = Node(1, 5).relay
+    assert (relay.link_to(0), relay.link_to(3)) == ("the backend's link", None)
+    assert relay.pid_of(0) is None
 
 
 def test_on_the_root_what_goes_up_is_received_at_once() -> None:

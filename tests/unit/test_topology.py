@@ -100,3 +100,14 @@ def test_one_host_is_a_star_and_hosts_of_one_are_the_tree(size: int) -> None:
             alone = place(rank, root, [[r] for r in range(size)])
             assert list(alone.children) == list(tree.children(rank, size=size, root=root))
             assert alone.parent == tree.parent(rank, size=size, root=root)
+
+
+@pytest.mark.parametrize("root", [0, 3, 7])
+def test_the_way_up_ends_at_the_root(root: int) -> None:
+    hosts = [[0, 1], [2, 3], [4], [5, 6], [7, 8]]
+    for rank in range(9):
+        mine = place(rank, root, hosts)
+        way = mine.way_up()
+        assert set(way) == mine.upstream
+        assert way[:1] == ([mine.parent] if mine.parent is not None else [])
+        assert way[-1:] == ([root] if rank != root else [])

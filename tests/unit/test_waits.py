@@ -17,11 +17,12 @@ WARN, ASK, GIVE_UP = Stage.WARN, Stage.ASK, Stage.GIVE_UP
 @pytest.mark.parametrize(
     ("timeout_s", "warn_after_s", "ask", "stages"),
     [
-        (300, 30, True, [(130, WARN), (399, ASK), (400, GIVE_UP)]),
+        (300, 30, True, [(129, ASK), (130, WARN), (399, ASK), (400, GIVE_UP)]),
         (300, 30, False, [(130, WARN), (400, GIVE_UP)]),
-        (5, 30, True, [(104.5, ASK), (105, GIVE_UP)]),
+        (5, 30, True, [(104, ASK), (105, GIVE_UP)]),
         (5, 5, False, [(105, GIVE_UP)]),
-        (300, 299.5, True, [(399, ASK), (399.5, WARN), (400, GIVE_UP)]),
+        (10, 4, True, [(103.2, ASK), (104, WARN), (109, ASK), (110, GIVE_UP)]),
+        (300, 299.5, True, [(398.5, ASK), (399, ASK), (399.5, WARN), (400, GIVE_UP)]),
     ],
 )
 def test_the_plan_of_a_wait(timeout_s: float, warn_after_s: float, ask: bool, stages: object) -> None:

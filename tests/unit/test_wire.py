@@ -20,6 +20,7 @@ FAILURES = st.builds(
     host=TEXT,
     message=TEXT,
     traceback=st.none() | TEXT,
+    loss=st.none() | st.builds(wire.Loss, by=INT, link=TEXT, reason=TEXT, heard_s=st.none() | st.floats(0, 1e6)),
 )
 REFS = st.builds(
     wire.MaterializerRef,
@@ -54,6 +55,8 @@ MESSAGES = st.one_of(
         finish=st.none() | REFS,
         turn=SIZES,
         fingerprint=st.none() | st.binary(max_size=16),
+        origin=st.none()
+        | st.builds(wire.Origin, site=TEXT, label=st.binary(max_size=8), place=st.binary(max_size=8), nth=SIZES),
     ),
     st.builds(wire.Chunk, seq=INT, offset=SIZES, nbytes=SIZES),
     st.builds(wire.Code, seq=INT, ident=TEXT, nbytes=SIZES, failure=MAYBE),
@@ -73,8 +76,22 @@ MESSAGES = st.one_of(
     st.builds(wire.Pass, rank=INT, seq=INT, to=INT, passed=st.lists(INT, max_size=20)),
     st.builds(wire.Read, rank=INT, seqs=st.lists(INT, max_size=20)),
     st.builds(wire.Need, rank=INT, ident=TEXT),
-    st.builds(wire.Query, rank=INT, token=INT, seq=st.none() | INT, key=st.none() | KEYS),
-    st.builds(wire.Status, to=INT, token=INT, phase=TEXT, missing=st.lists(INT, max_size=20)),
+    st.builds(wire.Query, rank=INT, token=INT, seq=st.none() | INT, key=st.none() | KEYS, within_s=SECONDS),
+    st.builds(
+        wire.Status,
+        to=INT,
+        token=INT,
+        phase=TEXT,
+        missing=st.lists(INT, max_size=20),
+        answered=st.lists(INT, max_size=20),
+        silent=st.lists(st.builds(wire.Silence, rank=INT, silent_s=SECONDS, heard_s=st.none() | SECONDS), max_size=20),
+        calls=SIZES,
+        recent=st.lists(TEXT, max_size=5),
+    ),
+    st.builds(wire.Relayed, to=INT, token=INT, by=INT),
+    st.just(wire.RollCall()),
+    st.builds(wire.Present, rank=INT),
+    st.just(wire.Beat()),
     st.builds(
         wire.Figures,
         rank=INT,
@@ -124,23 +141,29 @@ def _one_of_each() -> list[wire.AnyMessage]:
         wire.Pass(1, 2, 3, [1]),
         wire.Read(1, [2]),
         wire.Need(1, "i"),
-        wire.Query(1, 2, None, None),
+        wire.Query(1, 2, None, None, 0.5),
         wire.Status(1, 2, "p", []),
         wire.Figures(1, 1.0, 1.0, {}, {}, {}, {}),
+        wire.Relayed(1, 2, 3),
+        wire.RollCall(),
+        wire.Present(1),
+        wire.Beat(),
         wire.Gone(1, failure),
     ]
 
 
 @pytest.mark.parametrize("message", _one_of_each(), ids=lambda m: type(m).__name__)
 def test_a_message_says_where_it_goes(message: wire.AnyMessage) -> None:
-    up = wire.Report, wire.Read, wire.Need, wire.Query, wire.Figures
-    down = wire.Cast, wire.Chunk, wire.Code, wire.Verdict
+    up = (wire.Report, wire.Read, wire.Need, wire.Query, wire.Present, wire.Figures)
+    down = (wire.Cast, wire.Chunk, wire.Code, wire.Verdict, wire.RollCall)
     host = dict.fromkeys((wire.Value, wire.Pass), "host")
     expected = {
         **dict.fromkeys(up, "up"),
         **dict.fromkeys(down, "down"),
         **host,
         wire.Status: "one",
+        wire.Relayed: "one",
+        wire.Beat: "next",
         wire.Gone: "flood",
     }
     assert message.route == expected[type(message)]

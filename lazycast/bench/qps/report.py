@@ -134,12 +134,14 @@ def _number(number: float) -> str:
 def legend(run: dict[str, Any]) -> Iterator[str]:
     """Yield a line for each way of the run: its name and what it is."""
     for name in dict.fromkeys(way["way"] for workload in run["workloads"] for way in workload["ways"]):
-        yield f"{name}: {WAYS[name].about}"
+        if name in WAYS:  # a file may be of a version with others
+            yield f"{name}: {WAYS[name].about}"
 
 
-def _notes(run: dict[str, Any]) -> Iterator[str]:
+def notes(slowdown: bool) -> Iterator[str]:
+    """Yield what the headings mean; those of the scheduler only if it was watched."""
     yield NOTE
-    if run["plan"]["slowdown_s"]:
+    if slowdown:
         yield SLOWDOWN_NOTE
 
 
@@ -153,7 +155,7 @@ def print_run(run: dict[str, Any]) -> None:
     if not console.is_terminal:
         console.width = max(console.width, _WIDE)  # a file has no edge at which to break lines
     console.print(f"[bold]{title(run)}: requests[/]\n{surroundings(run)}\n{load(run)}")
-    for line in (*_notes(run), *legend(run)):
+    for line in (*notes(bool(run["plan"]["slowdown_s"])), *legend(run)):
         console.print(line, style="dim")
     for workload in run["workloads"]:
         for table in tables(workload):
@@ -176,7 +178,7 @@ def markdown(run: dict[str, Any], *, plot: str | None = None) -> str:
         plot: the path of its picture, to be shown in it.
     """
     lines = [f"# {title(run)}: requests", "", surroundings(run), "", load(run), ""]
-    for note in _notes(run):
+    for note in notes(bool(run["plan"]["slowdown_s"])):
         lines += [note, ""]
     lines += [*(f"- {line}" for line in legend(run)), ""]
     if plot:

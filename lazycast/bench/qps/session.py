@@ -18,9 +18,12 @@ from lazycast.launcher import launch
 FORMAT = 1
 
 
-def run(plan: Plan) -> dict[str, Any]:
+def run(plan: Plan, *, command: str | None = None, label: str = "") -> dict[str, Any]:
     """Measure what `plan` says on ranks of this machine; return everything that is known of the run, as JSON has it.
 
+    Args:
+        command: what was typed, for reports.
+        label: stands before everything that is shown of its progress.
     Raises: what `launch` raises; LaunchError also if some rank got another value than the others.
     Blocking: until all is measured.
     """
@@ -28,10 +31,11 @@ def run(plan: Plan) -> dict[str, Any]:
     about = {
         "format": FORMAT,
         "benchmark": "qps",
+        "command": command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": box,
         "plan": asdict(plan),
     }
-    with tempfile.TemporaryDirectory(prefix="lazycast-bench-") as name, progress.shown(Path(name)):
+    with tempfile.TemporaryDirectory(prefix="lazycast-bench-") as name, progress.shown(Path(name), label):
         found = launch(run_rank, ranks=plan.ranks, backend=plan.backend, args=(plan, Path(name)))
     return {**about, "versions": found[0][1], "workloads": summarize([benches for benches, _ in found], box["cores"])}

@@ -19,9 +19,11 @@ from lazycast.launcher import launch
 FORMAT = 1
 
 
-def run(plan: Plan) -> dict[str, Any]:
+def run(plan: Plan, *, command: str | None = None) -> dict[str, Any]:
     """Measure what `plan` says on ranks of this machine; return everything that is known of the run, as JSON has it.
 
+    Args:
+        command: what was typed, for reports.
     Raises: BackendUnavailableError without SGLang; what `launch` raises, also if hashes differ.
     Blocking: until all is measured.
     """
@@ -34,6 +36,7 @@ def run(plan: Plan) -> dict[str, Any]:
     about = {
         "format": FORMAT,
         "benchmark": "sglang",
+        "command": command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine.describe(),
         "plan": asdict(plan),
@@ -41,7 +44,10 @@ def run(plan: Plan) -> dict[str, Any]:
     cells = []
     versions: dict[str, str] = {}
     for ranks in plan.ranks:
-        with tempfile.TemporaryDirectory(prefix="lazycast-bench-") as name, progress.shown(Path(name)):
+        with (
+            tempfile.TemporaryDirectory(prefix="lazycast-bench-") as name,
+            progress.shown(Path(name), f"{ranks} ranks: "),
+        ):
             found = launch(run_rank, ranks=ranks, backend="torch", args=(plan, Path(name)))
         versions = found[0]["versions"]
         cells += combine(found)

@@ -1,0 +1,83 @@
+"""The root's book of who answers: plain data, no threads, no clock.
+
+Guarantees:
+
+* Nobody is called on unless somebody waits: there is no traffic in an idle group.
+* A query is answered as soon as everybody has answered the roll call, or when most of the time of whoever asks is over.
+* A rank is silent from the first roll call that it has not answered until anything answers for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from lazycast.wire import Query, Silence
+
+#: How much of the time that whoever asks has left the ranks get for their answers.
+_SHARE = 0.6
+#: Queries that come so close after each other share a roll call (seconds).
+_TOGETHER_S = 0.02
+
+
+@dataclass(frozen=True)
+class _Open:
+    query: Query
+    due_s: float
+
+
+class RollCalls:
+    """Queries that wait for the ranks to answer. `others` are the ranks beside the root. Not thread-safe."""
+
+    def __init__(self, others: Collection[int]) -> None:
+        self._others = set(others)
+        self._open: list[_Open] = []
+        self._called_s: float | None = None
+        self._since_s: dict[int, float] = {}  # by silent rank
+        self._heard_s: dict[int, float] = {}
+
+    def ask(self, query: Query, now_s: float) -> bool:
+        """Take a query. True if a roll call is to be sent for it."""
+        self._open.append(_Open(query, now_s + query.within_s * _SHARE))
+        if self._called_s is not None and now_s - self._called_s < _TOGETHER_S and self._since_s:
+            return False
+        self._called_s = now_s
+        for rank in self._others:
+            self._since_s.setdefault(rank, now_s)
+        return True
+
+    @property
+    def waiting(self) -> bool:
+        """Whether any query waits."""
+        return bool(self._open)
+
+    def present(self, rank: int, now_s: float) -> None:
+        """A rank has answered."""
+        if rank in self._others:
+            self._heard_s[rank] = now_s
+            self._since_s.pop(rank, None)
+
+    def gone(self, rank: int) -> None:
+        """A rank has ended; nobody expects an answer of it."""
+        self._others.discard(rank)
+        self._since_s.pop(rank, None)
+
+    def ready(self, now_s: float) -> list[Query]:
+        """Return and take off the queries that can be answered."""
+        ready = [entry.query for entry in self._open if not self._since_s or entry.due_s <= now_s]
+        self._open = [entry for entry in self._open if self._since_s and entry.due_s > now_s]
+        return ready
+
+    def next_s(self) -> float | None:
+        """Return when to look again, or None."""
+        return min((entry.due_s for entry in self._open), default=None)
+
+    def silences(self, now_s: float, heard_ago_s: Callable[[int], float | None]) -> list[Silence]:
+        """Return who is silent; `heard_ago_s` knows when something came from a neighbour."""
+        found = []
+        for rank, since_s in sorted(self._since_s.items()):
+            heard_s = heard_ago_s(rank)
+            if heard_s is None and rank in self._heard_s:
+                heard_s = now_s - self._heard_s[rank]
+            found.append(Silence(rank, now_s - since_s, heard_s))
+        return found

@@ -1,0 +1,255 @@
+"""Who waits in vain is told for whom, since when and why; a rank that is out of step is told so in debug mode."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from lazycast.api import LazyBroadcast
+from lazycast.errors import CastTimeoutError, ClosedError, DivergenceError
+from lazycast.options import DEBUG
+from lazycast.testing.failures import identity
+from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same, this_rank
+
+
+@contextlib.contextmanager
+def debug_mode(rank: Rank) -> Iterator[None]:
+    """Construct in debug mode. Collective: ranks may be threads of one process, which have one environment."""
+    rank.meet()
+    os.environ[DEBUG] = "1"
+    try:
+        yield
+        rank.meet()
+    finally:
+        os.environ.pop(DEBUG, None)
+
+
+class Held:
+    """A materializer that one rank is held up in, until the gate opens; needs `Rank.executor`."""
+
+    gate = threading.Event()
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def __call__(self, payload: Any) -> Any:
+        if this_rank() == self.rank:
+            Held.gate.wait(TIMEOUT_S)
+        return payload
+
+
+@behaviour(min_size=2)
+def a_time_out_tells_operation_phase_and_who_has_answered(rank: Rank) -> None:
+    Held.gate.clear()
+    rank.meet()
+    held = Held(rank.last)
+    with rank.executor() as executor, rank.lazy(executor=executor, placement="every") as lazy:
+        payload = np.zeros(1000)
+        future = lazy.broadcast_async(payload, key="k", materialize=held, timeout_s=1.0)
+        exc = raises(CastTimeoutError, rf"broadcast_async #\d+ key 'k' .*missing: rank {rank.last}\b", future.result)
+        same((exc.operation, exc.key), ("broadcast_async", "k"))
+        same(exc.missing, (rank.last,), "missing")
+        check(isinstance(exc.seq, int) and exc.age_s is not None and exc.age_s >= 1.0, f"{exc.seq=} {exc.age_s=}")
+        check(exc.nbytes is not None and exc.nbytes >= 8000, f"{exc.nbytes=}")
+        if rank.rank != rank.last:
+            same(exc.phase, "agreeing")
+            same(exc.answered, tuple(range(rank.last)), "answered")
+            check("answered: rank" in exc.message, exc.message)
+        else:
+            same(exc.phase, "decoding or materializing here")
+        same(exc.silent, (), "a rank that is busy in a materializer answers when it is asked")
+        rank.meet()
+        Held.gate.set()
+        same(lazy.broadcast("next", materialize=identity), "next")
+
+
+@behaviour(min_size=2)
+def a_time_out_compares_the_numbers_of_calls(rank: Rank) -> None:
+    with rank.lazy() as lazy:
+        same(lazy.broadcast(1), 1)
+        if not lazy.is_root:
+            pattern = "the root has made 1 calls without a key, this is number 2 here"
+            exc = raises(CastTimeoutError, pattern, lambda: lazy.broadcast(timeout_s=0.5))
+            same((exc.operation, exc.key, exc.seq, exc.missing), ("broadcast", None, None, (0,)))
+        rank.meet()
+        if lazy.is_root:
+            same(lazy.broadcast(2), 2)  # what the others have waited for
+        same(lazy.broadcast(3), 3)
+
+
+class Records(logging.Handler):
+    """Keeps what is logged about one object."""
+
+    def __init__(self, about: LazyBroadcast[Any, Any]) -> None:
+        super().__init__()
+        self._prefix = repr(about).split()[1].rstrip("'")
+        self._rank = about.rank
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if self._prefix in text and f"rank {self._rank} " in text:
+            self.texts.append(text)
+
+    def __enter__(self) -> Records:
+        logging.getLogger("lazycast").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("lazycast").removeHandler(self)
+
+
+@behaviour(min_size=2)
+def a_long_wait_is_logged_once_with_whom_it_waits_for(rank: Rank) -> None:
+    Held.gate.clear()
+    rank.meet()
+    with (
+        rank.executor() as executor,
+        rank.lazy(executor=executor, placement="every", warn_after_s=0.3) as lazy,
+        Records(lazy) as records,
+    ):
+        raises(CastTimeoutError, "", lambda: lazy.broadcast("x", materialize=Held(rank.last), timeout_s=1.5))
+        waits = [text for text in records.texts if "still waiting after" in text]
+        same(len(waits), 1, "warnings")
+        check(f"missing: rank {rank.last}" in waits[0], waits[0])
+        rank.meet()
+        Held.gate.set()
+        same(lazy.broadcast("next", materialize=identity), "next")
+
+
+@behaviour(min_size=2)
+def a_call_that_ends_with_another_ranks_object_tells_how_far_it_was(rank: Rank) -> None:
+    lazy = rank.lazy(identity)
+    same(lazy.broadcast(1), 1)
+    future = lazy.broadcast_async(key="never", timeout_s=TIMEOUT_S) if not lazy.is_root else None
+    rank.meet()
+    if lazy.is_root:
+        lazy.close()
+    if future is not None:
+        pattern = "rank 0 .*has closed.*this call had waited .* s: not arrived; missing: rank 0"
+        exc = raises(ClosedError, pattern, future.result)
+        same((exc.operation, exc.key, exc.phase, exc.missing), ("broadcast_async", "never", "not arrived", (0,)))
+    rank.meet()
+    lazy.close()
+
+
+@behaviour(min_size=2)
+def a_dump_shows_what_waits(rank: Rank) -> None:
+    Held.gate.clear()
+    rank.meet()
+    with rank.executor() as executor, rank.lazy(executor=executor, placement="every") as lazy:
+        future = lazy.broadcast_async("x", key="dumped", materialize=Held(rank.last))
+        rank.meet()
+        text = lazy.dump()
+        check("calls that wait: broadcast_async" in text and "key 'dumped': waiting" in text, text)
+        for section in ("state", "queue", "books", "mailbox", "under way", "shared memory", "links", "threads"):
+            check(f"\n  {section}: " in text, f"{section} is missing:\n{text}")
+        rank.meet()
+        Held.gate.set()
+        same(future.result(TIMEOUT_S), "x")
+        rank.meet()
+        text = lazy.dump()
+        check("calls that wait: none" in text and "resolved 1" in text, text)
+
+
+# Debug mode
+
+
+def program(lazy: LazyBroadcast[Any, Any], *, odd: bool) -> None:
+    """Some rounds of two calls each, of which an odd rank leaves one out in the last round."""
+    for n in range(6):
+        if not (odd and n == 5):
+            same(first(lazy, n), n)
+        if lazy.is_root:
+            lazy.broadcast((n, "second"))
+        else:
+            same(lazy.broadcast(), (n, "second"))
+
+
+def first(lazy: LazyBroadcast[Any, Any], n: int) -> Any:
+    return lazy.broadcast(n)
+
+
+@behaviour(min_size=2)
+def a_rank_that_leaves_a_call_out_is_told_and_with_agreement_everybody(rank: Rank) -> None:
+    odd = rank.rank == rank.last
+    pattern = (
+        rf"rank {rank.last} .* is out of step with the root: its call number 11 .*diagnosis.py:\d+ \(program\), "
+        r"met the root's call number 11 .*, at \S*diagnosis.py:\d+ \(first\); until now"
+    )
+    for agree in (True, False):
+        with debug_mode(rank):
+            lazy = rank.lazy(agree=agree)
+        run = partial(program, lazy, odd=odd)
+        with lazy:
+            if odd or agree:
+                same(raises(DivergenceError, pattern, run).rank, rank.last)
+            else:
+                run()
+            rank.meet()
+
+
+@behaviour(min_size=2)
+def programs_in_step_are_left_alone_in_debug_mode(rank: Rank) -> None:
+    with debug_mode(rank):
+        lazy = rank.lazy()
+    with lazy:
+        same(lazy.broadcast("config"), "config")
+        for n in range(40):
+            if lazy.is_root:
+                if n % 7 == 3:
+                    lazy.broadcast("control")
+                else:
+                    lazy.broadcast(n)
+            else:
+                same(lazy.broadcast(), "control" if n % 7 == 3 else n)
+        keys = list(range(20))
+        if rank.rank % 2:
+            keys.reverse()
+        futures = {key: lazy.broadcast_async(key, key=key) for key in keys}
+        for key, future in futures.items():
+            same(future.result(TIMEOUT_S), key)
+
+
+@behaviour(min_size=2)
+def a_key_that_the_root_never_casts_shows_what_it_casts_in_debug_mode(rank: Rank) -> None:
+    with debug_mode(rank):
+        lazy = rank.lazy()
+    with lazy:
+        same(lazy.broadcast("x", key="request-1"), "x")
+        if not lazy.is_root:
+            pattern = (
+                r"key 'request-2' .*made at \S*diagnosis.py.*the root's last calls: #1 key 'request-1' at \S*diagn"
+            )
+            raises(CastTimeoutError, pattern, lambda: lazy.broadcast(key="request-2", timeout_s=0.5))
+        rank.meet()
+
+
+@behaviour(min_size=2)
+def casts_left_behind_are_told_at_close_in_debug_mode(rank: Rank) -> None:
+    with debug_mode(rank):
+        lazy = rank.lazy(agree=False)
+    with Records(lazy) as records:
+        same(lazy.broadcast(1), 1)
+        rank.meet()
+        if lazy.is_root:
+            lazy.broadcast(2)
+        rank.meet()
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while not lazy.is_root and not lazy.stats().unasked:
+            check(time.monotonic() < deadline_s, "the second cast has not come")
+            time.sleep(0.002)
+        rank.meet()
+        lazy.close()
+        left = [text for text in records.texts if "has not asked for" in text]
+        same(len(left), 0 if rank.rank == 0 else 1, "warnings")
+        if left:
+            check("closes with 1 casts" in left[0] and "#2 (number 2 without a key) at" in left[0], left[0])

@@ -1,0 +1,87 @@
+"""What makes the documentation: the picture of a cast, and the navigation of the site."""
+
+from __future__ import annotations
+
+import importlib.util
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def tool(name: str) -> ModuleType:
+    """Load a script of `tools/`."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_is_what_its_script_draws() -> None:
+    picture = tool("cast_picture")
+    assert picture.TARGET.read_text() == picture.draw(), "run: python tools/cast_picture.py"
+
+
+def test_the_picture_is_whole_and_inside_its_frame() -> None:
+    root = ET.fromstring(tool("cast_picture").draw())
+    width, height = map(float, root.attrib["viewBox"].split()[2:])
+    numbers = [
+        element.findtext(f"{SVG}tspan") for element in root.iter(f"{SVG}text") if element.get("class") == "number"
+    ]
+    assert {number: numbers.count(number) for number in numbers} == {
+        **{str(n): 2 for n in range(1, 9)},
+        "3": 3,
+    }  # each step once, the message to ranks and hosts twice, and each in the legend
+    for line in root.iter(f"{SVG}polyline"):
+        for point in line.attrib["points"].split():
+            x, y = map(float, point.split(","))
+            assert 0 <= x <= width
+            assert 0 <= y <= height
+    marks = {mark.attrib["id"] for mark in root.iter(f"{SVG}marker")}
+    style = root.findtext(f"{SVG}style") or ""
+    assert {word.split(")")[0] for word in style.split("url(#")[1:]} == marks
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Any:
+    """Return what becomes of a navigation over some pages."""
+    for name, title in {
+        "index.md": "Start",
+        "zebra.md": "A zebra",
+        "ant.md": "Of ants",
+        "how/b.md": "Second",
+        "how/a.md": "Third",
+        "how/deep/c.md": "Deep",
+        "decisions/0002-b.md": "A",
+        "decisions/0010-a.md": "B",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"Before.\n# {title}\n")
+
+    def fill(nav: list[Any]) -> list[Any]:
+        config = SimpleNamespace(docs_dir=str(tmp_path), nav=nav)
+        tool("docs_hooks").on_config(config)
+        return config.nav
+
+    return fill
+
+
+def test_patterns_stand_for_pages_that_are_named_nowhere_else(filled: Any) -> None:
+    nav = [{"Start": "index.md"}, {"How": ["how/*.md"]}, {"Why": ["decisions/*.md"]}, {"Rest": ["ant.md", "*.md"]}]
+    assert filled(nav) == [
+        {"Start": "index.md"},
+        {"How": ["how/b.md", "how/a.md"]},
+        {"Why": ["decisions/0002-b.md", "decisions/0010-a.md"]},
+        {"Rest": ["ant.md", "zebra.md"]},
+    ]
+
+
+def test_a_pattern_without_pages_leaves_nothing(filled: Any) -> None:
+    assert filled([{"Start": "index.md"}, {"None": ["soon/*.md"]}]) == [{"Start": "index.md"}, {"None": []}]

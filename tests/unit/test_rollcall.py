@@ -1,0 +1,74 @@
+"""Roll calls: nobody is called on without a reason, queries wait for the answers, and silence is measured."""
+
+from __future__ import annotations
+
+from lazycast.engine.rollcall import RollCalls
+from lazycast.wire import Query, Silence
+
+
+def query(token: int, within_s: float = 1.0) -> Query:
+    return Query(9, token, 1, None, within_s)
+
+
+def silences(calls: RollCalls, now_s: float, heard: dict[int, float] | None = None) -> list[Silence]:
+    ago = {rank: now_s - at_s for rank, at_s in (heard or {}).items()}
+    return calls.silences(now_s, ago.get)
+
+
+def test_a_query_is_answered_as_soon_as_everybody_has_answered() -> None:
+    calls = RollCalls([1, 2])
+    assert calls.next_s() is None
+    assert not calls.waiting
+    assert calls.ask(query(7), 10.0)
+    assert calls.next_s() == 10.6
+    assert calls.waiting
+    calls.present(1, 10.1)
+    assert calls.ready(10.1) == []
+    calls.present(2, 10.2)
+    assert calls.ready(10.2) == [query(7)]
+    assert silences(calls, 10.2) == []
+    assert calls.ready(99.0) == []
+    assert not calls.waiting
+
+
+def test_who_does_not_answer_is_silent_since_the_first_call_and_the_query_gets_its_answer_in_time() -> None:
+    calls = RollCalls([1, 2])
+    calls.ask(query(7), 10.0)
+    calls.present(1, 10.1)
+    assert calls.ready(10.59) == []
+    assert calls.ready(10.6) == [query(7)]
+    assert calls.ask(query(8), 12.0)
+    calls.present(1, 12.1)
+    assert calls.ready(12.6) == [query(8)]
+    assert silences(calls, 12.5, heard={2: 9.5}) == [Silence(2, 2.5, 3.0)]
+    calls.present(2, 13.0)
+    assert silences(calls, 13.0) == []
+
+
+def test_when_a_far_rank_was_heard_is_known_from_its_last_answer() -> None:
+    calls = RollCalls([1])
+    calls.ask(query(7), 10.0)
+    assert silences(calls, 10.5) == [Silence(1, 0.5, None)]
+    calls.present(1, 11.0)
+    calls.ask(query(8), 20.0)
+    assert silences(calls, 21.0) == [Silence(1, 1.0, 10.0)]
+
+
+def test_queries_that_come_together_share_a_call() -> None:
+    calls = RollCalls([1])
+    assert calls.ask(query(1), 10.0)
+    assert not calls.ask(query(2, within_s=10.0), 10.01)
+    assert calls.ask(query(3), 10.5), "an older call may have been answered before this query came"
+    calls.present(1, 10.6)
+    assert calls.ready(10.6) == [query(1), query(2, within_s=10.0), query(3)]
+    assert calls.ask(query(4), 10.61), "all have answered the last one"
+
+
+def test_nobody_waits_for_a_rank_that_has_ended() -> None:
+    calls = RollCalls([1, 2])
+    calls.ask(query(7), 10.0)
+    calls.gone(2)
+    calls.present(1, 10.1)
+    calls.present(2, 10.1)
+    assert calls.ready(10.1) == [query(7)]
+    assert silences(calls, 10.1) == []
