@@ -9,7 +9,7 @@ RANKS  ?= 4
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo doctor docs docs-outputs test test-pythons test-sglang package check format bench bench-qps bench-sglang soak clean
+.PHONY: demo doctor docs docs-outputs test test-pythons test-sglang package check format bench bench-qps bench-sglang soak trace-picture clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -92,6 +92,13 @@ SGLANG ?= 0.5.23
 bench-sglang: | $(BIN)/python
 	PYTHONWARNINGS=ignore $$($(BIN)/python tests/sglang/environment.py $(SGLANG)) -m lazycast.bench sglang \
 		--out docs/benchmarks
+
+# The picture in docs/tracing.md, of a run of the demo on this machine.
+trace-picture: $(VENV)/.bench
+	rm -rf build/traces
+	LAZYCAST_TRACE=build/traces $(BIN)/lazycast demo --backend local --ranks 4
+	$(BIN)/lazycast trace merge build/traces -o build/trace.json
+	$(BIN)/lazycast trace plot build/trace.json -o docs/images/trace.png
 
 # Strict: a link that leads nowhere, or a page that nobody finds, is an error.
 docs: $(VENV)/.docs

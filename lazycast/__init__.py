@@ -25,12 +25,14 @@ from lazycast.errors import (
     TrustError,
 )
 from lazycast.future import CastFuture
+from lazycast.group_stats import GroupStats
 from lazycast.launcher import launch
 from lazycast.materializers import register_materializer
 from lazycast.placement.chooser import PlacementCost, Standing
 from lazycast.reducers import register_reducer
 from lazycast.staged import Staged
-from lazycast.stats import Stats, Timing
+from lazycast.stats import Stats
+from lazycast.timing import Timing
 from lazycast.version import __version__
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "DecodeError",
     "DivergenceError",
     "EncodeError",
+    "GroupStats",
     "KeyInUseError",
     "LaunchError",
     "LazyBroadcast",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Collection
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
@@ -21,11 +23,13 @@ from lazycast.errors import BackendError, CastTimeoutError
 from lazycast.fanout import meeting
 from lazycast.fanout.mesh import Mesh
 from lazycast.future import CastFuture
+from lazycast.group_stats import GroupStats
 from lazycast.missing import MISSING, Missing
 from lazycast.options import DEFAULT_ARENA_NBYTES, DEFAULT_MAX_INFLIGHT_NBYTES, Options, check, debug_wanted
 from lazycast.reducers import note_devices
 from lazycast.stats import Stats
 from lazycast.topology import place
+from lazycast.tracing.tracer import Tracer
 from lazycast.wire import Key
 
 P = TypeVar("P")
@@ -163,11 +167,20 @@ class LazyBroadcast(Generic[P, V]):
                 raise error
             if disagreement is not None:
                 raise disagreement
-            group = Group(backend.rank, backend.size, options.root, [h.host for h in hellos], [h.cores for h in hellos])
+            group = Group(
+                backend.rank,
+                backend.size,
+                options.root,
+                [h.host for h in hellos],
+                [h.cores for h in hellos],
+                [h.clock for h in hellos],
+                hellos[options.root].ident,
+            )
             lane = self._build(group, options, context, deadline_s)
             if backend.size == 1:
                 context.close()
             try:
+                _trace_if_wanted(lane)  # before anything can arrive
                 lane.start(timeout_s=max(0.001, deadline_s - time.monotonic()))
             except BaseException:
                 lane.close(0.0)
@@ -215,6 +228,11 @@ class LazyBroadcast(Generic[P, V]):
     def is_root(self) -> bool:
         """Whether this rank is the root."""
         return self.rank == self.root
+
+    @property
+    def closed(self) -> bool:
+        """Whether this rank has closed its object."""
+        return self._lane.closed
 
     def __repr__(self) -> str:
         options = self._options
@@ -264,6 +282,7 @@ class LazyBroadcast(Generic[P, V]):
         lane.refuse_after_fork()
         limit_s, refusal = self._limit_s(timeout_s)
         refusal = lane.reentrant("broadcast()") or refusal
+        tracer, began_s = lane.tracer, time.monotonic()
         future = lane.call(payload, materialize, key, limit_s, refusal, here=True)
         try:
             return cast(V, future.result(limit_s + _GRACE_S))
@@ -271,6 +290,9 @@ class LazyBroadcast(Generic[P, V]):
             if future.done():
                 raise
             raise CastTimeoutError(f"the engine did not end a call in time:\n{self.dump()}", rank=self.rank) from exc
+        finally:
+            if tracer is not None:
+                tracer.took("broadcast", began_s, time.monotonic(), None, key=key if key is None else str(key))
 
     def broadcast_async(
         self,
@@ -311,6 +333,28 @@ class LazyBroadcast(Generic[P, V]):
     def stats(self) -> Stats:
         """Return counts and timings of this rank, and how casts are placed. Local, never blocks. Threads: safe."""
         return self._lane.stats()
+
+    def group_stats(self) -> GroupStats:
+        """Return what every rank has counted, as far as the root has heard; see `GroupStats`.
+
+        Raises: ValueError on a rank that is not the root.
+        Collective: no; ranks tell the root unasked. Local, never blocks. Threads: safe.
+        """
+        return self._lane.group_stats()
+
+    def trace(self, folder: str | os.PathLike[str]) -> Tracer:
+        """Write what this rank's casts do, and when, to a new file in `folder`, until it is stopped.
+
+        Args:
+            folder: made if it does not exist; the same for all ranks, for `lazycast trace merge`.
+        Returns: what to `stop()`, also a context manager; `path` is the file. `close` stops it too.
+        Raises:
+            ValueError: this object is being traced already. OSError: there is no such folder to be made, or written to.
+        Collective: no; each rank that is to be seen calls it. The environment variable LAZYCAST_TRACE=folder traces
+            every object from its construction on.
+        Blocking: no; `stop` until all is written. Threads: safe.
+        """
+        return self._lane.trace(Path(folder))
 
     def dump(self) -> str:
         """Return this rank's whole state as text for a human.
@@ -374,3 +418,12 @@ class LazyBroadcast(Generic[P, V]):
         ):
             raise ValueError(f"a key has at most {wire.MAX_KEY_NBYTES} bytes, got one of {len(key)}")
         return key
+
+
+def _trace_if_wanted(lane: RootLane | FollowerLane | SoloLane) -> None:
+    folder = os.environ.get("LAZYCAST_TRACE")
+    if folder:
+        try:
+            lane.trace(Path(folder))
+        except OSError as exc:  # no reason for one rank to leave the others alone
+            logger.error("lazycast: LAZYCAST_TRACE=%s: this rank is not traced: %s", folder, exc)

@@ -7,12 +7,13 @@ would leave them waiting. All of them then come to the same conclusion from the 
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Sequence
 
 import msgspec
 
-from lazycast import cores
+from lazycast import clocks, cores
 from lazycast.cores import Cores
 from lazycast.errors import ConfigMismatchError
 from lazycast.options import shown
@@ -31,6 +32,8 @@ class Hello(msgspec.Struct, frozen=True):
     options: dict[str, str]
     cores: Cores
     error: str | None = None
+    clock: str = ""  # of `clocks.ident`
+    ident: str = ""  # of one construction; the object has its root's
 
 
 def hello(rank: int, options: dict[str, object], error: Exception | None) -> Hello:
@@ -38,7 +41,18 @@ def hello(rank: int, options: dict[str, object], error: Exception | None) -> Hel
     said = {name: shown(value) for name, value in options.items()}
     text = f"{type(error).__name__}: {shown(error, str, 2000)}" if error is not None else None
     mine = cores.of_this_process()
-    return Hello(rank, socket.gethostname(), os.getpid(), __version__, WIRE_VERSION, said, mine, text)
+    return Hello(
+        rank,
+        socket.gethostname(),
+        os.getpid(),
+        __version__,
+        WIRE_VERSION,
+        said,
+        mine,
+        text,
+        clock=clocks.ident(),
+        ident=secrets.token_hex(8),
+    )
 
 
 def encode(mine: Hello) -> bytes:

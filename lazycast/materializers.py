@@ -267,6 +267,7 @@ class Loader:
         self._lock = threading.Lock()
         self._codes: _Recent[bytes] = _Recent()
         self._loaded: _Recent[Materializer] = _Recent()
+        self.hits = self.loads = 0  # materializers that were loaded already, and that were loaded then
 
     def learn(self, ident: str, code: bytes) -> None:
         """Remember code that arrived from the root, if any may."""
@@ -287,6 +288,7 @@ class Loader:
             raise TrustError(refused)
         with self._lock:
             loaded, code = self._loaded.get(ref.ident), self._codes.get(ref.ident)
+            self.hits += loaded is not None
         if loaded is not None:
             return loaded
         if code is not None:
@@ -301,6 +303,7 @@ class Loader:
         else:
             raise CodeMissing(f"the code of materializer {ref.name!r} is not here", ref.ident)
         with self._lock:
+            self.loads += 1
             self._loaded.put(ref.ident, fn, len(code or b""))
             self._codes.drop(ref.ident)  # one of the two is enough
         return fn

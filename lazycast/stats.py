@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from lazycast.placement.chooser import Standing
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How long something took: how often, in all, at most (seconds)."""
-
-    count: int = 0
-    total_s: float = 0.0
-    max_s: float = 0.0
-
-    @property
-    def mean_s(self) -> float:
-        """Mean in seconds; 0 if it never happened."""
-        return self.total_s / self.count if self.count else 0.0
+from lazycast.timing import BOUNDS_S, Tally, Timing
 
 
 @dataclass(frozen=True)
@@ -26,8 +15,11 @@ class Stats:
     """What `LazyBroadcast.stats()` returns: a snapshot, counted since construction.
 
     Attributes:
-        rank, size, root: as on the object.
+        name, rank, size, root: as on the object.
+        age_s: since construction (seconds).
+        qps: calls that got a value, per second, over the last 10 seconds.
         placement: what the last cast was placed as; `placement_reason` says why.
+        placements: how many casts were placed as what; those sent as failures are not among them.
         standings: on the root, with `placement="auto"`: how each kind of cast is placed now, why, and what each
             placement is known to cost.
         casts: casts that this rank has sent (on the root) or received (elsewhere), failed ones included.
@@ -35,6 +27,9 @@ class Stats:
         pending: those whose future is not done.
         unasked: casts that have arrived and nobody here has asked for.
         resolved, cancelled, failed: how calls ended; `failed` counts by class of error.
+        blocking: calls on the root that back-pressure holds up now.
+        materializer_hits, materializer_loads: how often a cast found its materializer loaded on this rank, and how
+            often it had to be imported or unpickled first.
         unshared: values or hints that this rank, as an owner, could not share, or could not rebuild from what an owner
             shared, so that it made its own; `unshared_reason` says why, for the last one.
         nbytes_sent: to other hosts, through the backend, headers and relaying for others included.
@@ -42,19 +37,29 @@ class Stats:
         hosts: the ranks of each host; those of one share memory.
         shared_slots, shared_nbytes: what this rank has written to shared memory and somebody still holds.
         arena_nbytes: the memory that this takes: the arena grows with what is in use at a time, and keeps its pages.
-        queue: from the call to the start of encoding (root).
+        queue: from the call to its turn (root), back-pressure on the caller included.
+        held: from a call's being ready to be sent to the start of its encoding (root): behind others of its key, or
+            held back by `max_inflight_nbytes`.
         encode, decode, materialize: that work, each on this rank.
+        transfer: from a cast's having been encoded on the root to its arrival on this rank, which has been given
+            its body by then. Only where this rank has the root's clock (it runs on the same kernel).
+        wait: from the call to the arrival of its cast, for calls that came first (not on the root).
+        unread: from the arrival of a cast to its call, for casts that came first (not on the root).
         share: from an owner's having made a value to its having sent it to its host.
         agree: from this rank's report to the verdict.
         total: from the call to the settled future, for calls that got a value.
-        blocked: how long calls on the root were held up by back-pressure, for those that were.
+        blocked: how long calls on the root were held up by back-pressure, for those that were, refused ones included.
     """
 
+    name: str
     rank: int
     size: int
     root: int
+    age_s: float
+    qps: float
     placement: str
     placement_reason: str
+    placements: dict[str, int]
     standings: tuple[Standing, ...]
     casts: int
     asked: int
@@ -63,6 +68,9 @@ class Stats:
     resolved: int
     cancelled: int
     failed: dict[str, int]
+    blocking: int
+    materializer_hits: int
+    materializer_loads: int
     unshared: int
     unshared_reason: str | None
     nbytes_sent: int
@@ -72,46 +80,106 @@ class Stats:
     shared_nbytes: int
     arena_nbytes: int
     queue: Timing
+    held: Timing
     encode: Timing
     decode: Timing
     materialize: Timing
+    transfer: Timing
+    wait: Timing
+    unread: Timing
     share: Timing
     agree: Timing
     total: Timing
     blocked: Timing
 
 
-@dataclass(slots=True)
-class _Tally:
-    """A `Timing` that goes on: to make a frozen one each time would take 3 µs, and every cast has three."""
+#: The attributes of `Stats` that are timings, in the order of a cast's life.
+PHASES = (
+    *("blocked", "queue", "held", "encode", "transfer", "wait", "unread"),
+    *("decode", "materialize", "share", "agree", "total"),
+)
 
-    count: int = 0
-    total_s: float = 0.0
-    max_s: float = 0.0
+
+class Rate:
+    """How often something has happened per second, lately."""
+
+    WINDOW_S = 10
+    _SLOTS = 16
+
+    def __init__(self, now_s: float) -> None:
+        self._since_s = now_s
+        self._second = int(now_s)
+        self._counts = [0] * self._SLOTS
+
+    def tick(self, now_s: float) -> None:
+        """Count one."""
+        second = int(now_s)
+        if second > self._second:
+            self._turn_to(second)
+        self._counts[second % self._SLOTS] += 1
+
+    def _turn_to(self, second: int) -> None:
+        """Forget the seconds that have passed without a count, and what their places held before."""
+        for passed in range(max(self._second + 1, second - self._SLOTS + 1), second + 1):
+            self._counts[passed % self._SLOTS] = 0
+        self._second = second
+
+    def per_s(self, now_s: float) -> float:
+        """Return the rate over the last seconds, or since the beginning if that is later."""
+        second = int(now_s)
+        if second > self._second:
+            self._turn_to(second)
+        begin_s = max(self._since_s, float(second - self.WINDOW_S))
+        count = sum(self._counts[past % self._SLOTS] for past in range(second - self.WINDOW_S, second + 1))
+        return count / max(1e-3, now_s - begin_s)
 
 
 @dataclass
 class Counters:
     """The mutable side. Guarded by the owner's lock."""
 
+    since_s: float = field(default_factory=time.monotonic)
     casts: int = 0
     asked: int = 0
     resolved: int = 0
     cancelled: int = 0
+    blocking: int = 0
     unshared: int = 0
     unshared_reason: str | None = None
+    placements: dict[str, int] = field(default_factory=dict)
     failed: dict[str, int] = field(default_factory=dict)
-    timings: dict[str, _Tally] = field(default_factory=dict)
+    timings: dict[str, Tally] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._rate = Rate(self.since_s)
 
     def took(self, what: str, seconds: float) -> None:
         """Count one occurrence of something that takes time."""
-        tally = self.timings.get(what)
-        if tally is None:
-            tally = self.timings[what] = _Tally()
-        tally.count += 1
+        try:
+            tally = self.timings[what]
+        except KeyError:
+            tally = self.timings[what] = Tally()
+        # `Tally.add`, without the call: every cast passes here half a dozen times on each rank
         tally.total_s += seconds
         if seconds > tally.max_s:
             tally.max_s = seconds
+        tally.buckets[bisect_left(BOUNDS_S, seconds)] += 1
+
+    def resolve(self, now_s: float, seconds: float) -> None:
+        """Count a call that got a value, after so many seconds."""
+        self.resolved += 1
+        self._rate.tick(now_s)
+        self.took("total", seconds)
+
+    def qps(self, now_s: float) -> float:
+        """Calls that got a value, per second."""
+        return self._rate.per_s(now_s)
+
+    def cast(self, placement: str | None) -> None:
+        """Count a cast that was sent or has arrived; one that brings only a failure has no placement."""
+        self.casts += 1
+        if placement is not None:
+            self.placements[placement] = self.placements.get(placement, 0) + 1
 
     def count_failure(self, exc: BaseException) -> None:
         """Count a call that failed."""
@@ -121,7 +189,7 @@ class Counters:
     def timing(self, what: str) -> Timing:
         """Return a snapshot."""
         tally = self.timings.get(what)
-        return Timing() if tally is None else Timing(tally.count, tally.total_s, tally.max_s)
+        return Timing() if tally is None else tally.timing()
 
     def text(self) -> str:
         """Return a line for a dump."""

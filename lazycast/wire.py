@@ -18,7 +18,7 @@ import msgspec
 
 from lazycast.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
 
-WIRE_VERSION: Final = 4
+WIRE_VERSION: Final = 5
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
@@ -123,7 +123,7 @@ class Cast(Message, frozen=True, tag="cast"):
     The value is the body; or what the materializer `ref` makes of it; or, in two stages, what `finish` makes of the
     payload and of the hint that `ref` makes of it. Without `ref` the body of a cast in two stages holds payload and
     hint. A cast with a `fingerprint` has no payload in its body: every rank has brought its own. `turn` says which
-    rank of each host is the owner.
+    rank of each host is the owner. `sent_s` is when it was encoded, by the root's monotonic clock.
     """
 
     route = "down"
@@ -139,6 +139,7 @@ class Cast(Message, frozen=True, tag="cast"):
     finish: MaterializerRef | None = None
     turn: Count = 0
     fingerprint: bytes | None = None
+    sent_s: float = 0.0
     origin: Origin | None = None
 
 
@@ -279,6 +280,32 @@ class Beat(Message, frozen=True, tag="beat"):
     route = "next"
 
 
+class Spread(msgspec.Struct, frozen=True, array_like=True):
+    """A `lazycast.timing.Timing`, as `trimmed` has it."""
+
+    total_s: float
+    max_s: float
+    first: Count
+    counts: list[Count]
+
+
+class Figures(Message, frozen=True, tag="figures"):
+    """What a rank has counted since construction, for the root's `group_stats`.
+
+    `counts` has the attributes of `lazycast.stats.Stats` that are whole numbers, by name.
+    """
+
+    route = "up"
+    rank: int
+    age_s: float
+    qps: float
+    counts: dict[str, Count]
+    placements: dict[str, Count]
+    failed: dict[str, Count]
+    timings: dict[str, Spread]
+    unshared_reason: str | None = None
+
+
 class Gone(Message, frozen=True, tag="gone"):
     """A rank has closed or was lost. Passed on by everybody to everybody."""
 
@@ -303,6 +330,7 @@ AnyMessage = (
     | RollCall
     | Present
     | Beat
+    | Figures
     | Gone
 )
 

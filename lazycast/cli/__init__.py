@@ -13,11 +13,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from lazycast.cli import bench, demo, doctor, soak
+from lazycast.cli import bench, demo, doctor, soak, trace
 from lazycast.errors import BackendUnavailableError, LazycastError
 from lazycast.version import __version__
 
-_COMMANDS = {"demo": demo, "doctor": doctor, "bench": bench, "soak": soak}
+_COMMANDS = {"demo": demo, "doctor": doctor, "bench": bench, "soak": soak, "trace": trace}
 
 
 def build_parser() -> argparse.ArgumentParser:

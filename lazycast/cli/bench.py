@@ -19,7 +19,7 @@ from lazycast.bench import plot, report, session
 from lazycast.bench.page import charts
 from lazycast.bench.payloads import SOURCES
 from lazycast.bench.ways import WAYS
-from lazycast.cli import arguments, bench_page, bench_qps, bench_sglang, extras
+from lazycast.cli import arguments, bench_overhead, bench_page, bench_qps, bench_sglang, extras
 
 HELP = "compare lazycast with other ways to broadcast an object, on this machine"
 
@@ -68,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-requests", action="store_true", help="with --report: leave out the requests")
     parser.set_defaults(benchmark=None)
     others = parser.add_subparsers(metavar="NAME", title="other benchmarks, and the page of all")
-    for name, module in (("qps", bench_qps), ("sglang", bench_sglang), ("report", bench_page)):
+    modules = {"qps": bench_qps, "overhead": bench_overhead, "sglang": bench_sglang, "report": bench_page}
+    for name, module in modules.items():
         other = others.add_parser(name, help=module.HELP, description=module.__doc__)
         other.formatter_class = argparse.RawDescriptionHelpFormatter
         module.add_arguments(other)

@@ -51,6 +51,7 @@ class Arrival:
     cost: Cost | None = None  # of that part
     final: Result | None = None
     told_read: bool = False
+    arrived_s: float = 0.0
     reported_s: float = 0.0
     diverged: Failure | None = None  # it has met a call that was not meant for it
 

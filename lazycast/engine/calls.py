@@ -10,6 +10,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,7 @@ class Call:
     cause: BaseException | None = None
     entered: bool = False
     ready: bool = False
+    ready_s: float = 0.0  # since when
     sending: bool = False
     takes_room: bool = False  # a refused call does not: it may stand behind one that waits for room
     phase: str = "queued"
@@ -77,7 +79,7 @@ class Calls:
 
     def make_ready(self, call: Call) -> None:
         """Mark a call that can be sent when its turn comes."""
-        call.ready, call.phase = True, "waiting to be sent"
+        call.ready, call.ready_s, call.phase = True, time.monotonic(), "waiting to be sent"
         if self._lines[call.key][0] is call:
             self._sendable.append(call)
 

@@ -16,6 +16,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from lazycast import failures
@@ -29,10 +30,12 @@ from lazycast.engine.waits import Stage, Wait, Waits, plan
 from lazycast.engine.workers import Workers, inside, role_of
 from lazycast.errors import CastTimeoutError, ClosedError, KeyInUseError, LazycastError, ReentrantCallError
 from lazycast.future import CastFuture
+from lazycast.group_stats import GroupStats
 from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.placement.chooser import Standing
-from lazycast.stats import Counters, Stats
+from lazycast.stats import PHASES, Counters, Stats
+from lazycast.tracing.tracer import Named, Tracer
 from lazycast.trust import policy_of
 from lazycast.wire import Key
 
@@ -55,6 +58,7 @@ class Desk(ABC):
         self._changed = threading.Condition(self._lock)
         self._watching = 0  # how many threads wait for `_changed`: to notify nobody takes 2 µs, several times a cast
         self._counters = Counters()
+        self._tracer: Tracer | None = None  # read once where it is used: another thread may end it meanwhile
         self._waits: Waits[Ask] = Waits()
         self._pending: dict[Key, Ask] = {}  # asks with a key whose future is not done
         self._asked = self._unkeyed = 0
@@ -104,6 +108,58 @@ class Desk(ABC):
         label, rank = self._ask_label(ask), self._group.rank
         exc = failures.to_exception(failure, label=label, rank=rank, cause=result.cause, more=more)
         return self._explain(ask, exc, situation)
+
+    # Counting
+
+    def _took(self, what: str, began_s: float, of: Named) -> None:
+        """Count how long something took, of this cast, that ends now."""
+        ended_s = time.monotonic()
+        with self._lock:
+            self._count(what, began_s, ended_s, of)
+
+    def _count(self, what: str, began_s: float, ended_s: float, of: Named) -> None:
+        """With the lock held: count how long something took."""
+        self._counters.took(what, ended_s - began_s)
+        tracer = self._tracer
+        if tracer is not None:
+            tracer.took(what, began_s, ended_s, of)
+
+    def _named(self, ask: Ask) -> Named | None:
+        """With the lock held: say which cast an ask is for, if that is known."""
+        return ask.arrival.message if ask.arrival is not None else None
+
+    def _trace_end(self, tracer: Tracer, ask: Ask, exc: LazycastError | None) -> None:
+        """With the lock held: note how a call ends."""
+        of = self._named(ask)
+        tracer.took("total", ask.since_s, time.monotonic(), of, call=ask.number)
+        if exc is not None:
+            tracer.happened("failed", of, call=ask.number, error=type(exc).__name__, text=str(exc))
+
+    @property
+    def tracer(self) -> Tracer | None:
+        return self._tracer
+
+    def trace(self, folder: Path) -> Tracer:
+        """Begin to write what happens here to a new file in `folder`."""
+        self.refuse_after_fork()
+        rank, size, root, hosts = self._group[:4]
+        about = {"object": self._group.ident, "name": self._options.name, "rank": rank, "size": size, "root": root}
+        about |= {"host": hosts[rank], "clock": self._group.clock_of(rank), "hosts": self._hosts()}
+        tracer = Tracer(folder, about, self._forget_tracer)
+        with self._lock:
+            earlier, ended = self._tracer, self._closing
+            if earlier is None and not ended:
+                self._tracer = tracer
+                return tracer
+        tracer.stop()
+        tracer.path.unlink()
+        if earlier is not None:
+            raise ValueError(f"lazycast {self._options.name!r} is being traced to {earlier.path}; stop that first")
+        raise ClosedError(f"lazycast {self._options.name!r} is closed on this rank", rank=rank)
+
+    def _forget_tracer(self, tracer: Tracer) -> None:
+        if self._tracer is tracer:
+            self._tracer = None
 
     # Asking
 
@@ -237,11 +293,13 @@ class Desk(ABC):
         else:
             exc = None
         with self._lock:
+            if (tracer := self._tracer) is not None and not ask.taken:
+                self._trace_end(tracer, ask, exc)
             if not self._take(ask):
                 return
             if result.failure is None:
-                self._counters.resolved += 1
-                self._counters.took("total", time.monotonic() - ask.since_s)
+                now_s = time.monotonic()
+                self._counters.resolve(now_s, now_s - ask.since_s)
             elif exc is None:
                 self._counters.cancelled += 1
             else:
@@ -255,6 +313,8 @@ class Desk(ABC):
 
     def _settle_error(self, ask: Ask, exc: LazycastError) -> None:
         with self._lock:
+            if (tracer := self._tracer) is not None and not ask.taken:
+                self._trace_end(tracer, ask, exc)
             if not self._take(ask):
                 return
             self._counters.count_failure(exc)
@@ -282,6 +342,8 @@ class Desk(ABC):
         if stage is Stage.WARN:
             waited_s = time.monotonic() - ask.since_s
             text = situation.text()
+            if (tracer := self._tracer) is not None:
+                tracer.happened("still waiting", None, call=ask.number, text=text)
             logger.warning("%s: still waiting after %.1f s: %s", self._ask_label(ask), waited_s, text)
         else:
             self._settle_error(ask, self._timed_out(ask, situation))
@@ -339,6 +401,8 @@ class Desk(ABC):
             self._clock.stop()
             self._performer.stop()
             self._callbacks.stop()
+            if (tracer := self._tracer) is not None:
+                tracer.stop()
             self._closed.set()
 
     @abstractmethod
@@ -349,9 +413,14 @@ class Desk(ABC):
         """With the lock held: whether `close` has something to wait for."""
         return len(self._waits) > 0
 
+    @property
+    def closed(self) -> bool:
+        return self._closed.is_set()
+
     def after_fork_in_child(self) -> None:
         """Only the forking thread is alive, and any lock may be held: touch none."""
         self._forked = True
+        self._tracer = None  # its thread is in the parent
 
     # Looking
 
@@ -360,13 +429,18 @@ class Desk(ABC):
         shared_slots, shared_nbytes, arena_nbytes = self._shared()
         placement, reason = self._placement()
         with self._lock:
-            counters, timing = self._counters, self._counters.timing
+            counters, now_s = self._counters, time.monotonic()
+            hits, loads = self._materializers()
             return Stats(
+                name=self._options.name,
                 rank=self._group.rank,
                 size=self._group.size,
                 root=self._group.root,
+                age_s=now_s - counters.since_s,
+                qps=counters.qps(now_s),
                 placement=placement,
                 placement_reason=reason,
+                placements=dict(counters.placements),
                 standings=self._standings(),
                 casts=counters.casts,
                 asked=counters.asked,
@@ -374,6 +448,9 @@ class Desk(ABC):
                 unasked=self._unasked(),
                 resolved=counters.resolved,
                 cancelled=counters.cancelled,
+                blocking=counters.blocking,
+                materializer_hits=hits,
+                materializer_loads=loads,
                 unshared=counters.unshared,
                 unshared_reason=counters.unshared_reason,
                 failed=dict(counters.failed),
@@ -383,15 +460,20 @@ class Desk(ABC):
                 shared_slots=shared_slots,
                 shared_nbytes=shared_nbytes,
                 arena_nbytes=arena_nbytes,
-                queue=timing("queue"),
-                encode=timing("encode"),
-                decode=timing("decode"),
-                materialize=timing("materialize"),
-                share=timing("share"),
-                agree=timing("agree"),
-                total=timing("total"),
-                blocked=timing("blocked"),
+                **{phase: counters.timing(phase) for phase in PHASES},
             )
+
+    def group_stats(self) -> GroupStats:
+        mine = self.stats()
+        with self._lock:
+            return self._group_stats(mine)
+
+    def _group_stats(self, mine: Stats) -> GroupStats:
+        """With the lock held: what is known of all ranks."""
+        rank, size, root = self._group[:3]
+        if rank != root:
+            raise ValueError(f"only the root, rank {root}, knows of the group; this is rank {rank}, which has stats()")
+        return GroupStats(self._options.name, size, root, {rank: mine}, {rank: 0.0})
 
     def _placement(self) -> tuple[str, str]:
         """How the last cast was placed, and why."""
@@ -400,6 +482,10 @@ class Desk(ABC):
     def _standings(self) -> tuple[Standing, ...]:
         """With the lock held: how each kind of cast is placed now, where that is chosen."""
         return ()
+
+    def _materializers(self) -> tuple[int, int]:
+        """How often a materializer was loaded already, and how often it had to be."""
+        return 0, 0
 
     def _unasked(self) -> int:
         """With the lock held: casts that nobody here has asked for."""

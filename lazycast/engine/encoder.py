@@ -5,6 +5,7 @@ Guarantees: only the thread that does the engine's work encodes, so casts get th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from lazycast import codec
@@ -59,6 +60,7 @@ class Encoder:
             finish=finish,
             turn=self._next_turn() if call.placement == "shard" else 0,
             fingerprint=call.mark,
+            sent_s=time.monotonic(),
             origin=call.ask.origin,
         )
         return cast, room, codes

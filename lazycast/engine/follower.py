@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lazycast.backend import Context
+from lazycast.engine import figures
 from lazycast.engine.arrival import Arrival, Own
 from lazycast.engine.ask import Ask, Inquiry
 from lazycast.engine.divergence import SHOWN_CALLS, Pairings, made
@@ -54,6 +55,8 @@ logger = logging.getLogger("lazycast")
 #: reached. Telling it of each small cast took a fifth of a follower's time.
 _READ_DELAY_S = 0.02
 _READS_PER_MESSAGE = 2000  # of at most nine bytes each
+#: How long after a cast the root is told what this rank has counted. While nothing is cast nothing is told.
+FIGURES_EVERY_S = 2.0
 
 
 class FollowerLane(Lane):
@@ -66,10 +69,12 @@ class FollowerLane(Lane):
         self._reads_nbytes = 0
         self._reads_due_s: float | None = None
         self._placed: str | None = None
+        self._has_root_clock = group.clock_of(group.rank) == group.clock_of(group.root)
         self._queries: dict[int, Ask] = {}
         self._pairings = Pairings()
         self._overdue: Failure | None = None  # a divergence that the others are told of with the next cast
         self._early_verdicts: dict[int, Verdict] = {}  # verdicts whose cast has not come
+        self._figures_due_s: float | None = None  # when the root is to be told what has been counted
 
     def call(
         self,
@@ -151,6 +156,10 @@ class FollowerLane(Lane):
         if ask.origin is not None and arrival.message.origin is not None:
             self._compare(ask.origin, arrival.message.origin, arrival)
         if not ask.taken:
+            if ask.since_s <= arrival.arrived_s:
+                self._count("wait", ask.since_s, arrival.arrived_s, arrival.message)
+            else:
+                self._count("unread", arrival.arrived_s, ask.since_s, arrival.message)
             ask.arrival = arrival
             if arrival.message.fingerprint is not None:
                 arrival.own, ask.payload = Own(ask.payload, mark=ask.mark), MISSING
@@ -241,11 +250,18 @@ class FollowerLane(Lane):
 
     def _on_cast(self, message: Cast, body: memoryview) -> None:
         result = Result(failure=message.failure) if message.failure is not None else None
-        arrival = Arrival(message, body, final=result)  # final before anybody can see it
+        arrival = Arrival(message, body, final=result, arrived_s=time.monotonic())  # final before anybody can see it
         with self._lock:
-            self._counters.casts += 1
             if message.failure is None:
+                self._counters.cast(message.placement)
                 self._placed = message.placement
+                if self._has_root_clock:
+                    self._count("transfer", message.sent_s, arrival.arrived_s, message)
+            else:
+                self._counters.cast(None)
+            if self._figures_due_s is None:
+                self._figures_due_s = arrival.arrived_s + FIGURES_EVERY_S
+                self._clock.wake()
             early = self._early_verdicts.pop(message.seq, None)
             self._admit(arrival)
             if self._overdue is not None and message.agree:
@@ -257,6 +273,12 @@ class FollowerLane(Lane):
                 self._join(ask, arrival)
                 if result is not None:
                     arrival.final = SPENT
+        self._begin_part(arrival, early, ask, result)
+        if (tracer := self._tracer) is not None:
+            tracer.took("arrive", arrival.arrived_s, time.monotonic(), message)
+
+    def _begin_part(self, arrival: Arrival, early: Verdict | None, ask: Ask | None, result: Result | None) -> None:
+        """A cast is on the books: do what can be done of it."""
         if early is not None and early.failure is not None:
             self._conclude(arrival, Result(failure=early.failure))
             self._give_up(arrival)
@@ -286,11 +308,25 @@ class FollowerLane(Lane):
     # Time
 
     def _do_queued(self) -> float | None:
+        now_s = time.monotonic()
+        due = [due_s for due_s in (self._tell_reads(now_s), self._tell_figures(now_s)) if due_s is not None]
+        return min(due, default=None)
+
+    def _tell_figures(self, now_s: float) -> float | None:
         with self._lock:
-            if self._reads_due_s is None or self._reads_due_s > time.monotonic():
+            if self._figures_due_s is None or self._figures_due_s > now_s:
+                return self._figures_due_s
+            self._figures_due_s = None
+        self._relay.up(figures.of(self.stats()))
+        return None
+
+    def _tell_reads(self, now_s: float) -> float | None:
+        with self._lock:
+            if self._reads_due_s is None or self._reads_due_s > now_s:
                 return self._reads_due_s
             reads, self._reads, self._reads_nbytes, self._reads_due_s = self._reads, [], 0, None
         for start in range(0, len(reads), _READS_PER_MESSAGE):
+            self._trace_said("read", reads[start])
             self._relay.up(Read(self._group.rank, reads[start : start + _READS_PER_MESSAGE]))
         return None
 
@@ -353,6 +389,8 @@ class FollowerLane(Lane):
     def _disconnect(self, timeout_s: float) -> None:
         if self._options.debug:
             self._tell_unasked()
+        if self._counters.casts:
+            self._relay.up(figures.of(self.stats()))  # the last word on this rank's casts
         super()._disconnect(timeout_s)
 
     def _tell_unasked(self) -> None:

@@ -67,10 +67,6 @@ class Lane(Connected):
         self._silent: dict[int, Failure] = {}  # ranks of this host that send no more, and why
         self._end = _End()
 
-    def _took(self, what: str, seconds: float) -> None:
-        with self._lock:
-            self._counters.took(what, seconds)
-
     # This rank's part of a cast
 
     def _admit(self, arrival: Arrival) -> None:
@@ -98,6 +94,7 @@ class Lane(Connected):
         return heir(host, self._options.owners, message.turn, passed) if len(host) > 1 else None
 
     def _on_host_message(self, message: Value | Pass, body: memoryview) -> None:
+        began_s = time.monotonic()
         with self._lock:
             arrival = self._awaiting.get(message.seq)
             if arrival is not None:
@@ -106,6 +103,9 @@ class Lane(Connected):
                 self._count_pass(message.seq, self._late_passes.pop(message.seq) - 1)
             elif self._end.failure is None:
                 self._early.setdefault(message.seq, []).append((message, body))
+        if (tracer := self._tracer) is not None and isinstance(message, Value):
+            cast = arrival.message if arrival is not None else None
+            tracer.took("arrive value", began_s, time.monotonic(), cast, seq=message.seq, owner=message.rank)
         if arrival is None:
             return
         if again:
@@ -176,7 +176,7 @@ class Lane(Connected):
             body, arrival.body = arrival.body, None
         if body is None or not arrival.wanted:  # the verdict was a failure and came first, or nobody will look
             return Result()
-        return self._parts.decode(body, message.nbytes, Layout(message.stream_nbytes, message.frames))
+        return self._parts.decode(message, body, message.nbytes, Layout(message.stream_nbytes, message.frames))
 
     def _part(self, arrival: Arrival) -> Result:
         message = arrival.message
@@ -275,9 +275,16 @@ class Lane(Connected):
             arrival.reported_s = time.monotonic()
             read = arrival.ask is not None
             arrival.told_read |= read
+        self._trace_said("report", message.seq)
         self._relay.up(Report(self._group.rank, message.seq, read, result.failure, arrival.cost))
         if verdict is not None:
             self._conclude(arrival, Result(failure=verdict, cause=result.cause if result.failure is not None else None))
+
+    def _trace_said(self, kind: str, seq: int) -> None:
+        """Note when a message goes to the root, if its clock is another one: see `RootLane._trace_heard`."""
+        tracer, (rank, _, root) = self._tracer, self._group[:3]
+        if tracer is not None and self._group.clock_of(rank) != self._group.clock_of(root):
+            tracer.happened("said", None, rank=rank, kind=kind, seq=seq)
 
     def _on_verdict(self, verdict: Verdict) -> None:
         with self._lock:
@@ -286,7 +293,7 @@ class Lane(Connected):
                 return
             local = arrival.local
             if local is not None:
-                self._counters.took("agree", time.monotonic() - arrival.reported_s)
+                self._count("agree", arrival.reported_s, time.monotonic(), arrival.message)
             elif verdict.failure is not None and verdict.failure.rank == self._group.rank and arrival.begun:
                 arrival.verdict = verdict.failure  # it is about to be found here, with its cause: a peer was quicker
                 return
@@ -351,6 +358,8 @@ class Lane(Connected):
             if message.rank in self._end.gone:
                 return
             self._end.gone[message.rank] = message
+        if (tracer := self._tracer) is not None:
+            tracer.happened(message.failure.kind, None, rank=message.rank, text=message.failure.message)
         if flood:
             self._relay.flood(message)
         if message.failure.kind == "lost":
@@ -410,6 +419,9 @@ class Lane(Connected):
 
     def _dump_ended(self) -> str | None:
         return self._end.failure.message if self._end.failure is not None else None
+
+    def _materializers(self) -> tuple[int, int]:
+        return self._parts.loader.hits, self._parts.loader.loads
 
     def _dump_casts(self) -> list[str]:
         """What is under way here, beside what somebody has asked for."""

@@ -24,6 +24,7 @@ from lazycast.fingerprint import fingerprint
 from lazycast.materializers import Loader, Materializer
 from lazycast.missing import MISSING
 from lazycast.relay import Relay
+from lazycast.tracing.tracer import Named
 from lazycast.trust import Policy
 from lazycast.wire import Cast, Cost, Value
 
@@ -42,7 +43,7 @@ class Parts:
 
     Args:
         policy: by which codec objects travel, and which materializers may be loaded.
-        took: notes how long something took: ("decode" | "materialize" | "share", seconds).
+        took: notes how long something took, until now: ("decode" | "materialize" | "share", since when, which cast).
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Parts:
         policy: Policy,
         *,
         readonly: bool,
-        took: Callable[[str, float], None],
+        took: Callable[[str, float, Named], None],
     ) -> None:
         self._rank, self._performer, self._relay = rank, performer, relay
         self._readonly, self._took = readonly, took
@@ -85,7 +86,7 @@ class Parts:
         """Tell this host why there is nothing to share."""
         self._relay.share(message)
 
-    def share(self, message: Value, value: object) -> tuple[int, str | None]:
+    def share(self, of: Cast, message: Value, value: object) -> tuple[int, str | None]:
         """Send what the owner made to the others of its host. Returns its bytes, or why it could not be sent."""
         began_s = time.monotonic()
         try:
@@ -99,10 +100,10 @@ class Parts:
         nbytes, (stream_nbytes, frames) = encoded.nbytes, encoded.layout
         message = msgspec.structs.replace(message, nbytes=nbytes, stream_nbytes=stream_nbytes, frames=frames)
         self._relay.share(message, room)
-        self._took("share", time.monotonic() - began_s)
+        self._took("share", began_s, of)
         return nbytes, None
 
-    def decode(self, body: memoryview, nbytes: int, layout: Layout) -> Result:
+    def decode(self, of: Cast, body: memoryview, nbytes: int, layout: Layout) -> Result:
         """Rebuild an object that has arrived."""
         began_s = time.monotonic()
         try:
@@ -111,7 +112,7 @@ class Parts:
             value = self.codec.decode(body.toreadonly() if self._readonly else body, layout)
         except BaseException as exc:
             return self.failed("decode", "what arrived could not be decoded", exc)
-        self._took("decode", time.monotonic() - began_s)
+        self._took("decode", began_s, of)
         return Result(value)
 
     def failed(self, kind: Any, what: str, exc: BaseException) -> Result:
@@ -119,12 +120,12 @@ class Parts:
             kind = "untrusted"
         return Result(failure=self._performer.failure(kind, what, exc), cause=exc)
 
-    def materialize(self, fn: Callable[..., Any], *args: object) -> tuple[Result, float]:
+    def materialize(self, of: Named, fn: Callable[..., Any], *args: object) -> tuple[Result, float]:
         """Call a stage; return also how long it took."""
         began_s = time.monotonic()
         result = self._performer.materialize(fn, *args)
         seconds = time.monotonic() - began_s
-        self._took("materialize", seconds)
+        self._took("materialize", began_s, of)
         return result, seconds
 
 
@@ -198,7 +199,7 @@ class _Part:
         self._material.shared = None
         if value.failure is not None:
             raise _Failed(Result(failure=value.failure))
-        result = self._parts.decode(body, value.nbytes, Layout(value.stream_nbytes, value.frames))
+        result = self._parts.decode(self._message, body, value.nbytes, Layout(value.stream_nbytes, value.frames))
         if result.failure is None:
             return result.value
         self.unshared = result.failure.message[:MAX_REASON]
@@ -209,7 +210,7 @@ class _Part:
         self._material.body = None
         if body is None:
             raise _Failed(Result())  # the verdict was a failure and came first
-        result = self._parts.decode(body, message.nbytes, Layout(message.stream_nbytes, message.frames))
+        result = self._parts.decode(message, body, message.nbytes, Layout(message.stream_nbytes, message.frames))
         if result.failure is not None:
             raise _Failed(result)
         return result.value
@@ -233,7 +234,7 @@ class _Part:
 
     def _materialize(self, fn: Callable[..., Any], *args: object) -> Any:
         cpu_s = time.thread_time()
-        result, seconds = self._parts.materialize(fn, *args)
+        result, seconds = self._parts.materialize(self._message, fn, *args)
         self.materialize_cpu_s += time.thread_time() - cpu_s
         self.materialize_s += seconds
         if result.failure is not None:
@@ -243,4 +244,4 @@ class _Part:
     def _share(self, value: object) -> None:
         if self._to_share is not None:
             self.told = True
-            self.shared_nbytes, self.unshared = self._parts.share(self._to_share, value)
+            self.shared_nbytes, self.unshared = self._parts.share(self._message, self._to_share, value)

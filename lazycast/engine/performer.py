@@ -25,6 +25,12 @@ class Group(NamedTuple):
     root: int
     hosts: Sequence[str]
     cores: Sequence[Cores]
+    clocks: Sequence[str] = ()  # ranks with the same have the same monotonic clock
+    ident: str = ""  # of the object, the same on all its ranks, and no other object's
+
+    def clock_of(self, rank: int) -> str:
+        """Name the clock of a rank."""
+        return self.clocks[rank] if self.clocks else ""
 
 
 class Result(NamedTuple):

@@ -17,12 +17,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from lazycast import codec
 from lazycast.backend import Context
 from lazycast.engine.arrival import Arrival
 from lazycast.engine.ask import Ask
 from lazycast.engine.calls import Call, Calls
 from lazycast.engine.encoder import Encoder, own_of
+from lazycast.engine.figures import Reported
 from lazycast.engine.inquiry import Inquiries
 from lazycast.engine.interrupts import Uninterrupted
 from lazycast.engine.lane import Lane
@@ -37,12 +40,15 @@ from lazycast.failures import clip
 from lazycast.fanout.mesh import Mesh
 from lazycast.fingerprint import approximate_nbytes, fingerprint
 from lazycast.future import CastFuture
+from lazycast.group_stats import GroupStats
 from lazycast.materializers import objection
 from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.placement.chooser import Standing
 from lazycast.staged import Staged
+from lazycast.stats import Stats
 from lazycast.topology import Topology
+from lazycast.tracing.tracer import Named
 from lazycast.wire import (
     AnyMessage,
     Cast,
@@ -50,6 +56,7 @@ from lazycast.wire import (
     Cost,
     Failure,
     FailureKind,
+    Figures,
     Gone,
     Key,
     Need,
@@ -75,6 +82,7 @@ class RootLane(Lane):
         self._window = Window(self._ledger, self._calls, options)
         self._encoder = Encoder(self._relay, self._policy, self._seqs, agree=options.agree)
         self._placed = options.placement, "nothing has been cast"
+        self._reported = Reported()
         self._placing = Placing(group, topology, options)
         self._inquiries = Inquiries(
             group.root,
@@ -163,23 +171,32 @@ class RootLane(Lane):
 
     def _wait_for_room(self, call: Call, began_s: float) -> Exception | None:
         """With the lock held: wait while the slowest rank has too much unread. Returns an error to raise."""
-        ask, blocked = call.ask, False
+        if not self._must_wait(call):  # there is room by now
+            return None
+        reentrant = self.reentrant("broadcast_async() under back-pressure")
+        if reentrant is not None:
+            return reentrant
         call.phase = "waiting for room"
+        if (tracer := self._tracer) is not None:
+            tracer.happened("held back", call, text=self._window.held_back())
+        self._counters.blocking += 1
+        try:
+            return self._wait_while_held_back(call)
+        finally:
+            call.phase = "queued"
+            self._counters.blocking -= 1
+            self._count("blocked", began_s, time.monotonic(), call)
+
+    def _wait_while_held_back(self, call: Call) -> Exception | None:
+        """With the lock held."""
+        ask = call.ask
         while self._must_wait(call):
-            if not blocked:
-                blocked = True
-                reentrant = self.reentrant("broadcast_async() under back-pressure")
-                if reentrant is not None:
-                    return reentrant
             if self._closing:
                 return ClosedError(f"{self._ask_label(ask)}: closed here before it was sent", rank=self._group.rank)
             left_s = ask.wait.deadline_s - time.monotonic()
             if ask.taken or left_s <= 0:
                 return self._not_sent(ask)
             self._wait_changed(left_s)
-        call.phase = "queued"
-        if blocked:
-            self._counters.took("blocked", time.monotonic() - began_s)
         return None
 
     def _not_sent(self, ask: Ask) -> Exception:
@@ -250,7 +267,7 @@ class RootLane(Lane):
 
     def _begin_call(self, call: Call) -> None:
         fn, payload = call.materialize, call.payload
-        self._took("queue", time.monotonic() - call.ask.since_s)
+        self._took("queue", call.ask.since_s, call)
         nbytes = self._look_at(call)
         with self._lock:
             if call.failure is None:
@@ -270,7 +287,7 @@ class RootLane(Lane):
 
         def part() -> Result:
             cpu_s = time.thread_time()
-            result, materialize_s = self._parts.materialize(first, payload)
+            result, materialize_s = self._parts.materialize(call, first, payload)
             cpu_s = time.thread_time() - cpu_s
             with self._lock:
                 self._placing.spent(call.seq, Cost(cpu_s, materialize_s, cpu_s))
@@ -327,6 +344,7 @@ class RootLane(Lane):
             except BaseException as exc:  # MemoryError, and whatever a payload's own code raises
                 if call.spare is not None:
                     cast, room, codes = call.spare
+                    cast = msgspec.structs.replace(cast, sent_s=time.monotonic())
                     self._unshared(call, exc)
                 else:
                     call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
@@ -344,11 +362,15 @@ class RootLane(Lane):
             self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree)
             if cast.agree:
                 self._agreeing[cast.seq] = arrival
-            self._counters.took("encode", time.monotonic() - began_s)
+            self._count("held", call.ready_s, began_s, cast)
+            self._count("encode", began_s, cast.sent_s, cast)
             self._book_sent(call, arrival)
         for code in codes:
             self._relay.down(*code)
+        tracer, began_s = self._tracer, time.monotonic()
         self._relay.down(cast, room)
+        if tracer is not None:
+            tracer.took("send", began_s, time.monotonic(), cast)
         del room  # a slot is held as long as its writer has a hand on it
         if own.prepare is None and own.finish is None:  # the value is here
             self._local_done(arrival, Result(own.payload))
@@ -379,7 +401,7 @@ class RootLane(Lane):
         """With the lock held: a call goes out."""
         if not call.ask.taken:
             call.ask.arrival = arrival
-        self._counters.casts += 1
+        self._counters.cast(None if arrival.message.failure is not None else arrival.message.placement)
         self._calls.sent(call)
         self._notify()
 
@@ -389,6 +411,8 @@ class RootLane(Lane):
         if isinstance(message, Report):
             self._on_report(message)
         elif isinstance(message, Read):
+            if message.seqs:
+                self._trace_heard(message.rank, "read", message.seqs[0])
             with self._lock:
                 for seq in message.seqs:
                     self._ledger.read(message.rank, seq)
@@ -401,10 +425,14 @@ class RootLane(Lane):
             self._inquiries.ask(message)
         elif isinstance(message, Present):
             self._inquiries.present(message.rank)
+        elif isinstance(message, Figures):
+            with self._lock:
+                self._reported.note(message)
         elif isinstance(message, Gone):
             self._on_gone(message)
 
     def _on_report(self, message: Report) -> None:
+        self._trace_heard(message.rank, "report", message.seq)
         with self._lock:
             if message.read and message.rank != self._group.rank:
                 self._ledger.read(message.rank, message.seq)
@@ -453,6 +481,18 @@ class RootLane(Lane):
             self._on_verdict(verdict)
 
     # Looking
+
+    def _named(self, ask: Ask) -> Named | None:
+        return super()._named(ask) or self._calls.of(ask)
+
+    def _trace_heard(self, rank: int, kind: str, seq: int) -> None:
+        """Note when a message of another clock came: with its sender's note it tells how far apart the two are."""
+        tracer = self._tracer
+        if tracer is not None and self._group.clock_of(rank) != self._group.clock_of(self._group.rank):
+            tracer.happened("heard", None, rank=rank, kind=kind, seq=seq)
+
+    def _group_stats(self, mine: Stats) -> GroupStats:
+        return self._reported.group(mine)
 
     def _placement(self) -> tuple[str, str]:
         return self._placed

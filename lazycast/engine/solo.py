@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from lazycast.engine.ask import Ask
 from lazycast.engine.desk import Desk
@@ -19,6 +19,14 @@ from lazycast.future import CastFuture
 from lazycast.materializers import objection
 from lazycast.missing import MISSING
 from lazycast.wire import Key
+
+
+class _Call(NamedTuple):
+    """Says which cast is meant."""
+
+    seq: int
+    key: Key | None
+    placement: str = "every"
 
 
 class SoloLane(Desk):
@@ -56,7 +64,7 @@ class SoloLane(Desk):
             if key is not None and key in self._pending:
                 raise self._key_in_use(key)
             self._book(ask)
-            self._counters.casts += 1
+            self._counters.cast("every")
         if fn is None:
             self._settle(ask, Result(payload))
         else:
@@ -71,9 +79,11 @@ class SoloLane(Desk):
             return Result()
         began_s = time.monotonic()
         result = self._performer.materialize(fn, payload)
-        with self._lock:
-            self._counters.took("materialize", time.monotonic() - began_s)
+        self._took("materialize", began_s, _Call(ask.number, ask.key))
         return result
+
+    def _named(self, ask: Ask) -> _Call:
+        return _Call(ask.number, ask.key)
 
     def discard(self, key: Key) -> None:
         with self._lock:

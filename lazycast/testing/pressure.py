@@ -29,7 +29,9 @@ def back_pressure_holds_the_root_and_names_who_does_not_read(rank: Rank) -> None
                     partial(lazy.broadcast_async, np.full(10_000, 4), key="k4", timeout_s=0.5),
                 )
                 check(isinstance(exc, TimeoutError), "it is no TimeoutError")
-                same(lazy.stats().blocked.count, 0, "finished waits")
+                same(lazy.stats().blocked.count, 1, "waits")
+                check(lazy.stats().blocked.max_s >= 0.5, "the wait was not counted whole")
+                same(lazy.stats().blocking, 0, "waits that go on")
                 rank.meet()
             else:
                 rank.meet()

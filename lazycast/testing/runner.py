@@ -9,11 +9,22 @@ from dataclasses import dataclass
 import msgspec
 
 from lazycast.backend import Backend
-from lazycast.testing import contract, diagnosis, failures, lifecycle, load, placements, pressure, trust, values
+from lazycast.testing import (
+    contract,
+    diagnosis,
+    failures,
+    lifecycle,
+    load,
+    observing,
+    placements,
+    pressure,
+    trust,
+    values,
+)
 from lazycast.testing.kit import TIMEOUT_S, Rank, behaviours, name_of
 
 #: Behaviours register when their modules are loaded.
-MODULES = (contract, values, placements, failures, diagnosis, pressure, lifecycle, load, trust)
+MODULES = (contract, values, placements, failures, diagnosis, pressure, lifecycle, load, observing, trust)
 
 #: How much longer than any wait inside a behaviour its slowest rank may take (seconds).
 _SLACK_S = 60.0

@@ -14,7 +14,7 @@ import lazycast
 ROOT = Path(__file__).resolve().parents[2]
 CORE, BACKENDS, ADAPTERS = (sorted((ROOT / f).rglob("*.py")) for f in ("lazycast", "backends", "adapters"))
 NATIVE = {"torch", "mpi4py"}
-HEAVY = {"torch", "mpi4py", "rich", "PIL", "sklearn", "matplotlib"}
+HEAVY = {"torch", "mpi4py", "rich", "PIL", "sklearn", "matplotlib", "prometheus_client"}
 
 
 def _package_of(path: Path) -> str:

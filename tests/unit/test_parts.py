@@ -58,7 +58,7 @@ class Subject:
             cast(Relay, self.relay),
             EVERYTHING,
             readonly=readonly,
-            took=lambda what, seconds: self.took.append(what),
+            took=lambda what, since_s, of: self.took.append(what),
         )
 
     def run(self, material: Material, stages: Stages, *, owner: bool = False, **message: Any) -> tuple[Result, Cost]:

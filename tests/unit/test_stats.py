@@ -6,16 +6,18 @@ import dataclasses
 
 import pytest
 
-from lazycast.stats import Counters, Stats, Timing
+from lazycast.stats import PHASES, Counters, Rate, Stats
+from lazycast.timing import Timing
 
 
-def test_a_timing_keeps_count_total_largest_and_mean() -> None:
+def test_counters_keep_count_total_and_largest_of_what_took_time() -> None:
     counters = Counters()
-    assert counters.timing("encode").mean_s == 0.0
+    assert counters.timing("encode") == Timing()
     for seconds in (1.0, 4.0, 1.0):
         counters.took("encode", seconds)
-    assert counters.timing("encode") == Timing(3, 6.0, 4.0)
-    assert counters.timing("encode").mean_s == 2.0
+    timing = counters.timing("encode")
+    assert (timing.count, timing.total_s, timing.max_s, timing.mean_s) == (3, 6.0, 4.0, 2.0)
+    assert counters.timing("decode") == Timing()
 
 
 def test_a_timing_and_a_snapshot_do_not_change_later() -> None:
@@ -23,25 +25,68 @@ def test_a_timing_and_a_snapshot_do_not_change_later() -> None:
     counters.took("encode", 1.0)
     timing = counters.timing("encode")
     counters.took("encode", 5.0)
-    assert timing == Timing(1, 1.0, 1.0)
+    assert (timing.count, timing.max_s) == (1, 1.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         timing.count = 3  # type: ignore[misc]
     assert Stats.__dataclass_params__.frozen  # type: ignore[attr-defined]
 
 
-def test_counters_count_what_took_time_and_what_failed_by_class() -> None:
+def test_counters_count_failures_by_class_and_share_nothing() -> None:
     counters = Counters()
-    counters.took("encode", 1.0)
-    counters.took("encode", 3.0)
     for exc in (ValueError(), ValueError(), KeyError()):
         counters.count_failure(exc)
-    assert counters.timing("encode") == Timing(2, 4.0, 3.0)
-    assert counters.timing("decode") == Timing()
     assert counters.failed == {"ValueError": 2, "KeyError": 1}
-    assert Counters().failed == {}, "counters share nothing"
+    assert Counters().failed == {}
+
+
+def test_casts_are_counted_by_placement_but_failures() -> None:
+    counters = Counters()
+    for placement in ("shard", "every", "shard", None):
+        counters.cast(placement)
+    assert counters.casts == 4
+    assert counters.placements == {"shard": 2, "every": 1}
 
 
 def test_the_docstring_explains_every_field() -> None:
     text = Stats.__doc__ or ""
     for field in dataclasses.fields(Stats):
         assert field.name in text
+
+
+def test_phases_are_all_timings() -> None:
+    assert set(PHASES) == {field.name for field in dataclasses.fields(Stats) if field.type == "Timing"}
+
+
+def test_a_rate_counts_the_last_ten_seconds() -> None:
+    rate = Rate(100.0)
+    for n in range(1000):  # 100 a second from 100 to 110
+        rate.tick(100.0 + n / 100)
+    assert rate.per_s(110.0) == pytest.approx(100)
+    assert rate.per_s(115.0) == pytest.approx(50)
+    assert rate.per_s(121.0) == 0
+    rate.tick(121.5)
+    assert rate.per_s(122.0) == pytest.approx(1 / 10, rel=0.01)
+
+
+def test_a_young_rate_counts_since_it_began() -> None:
+    rate = Rate(100.25)
+    for n in range(10):
+        rate.tick(100.25 + n / 20)
+    assert rate.per_s(100.75) == pytest.approx(20)
+
+
+@pytest.mark.parametrize("gap_s", [1, 9, 15, 16, 17, 100])
+def test_a_rate_forgets_what_is_older_whatever_the_gap(gap_s: int) -> None:
+    rate = Rate(50.0)
+    for n in range(160):
+        rate.tick(50.0 + n / 10)
+    rate.tick(66.0 + gap_s)
+    recent = sum(50.0 + n / 10 >= 66 + gap_s - 10 for n in range(160))
+    assert rate.per_s(66.0 + gap_s) == pytest.approx((recent + 1) / 10)
+
+
+def test_a_moment_read_before_another_threads_is_counted_too() -> None:
+    rate = Rate(10.0)
+    rate.tick(12.001)
+    rate.tick(11.999)
+    assert rate.per_s(12.5) == pytest.approx(2 / 2.5)

@@ -92,6 +92,27 @@ MESSAGES = st.one_of(
     st.just(wire.RollCall()),
     st.builds(wire.Present, rank=INT),
     st.just(wire.Beat()),
+    st.builds(
+        wire.Figures,
+        rank=INT,
+        age_s=st.floats(0, 1e9),
+        qps=st.floats(0, 1e9),
+        counts=st.dictionaries(TEXT, SIZES, max_size=3),
+        placements=st.dictionaries(TEXT, SIZES, max_size=3),
+        failed=st.dictionaries(TEXT, SIZES, max_size=3),
+        timings=st.dictionaries(
+            TEXT,
+            st.builds(
+                wire.Spread,
+                total_s=st.floats(0, 1e9),
+                max_s=st.floats(0, 1e9),
+                first=SIZES,
+                counts=st.lists(SIZES, max_size=5),
+            ),
+            max_size=3,
+        ),
+        unshared_reason=st.none() | TEXT,
+    ),
     st.builds(wire.Gone, rank=INT, failure=FAILURES),
 )
 
@@ -122,6 +143,7 @@ def _one_of_each() -> list[wire.AnyMessage]:
         wire.Need(1, "i"),
         wire.Query(1, 2, None, None, 0.5),
         wire.Status(1, 2, "p", []),
+        wire.Figures(1, 1.0, 1.0, {}, {}, {}, {}),
         wire.Relayed(1, 2, 3),
         wire.RollCall(),
         wire.Present(1),
@@ -132,7 +154,7 @@ def _one_of_each() -> list[wire.AnyMessage]:
 
 @pytest.mark.parametrize("message", _one_of_each(), ids=lambda m: type(m).__name__)
 def test_a_message_says_where_it_goes(message: wire.AnyMessage) -> None:
-    up = (wire.Report, wire.Read, wire.Need, wire.Query, wire.Present)
+    up = (wire.Report, wire.Read, wire.Need, wire.Query, wire.Present, wire.Figures)
     down = (wire.Cast, wire.Chunk, wire.Code, wire.Verdict, wire.RollCall)
     host = dict.fromkeys((wire.Value, wire.Pass), "host")
     expected = {

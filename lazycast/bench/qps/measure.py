@@ -31,7 +31,8 @@ from lazycast.bench.qps.tally import Tally
 from lazycast.bench.qps.ways import WAYS, Place, Way
 from lazycast.bench.qps.workloads import WORKLOADS, Workload, fingerprint
 from lazycast.bench.sync import Sync
-from lazycast.stats import Stats, Timing
+from lazycast.stats import Stats
+from lazycast.timing import Timing
 
 #: From the meeting to the first request: longer than a rank needs from one to the other (seconds).
 _AHEAD_S = 5e-3

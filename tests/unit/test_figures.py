@@ -1,0 +1,89 @@
+"""What ranks tell the root they have counted."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from lazycast import wire
+from lazycast.engine import figures
+from lazycast.stats import PHASES, Stats
+from lazycast.timing import BOUNDS_S, Tally, Timing
+
+
+def stats_of(rank: int, scale: int = 1, **changes: Any) -> Stats:
+    """Stats in which every number is another one."""
+    said: dict[str, Any] = {"name": "n", "rank": rank, "size": 3, "root": 0}
+    for index, field in enumerate(dataclasses.fields(Stats)):
+        if field.type == "int" and field.name not in said:
+            said[field.name] = scale * (index + 1)
+    for index, phase in enumerate(PHASES):
+        tally = Tally()
+        for n in range(index + 1):
+            tally.add(scale * 10.0 ** (n - 5))
+        said[phase] = tally.timing()
+    said |= {"age_s": 9.0, "qps": 2.0 * scale, "placement": "every", "placement_reason": "asked for", "standings": ()}
+    said |= {"placements": {"every": 3}, "failed": {"MaterializeError": scale}, "unshared_reason": "because"}
+    return Stats(**{**said, "hosts": ((0, 1, 2),), **changes})
+
+
+def told(stats: Stats) -> wire.Figures:
+    """What the root gets of them."""
+    message = wire.decode(wire.encode(figures.of(stats)))
+    assert isinstance(message, wire.Figures)
+    return message
+
+
+def test_what_a_rank_has_counted_reaches_the_root_whole() -> None:
+    root, other = stats_of(0), stats_of(2, scale=5)
+    reported = figures.Reported()
+    reported.note(told(other))
+    group = reported.group(root)
+    assert group.ranks == {0: root, 2: other}
+    assert list(group.ranks) == [0, 2]
+    assert group.unheard == (1,)
+    assert group.age_s[0] == 0
+    assert 0 <= group.age_s[2] < 60
+
+
+def test_a_later_word_takes_the_place_of_the_one_before() -> None:
+    reported = figures.Reported()
+    for scale in (1, 2, 3):
+        reported.note(told(stats_of(1, scale)))
+    assert reported.group(stats_of(0)).ranks[1] == stats_of(1, 3)
+
+
+def test_a_group_adds_up() -> None:
+    reported = figures.Reported()
+    for rank in (1, 2):
+        reported.note(told(stats_of(rank, scale=rank + 1)))
+    group = reported.group(stats_of(0))
+    assert group.failed == {"MaterializeError": 1 + 2 + 3}
+    assert group.qps == 2.0
+    assert group.nbytes_sent == stats_of(0).nbytes_sent * 6
+    assert group.nbytes_received == stats_of(0).nbytes_received * 6
+    total = group.timing("total")
+    assert total.count == 3 * stats_of(0).total.count
+    assert total.max_s == stats_of(2, scale=3).total.max_s
+    with pytest.raises(ValueError, match=r"no phase 'lunch'; there are blocked, queue"):
+        group.timing("lunch")
+
+
+def test_figures_fit_into_a_header_whatever_was_counted() -> None:
+    everything = tuple([2**32 - 1] * (len(BOUNDS_S) + 1))
+    timings = dict.fromkeys(PHASES, Timing(1, 1e9, 1e9, everything))
+    failed = {f"{n:0100d}": 2**32 for n in range(500)}
+    stats = stats_of(1, scale=2**32, failed=failed, unshared_reason="x" * 500, **timings)
+    assert len(wire.encode(figures.of(stats))) <= wire.MAX_HEADER_NBYTES
+
+
+def test_buckets_that_are_not_there_are_left_out() -> None:
+    """A rank of this wire version never says so; whatever comes must not end in an exception on the root."""
+    reported = figures.Reported()
+    odd = wire.Spread(1.0, 1.0, 270, [1] * 100)
+    reported.note(wire.Figures(1, 1.0, 1.0, {}, {}, {}, {"total": odd, "unknown": odd}))
+    said = reported.group(stats_of(0)).ranks[1]
+    assert said.total.count == len(BOUNDS_S) + 1 - 270
+    assert said.casts == 0

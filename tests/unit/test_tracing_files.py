@@ -1,0 +1,265 @@
+"""Trace files: what is written is read, also after an accident, and merged onto one clock."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from lazycast import ClosedError, LazyBroadcast, MaterializeError
+from lazycast.testing.kit import raises
+from lazycast.tracing import clocks, events, tracer
+from lazycast.tracing.events import TraceError
+from lazycast.tracing.merge import merge, read_all
+from lazycast.tracing.tracer import Tracer
+
+ABOUT = {"object": "0123456789abcdef", "name": "tp", "size": 2, "root": 0, "host": "h", "clock": "c", "hosts": [[0, 1]]}
+
+
+class Cast(NamedTuple):
+    seq: int
+    key: str | int | bytes | None = None
+    placement: str = "every"
+    nbytes: int = 5
+
+
+def traced(folder: Path, rank: int = 0, **about: Any) -> Tracer:
+    return Tracer(folder, {**ABOUT, "rank": rank, **about})
+
+
+def test_a_file_is_json_and_holds_what_was_noted(tmp_path: Path) -> None:
+    with traced(tmp_path / "made") as one:
+        one.took("encode", 1.0, 1.5, Cast(7, b"\xff"))
+        one.took("total", 1.0, 3.0, Cast(7, "k"), call=3)
+        one.happened("failed", None, error="OSError", text="\ud800" + "x" * 1000)
+    said = json.loads(one.path.read_text())
+    assert list(events.problems(said)) == []
+    by_name = {event["name"]: event for event in said if event["ph"] in "Xbi"}
+    encode, total, failed = by_name["encode"], by_name["total"], by_name["failed"]
+    assert (encode["ts"], encode["dur"]) == (1e6, 0.5e6)
+    assert encode["args"] == {"seq": 7, "key": "ff", "placement": "every", "nbytes": 5}
+    assert total["args"]["call"] == 3
+    assert failed["args"]["error"] == "OSError"
+    assert len(failed["args"]["text"]) <= 300
+    threads = {event["tid"]: event["args"]["name"] for event in said if event["name"] == "thread_name"}
+    assert threads[encode["tid"]] == threading.current_thread().name
+    assert said[1]["args"]["name"] == "rank 0 (h) tp"
+    trace = events.read(one.path)
+    assert trace.whole
+    assert trace.damaged == 0
+    assert trace.about["rank"] == 0
+
+
+def test_what_is_noted_is_in_the_file_soon_and_nothing_after_the_end(tmp_path: Path) -> None:
+    one = traced(tmp_path)
+    one.took("encode", 1.0, 2.0, None)
+    until_s = time.monotonic() + 10
+    while b'"encode"' not in one.path.read_bytes():
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
+    one.stop()
+    one.took("decode", 1.0, 2.0, None)
+    one.stop()
+    assert b'"decode"' not in one.path.read_bytes()
+
+
+def test_what_is_too_much_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracer, "_MAX_WAITING", 10)
+    monkeypatch.setattr(tracer, "_EVERY_S", 60.0)
+    with traced(tmp_path) as one:
+        for _ in range(25):
+            one.took("encode", 1.0, 2.0, None)
+    said = events.read(one.path).events
+    assert sum(event["name"] == "encode" for event in said) == 10
+    assert [event["args"] for event in said if event["name"] == "events left out"] == [{"count": 15}]
+
+
+def test_a_full_disk_ends_the_trace_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = traced(tmp_path)
+
+    def full(data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(one, "_file", type("Full", (), {"write": staticmethod(full), "close": one._file.close})())
+    one.took("encode", 1.0, 2.0, None)
+    one.stop()
+    assert "No space left on device" in caplog.text
+    one.took("encode", 1.0, 2.0, None)  # whoever notes does not hear of it
+
+
+@pytest.mark.parametrize("cut", range(3, 400, 23))
+def test_a_file_that_is_cut_off_is_read_as_far_as_it_goes(tmp_path: Path, cut: int) -> None:
+    with traced(tmp_path) as one:
+        for n in range(5):
+            one.took("encode", n, n + 1, Cast(n))
+    whole = events.read(one.path)
+    one.path.write_bytes(one.path.read_bytes()[:-cut])
+    trace = events.read(one.path)
+    assert not trace.whole
+    assert trace.damaged <= 1
+    assert trace.events == whole.events[: len(trace.events)]
+    _, notes = read_all(tmp_path)
+    assert any("has no end: its process died or still runs" in note for note in notes)
+
+
+def test_what_is_no_trace_is_refused_or_left_out(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match="there is no trace in"):
+        read_all(tmp_path)
+    (tmp_path / "other.json").write_text('{"a": 1}\n')
+    with pytest.raises(TraceError, match="is not a trace that lazycast has written"):
+        events.read(tmp_path / "other.json")
+    traced(tmp_path).stop()
+    traces, notes = read_all(tmp_path)
+    assert len(traces) == 1
+    assert notes == [f"left out: {tmp_path / 'other.json'} is not a trace that lazycast has written"]
+
+
+def test_the_check_of_a_trace_finds_what_is_wrong() -> None:
+    good = {"name": "n", "cat": "c", "pid": 1, "tid": 1, "ts": 1.0}
+    bad = [
+        {**good, "ph": "X"},
+        {**good, "ph": "X", "dur": -1.0},
+        {**good, "ph": "b", "id": "1"},
+        {**good, "ph": "s", "id": "2"},
+        {**good, "ph": "i", "s": "t", "ts": -1},
+        {"ph": "?"},
+    ]
+    found = "\n".join(events.problems(bad))
+    for text in ("lacks dur", "takes -1.0", "has no end", "flow 2 is", "begins at -1", "phase '?'"):
+        assert text in found
+    assert list(events.problems([{**good, "ph": "X", "dur": 0.0}])) == []
+
+
+# Clocks
+
+
+def test_the_offset_lies_between_the_tightest_bounds_and_the_error_holds() -> None:
+    true_us, here = 5e6, 1000.0  # the rank's clock is 5 s behind the root's
+    down = [(here + true_us + n, here + n + delay) for n, delay in enumerate((900.0, 120.0, 400.0))]
+    up = [(here + n, here + n + true_us + delay) for n, delay in enumerate((800.0, 80.0, 500.0))]
+    offset = clocks.estimate(down, up, wall_us=0.0)
+    assert offset.how == "messages both ways"
+    assert offset.error_us == pytest.approx((120 + 80) / 2)
+    assert abs(offset.us - true_us) <= offset.error_us
+
+
+def test_without_messages_both_ways_the_clocks_of_day_help() -> None:
+    assert clocks.estimate([], [], wall_us=7.0)[:2] == (7.0, None)
+    assert clocks.estimate([(100.0, 50.0)], [], wall_us=7.0)[:2] == (50.0, None), "a bound that they break holds"
+    assert clocks.estimate([], [(50.0, 100.0)], wall_us=70.0)[:2] == (50.0, None)
+    assert "contradict" in clocks.estimate([(100.0, 0.0)], [(0.0, 90.0)], wall_us=0.0).how
+
+
+def test_another_clock_is_aligned_by_what_the_ranks_have_told_each_other(tmp_path: Path) -> None:
+    ahead_s = 1000.0  # what the second host's clock is ahead
+    with traced(tmp_path, 0) as root, traced(tmp_path, 1, host="far", clock="d") as far:
+        for n in range(5):
+            at = 10.0 + n
+            root.took("send", at, at + 0.001, Cast(n))
+            far.took("arrive", at + 0.002 + ahead_s, at + 0.003 + ahead_s, Cast(n))
+            far._put(("said", at + 0.004 + ahead_s, None, 1, None, {"rank": 1, "kind": "report", "seq": n}))
+            root._put(("heard", at + 0.006, None, 1, None, {"rank": 1, "kind": "report", "seq": n}))
+    merged = merge(*read_all(tmp_path))
+    offset = merged.offsets[far.path]
+    assert offset.us == pytest.approx(-ahead_s * 1e6, abs=1.0)
+    assert offset.error_us == pytest.approx(2000.0, abs=1.0)
+    assert any("rank 1 on far has another clock: aligned by messages both ways" in note for note in merged.notes)
+    assert list(events.problems(merged.events)) == []
+    transfers = [event for event in merged.events if event["name"] == "transfer"]
+    assert len(transfers) == 10
+    sends = {e["args"]["seq"]: e["ts"] for e in merged.events if e["name"] == "send"}
+    arrivals = {e["args"]["seq"]: e["ts"] for e in merged.events if e["name"] == "arrive"}
+    assert all(0 <= arrivals[n] - sends[n] <= 4000 for n in range(5))
+
+
+# An object
+
+
+def test_an_object_is_traced_while_it_is_asked_for(tmp_path: Path) -> None:
+    def refuse(payload: object) -> object:
+        raise ValueError("no such luck")
+
+    with LazyBroadcast(len, name="odd name/../x") as lazy:
+        lazy.broadcast(b"before")
+        with lazy.trace(tmp_path) as trace:
+            with pytest.raises(ValueError, match="is being traced to"):
+                lazy.trace(tmp_path)
+            lazy.broadcast(b"1", key="k")
+            raises(MaterializeError, "luck", lambda: lazy.broadcast(b"", materialize=refuse))
+        lazy.broadcast(b"after")
+        again = lazy.trace(tmp_path)
+        lazy.broadcast(b"again")
+    assert trace.path.parent == again.path.parent == tmp_path
+    said = events.read(trace.path)
+    spans = [(event["name"], event["args"].get("seq")) for event in said.events if event["ph"] in "Xb"]
+    assert sorted(spans, key=str) == [
+        ("broadcast", None),
+        ("broadcast", None),
+        ("materialize", 2),
+        ("materialize", 3),
+        ("total", 2),
+        ("total", 3),
+    ]
+    (failed,) = [event for event in said.events if event["name"] == "failed"]
+    assert failed["args"]["error"] == "MaterializeError"
+    assert "no such luck" in failed["args"]["text"]
+    assert events.read(again.path).whole, "close() ends a trace"
+    raises(ClosedError, "closed on this rank", lambda: lazy.trace(tmp_path))
+    merged = merge(*read_all(tmp_path))
+    assert list(events.problems(merged.events)) == []
+    assert len({event["pid"] for event in merged.events}) == 1
+
+
+def test_the_environment_traces_every_object(tmp_path: Path, run_python: Callable[..., str]) -> None:
+    code = """
+import os, sys
+os.environ["LAZYCAST_TRACE"] = sys.argv[1]
+from lazycast import LazyBroadcast
+for name in ("a", "b"):
+    with LazyBroadcast(len, name=name) as lazy:
+        lazy.broadcast(b"1")
+"""
+    run_python(code, str(tmp_path / "traces"))
+    traces, notes = read_all(tmp_path / "traces")
+    assert [trace.about["name"] for trace in traces] == ["a", "b"]
+    assert notes == []
+
+
+def test_a_folder_that_cannot_be_made_is_no_reason_not_to_cast(tmp_path: Path, run_python: Callable[..., str]) -> None:
+    (tmp_path / "file").write_text("")
+    code = """
+import os, sys
+os.environ["LAZYCAST_TRACE"] = sys.argv[1]
+from lazycast import LazyBroadcast
+with LazyBroadcast(len) as lazy:
+    print(lazy.broadcast(b"1"))
+    try:
+        lazy.trace(sys.argv[1])
+    except OSError as exc:
+        print(type(exc).__name__)
+"""
+    assert run_python(code, str(tmp_path / "file")).split() == ["1", "FileExistsError"]
+
+
+def test_what_waits_to_be_written_keeps_nothing_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Call:
+        seq, key, placement = 1, None, ""
+
+    monkeypatch.setattr(tracer, "_EVERY_S", 60.0)
+    with traced(tmp_path) as one:
+        call = Call()
+        gone = weakref.ref(call)
+        one.took("queue", 1.0, 2.0, call)
+        one.happened("failed", call)
+        del call
+        assert gone() is None
+    (queue,) = [event for event in events.read(one.path).events if event["ph"] == "b"]
+    assert queue["args"] == {"seq": 1, "key": None}
