@@ -1,6 +1,6 @@
 """Runs the commands whose output stands in the docs, and puts what they print in the place of what is there.
 
-    python docs/outputs.py docs/doctor.md
+    python tools/outputs.py docs/doctor.md
 
 A line `<!-- output of: COMMAND -->` stands above the block. Commands are those of the environment that runs this.
 """
