@@ -258,7 +258,8 @@ class LazyBroadcast(Generic[P, V]):
             key: a str, int (64 bits) or bytes (both up to 1 KiB) that names the cast, so that ranks may ask in any
                 order. Per key the n-th call gets the n-th cast. Without one, a rank's n-th call without a key gets
                 the root's n-th.
-            timeout_s: instead of the object's (seconds). One that is over already is a CastTimeoutError.
+            timeout_s: instead of the object's (seconds; `math.inf` waits for as long as it takes). One that is over
+                already is a CastTimeoutError.
         Returns: what the materializer made, or the payload without one. On the root without a materializer, the
             payload itself.
         Raises:
@@ -317,6 +318,16 @@ class LazyBroadcast(Generic[P, V]):
         self._lane.refuse_after_fork()
         future = self._lane.call(payload, materialize, self._key(key), *self._limit_s(timeout_s))
         return cast(CastFuture[V], future)
+
+    def has_room(self) -> bool:
+        """Return whether `broadcast_async` would return at once now, instead of waiting for ranks that are behind.
+
+        For a loop on the root that must not be held up: it casts only if there is room, and else comes back later. One
+        thread that casts can rely on it; with several, another may take the room. Elsewhere it is always True.
+        Collective: no. Blocking: never. Threads: safe.
+        """
+        self._lane.refuse_after_fork()
+        return self._lane.has_room()
 
     def discard(self, key: Key) -> None:
         """Say that this rank will not ask for the next cast with `key`.
@@ -397,8 +408,8 @@ class LazyBroadcast(Generic[P, V]):
         """Return the time limit of a call, and what to refuse it with: it must count even so."""
         if timeout_s is None:
             return min(self._options.timeout_s, _FOR_EVER_S), None
-        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not math.isfinite(timeout_s):
-            return 1.0, ValueError(f"timeout_s must be a finite number of seconds, got {timeout_s!r}")
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or math.isnan(timeout_s):
+            return 1.0, ValueError(f"timeout_s must be a number of seconds, got {timeout_s!r}")
         if timeout_s <= 0:
             return 1.0, CastTimeoutError(f"timeout_s={timeout_s!r}: the time was over before the call", rank=self.rank)
         return min(float(timeout_s), _FOR_EVER_S), None

@@ -183,6 +183,10 @@ class Desk(ABC):
     def discard(self, key: Key) -> None:
         """This rank will not ask for the next cast with this key."""
 
+    def has_room(self) -> bool:
+        """Whether `call` would not be held back now."""
+        return True
+
     def guard(self, what: str) -> None:
         """Refuse a call that would wait for itself, or for threads that a fork has left behind."""
         self.refuse_after_fork()

@@ -165,6 +165,10 @@ class RootLane(Lane):
                 call.failure = self._performer.failure("refused", "the root's call was refused", refusal)
         self._calls.enter(call)
 
+    def has_room(self) -> bool:
+        with self._lock:
+            return self._window.has_room() or self._end.failure is not None
+
     def _must_wait(self, call: Call) -> bool:
         """With the lock held."""
         return not self._window.has_room() and self._end.failure is None and call.failure is None

@@ -245,7 +245,7 @@ def calls_that_are_refused_count(rank: Rank) -> None:
             lazy.broadcast_async(1)  # fails if the odd one is the root
         kind = ValueError if odd else None
         if kind is not None:
-            raises(kind, "timeout_s must be a finite number", lambda: lazy.broadcast(2, timeout_s=float("nan")))
+            raises(kind, "timeout_s must be a number of seconds", lambda: lazy.broadcast(2, timeout_s=float("nan")))
         else:
             lazy.broadcast_async(2)
         same(lazy.broadcast(3), 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from functools import partial
@@ -20,9 +21,13 @@ def back_pressure_holds_the_root_and_names_who_does_not_read(rank: Rank) -> None
     for options in (by_count, by_nbytes):
         with rank.lazy(agree=False, **options) as lazy:
             if lazy.is_root:
-                futures = [lazy.broadcast_async(np.full(10_000, n), key=f"k{n}") for n in range(4)]
+                futures = []
+                for n in range(4):
+                    check(lazy.has_room(), f"the call of k{n} would not wait")
+                    futures.append(lazy.broadcast_async(np.full(10_000, n), key=f"k{n}"))
                 for future in futures:
                     future.result()
+                check(not lazy.has_room(), "the next call would wait")
                 exc = raises(
                     CastTimeoutError,
                     r"max_inflight.*rank 1 has not asked for 4 casts: #1 key 'k0', #2 key 'k1'",
@@ -38,7 +43,11 @@ def back_pressure_holds_the_root_and_names_who_does_not_read(rank: Rank) -> None
                 for n in range(4):
                     same(lazy.broadcast(key=f"k{n}"), np.full(10_000, n))
                 raises(RemoteError, "max_inflight", partial(lazy.broadcast, key="k4"))
-            same(lazy.broadcast("next"), "next")
+            same(lazy.broadcast("next", timeout_s=math.inf), "next")
+            deadline_s = time.monotonic() + TIMEOUT_S
+            while not lazy.has_room():  # reads are told a little later
+                check(time.monotonic() < deadline_s, "all is read, and there is no room")
+                time.sleep(0.01)
 
 
 @behaviour(min_size=2)
