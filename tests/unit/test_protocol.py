@@ -151,15 +151,14 @@ def test_keys_meet_in_any_order(hosts: Any, placement: str, agree: bool) -> None
     explored(Case(script, placement, agree, hosts=hosts), check, least=20)
 
 
-@pytest.mark.parametrize("placement", ["every", "shard"])
-def test_two_casts_that_agree(placement: str) -> None:
+def test_two_casts_that_agree() -> None:
     script = (cast("a", 1, double), cast("b", 3)), (ask("b"), ask("a"))
 
     def check(world: World) -> None:
         assert endings(world) == {"a": dict.fromkeys((0, 1), "value 2"), "b": dict.fromkeys((0, 1), "value 3")}
         nothing_left(world)
 
-    explored(Case(script, placement, hosts=ALONE), check, least=1000)
+    explored(Case(script, "every", hosts=ALONE), check, least=1000)
 
 
 @pytest.mark.parametrize("hosts", [ALONE, TWO], ids=["alone", "together"])
@@ -228,10 +227,10 @@ def test_a_rank_that_gives_up_keeps_nobody(hosts: Any, placement: str, agree: bo
     explored(Case(script, placement, agree, hosts=hosts), check, least=10)
 
 
-@pytest.mark.parametrize("hosts", [ALONE, TOGETHER, TWO_HOSTS], ids=["alone", "together", "two hosts"])
+@pytest.mark.parametrize("hosts", [TOGETHER, TWO_HOSTS], ids=["together", "two hosts"])
 @pytest.mark.parametrize("placement", ["every", "shard"])
 @pytest.mark.parametrize("agree", [True, False], ids=["agree", "each"])
-@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("victim", [0, 1])
 def test_after_a_death_all_calls_of_the_others_end(hosts: Any, placement: str, agree: bool, victim: int) -> None:
     scripts = [[cast("a", 1, double)], [ask("a")], [ask("a")]]
     scripts[victim].append(DIE)
@@ -248,10 +247,10 @@ def test_after_a_death_all_calls_of_the_others_end(hosts: Any, placement: str, a
     explored(Case(tuple(map(tuple, scripts)), placement, agree, hosts=hosts), check, least=8, departures=1)
 
 
-@pytest.mark.parametrize("hosts", [ALONE, TOGETHER, TWO_HOSTS], ids=["alone", "together", "two hosts"])
+@pytest.mark.parametrize("hosts", [TOGETHER, TWO_HOSTS], ids=["together", "two hosts"])
 @pytest.mark.parametrize("placement", ["every", "shard"])
 @pytest.mark.parametrize("agree", [True, False], ids=["agree", "each"])
-@pytest.mark.parametrize("leaver", [0, 1, 2])
+@pytest.mark.parametrize("leaver", [0, 1])
 def test_after_a_close_all_calls_of_the_others_end(hosts: Any, placement: str, agree: bool, leaver: int) -> None:
     scripts = [[cast("a", 1, double)], [ask("a")], [ask("a")]]
     scripts[leaver].append(CLOSE)
