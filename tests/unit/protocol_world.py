@@ -1,0 +1,449 @@
+"""A group of real lanes in one thread: every message, task and call is a step, and a schedule says in which order.
+
+The lanes, relays, mailboxes, ledgers and parts are the real ones. What moves bytes is replaced: a link or mesh is a
+queue for each pair of ranks, in order, with an end; workers are a queue of tasks for each rank; the engine thread is a
+step of its own. So is everything the user does, for each rank in order. Nothing else runs, so a schedule determines all
+that happens.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import ctypes
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+from lazycast import relay as relay_module
+from lazycast.backend import Context, Link, Sink
+from lazycast.cores import Cores
+from lazycast.engine import desk
+from lazycast.engine.desk import Ask
+from lazycast.engine.follower import FollowerLane
+from lazycast.engine.performer import Group, Performer, Result
+from lazycast.engine.root import RootLane
+from lazycast.engine.waits import Stage
+from lazycast.errors import ClosedError, KeyInUseError, LazycastError
+from lazycast.options import Options
+from lazycast.relay import Relay
+from lazycast.topology import place
+
+#: A step: what kind, and of which rank it changes the state. Steps of different ranks do not depend on each other.
+Step = tuple[str, int, int]
+
+NEVER_S = 1e6
+_EMPTY = memoryview(b"")
+
+
+@dataclass(frozen=True)
+class Do:
+    """What a user does next: "cast", "ask", "discard", "cancel" the last, "time out" all that wait, "close", "die"."""
+
+    what: str
+    key: str | None = None
+    payload: Any = None
+    materialize: Callable[[Any], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A small group and what its users do."""
+
+    scripts: tuple[tuple[Do, ...], ...]
+    placement: str = "every"
+    agree: bool = True
+    replicated: bool = False
+    hosts: tuple[tuple[int, ...], ...] | None = None  # default: each rank is one
+    root: int = 0
+
+    @property
+    def size(self) -> int:
+        return len(self.scripts)
+
+
+class StepPerformer(Performer):
+    """Runs user code when it is told to. Small parts run where they are, as in the real one."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.tasks: deque[tuple[Callable[[], Result], Callable[[Result], None]]] = deque()
+
+    def run(
+        self,
+        part: Callable[[], Result],
+        done: Callable[[Result], None],
+        *,
+        here: bool = False,
+        light: bool = False,
+    ) -> None:
+        if here:
+            self._do(part, done)
+        else:
+            self.tasks.append((part, done))
+
+    def step(self) -> None:
+        self._do(*self.tasks.popleft())
+
+    def stop(self) -> None:
+        """What is queued is still run, as a worker would that was not quick enough."""
+
+
+class Memory:
+    """Counts the slots that somebody holds: a ctypes array for each holder, as in the real arena."""
+
+    def __init__(self) -> None:
+        self.held = 0
+
+    def hold(self, content: bytes) -> memoryview:
+        array = (ctypes.c_char * len(content)).from_buffer_copy(content)
+        self.held += 1
+        weakref.finalize(array, self._let_go)
+        return memoryview(array).cast("B")
+
+    def _let_go(self) -> None:
+        self.held -= 1
+
+
+@dataclass
+class FakeSlot:
+    view: memoryview
+
+
+@dataclass
+class _End:
+    """The last thing on the way from one rank to another."""
+
+    reason: str | None
+
+
+class FakeMesh:
+    """One rank's way to the others of its host."""
+
+    def __init__(self, world: World, rank: int, host: Sequence[int]) -> None:
+        self._world, self._rank = world, rank
+        self.peers = [other for other in host if other != rank]
+
+    def start(self, sink: Any, name: str) -> None:
+        self._world.host_sinks[self._rank] = sink
+
+    def allocate(self, nbytes: int) -> FakeSlot:
+        return FakeSlot(self._world.memory.hold(bytes(nbytes)))
+
+    def share(self, peers: list[int], header: bytes, slot: FakeSlot) -> None:
+        for peer in peers:
+            self._world.put(self._rank, peer, (header, self._world.memory.hold(bytes(slot.view))))
+
+    def own_view(self, slot: FakeSlot) -> memoryview:
+        return self._world.memory.hold(bytes(slot.view))
+
+    def send(self, peer: int, header: bytes, body: memoryview = _EMPTY) -> None:
+        self._world.put(self._rank, peer, (header, memoryview(bytearray(body))))
+
+    def send_all(self, peers: Sequence[int], header: bytes, body: memoryview = _EMPTY) -> None:
+        for peer in peers:
+            self.send(peer, header, body)
+
+    def in_use(self) -> tuple[int, int]:
+        return self._world.memory.held, 0
+
+    def taken_nbytes(self) -> int:
+        return 0
+
+    def close(self, *, timeout_s: float) -> None:
+        for peer in self.peers:
+            self._world.end(self._rank, peer, None)
+
+    def close_after_fork(self) -> None:
+        raise AssertionError("nobody forks here")
+
+
+class FakeLink(Link):
+    """One rank's way to other hosts."""
+
+    def __init__(self, world: World, rank: int, neighbours: Sequence[int]) -> None:
+        self._world, self._rank, self._neighbours = world, rank, neighbours
+
+    def send(self, peer: int, header: bytes, body: memoryview | None = None) -> None:
+        self._world.put(self._rank, peer, (header, memoryview(bytearray(body or b""))))
+
+    def close(self, *, timeout_s: float) -> None:
+        for peer in self._neighbours:
+            self._world.end(self._rank, peer, None)
+
+    def close_after_fork(self) -> None:
+        raise AssertionError("nobody forks here")
+
+
+class FakeContext(Context):
+    def __init__(self, world: World, rank: int) -> None:
+        self._world, self._rank = world, rank
+
+    def exchange(self, blob: bytes, *, timeout_s: float) -> list[bytes]:
+        raise AssertionError("the lanes have met")
+
+    def connect(self, neighbours: Sequence[int], sink: Sink, *, timeout_s: float) -> Link:
+        self._world.link_sinks[self._rank] = sink
+        return FakeLink(self._world, self._rank, neighbours)
+
+    def close(self) -> None:
+        """It holds nothing."""
+
+
+@dataclass
+class Member:
+    """One rank: its lane, what its user still does, and what came of what it has done."""
+
+    lane: RootLane | FollowerLane
+    script: deque[Do]
+    futures: list[concurrent.futures.Future[Any]] = field(default_factory=list)
+    refused: list[BaseException] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)  # of the futures
+    given_up: set[int] = field(default_factory=set)  # futures that this rank cancelled or that timed out here
+    alive: bool = True
+    closed: bool = False
+
+    @property
+    def performer(self) -> StepPerformer:
+        performer = self.lane._performer
+        assert isinstance(performer, StepPerformer)
+        return performer
+
+
+def _options(case: Case) -> Options:
+    return Options(
+        materialize=None,
+        root=case.root,
+        name="world",
+        placement=case.placement,
+        agree=case.agree,
+        values="private",
+        trust="pickle",
+        max_inflight=64,
+        max_inflight_nbytes=1 << 30,
+        timeout_s=NEVER_S,
+        warn_after_s=NEVER_S,
+        executor=None,
+        arena_nbytes=1 << 20,
+        shared_memory=False,
+        replicated=case.replicated,
+    )
+
+
+class World:
+    """A case that is being run."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.memory = Memory()
+        self.link_sinks: dict[int, Sink] = {}
+        self.host_sinks: dict[int, Any] = {}
+        self._ways: dict[tuple[int, int], deque[Any]] = {}
+        self._ended: set[tuple[int, int]] = set()
+        hosts = case.hosts or tuple((rank,) for rank in range(case.size))
+        self._host_of = {rank: host for host in hosts for rank in host}
+        options, size = _options(case), case.size
+        names = [f"h{hosts.index(self._host_of[rank])}" for rank in range(size)]
+        self.members: list[Member] = []
+        with mock.patch.object(desk, "Performer", StepPerformer):
+            for rank, script in enumerate(case.scripts):
+                group = Group(rank, size, case.root, names, [Cores([0])] * size)
+                host = self._host_of[rank]
+                mesh: Any = FakeMesh(self, rank, host) if len(host) > 1 else None
+                kind = RootLane if rank == case.root else FollowerLane
+                lane = kind(group, options, FakeContext(self, rank), place(rank, case.root, hosts), mesh)
+                relay: Relay = lane._relay
+                relay.connect(lane._context, timeout_s=1.0, name="world")
+                self.members.append(Member(lane, deque(script)))
+
+    # The ways between ranks
+
+    def put(self, sender: int, to: int, message: tuple[bytes, memoryview]) -> None:
+        if (sender, to) not in self._ended:
+            self._ways.setdefault((sender, to), deque()).append(message)
+
+    def end(self, sender: int, to: int, reason: str | None) -> None:
+        self.put(sender, to, _End(reason))  # type: ignore[arg-type]
+        self._ended.add((sender, to))
+
+    def _deliver(self, sender: int, to: int) -> None:
+        way = self._ways[sender, to]
+        message = way.popleft()
+        member = self.members[to]
+        if not member.alive or member.closed:
+            return  # its sockets are closed
+        near = to in self._host_of[sender]
+        sink: Any = (self.host_sinks if near else self.link_sinks)[to]
+        if isinstance(message, _End):
+            sink.gone(sender, message.reason)
+            return
+        header, body = message
+        if near:
+            sink.host_message(sender, header, body)
+            return
+        if body.nbytes:
+            sink.place(sender, header, body.nbytes)[:] = body
+        sink.deliver(sender, header)
+
+    # Steps
+
+    def enabled(self) -> list[Step]:
+        """Return the steps that are possible now, in an order that depends on nothing but them."""
+        steps: list[Step] = []
+        for rank, member in enumerate(self.members):
+            if not member.alive:
+                continue
+            if member.script:
+                steps.append(("user", rank, -1))
+            if member.performer.tasks:
+                steps.append(("work", rank, -1))
+            if isinstance(member.lane, RootLane) and not member.closed and self._engine_has_work(member.lane):
+                steps.append(("engine", rank, -1))
+        steps += [("deliver", to, sender) for (sender, to), way in sorted(self._ways.items()) if way]
+        return steps
+
+    @staticmethod
+    def _engine_has_work(lane: RootLane) -> bool:
+        return bool(lane._calls.held) or bool(lane._calls._new)
+
+    def do(self, step: Step) -> None:
+        """Take a step."""
+        kind, rank, sender = step
+        member = self.members[rank]
+        if kind == "deliver":
+            self._deliver(sender, rank)
+        elif kind == "work":
+            member.performer.step()
+        elif kind == "engine":
+            assert isinstance(member.lane, RootLane)
+            member.lane._work_one()
+        else:
+            self._user(rank, member, member.script.popleft())
+
+    def _user(self, rank: int, member: Member, do: Do) -> None:
+        lane = member.lane
+        if do.what == "die":
+            member.alive = False
+            member.script.clear()
+            for other in range(self.case.size):
+                if other != rank and self._are_neighbours(rank, other):
+                    self.end(rank, other, "it was killed")
+        elif do.what == "close":
+            member.closed = True
+            lane.close(0.0)
+        elif do.what == "cancel":
+            if member.futures[-1].cancel():
+                member.given_up.add(len(member.futures) - 1)
+        elif do.what == "time out":
+            for ask in list(lane._waits.waiting()):
+                self._time_out(member, ask)
+        else:
+            self._call(member, do)
+
+    def _are_neighbours(self, rank: int, other: int) -> bool:
+        if other in self._host_of[rank]:
+            return True
+        return other in self.members[rank].lane._topology.remote_neighbours
+
+    @staticmethod
+    def _time_out(member: Member, ask: Ask) -> None:
+        lane = member.lane
+        if isinstance(lane, FollowerLane):
+            lane._on_due(Stage.ASK, ask)
+        lane._on_due(Stage.GIVE_UP, ask)
+        member.given_up.update(index for index, future in enumerate(member.futures) if future is ask.future)
+
+    def _call(self, member: Member, do: Do) -> None:
+        try:
+            if do.what == "discard":
+                assert do.key is not None
+                member.lane.discard(do.key)
+            else:
+                member.futures.append(member.lane.call(do.payload, do.materialize, do.key, NEVER_S))
+                member.keys.append(do.key)
+        except (ClosedError, KeyInUseError) as exc:
+            member.refused.append(exc)
+
+    def settle(self) -> None:
+        """When no step is left: let ranks say what they have read, which they do later in one message."""
+        for member in self.members:
+            lane = member.lane
+            if isinstance(lane, FollowerLane) and member.alive and not member.closed and lane._reads:
+                lane._reads_due_s = 0.0
+                lane._work()
+        while steps := self.enabled():
+            self.do(steps[0])
+
+    def bury(self) -> None:
+        """Forget those who have died: a process that has ended holds nothing."""
+        for rank, member in enumerate(self.members):
+            if not member.alive:
+                del member.lane
+                self.link_sinks.pop(rank, None)
+                self.host_sinks.pop(rank, None)
+
+    def ending(self, rank: int, index: int) -> str:
+        """How a call ended, as a text that is the same on all ranks if it is the same end."""
+        future = self.members[rank].futures[index]
+        assert future.done(), f"rank {rank}: {future!r} is not settled\n{self.members[rank].lane.dump()}"
+        if future.cancelled():
+            return "cancelled"
+        exc = future.exception()
+        if exc is None:
+            return f"value {future.result()!r}"
+        assert isinstance(exc, LazycastError), exc
+        return f"{type(exc).__name__} of rank {exc.rank}"
+
+
+def everything_in_slots() -> Any:
+    """Patch the relay so that bodies of all sizes go into shared memory."""
+    return mock.patch.object(relay_module, "INLINE_NBYTES", 0)
+
+
+def independent(one: Step, other: Step) -> bool:
+    """Whether two steps come to the same in either order: a message is put at one end and taken at the other."""
+    return one[1] != other[1]
+
+
+def explore(case: Case, check: Callable[[World], None], *, departures: int | None = None) -> int:
+    """Run a case in every order of its steps, and check each end. Returns how many orders there were.
+
+    Orders that differ only in steps that do not depend on each other are one (sleep sets): what is counted is the
+    number of runs that can be told apart.
+
+    Args:
+        departures: where that is too much: how often an order may depart from always taking the first step there is.
+    """
+    ends = 0
+    todo: list[tuple[list[Step], frozenset[Step], int]] = [([], frozenset(), departures or 0)]
+    while todo:
+        path, sleep, left = todo.pop()
+        world = World(case)
+        for step in path:
+            world.do(step)
+        while steps := world.enabled():
+            awake = [step for step in steps if step not in sleep]
+            if not awake:
+                break  # somebody else comes to this end
+            if departures is None or left:
+                for index in range(len(awake) - 1, 0, -1):
+                    seen = sleep.union(awake[:index]) if departures is None else ()
+                    asleep = frozenset(s for s in seen if independent(s, awake[index]))
+                    todo.append(([*path, awake[index]], asleep, left - 1))
+            path = [*path, awake[0]]
+            sleep = frozenset(s for s in sleep if independent(s, awake[0]))
+            world.do(awake[0])
+        else:
+            ends += 1
+            _check(world, check, path)
+    return ends
+
+
+def _check(world: World, check: Callable[[World], None], path: list[Step]) -> None:
+    world.settle()
+    try:
+        check(world)
+    except AssertionError as exc:
+        raise AssertionError(f"{exc}\nafter {path}") from exc
