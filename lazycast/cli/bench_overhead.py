@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from lazycast.bench import overhead
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS
     usual = overhead.Plan("")
     parser.add_argument("--backend", choices=("torch", "mpi", "local"), help="default: the first that is installed")
-    parser.add_argument("--ranks", type=arguments.whole(2), metavar="N", help=f"default: {usual.ranks}")
+    parser.add_argument("--ranks", type=arguments.RANKS, metavar="N,..", help="a run for each number; default: 4")
     parser.add_argument("--rounds", type=arguments.whole(1), metavar="N", help=f"default: {usual.rounds}")
     parser.add_argument("--casts", type=arguments.whole(1), metavar="N", help=f"in a turn; default: {usual.casts}")
     parser.add_argument("--window", type=arguments.whole(1), metavar="N", help=f"under way; default: {usual.window}")
@@ -30,18 +31,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, backend: str) -> int:
     """Measure, print and write. Returns the exit code."""
+    if args.json is not None and len(args.ranks) > 1:
+        print("lazycast bench overhead: --json takes one number of ranks", file=sys.stderr)
+        return 2
     usual = overhead.Plan(backend)
-    plan = overhead.Plan(
-        backend,
-        args.ranks,
-        args.rounds or usual.rounds,
-        getattr(args, "casts", usual.casts),
-        getattr(args, "window", usual.window),
-        agree=not getattr(args, "no_agree", False),
-    )
-    measured = overhead.run(plan)
-    print(overhead.table(measured))
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(measured, indent=1) + "\n")
+    for ranks in args.ranks:
+        measured = overhead.run(
+            overhead.Plan(
+                backend,
+                ranks,
+                args.rounds or usual.rounds,
+                getattr(args, "casts", usual.casts),
+                getattr(args, "window", usual.window),
+                agree=not getattr(args, "no_agree", False),
+            )
+        )
+        print(overhead.table(measured))
+        if args.json is not None:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(measured, indent=1) + "\n")
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lazycast import cli
 from lazycast.bench import overhead
 
 from .command import run
@@ -27,6 +28,19 @@ def test_bench_overhead(tmp_path: Path) -> None:
         assert way["cpu_s"] > 0
         assert f"{way['qps']:.0f}" in done.stdout
     assert said["ways"][0]["qps_lost_percent"]["median"] == 0
+
+
+def test_there_is_a_default_number_of_ranks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans: list[overhead.Plan] = []
+    monkeypatch.setattr(overhead, "run", lambda plan: plans.append(plan) or {})
+    monkeypatch.setattr(overhead, "table", lambda measured: "a table")
+    assert cli.main(["bench", "overhead", "--backend", "local"]) == 0
+    assert cli.main(["bench", "overhead", "--backend", "local", "--ranks", "2,3", "--no-agree"]) == 0
+    assert [(plan.ranks, plan.rounds, plan.agree) for plan in plans] == [(4, 40, True), (2, 40, False), (3, 40, False)]
+    assert cli.main(["bench", "overhead", "--ranks", "2,3", "--json", "x.json"]) == 2
+    assert "one number of ranks" in capsys.readouterr().err
 
 
 def test_ways_are_compared_within_rounds() -> None:
