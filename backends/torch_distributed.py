@@ -84,7 +84,7 @@ class _GlooPipe(Pipe):
 
     def _wait(self, operation, tensor, tag) -> None:  # type: ignore[no-untyped-def]
         try:
-            operation([tensor], self._peer, tag).wait()
+            operation([tensor], self._peer, tag).wait(_FOR_EVER)  # else gloo's: the time that connecting was given
         except RuntimeError as exc:
             raise PipeClosed(str(exc).splitlines()[0]) from exc
 
@@ -135,7 +135,6 @@ class _TorchContext(Context):
             group = dist.ProcessGroupGloo(
                 PrefixStore("gloo", self._store), self._rank, self._size, timedelta(seconds=timeout_s)
             )
-            group.set_timeout(_FOR_EVER)
         except RuntimeError as exc:
             kind = BackendError if time.monotonic() < deadline_s else CastTimeoutError
             raise kind(f"gloo could not connect the ranks within {timeout_s:g} s: {exc}") from exc
