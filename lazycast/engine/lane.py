@@ -358,11 +358,15 @@ class Lane(Connected):
             if message.rank in self._end.gone:
                 return
             self._end.gone[message.rank] = message
+            lost = message.failure.kind == "lost"
+            if lost and (self._end.failure is None or self._end.failure.kind == "closed"):
+                # Before anybody else hears of it: whoever does may close, and that is not why casts fail.
+                self._end.failure = message.failure
         if (tracer := self._tracer) is not None:
             tracer.happened(message.failure.kind, None, rank=message.rank, text=message.failure.message)
         if flood:
             self._relay.flood(message)
-        if message.failure.kind == "lost":
+        if lost:
             logger.warning("lazycast %r: %s", self._options.name, message.failure.message)
         self._handle_gone(message)
 
