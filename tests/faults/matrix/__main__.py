@@ -27,25 +27,28 @@ class Runner:
 
     def __init__(self) -> None:
         self.failed: list[str] = []
+        self.fine = 0
 
-    def run(self, chosen: Sequence[Combination], how: Callable[[Combination], Seen]) -> dict[Combination, list[Sight]]:
-        results = {}
+    def run(
+        self, chosen: Sequence[Combination], how: Callable[[Combination], Seen], into: dict[Combination, list[Sight]]
+    ) -> None:
         for it in chosen:
             began_s = time.monotonic()
             for attempt in range(_TRIES):
                 try:
-                    results[it] = verdict.check(it, how(it))
+                    into[it] = verdict.check(it, how(it))
                 except AssertionError as exc:
                     text = f"{'failed' if attempt + 1 == _TRIES else 'again'}: {exc}"
+                    done = False
                 else:
-                    text = page.cell(results[it])
+                    text, done = page.cell(into[it]), True
                 sys.stdout.write(f"{it.id} ({time.monotonic() - began_s:.1f} s) {text}\n")
                 sys.stdout.flush()
-                if it in results:
+                if done:
+                    self.fine += 1
                     break
             else:
                 self.failed.append(it.id)
-        return results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,21 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     runner = Runner()
     chosen = [it for it in (combinations.some() if args.some else combinations.every()) if args.only in it.id]
-    with Zygotes() as zygotes:
-        results = runner.run(chosen, lambda it: start.run(it, zygotes))
-    over_wire: dict[Combination, list[Sight]] = {}
-    wired = [it for it in CASES if args.only in f"network-{it.id}"]
-    if wired and why_not() is None:
-        with network() as net:
-            over_wire = runner.run(wired, net.run)
-    if args.out is not None:
-        beside = args.out.with_suffix(".json")
-        record = page.Record.load(beside)
-        record.results |= results
-        record.network |= over_wire
-        record.save(beside)
-        page.write(args.out, record.results, record.network)
-    sys.stdout.write(f"{len(results) + len(over_wire)} fine, {len(runner.failed)} not: {' '.join(runner.failed)}\n")
+    record = page.Record() if args.out is None else page.Record.load(args.out.with_suffix(".json"))
+    try:
+        with Zygotes() as zygotes:
+            runner.run(chosen, lambda it: start.run(it, zygotes), record.results)
+        wired = [it for it in CASES if args.only in f"network-{it.id}"]
+        if wired and why_not() is None:
+            with network() as net:
+                runner.run(wired, net.run, record.network)
+    finally:  # what was measured until an interrupt counts too
+        if args.out is not None:
+            record.save(args.out.with_suffix(".json"))
+            page.write(args.out, record.results, record.network)
+    sys.stdout.write(f"{runner.fine} fine, {len(runner.failed)} not: {' '.join(runner.failed)}\n")
     return 1 if runner.failed else 0
 
 

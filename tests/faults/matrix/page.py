@@ -25,8 +25,8 @@ Results = Mapping[Combination, Sequence[Sight]]
 INTRODUCTION = """# Faults
 
 What each surviving rank sees when something befalls another one, and after how many milliseconds. This page is
-written by `python -m tests.faults.matrix --out docs/faults.md`, which provokes each fault with real processes and checks
-that
+written by `python -m tests.faults.matrix --out docs/faults.md`, which provokes each fault with real processes and
+checks that
 
 * every pending and later call of every survivor ends, with the error named here, which names the victim;
 * what a survivor holds keeps its bytes, and after `close()` it has no descriptor, thread, child process or mapping more
