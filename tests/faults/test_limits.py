@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -320,7 +319,7 @@ def has_bad_callbacks() -> list[str]:
     with LazyBroadcast(timeout_s=30) as lazy:
         future = lazy.broadcast_async(1, key="k")
         future.add_done_callback(lambda f: 1 / 0)
-        future.add_done_callback(lambda f: sys.exit(1))
+        future.add_done_callback(lambda f: [][0])
         future.add_done_callback(lambda f: ran.set())
         assert future.result(20) == 1
         assert ran.wait(20)
@@ -335,4 +334,5 @@ def has_bad_callbacks() -> list[str]:
 @pytest.mark.parametrize("backend", ["local", "threads"])
 def test_a_callback_that_raises_is_logged_and_harms_nobody(backend: str) -> None:
     for logged in launch(has_bad_callbacks, ranks=2, backend=backend, timeout_s=60):
-        assert any("division by zero" in line for line in logged), logged
+        for text in ("division by zero", "list index out of range"):
+            assert any(text in line for line in logged), logged

@@ -92,6 +92,7 @@ def _check_outcome(it: Combination, rank: int, outcome: Event, struck_s: float, 
         assert kind == ("PeerLostError" if it.fault in DEADLY else "ClosedError"), about
         assert outcome["rank"] == it.victim, about
         assert f"rank {it.victim} (" in outcome["message"], about
+        assert it.fault in ORDERLY or re.search(r"(last|never) heard", outcome["message"]), about
         assert ms < TOLD_WITHIN_MS, about
 
 
