@@ -9,7 +9,7 @@ RANKS  ?= 4
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo doctor docs docs-outputs test test-pythons test-sglang package check format bench bench-qps bench-sglang soak trace-picture clean
+.PHONY: demo doctor docs docs-outputs test test-faults docs/faults.md test-pythons test-sglang package check format bench bench-qps bench-sglang soak trace-picture clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -83,6 +83,14 @@ docs-outputs: $(VENV)/.dev
 	$(BIN)/python tools/outputs.py docs/doctor.md
 	$(BIN)/python tools/cast_picture.py
 	$(BIN)/python tools/report_picture.py
+
+# The whole fault matrix, of which `make test` runs a part: about half an hour on two cores.
+test-faults: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/faults -m "" $(PYTEST_ARGS)
+
+# The same, and the page with what was measured.
+docs/faults.md: $(VENV)/.dev
+	$(BIN)/python -m tests.faults.matrix --out docs/faults.md
 
 # The adapter against the real SGLang, in environments of their own: 2.5 GB each in the user's cache folder, made once.
 test-sglang: | $(BIN)/python

@@ -31,6 +31,7 @@ from lazycast.threaded_link import Pipe, PipeClosed, ThreadedLink
 _PREFIX = struct.Struct("<IQ")  # header bytes, body bytes
 _PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _RETRY_S = 0.005
+_HELLO_S = 0.5  # for a caller to say who it is; a rank that is slower than that calls again
 _MAX_BLOB_NBYTES = 16 << 20  # of a handshake; a larger one is none
 
 T = TypeVar("T")
@@ -343,11 +344,12 @@ def _accept(listener: socket.socket, meeting: _Meeting, missing: Sequence[int]) 
         try:
             credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
             _, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
-            sock.settimeout(max(0.001, meeting.left_s()))
-            peer, _ = _PREFIX.unpack(_recv(sock, _PREFIX.size))
-            if uid == os.getuid() and peer in missing:
-                _send(sock, b"\1")
-                return peer, sock
+            if uid == os.getuid():  # only then listen to what it says
+                sock.settimeout(max(0.001, min(_HELLO_S, meeting.left_s())))
+                peer, _ = _PREFIX.unpack(_recv(sock, _PREFIX.size))
+                if peer in missing:
+                    _send(sock, b"\1")
+                    return peer, sock
         except (OSError, PipeClosed):  # it hung up; whoever it was may come again
             pass
         sock.close()

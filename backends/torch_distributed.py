@@ -52,7 +52,7 @@ class _GlooPipe(Pipe):
     """One neighbour in a ProcessGroupGloo."""
 
     def __init__(self, group: dist.ProcessGroupGloo, peer: int) -> None:
-        self._group: Any = group  # torch's stubs leave out send and recv
+        self._group: Any = group  # torch's stubs leave out send and recv; None once this pipe is closed
         self._peer = peer
         self._head = torch.empty(_HEAD_NBYTES, dtype=torch.uint8)
         self._head_view = self._head.numpy().data
@@ -64,12 +64,12 @@ class _GlooPipe(Pipe):
         inline = body is not None and len(head) + nbytes <= _HEAD_NBYTES
         if body is not None and inline:
             head += body
-        self._wait(self._group.send, _tensor(memoryview(head)), _HEAD_TAG)
+        self._wait("send", _tensor(memoryview(head)), _HEAD_TAG)
         if body is not None and not inline:
-            self._wait(self._group.send, _tensor(body), _BODY_TAG)
+            self._wait("send", _tensor(body), _BODY_TAG)
 
     def recv_header(self) -> tuple[bytes, int]:
-        self._wait(self._group.recv, self._head, _HEAD_TAG)
+        self._wait("recv", self._head, _HEAD_TAG)
         header_nbytes, nbytes = _PREFIX.unpack_from(self._head_view)
         end = _PREFIX.size + header_nbytes
         inline = end + nbytes <= _HEAD_NBYTES
@@ -80,11 +80,16 @@ class _GlooPipe(Pipe):
         if self._inline is not None:
             into[:] = self._inline
         else:
-            self._wait(self._group.recv, _tensor(into), _BODY_TAG)
+            self._wait("recv", _tensor(into), _BODY_TAG)
 
-    def _wait(self, operation, tensor, tag) -> None:  # type: ignore[no-untyped-def]
+    def _wait(self, operation: str, tensor: torch.Tensor, tag: int) -> None:
+        group = self._group
+        if group is None:
+            raise PipeClosed("closed here")
         try:
-            operation([tensor], self._peer, tag).wait()
+            getattr(group, operation)([tensor], self._peer, tag).wait(
+                _FOR_EVER
+            )  # else gloo's: the time that connecting was given
         except RuntimeError as exc:
             raise PipeClosed(str(exc).splitlines()[0]) from exc
 
@@ -92,7 +97,8 @@ class _GlooPipe(Pipe):
         """Nothing wakes a blocked gloo receive (torch 2.13); a farewell does, or the peer's death."""
 
     def close(self) -> None:
-        """gloo's connections go with the group."""
+        """Let go of the group: with the last pipe gloo's connections, threads and descriptors go."""
+        self._group = None
 
     def close_after_fork(self) -> None:
         """gloo owns the descriptors; they are close-on-exec, but a plain fork keeps copies until the child ends."""
@@ -135,7 +141,6 @@ class _TorchContext(Context):
             group = dist.ProcessGroupGloo(
                 PrefixStore("gloo", self._store), self._rank, self._size, timedelta(seconds=timeout_s)
             )
-            group.set_timeout(_FOR_EVER)
         except RuntimeError as exc:
             kind = BackendError if time.monotonic() < deadline_s else CastTimeoutError
             raise kind(f"gloo could not connect the ranks within {timeout_s:g} s: {exc}") from exc

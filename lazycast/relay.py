@@ -7,7 +7,8 @@ Guarantees:
 * Between hosts a body larger than the link takes travels in chunks, from memory to memory. A leader passes each on as
   it arrives, so a tree of any depth costs about one transfer, not one per level; the message is delivered, and shared
   with the ranks of the host, when its last byte is in.
-* A header or body that does not make sense is a lost peer with a reason, never an exception that goes unseen.
+* A header or body that does not make sense, or that its sender may not send, is a lost peer with a reason, never an
+  exception that goes unseen.
 * Whatever comes from a neighbour, a part of a body included, stamps when it was last heard.
 """
 
@@ -24,6 +25,7 @@ from lazycast.backend import Context, Link
 from lazycast.codec import allocate, copy
 from lazycast.fanout.arena import Slot
 from lazycast.fanout.mesh import INLINE_NBYTES, Mesh
+from lazycast.senders import Senders
 from lazycast.topology import Topology
 from lazycast.wire import AnyMessage, Beat, Cast, Chunk, Code, Gone, Pass, Query, Relayed, Status, Value
 
@@ -68,6 +70,7 @@ class Relay:
         self._mesh = mesh
         #: Whether what comes from this host may go on to somebody.
         self._passes_on = topology.parent is not None and bool(topology.children)
+        self._senders = Senders(topology)
         self._near = frozenset(mesh.peers if mesh is not None else ())
         self._link: Link | None = None
         self._connected = threading.Event()
@@ -78,6 +81,7 @@ class Relay:
         self._nbytes_from_away = self._nbytes_from_host = 0
         self._count_lock = threading.Lock()
         self._down_lock = threading.Lock()
+        self._leaving = False
 
     def connect(self, context: Context, *, timeout_s: float, name: str) -> None:
         """Connect to the neighbours. Collective."""
@@ -88,6 +92,7 @@ class Relay:
         self._connected.set()
 
     def close(self, *, timeout_s: float) -> None:
+        self._leaving = True
         deadline_s = time.monotonic() + timeout_s
         if self._mesh is not None:
             self._mesh.close(timeout_s=timeout_s)
@@ -246,6 +251,7 @@ class Relay:
 
     def host_message(self, peer: int, header: bytes, body: memoryview) -> None:
         message = wire.decode(header)
+        self._senders.check(peer, message)
         self._nbytes_from_host += len(header) + body.nbytes  # by one thread only
         self.heard_s[peer] = time.monotonic()
         if self._passes_on:
@@ -257,6 +263,7 @@ class Relay:
 
     def place(self, peer: int, header: bytes, nbytes: int) -> memoryview:
         message = wire.decode(header)
+        self._senders.check(peer, message)
         self.heard_s[peer] = time.monotonic()
         if isinstance(message, (Cast, Code)):
             try:
@@ -281,6 +288,7 @@ class Relay:
 
     def deliver(self, peer: int, header: bytes) -> None:
         message = wire.decode(header)
+        self._senders.check(peer, message)
         body = self._placed.pop(peer, _EMPTY)
         self.heard_s[peer] = time.monotonic()
         with self._count_lock:
@@ -327,6 +335,8 @@ class Relay:
         transfer.missing -= nbytes
         if transfer.missing <= 0:
             del self._transfers[message.seq]
+            if self._leaving:  # nobody here wants it any more; those behind this rank have had it passed on
+                return
             body = self._own(transfer.room)
             self._send_here(header if transfer.message is message else wire.encode(transfer.message), transfer.room)
             self._receiver.on_message(transfer.message, body)

@@ -72,7 +72,7 @@ class _Neighbour:
         self.pipe = pipe
         self._sink = sink
         self._outbox: queue.SimpleQueue[_Message] = queue.SimpleQueue()
-        self._send_error: BaseException | None = None
+        self._send_error: str | None = None  # as text: the exception would keep the body that was being sent
         self._ended = False
         self.sender = threading.Thread(target=self._send_loop, name=f"{name}-send-{peer}", daemon=True)
         self.listener = threading.Thread(target=self._listen_loop, name=f"{name}-recv-{peer}", daemon=True)
@@ -94,7 +94,7 @@ class _Neighbour:
             try:
                 self.pipe.send(*message)
             except PipeClosed as exc:
-                self._send_error = exc
+                self._send_error = str(exc)
                 self.pipe.interrupt()  # the listener tells the end, once
                 self._drop()
                 return
@@ -125,7 +125,7 @@ class _Neighbour:
                     del into
                 sink.deliver(peer, header)
         except PipeClosed as exc:
-            reason = str(self._send_error or exc) or "connection closed without a farewell"
+            reason = self._send_error or str(exc) or "connection closed without a farewell"
         except Exception as exc:  # a sink must not raise; if it does, this peer can no longer be served
             logger.exception("lazycast: the receiver of rank %d failed; its messages are no longer read", peer)
             reason = f"receiving failed here: {exc!r}"

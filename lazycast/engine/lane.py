@@ -355,14 +355,19 @@ class Lane(Connected):
 
     def _on_gone(self, message: Gone, *, flood: bool = True) -> None:
         with self._lock:
-            if message.rank in self._end.gone:
+            known, lost = self._end.gone.get(message.rank), message.failure.kind == "lost"
+            # Who is told that it counts as lost, and closes, may be heard first by some.
+            if known is not None and (known.failure.kind == "lost" or not lost):
                 return
             self._end.gone[message.rank] = message
+            if lost and (self._end.failure is None or self._end.failure.kind == "closed"):
+                # Before anybody else hears of it: whoever does may close, and that is not why casts fail.
+                self._end.failure = message.failure
         if (tracer := self._tracer) is not None:
             tracer.happened(message.failure.kind, None, rank=message.rank, text=message.failure.message)
         if flood:
             self._relay.flood(message)
-        if message.failure.kind == "lost":
+        if lost:
             logger.warning("lazycast %r: %s", self._options.name, message.failure.message)
         self._handle_gone(message)
 

@@ -477,7 +477,9 @@ class RootLane(Lane):
                 self._inquiries.gone(rank)
             if self._end.failure is None:
                 self._end.failure = message.failure  # later calls fail on every rank, naming who closed
-            verdicts = [verdict for rank in cut_off for verdict in self._ledger.gone(rank, message.failure)]
+            # After a loss ranks close because of it.
+            failure = self._end.failure if self._end.failure.kind == "lost" else message.failure
+            verdicts = [verdict for rank in cut_off for verdict in self._ledger.gone(rank, failure)]
             self._notify()
         self._clock.wake()
         for verdict in verdicts:

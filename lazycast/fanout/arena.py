@@ -174,11 +174,14 @@ class Arena:
 
     def handed_over(self, slot: Slot) -> None:
         """Close the descriptor of a segment: whoever needs it has it."""
-        if slot.segment_fd is not None:
-            os.close(slot.segment_fd)
-            slot.segment_fd = None
-            with self._lock:
-                self._extents[slot.row].fd = None
+        if slot.segment_fd is None:
+            return
+        slot.segment_fd = None
+        with self._lock:
+            extent = self._extents.get(slot.row)  # none once this rank has closed: then the descriptor is closed too
+            if extent is not None and extent.fd is not None:
+                os.close(extent.fd)
+                extent.fd = None
 
     def _let_go(self, row: int) -> None:
         self._ledger[row, self._me] = 0
@@ -247,11 +250,14 @@ class Arena:
             return os.fstat(self._fds[0]).st_blocks * _BLOCK_NBYTES + self._segments_nbytes
 
     def close(self) -> None:
-        """Close the descriptors. The memory itself goes with the last value on any rank."""
+        """Close the descriptors and let go of the mappings. The memory itself goes with the last value on any rank."""
         with self._lock:
             fds, self._fds, self._closed = self._fds, None, True
             unshared = [extent.fd for extent in self._extents.values() if extent.fd is not None]
             for fd in (*(fds or ()), *unshared):
                 os.close(fd)
-            for extent in self._extents.values():
-                extent.fd = None
+            self._extents.clear()
+            if fds is not None:  # who keeps a closed object must not keep its memory
+                del self._region
+                self._ledger = np.zeros_like(self._ledger)  # for values that end later
+                self._flags = self._ledger.reshape(-1).data

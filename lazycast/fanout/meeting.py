@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 import struct
+import time
 
 import msgspec
 
@@ -25,6 +26,7 @@ LABEL = "LAZYCAST_HOST"
 _CREDENTIALS = struct.Struct("3i")
 _HELLO = struct.Struct("<I32s")
 _TEST_NBYTES = 4096
+_ACCEPT_S = 5.0
 
 
 class Host(msgspec.Struct):
@@ -136,9 +138,10 @@ def _dial(theirs: _Card, mine: _Card, rank: int) -> socket.socket:
 def _accept(listener: socket.socket, callers: set[int], secret: bytes) -> dict[int, socket.socket]:
     """Take the calls that are known to have been made, and test what they brought."""
     sockets: dict[int, socket.socket] = {}
-    listener.settimeout(5.0)
+    deadline_s = time.monotonic() + _ACCEPT_S  # though strangers call without end
     while len(sockets) < len(callers):
         try:
+            listener.settimeout(max(0.001, deadline_s - time.monotonic()))
             sock, _ = listener.accept()
         except OSError:
             break
@@ -156,18 +159,24 @@ def _accept(listener: socket.socket, callers: set[int], secret: bytes) -> dict[i
 
 
 def _test(sock: socket.socket, secret: bytes) -> int:
-    """Return the rank of a caller that runs as this user, knows the secret, and passed memory that can be read."""
+    """Return the rank of a caller that runs as this user, knows the secret, and passed memory that can be read.
+
+    All ranks have said whom they have called: what a rank has to say is here already, and whoever is silent is none.
+    """
     _, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    sock.settimeout(5.0)
+    if uid != os.getuid():
+        raise ValueError("a caller of another user")
+    sock.settimeout(0.0)
     data, fds, _, _ = socket.recv_fds(sock, _HELLO.size, 1, socket.MSG_CMSG_CLOEXEC)
     try:
         caller, said = _HELLO.unpack(data)
-        good = uid == os.getuid() and secrets.compare_digest(said, secret) and len(fds) == 1
+        good = secrets.compare_digest(said, secret) and len(fds) == 1
         if not good or os.pread(fds[0], len(secret), 0) != secret:
             raise ValueError("a caller that is not of this job")
     finally:
         for fd in fds:
             os.close(fd)
+    sock.settimeout(None)
     return int(caller)
 
 

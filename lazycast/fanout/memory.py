@@ -22,7 +22,8 @@ from typing import Any
 
 PAGE = mmap.PAGESIZE
 
-_F_ADD_SEALS, _F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW, _F_SEAL_FUTURE_WRITE = 1033, 1, 2, 4, 16
+_F_ADD_SEALS, _F_GET_SEALS = 1033, 1034
+_F_SEAL_SEAL, _F_SEAL_SHRINK, _F_SEAL_GROW, _F_SEAL_FUTURE_WRITE = 1, 2, 4, 16
 _MAP_NORESERVE = 0x4000
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -68,6 +69,24 @@ def seal(fd: int, seals: int) -> None:
 def seal_against_writers(fd: int) -> None:
     """Let nobody map this memory for shared writing any more; mappings that exist stay as they are."""
     seal(fd, _F_SEAL_FUTURE_WRITE | _F_SEAL_SEAL)
+
+
+def check_foreign(fd: int, nbytes: int) -> None:
+    """Raise ValueError unless a descriptor that somebody has sent is memory of at least `nbytes` that cannot shrink.
+
+    To read behind the end of what it maps kills a process.
+    """
+    import fcntl
+
+    try:
+        seals = fcntl.fcntl(fd, _F_GET_SEALS)
+    except OSError as exc:
+        raise ValueError("a descriptor arrived that is no anonymous memory") from exc
+    if not seals & _F_SEAL_SHRINK:
+        raise ValueError("a descriptor arrived of memory that can be cut off")
+    has_nbytes = os.fstat(fd).st_size
+    if not 0 < nbytes <= has_nbytes:
+        raise ValueError(f"a descriptor arrived of {has_nbytes} bytes of memory, said to be {nbytes}")
 
 
 class Region:

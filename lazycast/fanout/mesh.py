@@ -41,6 +41,7 @@ COPY_NBYTES = 64 << 10
 _PREFIX = struct.Struct("<BxxxIIxxxxQQQ")
 _MESSAGE, _FAREWELL = 1, 2
 _IN_ARENA, _IN_SEGMENT, _BRINGS_ARENA = 16, 32, 64
+_KINDS = _MESSAGE | _IN_ARENA | _IN_SEGMENT | _BRINGS_ARENA
 _PACKET_NBYTES = 64 << 10
 _MAX_FDS = 3
 _FULL = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)  # of the machine, not of the socket
@@ -238,7 +239,12 @@ class Mesh:
         kind, header_nbytes, row, offset, nbytes, arena_nbytes = _PREFIX.unpack_from(packet)
         end = _PREFIX.size + header_nbytes
         header = bytes(packet[_PREFIX.size : end])
+        brings = (2 if kind & _BRINGS_ARENA else 0) + (1 if kind & _IN_SEGMENT else 0)
+        if end > packet.nbytes or len(fds) != brings or kind & ~_KINDS or not kind & _MESSAGE:
+            raise ValueError(f"a packet of {packet.nbytes} bytes and {len(fds)} descriptors makes no sense")
         if not kind & _IN_ARENA:
+            if nbytes != packet.nbytes - end:
+                raise ValueError(f"a packet holds {packet.nbytes - end} bytes of body, said to be {nbytes}")
             if not nbytes:
                 return header, _EMPTY
             body = allocate(nbytes)
@@ -298,6 +304,7 @@ class Mesh:
             peer.sock.close()
         os.close(self._wake_fd)
         self._arena.close()
+        self._views.close()
 
     def close_after_fork(self) -> None:
         """In a forked child: close the copies of the descriptors. Memory that is held stays."""

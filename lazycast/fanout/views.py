@@ -6,6 +6,8 @@ Guarantees:
 * When the last object made on a view is gone, this rank's copies of its pages are dropped, and then its flag in the
   writer's ledger: in this order, or the next message there would show what was written to the old one.
 * One persistent mapping per writer; a view costs no descriptor.
+* Descriptors, and places in memory, are checked before they are used: a writer that lies loses its connection, and
+  cannot make this process read behind the end of a mapping.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 
 from lazycast.codec import copy
 from lazycast.fanout.arena import CAPACITY, Slot, ledger_of
-from lazycast.fanout.memory import Region, pages
+from lazycast.fanout.memory import PAGE, Region, check_foreign, pages
 
 
 class _Writer(NamedTuple):
@@ -43,15 +45,28 @@ class Views:
         return writer in self._writers
 
     def learn(self, writer: int, arena_fd: int, ledger_fd: int, arena_nbytes: int) -> None:
-        """Map a writer's memory. The descriptors stay the caller's."""
+        """Map a writer's memory. The descriptors stay the caller's. Raises ValueError if they are not what they should.
+
+        MemoryError if there is no room for the mappings.
+        """
+        ledger_nbytes = pages(CAPACITY * len(self._ranks))
+        check_foreign(arena_fd, arena_nbytes)
+        check_foreign(ledger_fd, ledger_nbytes)
         arena = Region(arena_fd, arena_nbytes, private=True)
-        ledger = ledger_of(Region(ledger_fd, pages(CAPACITY * len(self._ranks))), len(self._ranks))
+        ledger = ledger_of(Region(ledger_fd, ledger_nbytes), len(self._ranks))
         with self._lock:
             self._writers[writer] = _Writer(arena, ledger)
 
+    def close(self) -> None:
+        """Let go of all mappings: from here on only values that are held keep one."""
+        with self._lock:
+            self._writers.clear()
+
     def view(self, writer: int, row: int, offset: int, nbytes: int, segment_fd: int | None = None) -> memoryview:
         """Return a slot as memory of this rank, held until nothing refers to it. The descriptor stays the caller's."""
-        known = self._writers[writer]
+        if segment_fd is not None:
+            check_foreign(segment_fd, pages(nbytes))
+        known = self._writer(writer, row, offset, nbytes, segment=segment_fd is not None)
         region = known.arena if segment_fd is None else Region(segment_fd, pages(nbytes), private=True)
         ledger, me = known.ledger, self._me
 
@@ -61,9 +76,19 @@ class Views:
 
         return region.hold(offset, nbytes, released)
 
+    def _writer(self, writer: int, row: int, offset: int, nbytes: int, *, segment: bool = False) -> _Writer:
+        """Return a writer, if what it says of a slot can be true."""
+        known = self._writers.get(writer)
+        if known is None:
+            raise ValueError(f"rank {writer} names a slot of memory that it has not brought")
+        end = 0 if segment else known.arena.nbytes - pages(nbytes)
+        if not nbytes or row >= CAPACITY or offset > end or offset % PAGE:
+            raise ValueError(f"rank {writer} names a slot that cannot be: {nbytes} bytes at {offset}, row {row}")
+        return known
+
     def copy_into(self, body: memoryview, writer: int, row: int, offset: int) -> None:
         """Copy a slot of a writer's arena that was shared with this rank, and let go of it."""
-        known = self._writers[writer]
+        known = self._writer(writer, row, offset, body.nbytes)
         copy(body, known.arena.whole[offset : offset + body.nbytes])  # looking at a page makes no copy of it to drop
         known.ledger[row, self._me] = 0
 

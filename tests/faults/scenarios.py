@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lazycast import ClosedError, KeyInUseError, LazyBroadcast, LazycastError, PeerLostError
+from lazycast import ClosedError, KeyInUseError, LazyBroadcast, LazycastError
 from lazycast.backend import Backend
 from lazycast.testing.kit import raises
 
@@ -54,49 +54,6 @@ def outcome(call: Callable[[], Any], since_s: float) -> None:
         say("error", kind=type(exc).__name__, rank=exc.rank, message=exc.message, ms=ms)
     else:
         say("value", value=repr(value))
-
-
-def death_while_waiting(lazy: LazyBroadcast[Any, Any]) -> None:
-    """The victim kills itself while everybody waits for it; then nobody can cast any more."""
-    lazy.broadcast(np.zeros(100_000))
-    futures = [lazy.broadcast_async(n, key=n) for n in range(3)] if RANK != VICTIM or lazy.is_root else []
-    gate = threading.Event()
-    pending = lazy.broadcast_async("x", key="never", materialize=None) if not lazy.is_root else None
-    if RANK == VICTIM:
-        time.sleep(0.3)
-        os.kill(os.getpid(), signal.SIGKILL)
-    for future in futures:
-        outcome(lambda future=future: future.result(20), time.monotonic())
-    began_s = time.monotonic()
-    if pending is not None:
-        outcome(lambda: pending.result(20), began_s)
-    gate.wait(1.0)
-    outcome(lambda: lazy.broadcast("later", timeout_s=20), time.monotonic())
-    say("threads", names=[t.name for t in threading.enumerate() if "recv" in t.name or "send" in t.name])
-
-
-def death_while_materializing(lazy: LazyBroadcast[Any, Any]) -> None:
-    """The victim dies inside a materializer, so the verdict never comes."""
-    lazy.broadcast(0)
-    outcome(lambda: lazy.broadcast("payload", materialize=die_if_victim, timeout_s=30), time.monotonic())
-    outcome(lambda: lazy.broadcast("later", timeout_s=30), time.monotonic())
-
-
-def death_of_an_owner(lazy: LazyBroadcast[Any, Any]) -> None:
-    """Everybody's turn to materialize comes; the victim dies in its own, with casts of others under way."""
-    futures = [lazy.broadcast_async(np.zeros(100_000), key=n, materialize=die_if_victim) for n in range(SIZE)]
-    began_s = time.monotonic()
-    for future in futures:
-        outcome(lambda future=future: len(future.result(30)), began_s)
-    outcome(lambda: lazy.broadcast("later", timeout_s=30), time.monotonic())
-
-
-def die_if_victim(payload: Any) -> Any:
-    # Sent as code, with the root's globals: it has to look where it is.
-    if os.environ["RANK"] == os.environ["VICTIM"]:
-        time.sleep(0.2)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return payload
 
 
 def interrupts_at_any_moment(lazy: LazyBroadcast[Any, Any]) -> None:
@@ -178,9 +135,6 @@ def death_with_a_child_alive(lazy: LazyBroadcast[Any, Any]) -> None:
 SCENARIOS = {
     fn.__name__: fn
     for fn in (
-        death_while_waiting,
-        death_while_materializing,
-        death_of_an_owner,
         interrupts_at_any_moment,
         exit_without_close,
         fork_while_open,
@@ -189,9 +143,7 @@ SCENARIOS = {
 }
 
 if __name__ == "__main__":
-    assert issubclass(PeerLostError, ConnectionError)
     the_backend = backend(sys.argv[2])
-    placement = os.environ.get("PLACEMENT", "every")
     inflight = int(os.environ.get("MAX_INFLIGHT", "64"))
-    SCENARIOS[sys.argv[1]](LazyBroadcast(backend=the_backend, placement=placement, max_inflight=inflight))
+    SCENARIOS[sys.argv[1]](LazyBroadcast(backend=the_backend, max_inflight=inflight))
     say("done")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.namespaces import need, two_hosts
 
 BIN = Path(sys.executable).parent
 NBYTES = 32 << 20
@@ -51,47 +51,9 @@ dist.destroy_process_group()
 """
 
 
-def ip(*args: str) -> None:
-    done = subprocess.run(["ip", *args], capture_output=True, text=True, timeout=20, check=False)
-    assert done.returncode == 0, f"ip {' '.join(args)}: {done.stderr}"
-
-
-def why_not() -> str | None:
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    if shutil.which("ip") is None:
-        return "network namespaces need ip (iproute2)"
-    return None
-
-
-@contextlib.contextmanager
-def two_hosts() -> Iterator[list[tuple[str, str, str]]]:
-    """Two network namespaces connected by one wire: (namespace, interface, address) of each."""
-    pid = os.getpid()
-    ends = [(f"lazycast-{pid}-{end}", f"lz{pid}{end}", f"10.77.{pid % 250}.{n}") for n, end in ((1, "a"), (2, "b"))]
-    made = []
-    try:
-        for namespace, _, _ in ends:
-            ip("netns", "add", namespace)
-            made.append(namespace)
-        (first, here, _), (second, there, _) = ends
-        ip("link", "add", here, "netns", first, "type", "veth", "peer", "name", there, "netns", second)
-        for namespace, interface, address in ends:
-            ip("-n", namespace, "addr", "add", f"{address}/24", "dev", interface)
-            ip("-n", namespace, "link", "set", interface, "up")
-            ip("-n", namespace, "link", "set", "lo", "up")
-        yield ends
-    finally:
-        for namespace in made:
-            ip("netns", "delete", namespace)  # and with the last one the wire goes
-
-
 @pytest.mark.timeout(240)
 def test_the_roots_wire_carries_each_payload_once(tmp_path: Path) -> None:
-    reason = why_not()
-    if reason is not None:
-        assert "CI" not in os.environ, reason
-        pytest.skip(reason)
+    need()
     script = tmp_path / "rank.py"
     script.write_text(RANK)
     with two_hosts() as ends:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -54,3 +55,16 @@ def behaves() -> list[Any]:
 def test_the_suite_passes_on_three_hosts_of_different_sizes() -> None:
     for rank, failed in enumerate(launch(behaves, ranks=7, backend="local", timeout_s=280)):
         assert not failed, f"rank {rank}: {failed}"
+
+
+def is_idle() -> int:
+    os.environ["LAZYCAST_HOST"] = str(rank_of_environment())
+    with LazyBroadcast(timeout_s=2) as lazy:
+        assert lazy.broadcast(1) == 1
+        time.sleep(4)
+        return lazy.broadcast(2)
+
+
+@pytest.mark.parametrize("backend", ["local", "torch", "mpi"])
+def test_a_group_may_be_idle_for_longer_than_its_calls_may_take(backend: str) -> None:
+    assert launch(is_idle, ranks=2, backend=backend, timeout_s=60) == [2, 2]

@@ -7,6 +7,7 @@ import functools
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -67,13 +68,33 @@ def test_a_rank_that_knows_the_secret_is_let_in(listening: tuple[socket.socket, 
     dialled: list[socket.socket] = []
     thread = threading.Thread(target=lambda: dialled.append(meeting._dial(card, card, 3)))
     thread.start()
+    thread.join()  # all have called before anybody answers
     accepted = _accepted(listener, card, {3})
-    thread.join()
     assert list(accepted) == [3]
     assert meeting._answered(dialled[0])
     for sock in (accepted[3], dialled[0]):
         assert not sock.get_inheritable()
         sock.close()
+
+
+def _call_with(card: Any, hello: bytes, *fds: int) -> socket.socket:
+    """Call with descriptors of any sort."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.settimeout(10.0)
+    sock.connect(f"\0lazycast-{card.address}")
+    if hello:
+        sock.sendmsg([hello], [(socket.SOL_SOCKET, RIGHTS, array.array("i", fds))] if fds else [])
+    for fd in fds:
+        os.close(fd)
+    return sock
+
+
+def _pipe(*, with_secret: bytes = b"") -> int:
+    """A pipe that holds the secret: nobody may wait for what is in it."""
+    reader, writer = os.pipe()
+    os.write(writer, with_secret or b"x")
+    os.close(writer)
+    return reader
 
 
 STRANGERS: dict[str, Callable[[Any], socket.socket]] = {
@@ -82,20 +103,36 @@ STRANGERS: dict[str, Callable[[Any], socket.socket]] = {
     "no memory": lambda card: _call(card, meeting._HELLO.pack(3, card.secret), None),
     "another rank": lambda card: _call(card, meeting._HELLO.pack(4, card.secret), card.secret),
     "too short": lambda card: _call(card, b"\3", card.secret),
+    "half a hello": lambda card: _call_with(card, meeting._HELLO.pack(3, card.secret)[:18]),
+    "silence": lambda card: _call_with(card, b""),
+    "a pipe": lambda card: _call_with(card, meeting._HELLO.pack(3, card.secret), _pipe(with_secret=card.secret)),
+    "zeros without end": lambda card: _call_with(
+        card, meeting._HELLO.pack(3, card.secret), os.open("/dev/zero", os.O_RDONLY)
+    ),
+    "memory that was never sized": lambda card: _call_with(
+        card, meeting._HELLO.pack(3, card.secret), os.memfd_create("stranger")
+    ),
+    "many descriptors": lambda card: _call_with(
+        card, meeting._HELLO.pack(4, card.secret), *(os.open(os.devnull, os.O_RDONLY) for _ in range(200))
+    ),
 }
 
 
 @pytest.mark.parametrize("who", STRANGERS)
 def test_strangers_are_turned_away_and_the_rank_is_still_let_in(who: str, listening: tuple[socket.socket, Any]) -> None:
     listener, card = listening
+    descriptors = len(os.listdir("/proc/self/fd"))
+    began_s = time.monotonic()
     stranger = STRANGERS[who](card)
     good = _call(card, meeting._HELLO.pack(3, card.secret), card.secret)
     accepted = _accepted(listener, card, {3})
     assert list(accepted) == [3]
+    assert time.monotonic() - began_s < 3.0  # nobody has waited for the stranger to go on
     assert meeting._answered(good)
     assert not meeting._answered(stranger)
     for sock in (stranger, good, *accepted.values()):
         sock.close()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def test_a_process_of_another_user_is_turned_away(
@@ -108,6 +145,31 @@ def test_a_process_of_another_user_is_turned_away(
     assert _accepted(listener, card, {3}) == {}
     assert not meeting._answered(caller)
     caller.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="to be another user for a moment takes root")
+def test_a_real_process_of_another_user_is_turned_away_though_it_knows_everything(
+    listening: tuple[socket.socket, Any],
+) -> None:
+    listener, card = listening
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            fd = os.memfd_create("stranger")  # before the call: another user's process cannot do much afterwards
+            os.write(fd, card.secret)
+            try:
+                answered = meeting._answered(_call_with(card, meeting._HELLO.pack(3, card.secret), fd))
+            except (BrokenPipeError, ConnectionResetError):  # turned away before it had said anything
+                answered = False
+            code = 2 if answered else 0
+        finally:
+            os._exit(code)
+    assert _accepted(listener, card, {3}) == {}
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_each_meeting_has_an_address_and_a_secret_of_its_own(listening: tuple[socket.socket, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import os
 import socket
@@ -10,12 +11,22 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lazycast.fanout.memory import PAGE
-from lazycast.fanout.mesh import COPY_NBYTES, INLINE_NBYTES, Mesh
+from lazycast.fanout.mesh import (
+    _BRINGS_ARENA,
+    _IN_ARENA,
+    _IN_SEGMENT,
+    _MESSAGE,
+    _PREFIX,
+    COPY_NBYTES,
+    INLINE_NBYTES,
+    Mesh,
+)
 
 WAIT_S = 30.0
 ARENA_NBYTES = 1 << 20
@@ -342,6 +353,32 @@ def test_close_gives_up_on_a_peer_that_never_reads_and_leaves_no_descriptor() ->
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def mappings() -> int:
+    return Path("/proc/self/maps").read_text().count("memfd:lazycast")
+
+
+def test_a_closed_mesh_keeps_no_memory_but_what_values_keep() -> None:
+    gc.collect()
+    before = mappings()
+    with hosted(0, 1) as host:
+        for n in range(2):
+            share(host.meshes[0], [1], b"", pattern(COPY_NBYTES, n))
+        slot = host.meshes[0].allocate(COPY_NBYTES)
+        slot.view[:] = b"\3" * COPY_NBYTES
+        mine = host.meshes[0].own_view(slot)
+        del slot
+        value = host.sinks[1].take(2)[1][2]
+    assert mappings() > before  # two values, each in a mapping of its whole arena
+    assert bytes(value) == pattern(COPY_NBYTES, 1)
+    assert bytes(mine) == b"\3" * COPY_NBYTES
+    with pytest.raises(MemoryError, match="closed"):
+        host.meshes[0].allocate(1)
+    del value, mine
+    gc.collect()
+    assert mappings() == before
+    assert len(host.meshes) == 2  # though these objects live
+
+
 def test_an_end_without_a_farewell_is_a_loss() -> None:
     with hosted(0, 1) as host:
         host.meshes[0].send(1, b"last words")
@@ -384,6 +421,105 @@ def test_a_packet_that_makes_no_sense_ends_that_peer(packet: bytes, caplog: pyte
         assert host.sinks[1].end_of(0) is not None
         host.meshes[2].send(1, b"good")
         assert host.sinks[1].take(1)[0][1] == b"good"
+
+
+def memory(nbytes: int, *, sealed: bool = True) -> int:
+    fd = os.memfd_create("hostile", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, nbytes)
+    if sealed:
+        fcntl.fcntl(fd, 1033, 2)  # F_ADD_SEALS, F_SEAL_SHRINK
+    return fd
+
+
+def pipe() -> int:
+    reader, writer = os.pipe()
+    os.close(writer)
+    return reader
+
+
+LEDGER_NBYTES = 1 << 20  # more than it takes
+BRINGS, SEGMENT = _MESSAGE | _IN_ARENA | _BRINGS_ARENA, _MESSAGE | _IN_ARENA | _IN_SEGMENT
+#: What a hostile rank says: kind, row, offset, bytes, the arena's bytes; and the descriptors that it brings.
+HOSTILE: dict[str, tuple[tuple[int, int, int, int, int], Callable[[], list[int]], str]] = {
+    "no descriptors": ((BRINGS, 0, 0, 65536, 1 << 20), list, "makes no sense"),
+    "one too few": ((BRINGS, 0, 0, 65536, 1 << 20), lambda: [memory(1 << 20)], "makes no sense"),
+    "descriptors with nothing": ((_MESSAGE, 0, 0, 0, 0), lambda: [pipe()], "makes no sense"),
+    "more than can be": ((BRINGS, 0, 0, 65536, 1 << 20), lambda: [pipe() for _ in range(9)], "did not fit"),
+    "a pipe": ((BRINGS, 0, 0, 65536, 1 << 20), lambda: [pipe(), memory(LEDGER_NBYTES)], "no anonymous memory"),
+    "zeros without end": (
+        (BRINGS, 0, 0, 65536, 1 << 20),
+        lambda: [os.open("/dev/zero", os.O_RDWR), memory(LEDGER_NBYTES)],
+        "no anonymous memory",
+    ),
+    "a ledger that is a file": (
+        (BRINGS, 0, 0, 65536, 1 << 20),
+        lambda: [memory(1 << 20), os.open(__file__, os.O_RDONLY)],
+        "no anonymous memory",
+    ),
+    "memory that can shrink": (
+        (BRINGS, 0, 0, 65536, 1 << 20),
+        lambda: [memory(1 << 20, sealed=False), memory(LEDGER_NBYTES)],
+        "can be cut off",
+    ),
+    "an arena smaller than said": (
+        (BRINGS, 0, 0, 65536, 1 << 30),
+        lambda: [memory(1 << 20), memory(LEDGER_NBYTES)],
+        "said to be 1073741824",
+    ),
+    "a ledger too small": ((BRINGS, 0, 0, 65536, 1 << 20), lambda: [memory(1 << 20), memory(1)], "of 1 bytes"),
+    "a segment smaller than said": ((SEGMENT, 0, 0, 1 << 30, 0), lambda: [memory(1 << 20)], "said to be 1073741824"),
+    "a segment that can shrink": ((SEGMENT, 0, 0, 65536, 0), lambda: [memory(1 << 20, sealed=False)], "cut off"),
+    "a slot of memory never brought": ((_MESSAGE | _IN_ARENA, 0, 0, 65536, 0), list, "has not brought"),
+    "a slot behind the end": (
+        (BRINGS, 0, 1 << 20, 65536, 1 << 20),
+        lambda: [memory(1 << 20), memory(LEDGER_NBYTES)],
+        "that cannot be",
+    ),
+    "a slot of more than all": (
+        (BRINGS, 0, 0, 1 << 60, 1 << 20),
+        lambda: [memory(1 << 20), memory(LEDGER_NBYTES)],
+        "that cannot be",
+    ),
+    "a small slot behind the end": (
+        (BRINGS, 0, 1 << 40, 20_000, 1 << 20),
+        lambda: [memory(1 << 20), memory(LEDGER_NBYTES)],
+        "that cannot be",
+    ),
+    "a row that is none": (
+        (BRINGS, 1 << 30, 0, 65536, 1 << 20),
+        lambda: [memory(1 << 20), memory(LEDGER_NBYTES)],
+        "that cannot be",
+    ),
+    "a body that is not there": ((_MESSAGE, 0, 0, 1 << 40, 0), list, "said to be 1099511627776"),
+    "a kind that is none": ((_MESSAGE | 128, 0, 0, 0, 0), list, "makes no sense"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_rank_of_the_host_is_lost_and_does_no_harm(name: str) -> None:
+    (kind, row, offset, nbytes, arena_nbytes), make, reason = HOSTILE[name]
+    descriptors, before = len(os.listdir("/proc/self/fd")), mappings()
+    with hosted(0, 1, 2) as host:
+        fds = make()
+        packet = _PREFIX.pack(kind, 3, row, offset, nbytes, arena_nbytes) + b"abc"
+        socket.send_fds(host.sockets[0][1], [packet], fds)
+        for fd in fds:
+            os.close(fd)
+        said = host.sinks[1].end_of(0)
+        assert said is not None
+        assert reason in said
+        assert host.sinks[1].messages == []
+        host.meshes[2].send(1, b"good")
+        assert host.sinks[1].take(1)[0][1] == b"good"
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert mappings() == before
+
+
+def test_a_header_longer_than_its_packet_is_no_message() -> None:
+    with hosted(0, 1) as host:
+        host.sockets[0][1].send(_PREFIX.pack(_MESSAGE, 1 << 31, 0, 0, 0, 0) + b"abc")
+        assert "makes no sense" in str(host.sinks[1].end_of(0))
 
 
 def test_a_mesh_that_was_never_started_closes() -> None:

@@ -8,6 +8,7 @@ import queue
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,28 @@ def test_callers_that_are_no_ranks_are_turned_away(said: bytes, tmp_path: Path, 
     assert (list(mine), list(theirs)) == ([1], [0])
     mine[1].close()
     theirs[0].close()
+
+
+def test_callers_that_say_nothing_hold_nobody_up(tmp_path: Path, together: Together) -> None:
+    called = threading.Event()
+    silent: list[socket.socket] = []
+
+    def strangers() -> None:
+        for said in (b"", b"x", b""):
+            silent.append(_connect(tmp_path / "0.0"))
+            silent[-1].sendall(said)
+        called.set()
+
+    def late() -> dict[int, socket.socket]:
+        assert called.wait(WAIT_S)
+        return _meet(tmp_path, 1, 2)
+
+    began_s = time.monotonic()
+    _, mine, theirs = together(strangers, lambda: _meet(tmp_path, 0, 2), late)
+    assert time.monotonic() - began_s < WAIT_S / 2
+    assert (list(mine), list(theirs)) == ([1], [0])
+    for sock in (*silent, mine[1], theirs[0]):
+        sock.close()
 
 
 def test_callers_of_another_user_are_turned_away(

@@ -1,4 +1,4 @@
-"""Ranks that die, leave or fork, and what the others see. The tests start the ranks; torchrun would kill them all."""
+"""Interrupts, exits and forks of real ranks. What becomes of survivors of a death is the matrix's (`test_matrix`)."""
 
 from __future__ import annotations
 
@@ -47,46 +47,6 @@ def run(scenario: str, backend: str, *, script: Path = SCENARIOS, **env: Any) ->
 
 def errors(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [event for event in events if event["event"] == "error"]
-
-
-ROLES = {"root": 0, "relay": 1, "leaf": 3, "leaf of a relay": 4}
-
-
-@pytest.mark.parametrize(
-    ("backend", "victim"),
-    [*(("local", rank) for rank in ROLES.values()), ("torch", ROLES["root"]), ("torch", ROLES["relay"])],
-)
-@pytest.mark.parametrize("scenario", ["death_while_waiting", "death_while_materializing"])
-def test_a_killed_rank_is_named_by_all_others(scenario: str, victim: int, backend: str) -> None:
-    for rank, (code, events) in enumerate(run(scenario, backend, VICTIM=victim)):
-        if rank == victim:
-            assert code == -9
-            continue
-        assert code == 0, (rank, code, events)
-        assert events[-1]["event"] == "done", (rank, events)
-        seen = errors(events)
-        assert seen, (rank, events)
-        for error in seen:
-            assert error["kind"] == "PeerLostError", (rank, error)
-            assert error["rank"] == victim, (rank, error)
-            assert f"rank {victim} (" in error["message"]
-            assert error["ms"] < 5000, (rank, error)  # far below any time limit: it was told, not timed out
-
-
-@pytest.mark.parametrize(("backend", "victim"), [("local", 0), ("local", 3), ("torch", 1)])
-def test_an_owner_killed_half_way_is_named_by_all_others(victim: int, backend: str) -> None:
-    for rank, (code, events) in enumerate(run("death_of_an_owner", backend, VICTIM=victim, PLACEMENT="shard")):
-        if rank == victim:
-            assert code == -9
-            continue
-        assert code == 0, (rank, code, events)
-        assert events[-1]["event"] == "done", (rank, events)
-        seen = errors(events)
-        assert len(seen) >= 2, (rank, events)  # its own cast, and the one after
-        for error in seen:
-            assert error["kind"] == "PeerLostError", (rank, error)
-            assert error["rank"] == victim, (rank, error)
-            assert error["ms"] < 5000, (rank, error)
 
 
 def test_interrupts_of_the_root_at_any_moment_leave_nobody_out_of_step() -> None:

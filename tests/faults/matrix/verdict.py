@@ -1,0 +1,130 @@
+"""What each surviving rank must have seen of a combination, and after how long it has seen it."""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import dataclass
+
+from tests.faults.matrix.combinations import DEADLY, ORDERLY, Combination
+from tests.faults.matrix.rank import CONSTRUCT_S, TIMEOUT_S
+from tests.faults.matrix.start import Event, Seen
+
+#: Generous, for a machine that does other things besides; the page tells what it was.
+TOLD_WITHIN_MS = 5000.0
+SLACK_MS = 4000.0
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a surviving rank saw first of a fault."""
+
+    rank: int
+    kind: str  # of the error, or "value" if it never saw any
+    ms: float  # after the fault
+
+
+def check(it: Combination, seen: Seen) -> list[Sight]:
+    """Raise unless all is as it must be; return what each survivor saw first."""
+    _check_exits(it, seen)
+    struck_s = _fault_of(it, seen)
+    sights = []
+    for rank in it.survivors:
+        events = seen.said[rank]
+        outcomes = [e for e in events if e["event"] == "outcome" and e["what"] != "again"]
+        about = f"{it.id}: rank {rank}: {events} {seen.stderr[rank]}"
+        assert outcomes, about
+        for outcome in outcomes:
+            _check_outcome(it, rank, outcome, struck_s, about)
+        for event in events:
+            if event["event"] == "resources":
+                assert _left_over(it, event["more"]) == {}, about
+            if event["event"] == "outcome" and event["what"] == "again":
+                assert event["kind"] == "value", about
+        errors = [e for e in outcomes if e["kind"] != "value"]
+        assert errors, about
+        first = errors[0]
+        sights.append(Sight(rank, first["kind"], (first["at_s"] - max(struck_s, first["began_s"])) * 1e3))
+    assert seen.left == [], f"{it.id}: left behind: {seen.left}"
+    return sights
+
+
+def _left_over(it: Combination, more: dict[str, int]) -> dict[str, int]:
+    if it.backend == "mpi" and it.step == "transit" and it.fault in DEADLY:
+        # A send that MPI can neither complete nor cancel: its memory must last as long as the process.
+        return {name: count for name, count in more.items() if name != "mappings of shared memory"}
+    return more
+
+
+def _fault_of(it: Combination, seen: Seen) -> float:
+    at = [e["at_s"] for e in seen.said[it.victim] if e["event"] == "fault"]
+    assert len(at) == 1, f"{it.id}: the fault did not come: {seen}"
+    return float(at[0])
+
+
+def _check_exits(it: Combination, seen: Seen) -> None:
+    for rank, events in seen.said.items():
+        if rank < 0:
+            continue  # the wire
+        about = f"{it.id}: rank {rank}: {seen.codes.get(rank)} {events} {seen.stderr[rank]}"
+        if rank == it.victim and it.fault in DEADLY:
+            number = signal.SIGKILL if it.fault == "kill" else signal.SIGTERM
+            assert seen.codes.get(rank, -number) == -number, about
+            continue
+        assert seen.codes.get(rank, 0) == 0, about
+        assert "Traceback" not in seen.stderr[rank], about
+        if rank != it.victim or it.fault != "exit":
+            assert events[-1]["event"] == "done", about
+
+
+def _check_outcome(it: Combination, rank: int, outcome: Event, struck_s: float, about: str) -> None:
+    kind, ms = outcome["kind"], (outcome["at_s"] - max(struck_s, outcome["began_s"])) * 1e3
+    if it.step == "constructing":
+        _check_construction(it, outcome, ms, about)
+    elif it.fault == "freeze":
+        _check_frozen(it, outcome, ms, about)
+    elif it.fault == "cut":
+        _check_cut(outcome, rank, ms, about)
+    else:
+        if kind == "value":  # what could still be finished
+            assert it.fault in ORDERLY, about
+            return
+        assert kind == ("PeerLostError" if it.fault in DEADLY else "ClosedError"), about
+        assert outcome["rank"] == it.victim, about
+        assert f"rank {it.victim} (" in outcome["message"], about
+        assert it.fault in ORDERLY or re.search(r"(last|never) heard", outcome["message"]), about
+        assert ms < TOLD_WITHIN_MS, about
+
+
+def _check_construction(it: Combination, outcome: Event, ms: float, about: str) -> None:
+    assert outcome["kind"] in ("BackendError", "CastTimeoutError", "PeerLostError"), about
+    assert ms < CONSTRUCT_S * 1e3 + SLACK_MS, about
+    # Over local sockets a rank may see first that another has given up, which had seen the victim's end.
+    named = "rank \\d" if it.backend == "local" and it.fault != "freeze" else f"rank {it.victim}\\b"
+    assert re.search(named, outcome["message"]), about
+
+
+def _check_frozen(it: Combination, outcome: Event, ms: float, about: str) -> None:
+    if outcome["what"] == "after":  # it has thawed
+        if it.step == "closing":
+            assert (outcome["kind"], outcome.get("rank")) in (("ClosedError", it.victim), ("value", None)), about
+        else:
+            assert outcome["kind"] == "value", about
+        return
+    if outcome["kind"] == "value":  # all that it had to do for this cast it had done
+        return
+    assert outcome["kind"] == "CastTimeoutError", about
+    said = outcome["message"].partition("no value after")[2]
+    assert str(it.victim) in re.findall(r"\d+", said.partition("missing: ")[2]), about
+    assert ms < TIMEOUT_S * 1e3 + SLACK_MS, about
+
+
+def _check_cut(outcome: Event, rank: int, ms: float, about: str) -> None:
+    if outcome["what"] == "after":  # the wire is there again
+        assert outcome["kind"] == "value", about
+        return
+    assert outcome["kind"] == "CastTimeoutError", about
+    there = {"2", "3"} if rank < 2 else {"0", "1"}
+    said = outcome["message"].partition("no value after")[2].partition("missing: ")[2]
+    assert there & set(re.findall(r"\d+", said)), about
+    assert ms < TIMEOUT_S * 1e3 + SLACK_MS, about

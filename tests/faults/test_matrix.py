@@ -1,0 +1,44 @@
+"""A representative part of the fault matrix; all of it with `-m ""`, or `make test-faults`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests import namespaces
+from tests.faults.matrix import start, verdict
+from tests.faults.matrix.combinations import Combination, every, some
+from tests.faults.matrix.network import CASES, Network, network
+
+CHOSEN = list(some())
+REST = [it for it in every() if it not in CHOSEN]
+
+
+@pytest.fixture(scope="module")
+def zygotes() -> Iterator[start.Zygotes]:
+    with start.Zygotes() as them:
+        yield them
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Network]:
+    namespaces.need()
+    with network() as it:
+        yield it
+
+
+@pytest.mark.parametrize(
+    "it", [*CHOSEN, *(pytest.param(it, marks=pytest.mark.exhaustive) for it in REST)], ids=lambda it: it.id
+)
+def test_every_survivor_is_told_and_has_nothing_left_over(it: Combination, zygotes: start.Zygotes) -> None:
+    verdict.check(it, start.run(it, zygotes))
+
+
+@pytest.mark.parametrize(
+    "it",
+    [*CASES[::4], *(pytest.param(it, marks=pytest.mark.exhaustive) for it in CASES if it not in CASES[::4])],
+    ids=lambda it: it.id,
+)
+def test_over_a_wire_every_survivor_is_told(it: Combination, net: Network) -> None:
+    verdict.check(it, net.run(it))

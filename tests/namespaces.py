@@ -1,0 +1,74 @@
+"""Two hosts on one machine: network namespaces connected by one wire. Needs root and iproute2."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+
+class End(NamedTuple):
+    """One host's end of the wire."""
+
+    namespace: str
+    interface: str
+    address: str
+
+    @property
+    def within(self) -> list[str]:
+        """What to put before a command so that it runs on this host."""
+        return ["ip", "netns", "exec", self.namespace]
+
+    def set_link(self, state: str) -> None:
+        """Cut the wire ("down"), or restore it ("up")."""
+        ip("-n", self.namespace, "link", "set", self.interface, state)
+
+
+def ip(*args: str) -> None:
+    done = subprocess.run(["ip", *args], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 0, f"ip {' '.join(args)}: {done.stderr}"
+
+
+def why_not() -> str | None:
+    """Why there can be no namespaces here."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None:
+        return "network namespaces need ip (iproute2)"
+    return None
+
+
+def need() -> None:
+    """Skip a test where there can be no namespaces; never in CI."""
+    reason = why_not()
+    if reason is not None:
+        assert "CI" not in os.environ, reason
+        pytest.skip(reason)
+
+
+@contextlib.contextmanager
+def two_hosts() -> Iterator[list[End]]:
+    """Two network namespaces connected by one wire."""
+    pid = os.getpid()
+    ends = [End(f"lazycast-{pid}-{end}", f"lz{pid}{end}", f"10.77.{pid % 250}.{n}") for n, end in ((1, "a"), (2, "b"))]
+    made = []
+    try:
+        for end in ends:
+            ip("netns", "add", end.namespace)
+            made.append(end.namespace)
+        first, second = ends
+        peer = ["peer", "name", second.interface, "netns", second.namespace]
+        ip("link", "add", first.interface, "netns", first.namespace, "type", "veth", *peer)
+        for end in ends:
+            ip("-n", end.namespace, "addr", "add", f"{end.address}/24", "dev", end.interface)
+            end.set_link("up")
+            ip("-n", end.namespace, "link", "set", "lo", "up")
+        yield ends
+    finally:
+        for namespace in made:
+            ip("netns", "delete", namespace)  # and with the last one the wire goes
