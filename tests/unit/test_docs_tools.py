@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+
+import lazycast
 
 ROOT = Path(__file__).resolve().parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -85,3 +89,14 @@ def test_patterns_stand_for_pages_that_are_named_nowhere_else(filled: Any) -> No
 
 def test_a_pattern_without_pages_leaves_nothing(filled: Any) -> None:
     assert filled([{"Start": "index.md"}, {"None": ["soon/*.md"]}]) == [{"Start": "index.md"}, {"None": []}]
+
+
+def test_the_reference_names_everything_public() -> None:
+    named = {
+        match
+        for page in (ROOT / "docs" / "api").glob("*.md")
+        for match in re.findall(r"^::: lazycast\.(\w+)", page.read_text(), re.M)
+    }
+    assert "errors" in named  # all of them at once
+    errors = {name for name, thing in inspect.getmembers(lazycast.errors, inspect.isclass)}
+    assert set(lazycast.__all__) - errors - named - {"__version__"} == set(), "add them to docs/api/index.md"
