@@ -125,6 +125,7 @@ class FakeMesh:
     def __init__(self, world: World, rank: int, host: Sequence[int]) -> None:
         self._world, self._rank = world, rank
         self.peers = [other for other in host if other != rank]
+        self.pids: dict[int, int] = {}  # there is only this process, which does not stop
 
     def start(self, sink: Any, name: str) -> None:
         self._world.host_sinks[self._rank] = sink
