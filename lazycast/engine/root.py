@@ -265,8 +265,11 @@ class RootLane(Lane):
         if call is not None and call.failure is None and end is not None:
             call.failure = end
         elif call is not None and call.failure is None and call.ask.taken:
-            text = f"the root's call had waited {call.ask.timeout_s:g} s when its turn came"
-            call.failure = self._said("timeout", text)
+            if self._closing:
+                call.failure = self._said("closed", "the root had closed its object when this call's turn came")
+            else:
+                text = f"the root's call had waited {call.ask.timeout_s:g} s when its turn came"
+                call.failure = self._said("timeout", text)
         return call
 
     def _begin_call(self, call: Call) -> None:

@@ -12,6 +12,7 @@ from lazycast.cores import Cores
 from lazycast.engine.arrival import Arrival
 from lazycast.engine.follower import FollowerLane
 from lazycast.engine.performer import Group
+from lazycast.engine.root import RootLane
 from lazycast.errors import ClosedError, MaterializeError
 from lazycast.options import Options
 from lazycast.relay import Room
@@ -150,5 +151,27 @@ def test_an_owner_keeps_the_cause_of_its_failure_though_the_verdict_is_there_bef
         assert isinstance(exc, MaterializeError)
         assert exc.rank == RANK
         assert isinstance(exc.__cause__, ValueError)
+    finally:
+        lane.close(0.0)
+
+
+@pytest.mark.parametrize(("closing", "kind"), [(True, "closed"), (False, "timeout")])
+def test_a_call_that_is_given_up_before_its_turn_is_told_with_the_reason(closing: bool, kind: str) -> None:
+    link = FakeLink(1 << 20)
+    group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
+    lane = RootLane(group, options(), FakeContext(link), place(0, 0, [[rank] for rank in range(SIZE)]), None)
+    lane.start(timeout_s=1.0)
+    lane._clock.stop()  # the test does its work
+    try:
+        future = lane.call("payload", None, None, 5.0)
+        ask = lane._waits.waiting()[0]
+        lane._closing = closing
+        lane._settle_error(ask, ClosedError("given up here"))
+        lane._work()
+        cast = said(link, Cast)
+        assert isinstance(cast, Cast)
+        assert cast.failure is not None
+        assert (cast.failure.kind, cast.failure.rank) == (kind, 0)
+        assert future.done()
     finally:
         lane.close(0.0)
