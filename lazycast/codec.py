@@ -50,7 +50,10 @@ def aligned(nbytes: int) -> int:
 
 def allocate(nbytes: int) -> memoryview:
     """Return `nbytes` of fresh, writable, 64-byte aligned memory that lives as long as a view of it does."""
-    raw = np.empty(nbytes + ALIGNMENT, np.uint8).data
+    try:
+        raw = np.empty(nbytes + ALIGNMENT, np.uint8).data
+    except (ValueError, OverflowError) as exc:  # more than there are addresses, which somebody has claimed
+        raise MemoryError(f"{nbytes} bytes cannot be") from exc
     start = -ctypes.addressof(ctypes.c_char.from_buffer(raw)) % ALIGNMENT  # NumPy takes 3 µs longer to say where it is
     return raw[start : start + nbytes]
 

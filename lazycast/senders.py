@@ -7,7 +7,7 @@ it is the one that everybody hears of as lost.
 from __future__ import annotations
 
 from lazycast.topology import Topology
-from lazycast.wire import AnyMessage, WireError
+from lazycast.wire import AnyMessage, Relayed, Status, WireError
 
 
 class Senders:
@@ -15,6 +15,7 @@ class Senders:
 
     def __init__(self, topology: Topology) -> None:
         self._parent, self._host = topology.parent, frozenset(topology.host)
+        self._reached = frozenset((topology.rank, *topology.below(topology.rank)))
         self._speaks_for = {child: frozenset((child, *topology.below(child))) for child in topology.children}
 
     def check(self, peer: int, message: AnyMessage) -> None:
@@ -23,6 +24,8 @@ class Senders:
         if route in ("down", "one"):
             if peer != self._parent:
                 raise WireError(f"rank {peer} sent {_name(message)}, which only comes from rank {self._parent}")
+            if isinstance(message, (Status, Relayed)) and message.to not in self._reached:
+                raise WireError(f"rank {peer} sent {_name(message)} for rank {message.to}, which is not this way")
         elif route == "up":
             rank: int = message.rank  # type: ignore[union-attr]  # all that go up say whose they are
             if rank not in self._speaks_for.get(peer, ()):

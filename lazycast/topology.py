@@ -5,6 +5,7 @@ Plain functions on plain numbers; every rank computes the same from the same hos
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,11 @@ class Topology:
 
 def place(rank: int, root: int, hosts: Sequence[Sequence[int]]) -> Topology:
     """Return the place of `rank` in a group whose ranks lie on `hosts`."""
+    return _place(rank, root, tuple(map(tuple, hosts)))
+
+
+@functools.lru_cache(maxsize=4096)  # who lies below whom is asked of every rank about every other
+def _place(rank: int, root: int, hosts: tuple[tuple[int, ...], ...]) -> Topology:
     leaders = [leader(host, root) for host in hosts]
     size, top = len(hosts), leaders.index(root)
     mine = next(index for index, host in enumerate(hosts) if rank in host)
@@ -77,4 +83,4 @@ def place(rank: int, root: int, hosts: Sequence[Sequence[int]]) -> Topology:
         remote = tuple(leaders[index] for index in tree.children(mine, size=size, root=top))
     else:
         above, local, remote = way, (), ()
-    return Topology(rank, root, tuple(map(tuple, hosts)), above[-1] if above else None, local, remote, frozenset(above))
+    return Topology(rank, root, hosts, above[-1] if above else None, local, remote, frozenset(above))

@@ -108,6 +108,8 @@ class Round:
             problems = self._settled(allowed)
         for problem in problems:
             self._diary.leak(self._judge.where(), f"{when}: {problem}")
+        if problems:
+            self._diary.write("dump", text=self._lazy.dump())
         self._diary.write("quiet", round=self._plan.number, rss_nbytes=census.rss_nbytes())
         self._meet()  # or the next burst would be counted here
 

@@ -373,3 +373,9 @@ def test_what_may_be_decoded_at_once_names_nothing_but_numpy(payload: object, pl
     body = codec.allocate(encoded.nbytes)
     encoded.write_into(body)
     assert codec.is_plain(body, encoded.layout) is plain
+
+
+@pytest.mark.parametrize("nbytes", [2**63 - 1, 2**62, 2**70])
+def test_sizes_beyond_all_memory_are_memory_errors(nbytes: int) -> None:
+    with pytest.raises(MemoryError):
+        codec.allocate(nbytes)

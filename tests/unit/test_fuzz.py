@@ -55,8 +55,9 @@ def test_a_header_that_claims_four_gigabytes_anywhere_is_a_wire_error(message: w
     for at in range(1, len(header)):
         for damaged in (header[:at] + claim, header[:at] + claim + header[at:], header[:at] + claim + header[at + 1 :]):
             decodes_or(WireError, lambda damaged=damaged: wire.decode(damaged))
-        with pytest.raises(WireError):
-            wire.decode(header[:at] + claim)
+        if not (isinstance(message, wire.Query) and len(header) - at <= 8):  # the bytes of a float may be any
+            with pytest.raises(WireError):
+                wire.decode(header[:at] + claim)
 
 
 @given(MESSAGES, MESSAGES, st.data())

@@ -6,7 +6,20 @@ import pytest
 
 from lazycast.senders import Senders
 from lazycast.topology import place
-from lazycast.wire import AnyMessage, Cast, Failure, Gone, Pass, Read, Report, Status, Value, Verdict, WireError
+from lazycast.wire import (
+    AnyMessage,
+    Cast,
+    Failure,
+    Gone,
+    Pass,
+    Read,
+    Relayed,
+    Report,
+    Status,
+    Value,
+    Verdict,
+    WireError,
+)
 
 # Rank 0 is the root of host (0, 1); 2 leads (2, 3); 4 leads (4, 5).
 HOSTS = [[0, 1], [2, 3], [4, 5]]
@@ -38,6 +51,8 @@ def test_what_ranks_send_is_taken(to: int, peer: int, message: AnyMessage) -> No
 
 
 FORGED: list[tuple[int, int, AnyMessage, str]] = [
+    (2, 0, Relayed(-1, 1, 0), "for rank -1, which is not this way"),
+    (2, 0, Status(4, 1, "agreeing", []), "for rank 4, which is not this way"),
     (1, 0, Report(0, 1, True), "rank 0 sent a report in the name of rank 0"),  # from above
     (0, 1, Report(2, 1, True), "rank 1 sent a report in the name of rank 2"),
     (0, 2, Report(1, 1, True), "in the name of rank 1"),
