@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 
 from lazycast import codec
+from lazycast.backend import Link, Sink
 from lazycast.cores import Cores
 from lazycast.engine.arrival import Arrival
 from lazycast.engine.follower import FollowerLane
 from lazycast.engine.performer import Group
 from lazycast.engine.root import RootLane
-from lazycast.errors import ClosedError, MaterializeError
+from lazycast.errors import CastTimeoutError, ClosedError, MaterializeError
 from lazycast.options import Options
 from lazycast.relay import Room
 from lazycast.topology import place
@@ -175,3 +178,31 @@ def test_a_call_that_is_given_up_before_its_turn_is_told_with_the_reason(closing
         assert future.done()
     finally:
         lane.close(0.0)
+
+
+class Unreachable(FakeContext):
+    """Some rank does not connect."""
+
+    def connect(self, neighbours: Sequence[int], sink: Sink, *, timeout_s: float) -> Link:
+        raise CastTimeoutError("not connected in time", rank=1)
+
+
+def unconnected(rank: int) -> RootLane | FollowerLane:
+    kind = RootLane if rank == 0 else FollowerLane
+    group = Group(rank, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
+    hosts = [[r] for r in range(SIZE)]
+    return kind(group, options(), Unreachable(FakeLink(1 << 20)), place(rank, 0, hosts), None)
+
+
+@pytest.mark.parametrize("starts", [True, False])
+@pytest.mark.parametrize("rank", [0, RANK])
+def test_a_lane_that_could_not_connect_closes_at_once(rank: int, starts: bool) -> None:
+    lane = unconnected(rank)
+    if starts:
+        with pytest.raises(CastTimeoutError, match="not connected in time"):
+            lane.start(timeout_s=0.1)
+    closing = threading.Thread(target=lane.close, args=(0.0,), daemon=True)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
+    assert lane.closed
