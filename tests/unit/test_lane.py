@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from lazycast import codec
 from lazycast.backend import Link, Sink
 from lazycast.cores import Cores
 from lazycast.engine.arrival import Arrival
+from lazycast.engine.calls import Call
 from lazycast.engine.follower import FollowerLane
 from lazycast.engine.performer import Group
 from lazycast.engine.root import RootLane
@@ -206,3 +208,32 @@ def test_a_lane_that_could_not_connect_closes_at_once(rank: int, starts: bool) -
     closing.join(10)
     assert not closing.is_alive()
     assert lane.closed
+
+
+def test_an_interrupt_while_a_call_is_made_that_has_to_wait_for_room_leaves_its_cast_in_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It counts, so it is sent, if only as a failure: else the ranks would be out of step, and later calls stuck."""
+    link = FakeLink(1 << 20)
+    group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
+    lane = RootLane(group, options(), FakeContext(link), place(0, 0, [[r] for r in range(SIZE)]), None)
+    lane.start(timeout_s=1.0)
+    must_wait = lane._must_wait
+
+    def interrupted(call: Call) -> bool:
+        monkeypatch.setattr(lane, "_must_wait", must_wait)
+        signal.raise_signal(signal.SIGINT)
+        return True
+
+    monkeypatch.setattr(lane, "_must_wait", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            lane.call(1, None, None, 5.0)
+        cast = said(link, Cast)
+        assert isinstance(cast, Cast)
+        assert cast.failure is not None
+        assert cast.failure.kind == "refused"
+        assert cast.seq == 1
+        assert lane.stats().pending == 0
+    finally:
+        lane.close(0.0)
