@@ -22,7 +22,21 @@ from lazycast.errors import CastTimeoutError, ClosedError, MaterializeError
 from lazycast.options import Options
 from lazycast.relay import Room
 from lazycast.topology import place
-from lazycast.wire import AnyMessage, Cast, Code, Failure, Gone, MaterializerRef, Need, Pass, Report, Value, Verdict
+from lazycast.wire import (
+    AnyMessage,
+    Cast,
+    Code,
+    Failure,
+    Gone,
+    MaterializerRef,
+    Need,
+    Pass,
+    Query,
+    Report,
+    Status,
+    Value,
+    Verdict,
+)
 from tests.unit.test_relay import FakeContext, FakeLink
 
 RANK, VICTIM, SIZE = 3, 4, 5
@@ -235,5 +249,44 @@ def test_an_interrupt_while_a_call_is_made_that_has_to_wait_for_room_leaves_its_
         assert cast.failure.kind == "refused"
         assert cast.seq == 1
         assert lane.stats().pending == 0
+    finally:
+        lane.close(0.0)
+
+
+def test_an_answer_to_a_query_fits_into_a_header_though_thousands_are_silent() -> None:
+    size = 4000
+    link = FakeLink(1 << 20)  # which takes no header that is too large
+    group = Group(0, size, 0, ["h"] * size, [Cores([0])] * size)
+    lane = RootLane(group, options(), FakeContext(link), place(0, 0, [[0], list(range(1, size))]), None)
+    lane.start(timeout_s=1.0)
+    try:
+        lane.on_message(Query(1, 7, 1, None, 0.1), memoryview(b""))
+        statuses: list[Status] = []
+        deadline_s = time.monotonic() + 10
+        while len(statuses) < 2:
+            statuses += [message for _, message, _ in link.messages() if isinstance(message, Status)]
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        assert [silence.rank for silence in statuses[1].silent][:2] == [1, 2]
+    finally:
+        lane.close(0.0)
+
+
+def test_a_neighbour_that_ends_while_others_connect_is_not_called_silent_later() -> None:
+    def ends(sink: Sink) -> None:
+        listener = threading.Thread(target=sink.gone, args=(0, None), daemon=True)
+        listener.start()
+        listener.join(0.2)  # it waits for the others to be connected before it passes this on
+
+    context = FakeContext(FakeLink(1 << 20))
+    context.during_connect = ends
+    group = Group(RANK, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
+    lane = FollowerLane(group, options(), context, place(RANK, 0, [[r] for r in range(SIZE)]), None)
+    lane.start(timeout_s=1.0)
+    try:
+        heartbeat = lane._heartbeat
+        assert heartbeat is not None
+        turns = [heartbeat.turn(time.monotonic() + later_s, {}) for later_s in range(6, 60, 6)]
+        assert [silent for turn in turns for silent in turn.silent] == []
     finally:
         lane.close(0.0)
