@@ -73,7 +73,8 @@ class Relay:
         self._senders = Senders(topology)
         self._near = frozenset(mesh.peers if mesh is not None else ())
         self._link: Link | None = None
-        self._connected = threading.Event()
+        self._connecting = False
+        self._connected = threading.Event()  # or that it has failed
         self._transfers: dict[int, _Transfer] = {}  # by seq; touched only by the listener of the parent
         self._placed: dict[int, memoryview] = {}  # by peer: where the message under way puts its body
         self.heard_s: dict[int, float] = {}  # by neighbour: when something came from it last (monotonic)
@@ -85,11 +86,14 @@ class Relay:
 
     def connect(self, context: Context, *, timeout_s: float, name: str) -> None:
         """Connect to the neighbours. Collective."""
-        if len(self._topology.hosts) > 1:
-            self._link = context.connect(self._topology.remote_neighbours, self, timeout_s=timeout_s)
-        if self._mesh is not None:
-            self._mesh.start(self, f"lazycast-{name}-host")
-        self._connected.set()
+        self._connecting = True
+        try:
+            if len(self._topology.hosts) > 1:
+                self._link = context.connect(self._topology.remote_neighbours, self, timeout_s=timeout_s)
+            if self._mesh is not None:
+                self._mesh.start(self, f"lazycast-{name}-host")
+        finally:
+            self._connected.set()
 
     def close(self, *, timeout_s: float) -> None:
         self._leaving = True
@@ -157,13 +161,12 @@ class Relay:
     # Sending
 
     def _send(self, peer: int, header: bytes, body: memoryview | None = None) -> None:
-        if not self._connected.is_set():  # a neighbour may be connected, and send, before `connect` has returned here
-            self._connected.wait()
+        if not self._connected.is_set() and self._connecting:
+            self._connected.wait()  # a neighbour may be connected, and send, before `connect` has returned here
         if peer in self._near:
             assert self._mesh is not None
             self._mesh.send(peer, header, body if body is not None else _EMPTY)
-        else:
-            assert self._link is not None
+        elif self._link is not None:  # else it was never connected, and closes: there is nobody to tell
             self._link.send(peer, header, body)
             with self._count_lock:
                 self.nbytes_sent += len(header) + (body.nbytes if body is not None else 0)

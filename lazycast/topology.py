@@ -5,7 +5,6 @@ Plain functions on plain numbers; every rank computes the same from the same hos
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,8 +56,18 @@ class Topology:
 
     def below(self, rank: int) -> list[int]:
         """Return the ranks that get their casts by way of `rank`."""
-        everybody = (r for host in self.hosts for r in host)
-        return [r for r in everybody if rank in place(r, self.root, self.hosts).upstream]
+        return list(self._below.get(rank, ()))
+
+    @functools.cached_property
+    def _below(self) -> dict[int, list[int]]:
+        """For all ranks at once: to ask for one after the other takes seconds where there are a thousand."""
+        found: dict[int, list[int]] = {}
+        leaders = [leader(host, self.root) for host in self.hosts]
+        for index, host in enumerate(self.hosts):
+            for rank in host:
+                for above in _above(rank, index, leaders, self.root):
+                    found.setdefault(above, []).append(rank)
+        return found
 
     def next_hop(self, to: int) -> int | None:
         """Return the child on the way to `to`; None if `to` is not below this rank."""
@@ -66,21 +75,21 @@ class Topology:
         return next((child for child in self.children if child in below), None)
 
 
+def _above(rank: int, index: int, leaders: Sequence[int], root: int) -> list[int]:
+    """Return the ranks from the root to `rank`, this one left out, which is on the host with this index."""
+    way = [leaders[i] for i in tree.path(index, size=len(leaders), root=leaders.index(root))]
+    return way[:-1] if rank == leaders[index] else way
+
+
 def place(rank: int, root: int, hosts: Sequence[Sequence[int]]) -> Topology:
     """Return the place of `rank` in a group whose ranks lie on `hosts`."""
-    return _place(rank, root, tuple(map(tuple, hosts)))
-
-
-@functools.lru_cache(maxsize=4096)  # who lies below whom is asked of every rank about every other
-def _place(rank: int, root: int, hosts: tuple[tuple[int, ...], ...]) -> Topology:
     leaders = [leader(host, root) for host in hosts]
     size, top = len(hosts), leaders.index(root)
     mine = next(index for index, host in enumerate(hosts) if rank in host)
-    way = [leaders[index] for index in tree.path(mine, size=size, root=top)]
+    above = _above(rank, mine, leaders, root)
     if rank == leaders[mine]:
-        above = way[:-1]
         local = tuple(r for r in hosts[mine] if r != rank)
         remote = tuple(leaders[index] for index in tree.children(mine, size=size, root=top))
     else:
-        above, local, remote = way, (), ()
-    return Topology(rank, root, hosts, above[-1] if above else None, local, remote, frozenset(above))
+        local, remote = (), ()
+    return Topology(rank, root, tuple(map(tuple, hosts)), above[-1] if above else None, local, remote, frozenset(above))

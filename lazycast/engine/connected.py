@@ -43,13 +43,13 @@ class Connected(Desk):
         self._context = context
         self._topology = topology
         self._relay = Relay(topology, self, mesh)
-        self._heartbeat: Heartbeat | None = None  # once it is connected to other hosts
+        self._heartbeat: Heartbeat | None = None  # once it has begun to connect to other hosts
 
     def start(self, *, timeout_s: float) -> None:
         """Connect and begin. Collective."""
-        self._relay.connect(self._context, timeout_s=timeout_s, name=self._options.name)
-        if self._relay.away:
+        if self._relay.away:  # before anybody can have ended
             self._heartbeat = Heartbeat(self._relay.away, time.monotonic())
+        self._relay.connect(self._context, timeout_s=timeout_s, name=self._options.name)
         self._clock.start()
 
     @abstractmethod

@@ -34,7 +34,9 @@ _SURE_NEAR = 2
 _MAX_PAIRS = 4096
 _DIGEST_NBYTES = 8
 _MAX_SITE = 160
-_INSIDE = ("lazycast.testing", "lazycast.bench", "lazycast.cli")  # of ours, but users of the library
+_INSIDE = tuple(
+    f"lazycast.{tool}" for tool in ("testing", "bench", "cli", "soak", "doctor")
+)  # of ours, but users of the library
 
 
 def _is_ours(frame: FrameType) -> bool:

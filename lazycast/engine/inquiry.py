@@ -22,7 +22,7 @@ from lazycast.engine.window import Window
 from lazycast.relay import Relay
 from lazycast.wire import Query, RollCall, Status
 
-_SHOWN_RANKS = 100
+_SHOWN_RANKS = 100  # of each kind: an answer is a header
 
 
 class Inquiries:
@@ -111,7 +111,7 @@ class Inquiries:
         now_s = time.monotonic()
         with self._lock:
             ready = self._rolls.ready(now_s)
-            silent = self._rolls.silences(now_s, self._relay.heard_ago_s) if ready else []
+            silent = self._rolls.silences(now_s, self._relay.heard_ago_s)[:_SHOWN_RANKS] if ready else []
             answers = [msgspec.structs.replace(self._answer(query), silent=silent) for query in ready]
             for status in answers:
                 ask = self._own.pop(status.token, None) if status.to == self._root else None

@@ -4,13 +4,14 @@ Guarantees:
 
 * Nobody is called on unless somebody waits: there is no traffic in an idle group.
 * A query is answered as soon as everybody has answered the roll call, or when most of the time of whoever asks is over.
+* To look whether any can be answered takes no longer if many wait.
 * A rank is silent from the first roll call that it has not answered until anything answers for it.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 
 from lazycast.wire import Query, Silence
 
@@ -18,12 +19,8 @@ from lazycast.wire import Query, Silence
 _SHARE = 0.6
 #: Queries that come so close after each other share a roll call (seconds).
 _TOGETHER_S = 0.02
-
-
-@dataclass(frozen=True)
-class _Open:
-    query: Query
-    due_s: float
+#: No query waits longer, whatever time it says it has (seconds): ranks ask a second or so before they must know.
+_LONGEST_S = 60.0
 
 
 class RollCalls:
@@ -31,14 +28,17 @@ class RollCalls:
 
     def __init__(self, others: Collection[int]) -> None:
         self._others = set(others)
-        self._open: list[_Open] = []
+        self._open: list[tuple[float, int, Query]] = []  # a heap: (due, number, query)
+        self._taken = 0
         self._called_s: float | None = None
         self._since_s: dict[int, float] = {}  # by silent rank
         self._heard_s: dict[int, float] = {}
 
     def ask(self, query: Query, now_s: float) -> bool:
         """Take a query. True if a roll call is to be sent for it."""
-        self._open.append(_Open(query, now_s + query.within_s * _SHARE))
+        within_s = max(0.0, min(_LONGEST_S, query.within_s))  # in this order, for one that is no number
+        self._taken += 1
+        heapq.heappush(self._open, (now_s + within_s * _SHARE, self._taken, query))
         if self._called_s is not None and now_s - self._called_s < _TOGETHER_S and self._since_s:
             return False
         self._called_s = now_s
@@ -68,13 +68,14 @@ class RollCalls:
 
     def ready(self, now_s: float) -> list[Query]:
         """Return and take off the queries that can be answered."""
-        ready = [entry.query for entry in self._open if not self._since_s or entry.due_s <= now_s]
-        self._open = [entry for entry in self._open if self._since_s and entry.due_s > now_s]
+        ready = []
+        while self._open and (not self._since_s or self._open[0][0] <= now_s):
+            ready.append(heapq.heappop(self._open)[2])
         return ready
 
     def next_s(self) -> float | None:
         """Return when to look again, or None."""
-        return min((entry.due_s for entry in self._open), default=None)
+        return self._open[0][0] if self._open else None
 
     def silences(self, now_s: float, heard_ago_s: Callable[[int], float | None]) -> list[Silence]:
         """Return who is silent; `heard_ago_s` knows when something came from a neighbour."""

@@ -116,43 +116,49 @@ class RootLane(Lane):
             refusal = TypeError(f"{self._label(key, None)}: materialize must be callable, got {type(fn).__name__}")
         elif fn is not None and (refused := objection(fn, self._policy)) is not None:
             refusal = TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
-        with Uninterrupted():  # what has begun must count, or the ranks would be out of step
-            with self._lock:
-                self._refuse_if_closed()
-                ask = self._make_ask(key, timeout_s, began_s, "broadcast" if here else "broadcast_async")
-                if refusal is None and key is not None and key in self._pending:
-                    refusal = self._key_in_use(key)
-                call = Call(next(self._seqs), key, ask, fn, payload)
-                if ask.origin is not None:
-                    self._inquiries.note(ask, call.seq)
-                self._calls.add(call)  # its place among the casts of its key, before it waits for anything
-                if refusal is None:
-                    self._book(ask)
-                waits = refusal is None and self._must_wait(call)
-                if not waits:
-                    self._enter(call, refusal)
-            if waits or refusal is not None or not here:
-                self._clock.wake()
-            else:
-                self._clock.work_here(self._work_a_little)
-        if waits:
-            refusal = self._wait_and_enter(call, began_s)
+        call: Call | None = None
+        try:
+            with Uninterrupted():  # what has begun must count, or the ranks would be out of step
+                with self._lock:
+                    self._refuse_if_closed()
+                    ask = self._make_ask(key, timeout_s, began_s, "broadcast" if here else "broadcast_async")
+                    if refusal is None and key is not None and key in self._pending:
+                        refusal = self._key_in_use(key)
+                    call = Call(next(self._seqs), key, ask, fn, payload)
+                    if ask.origin is not None:
+                        self._inquiries.note(ask, call.seq)
+                    self._calls.add(call)  # its place among the casts of its key, before it waits for anything
+                    if refusal is None:
+                        self._book(ask)
+                    waits = refusal is None and self._must_wait(call)
+                    if not waits:
+                        self._enter(call, refusal)
+                if waits or refusal is not None or not here:
+                    self._clock.wake()
+                else:
+                    self._clock.work_here(self._work_a_little)
+            if waits:
+                refusal = self._wait_and_enter(call, began_s)
+        except BaseException as exc:
+            if call is not None:  # an interrupt, maybe while it waited or was about to
+                self._enter_interrupted(call, exc)
+            raise
         if refusal is not None:
             raise refusal
         return ask.future
 
     def _wait_and_enter(self, call: Call, began_s: float) -> Exception | None:
-        try:
-            with self._lock:
-                refusal = self._wait_for_room(call, began_s)
-                self._enter(call, refusal)
-        except BaseException as exc:  # an interrupt
-            with Uninterrupted(), self._lock:
-                self._enter(call, exc)
-            raise
-        finally:
-            self._clock.wake()
+        with self._lock:
+            refusal = self._wait_for_room(call, began_s)
+            self._enter(call, refusal)
+        self._clock.wake()
         return refusal
+
+    def _enter_interrupted(self, call: Call, exc: BaseException) -> None:
+        with Uninterrupted():
+            with self._lock:
+                self._enter(call, exc)
+            self._clock.wake()
 
     def _enter(self, call: Call, refusal: BaseException | None) -> None:
         """With the lock held: put a call, or its refusal, into the queue, once."""

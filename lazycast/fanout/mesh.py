@@ -125,6 +125,8 @@ class Mesh:
             peer, kind = self._peers[rank], _MESSAGE | _IN_ARENA
             fds: list[int] = []
             with peer.lock:
+                if peer.gone:  # since then; if this rank closes, so are the descriptors
+                    continue
                 if not peer.knows_arena:
                     peer.knows_arena = True
                     kind |= _BRINGS_ARENA

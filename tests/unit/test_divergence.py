@@ -173,6 +173,13 @@ def test_lines_of_one_function_are_of_one_place() -> None:
     assert one.site != other.site
 
 
+@pytest.mark.parametrize("user", ["testing.values", "bench.session", "cli.demo", "soak.job", "doctor.trial"])
+def test_tools_of_ours_that_cast_are_users(user: str) -> None:
+    namespace = {"__name__": f"lazycast.{user}", "origin": origin}
+    exec(compile("def call():\n    return origin(3)", "house/tool.py", "exec"), namespace)
+    assert namespace["call"]().site == "house/tool.py:2 (call)"  # type: ignore[operator]
+
+
 def test_calls_of_the_library_are_passed_over() -> None:
     import lazycast
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lazycast.fanout.arena import Slot
 from lazycast.fanout.memory import PAGE
 from lazycast.fanout.mesh import (
     _BRINGS_ARENA,
@@ -377,6 +378,23 @@ def test_a_closed_mesh_keeps_no_memory_but_what_values_keep() -> None:
     gc.collect()
     assert mappings() == before
     assert len(host.meshes) == 2  # though these objects live
+
+
+def test_what_is_shared_while_the_mesh_closes_goes_nowhere() -> None:
+    """A worker may be about to share its value: that is no reason for an error."""
+    with hosted(0, 1) as host:
+        mesh = host.meshes[0]
+        slot = mesh.allocate(COPY_NBYTES)
+        booked = mesh._arena.share
+
+        def closes_then(slot: Slot, readers: list[int]) -> None:
+            booked(slot, readers)
+            mesh.close(timeout_s=1.0)
+
+        mesh._arena.share = closes_then  # type: ignore[method-assign]
+        mesh.share([1], b"late", slot)
+        assert host.sinks[1].end_of(0) is None
+        assert host.sinks[1].messages == []
 
 
 def test_an_end_without_a_farewell_is_a_loss() -> None:

@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import gc
+import signal
+import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 
 from lazycast import codec
+from lazycast.backend import Link, Sink
 from lazycast.cores import Cores
 from lazycast.engine.arrival import Arrival
+from lazycast.engine.calls import Call
 from lazycast.engine.follower import FollowerLane
 from lazycast.engine.performer import Group
 from lazycast.engine.root import RootLane
-from lazycast.errors import ClosedError, MaterializeError
+from lazycast.errors import CastTimeoutError, ClosedError, MaterializeError
 from lazycast.options import Options
 from lazycast.relay import Room
 from lazycast.topology import place
-from lazycast.wire import AnyMessage, Cast, Code, Failure, Gone, MaterializerRef, Need, Pass, Report, Value, Verdict
+from lazycast.wire import (
+    AnyMessage,
+    Cast,
+    Code,
+    Failure,
+    Gone,
+    MaterializerRef,
+    Need,
+    Pass,
+    Query,
+    Report,
+    Status,
+    Value,
+    Verdict,
+)
 from tests.unit.test_relay import FakeContext, FakeLink
 
 RANK, VICTIM, SIZE = 3, 4, 5
@@ -173,5 +192,101 @@ def test_a_call_that_is_given_up_before_its_turn_is_told_with_the_reason(closing
         assert cast.failure is not None
         assert (cast.failure.kind, cast.failure.rank) == (kind, 0)
         assert future.done()
+    finally:
+        lane.close(0.0)
+
+
+class Unreachable(FakeContext):
+    """Some rank does not connect."""
+
+    def connect(self, neighbours: Sequence[int], sink: Sink, *, timeout_s: float) -> Link:
+        raise CastTimeoutError("not connected in time", rank=1)
+
+
+def unconnected(rank: int) -> RootLane | FollowerLane:
+    kind = RootLane if rank == 0 else FollowerLane
+    group = Group(rank, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
+    hosts = [[r] for r in range(SIZE)]
+    return kind(group, options(), Unreachable(FakeLink(1 << 20)), place(rank, 0, hosts), None)
+
+
+@pytest.mark.parametrize("starts", [True, False])
+@pytest.mark.parametrize("rank", [0, RANK])
+def test_a_lane_that_could_not_connect_closes_at_once(rank: int, starts: bool) -> None:
+    lane = unconnected(rank)
+    if starts:
+        with pytest.raises(CastTimeoutError, match="not connected in time"):
+            lane.start(timeout_s=0.1)
+    closing = threading.Thread(target=lane.close, args=(0.0,), daemon=True)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
+    assert lane.closed
+
+
+def test_an_interrupt_while_a_call_is_made_that_has_to_wait_for_room_leaves_its_cast_in_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It counts, so it is sent, if only as a failure: else the ranks would be out of step, and later calls stuck."""
+    link = FakeLink(1 << 20)
+    group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
+    lane = RootLane(group, options(), FakeContext(link), place(0, 0, [[r] for r in range(SIZE)]), None)
+    lane.start(timeout_s=1.0)
+    must_wait = lane._must_wait
+
+    def interrupted(call: Call) -> bool:
+        monkeypatch.setattr(lane, "_must_wait", must_wait)
+        signal.raise_signal(signal.SIGINT)
+        return True
+
+    monkeypatch.setattr(lane, "_must_wait", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            lane.call(1, None, None, 5.0)
+        cast = said(link, Cast)
+        assert isinstance(cast, Cast)
+        assert cast.failure is not None
+        assert cast.failure.kind == "refused"
+        assert cast.seq == 1
+        assert lane.stats().pending == 0
+    finally:
+        lane.close(0.0)
+
+
+def test_an_answer_to_a_query_fits_into_a_header_though_thousands_are_silent() -> None:
+    size = 4000
+    link = FakeLink(1 << 20)  # which takes no header that is too large
+    group = Group(0, size, 0, ["h"] * size, [Cores([0])] * size)
+    lane = RootLane(group, options(), FakeContext(link), place(0, 0, [[0], list(range(1, size))]), None)
+    lane.start(timeout_s=1.0)
+    try:
+        lane.on_message(Query(1, 7, 1, None, 0.1), memoryview(b""))
+        statuses: list[Status] = []
+        deadline_s = time.monotonic() + 10
+        while len(statuses) < 2:
+            statuses += [message for _, message, _ in link.messages() if isinstance(message, Status)]
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        assert [silence.rank for silence in statuses[1].silent][:2] == [1, 2]
+    finally:
+        lane.close(0.0)
+
+
+def test_a_neighbour_that_ends_while_others_connect_is_not_called_silent_later() -> None:
+    def ends(sink: Sink) -> None:
+        listener = threading.Thread(target=sink.gone, args=(0, None), daemon=True)
+        listener.start()
+        listener.join(0.2)  # it waits for the others to be connected before it passes this on
+
+    context = FakeContext(FakeLink(1 << 20))
+    context.during_connect = ends
+    group = Group(RANK, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
+    lane = FollowerLane(group, options(), context, place(RANK, 0, [[r] for r in range(SIZE)]), None)
+    lane.start(timeout_s=1.0)
+    try:
+        heartbeat = lane._heartbeat
+        assert heartbeat is not None
+        turns = [heartbeat.turn(time.monotonic() + later_s, {}) for later_s in range(6, 60, 6)]
+        assert [silent for turn in turns for silent in turn.silent] == []
     finally:
         lane.close(0.0)

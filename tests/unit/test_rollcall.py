@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import time
+
+import pytest
+
 from lazycast.engine.rollcall import RollCalls
 from lazycast.wire import Query, Silence
 
@@ -62,7 +67,7 @@ def test_queries_that_come_together_share_a_call() -> None:
     assert not calls.ask(query(2, within_s=10.0), 10.01)
     assert calls.ask(query(3), 10.5), "an older call may have been answered before this query came"
     calls.present(1, 10.6)
-    assert calls.ready(10.6) == [query(1), query(2, within_s=10.0), query(3)]
+    assert calls.ready(10.6) == [query(1), query(3), query(2, within_s=10.0)]
     assert calls.ask(query(4), 10.61), "all have answered the last one"
 
 
@@ -74,3 +79,38 @@ def test_nobody_waits_for_a_rank_that_has_ended() -> None:
     calls.present(2, 10.1)
     assert calls.ready(10.1) == [query(7)]
     assert silences(calls, 10.1) == []
+
+
+@pytest.mark.parametrize("within_s", [math.inf, math.nan, 1e300, -1e300, -math.inf])
+def test_a_rank_that_asks_for_a_time_that_cannot_be_harms_nobody(within_s: float) -> None:
+    """The engine's thread sleeps until then, and there are times for which no thread can sleep."""
+    calls = RollCalls([1])
+    calls.ask(query(7, within_s), 10.0)
+    next_s = calls.next_s()
+    assert next_s is not None
+    assert 10.0 <= next_s < 1e6
+    assert calls.ready(next_s) == [query(7, within_s)] or math.isnan(within_s)
+    assert not calls.waiting
+
+
+def test_queries_are_answered_in_the_order_in_which_their_time_ends() -> None:
+    calls = RollCalls([1])
+    for token, within_s in enumerate((3.0, 1.0, 2.0)):
+        calls.ask(query(token, within_s), 10.0)
+    assert [q.token for q in calls.ready(11.25)] == [1, 2]
+    assert calls.next_s() == pytest.approx(11.8)
+    calls.gone(1)
+    assert [q.token for q in calls.ready(11.25)] == [0]
+
+
+def test_an_answer_costs_the_same_however_many_queries_wait() -> None:
+    """Each of many ranks answers each roll call, and all of their calls may be waiting, when one rank is frozen."""
+    calls = RollCalls(range(1, 1000))
+    for token in range(50_000):
+        calls.ask(query(token), 10.0)
+    began_s = time.process_time()
+    for rank in range(1, 999):
+        calls.present(rank, 10.1)
+        assert calls.ready(10.1) == []
+        assert calls.next_s() is not None
+    assert time.process_time() - began_s < 0.5

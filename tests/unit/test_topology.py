@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,3 +113,20 @@ def test_the_way_up_ends_at_the_root(root: int) -> None:
         assert set(way) == mine.upstream
         assert way[:1] == ([mine.parent] if mine.parent is not None else [])
         assert way[-1:] == ([root] if rank != root else [])
+
+
+@given(partitions())
+def test_below_is_who_has_a_rank_above_it(hosts: Hosts) -> None:
+    for topologies in each_root(hosts):
+        for asked in topologies:
+            for rank in range(len(topologies)):
+                assert asked.below(rank) == [r for host in hosts for r in host if rank in topologies[r].upstream]
+
+
+def test_who_is_below_costs_little_in_a_large_group() -> None:
+    """It is asked for each silent rank, with the lock held, and for each child at construction."""
+    hosts = [range(8 * host, 8 * host + 8) for host in range(128)]
+    began_s = time.process_time()
+    root = place(0, 0, hosts)
+    assert sum(len(root.below(rank)) for rank in range(1024)) > 1024
+    assert time.process_time() - began_s < 2.0  # by asking for the place of each rank it took minutes
