@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from lazycast.backend import Backend
 from lazycast.errors import BackendError, BackendUnavailableError
@@ -67,11 +69,25 @@ def by_name(name: str) -> type[Backend]:
         except BackendError:
             raise
         except (ImportError, AttributeError) as exc:
-            raise BackendUnavailableError(f"backend {name!r} ({point.value}) cannot be imported: {exc}") from exc
+            remedy = _remedy_for_checkout(exc)
+            raise BackendUnavailableError(
+                f"backend {name!r} ({point.value}) cannot be imported: {exc}{remedy}"
+            ) from exc
         if not (isinstance(found, type) and issubclass(found, Backend)):
             raise BackendUnavailableError(f"backend {name!r} ({point.value}) is not a lazycast.backend.Backend")
         return found
     raise ValueError(f"unknown backend {name!r}; installed are: 'auto', {', '.join(map(repr, names()))}")
+
+
+def _remedy_for_checkout(exc: Exception) -> str:
+    """Say what to do when a checkout's `lazycast` folder, which has no backends in it, hides the installed package."""
+    if not isinstance(exc, ModuleNotFoundError) or exc.name != "lazycast.backends":
+        return ""
+    here = Path(__file__).resolve().parent
+    return (
+        f"; lazycast was imported from {here}, which is not a whole installation: if that is a checkout, "
+        f"run `pip install -e {shlex.quote(str(here.parent))}`, or start in another folder"
+    )
 
 
 def _torch_is_initialised() -> bool:

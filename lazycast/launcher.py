@@ -22,7 +22,7 @@ from typing import Any
 
 import cloudpickle
 
-from lazycast import discovery
+from lazycast import bycode, discovery
 from lazycast.commands import BACKENDS, commands, require
 from lazycast.diagnose import describe_unpicklable
 from lazycast.errors import CastTimeoutError, EncodeError, LaunchError
@@ -109,7 +109,7 @@ def _launch_processes(
     folder: Path, fn: Callable[..., Any], ranks: int, backend: str, args: Sequence[Any], timeout_s: float | None
 ) -> list[Any]:
     try:
-        task = cloudpickle.dumps((fn, tuple(args)), protocol=5)
+        task = bycode.dumps((fn, tuple(args)))
     except Exception as exc:
         raise EncodeError(f"launch() cannot send its function: {describe_unpicklable((fn, tuple(args)), exc)}") from exc
     (folder / "task").write_bytes(task)

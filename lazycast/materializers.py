@@ -24,6 +24,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import cloudpickle
 
+from lazycast import bycode
 from lazycast.codec import CannotEncode
 from lazycast.diagnose import describe_unpicklable
 from lazycast.errors import TrustError
@@ -129,7 +130,7 @@ def _pickle_by_value(fn: Materializer) -> bytes:
         for module in fresh:
             cloudpickle.register_pickle_by_value(module)
         try:
-            return cloudpickle.dumps(fn, protocol=5)  # type: ignore[no-any-return]
+            return bycode.dumps(fn)
         finally:
             for module in fresh:
                 cloudpickle.unregister_pickle_by_value(module)
@@ -231,7 +232,7 @@ class Shipper:
                 self._paths.put(ident, fn)
             return MaterializerRef(ident, path[1][-_MAX_NAME:], path), None
         try:
-            code: bytes = cloudpickle.dumps(fn, protocol=5)
+            code = bycode.dumps(fn)
         except Exception as exc:
             raise CannotEncode(f"materializer {describe_unpicklable(fn, exc)}") from exc
         ident = "sha256:" + hashlib.sha256(code).hexdigest()

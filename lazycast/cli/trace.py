@@ -58,10 +58,15 @@ def _merge(args: argparse.Namespace) -> int:
     said = {"notes": merged.notes, "clocks": {path.name: offset._asdict() for path, offset in merged.offsets.items()}}
     args.out.write_text(json.dumps({"traceEvents": merged.events, "displayTimeUnit": "ms", "otherData": said}))
     objects = {trace.about["object"] for trace in traces}
-    print(f"{len(merged.events)} events of {len(traces)} files, {len(objects)} objects: {args.out}")
+    counts = f"{len(merged.events)} events of {_counted(len(traces), 'file')}, {_counted(len(objects), 'object')}"
+    print(f"{counts}: {args.out}")
     for note in merged.notes:
         print(f"note: {note}")
     return 0
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _plot(args: argparse.Namespace) -> int:

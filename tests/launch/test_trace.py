@@ -52,7 +52,7 @@ def test_every_cast_is_seen_on_every_rank(
     monkeypatch.setenv("LAZYCAST_TRACE", str(tmp_path / "traces"))
     assert sorted(launch(cast_some, ranks=RANKS, backend=backend, timeout_s=90)) == list(range(RANKS))
     assert cli.main(["trace", "merge", str(tmp_path / "traces"), "-o", str(tmp_path / "trace.json")]) == 0
-    assert f"of {RANKS} files, 1 objects" in capsys.readouterr().out
+    assert f"of {RANKS} files, 1 object:" in capsys.readouterr().out
     said = json.loads((tmp_path / "trace.json").read_text())
     assert said["otherData"]["notes"] == []
     merged = said["traceEvents"]

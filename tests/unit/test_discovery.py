@@ -180,6 +180,23 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     return run
 
 
+def test_a_checkouts_folder_that_hides_the_installed_package_is_told_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Backends lie beside the core in a checkout, and get into the package when it is installed.
+    class Absent:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "lazycast.backends":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.delitem(sys.modules, "lazycast.backends")
+    monkeypatch.delitem(sys.modules, "lazycast.backends.local")
+    monkeypatch.setattr(sys, "meta_path", [Absent, *sys.meta_path])
+    with pytest.raises(BackendUnavailableError, match=r"not a whole installation: .*`pip install -e /.*`, or start in"):
+        discovery.by_name("local")
+
+
 GOOD = """
 from lazycast.backend import Backend
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
+import pickle
 import sys
 import textwrap
 import threading
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from lazycast import materializers
+from lazycast import bycode, materializers
 from lazycast.codec import CannotEncode
 from lazycast.materializers import CodeMissing, Loader, Shipper, import_path, name_of, register_materializer
 from lazycast.staged import Staged
@@ -436,6 +438,23 @@ def test_a_class_method_is_sent_to_a_rank_that_has_the_base_module_only(
     modules("here_too_base", SOURCE)
     derived = modules("only_here_derived", "from here_too_base import Made\nclass Special(Made): pass\n")
     assert _loaded_elsewhere(derived.Special.from_dict, run_python, tmp_path, shared) == "Special of {'a': 10}"
+
+
+def _reduced_without_a_file(code: types.CodeType) -> tuple[Any, ...]:
+    """As cloudpickle 3.1.3 does it."""
+    make, args = cloudpickle.Pickler.dispatch_table[types.CodeType](code)
+    return make, tuple("<dynamic-code>" if arg == code.co_filename else arg for arg in args)
+
+
+@pytest.mark.parametrize("reduce", [None, _reduced_without_a_file], ids=["as installed", "3.1.3"])
+def test_code_that_travels_says_which_file_it_is_from(
+    reduce: Callable[[types.CodeType], tuple[Any, ...]] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reduce is not None:
+        monkeypatch.setattr(bycode, "_cloudpickle_reduce", reduce)
+    code = bycode.dumps(_closure("here"))
+    assert pickle.loads(code).__code__.co_filename == __file__
+    assert bycode.dumps(_closure("here")) == code, "the same function is the same code, and is sent once"
 
 
 def test_pickling_by_value_leaves_no_trace_in_cloudpickle(modules: Callable[..., Any]) -> None:
