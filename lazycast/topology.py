@@ -5,6 +5,7 @@ Plain functions on plain numbers; every rank computes the same from the same hos
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
