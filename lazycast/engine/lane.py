@@ -380,6 +380,7 @@ class Lane(Connected):
         with self._lock:
             if self._end.failure is None or (failure.kind == "lost" and self._end.failure.kind == "closed"):
                 self._end.failure = failure
+            failure = self._end.failure  # a loss outranks what ends because of it
             asks = self._waits.waiting()
             parked = [arrival for waiting in self._parked.values() for arrival in waiting]
             if failure.kind == "closed":  # what has arrived and needs nobody's word still gets done

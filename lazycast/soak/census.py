@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -9,11 +10,13 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 #: How long what ends by itself may take to do so (seconds).
 _SETTLE_S = 5.0
+_COLLECT_S = 0.1
 _OURS = ("lazycast.engine", "lazycast.fanout", "lazycast.future", "lazycast.relay", "lazycast.codec")
 _MEMORY = "memfd:lazycast"
 
@@ -112,3 +115,24 @@ def _more(before: Census, now: Census, memory_nbytes: int) -> list[str]:
         mib = [nbytes / (1 << 20) for nbytes in (before.rss_nbytes, now.rss_nbytes)]
         found.append(f"memory: {mib[0]:.0f} MiB before, {mib[1]:.0f} MiB now")
     return found
+
+
+@contextlib.contextmanager
+def collecting() -> Iterator[None]:
+    """Collect garbage again and again meanwhile: an error and the frames it went through are a circle.
+
+    A rank that only waits would keep what others count.
+    """
+    over = threading.Event()
+
+    def collect() -> None:
+        while not over.wait(_COLLECT_S):
+            gc.collect()
+
+    thread = threading.Thread(target=collect, name="soak-collect")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -111,7 +111,8 @@ class Round:
         if problems:
             self._diary.write("dump", text=self._lazy.dump())
         self._diary.write("quiet", round=self._plan.number, rss_nbytes=census.rss_nbytes())
-        self._meet()  # or the next burst would be counted here
+        with census.collecting():  # what a slow materializer was asked for is let go of when it ends, maybe as a circle
+            self._meet()  # or the next burst would be counted here
 
     def _settled(self, allowed_slots: int) -> list[str]:
         """Return what is under way or held though all casts have ended."""

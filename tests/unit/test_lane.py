@@ -290,3 +290,18 @@ def test_a_neighbour_that_ends_while_others_connect_is_not_called_silent_later()
         assert [silent for turn in turns for silent in turn.silent] == []
     finally:
         lane.close(0.0)
+
+
+def test_a_call_made_after_a_loss_names_it_though_somebody_closes_at_that_moment() -> None:
+    lane = follower(FakeLink(1 << 20))
+    try:
+        lane.on_message(Gone(VICTIM, Failure("lost", VICTIM, "h", "was lost")), memoryview(b""))
+        with lane._lock:  # as far as a call had come when the news of the root's end arrived
+            ask = lane._make_ask("later", 5.0, time.monotonic(), "broadcast")
+            lane._book(ask)
+        lane.on_message(Gone(0, Failure("closed", 0, "h", "has closed")), memoryview(b""))
+        error = ask.future.exception(5)
+        assert isinstance(error, PeerLostError)
+        assert error.rank == VICTIM
+    finally:
+        lane.close(0.0)
