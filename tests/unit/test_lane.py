@@ -18,7 +18,7 @@ from lazycast.engine.calls import Call
 from lazycast.engine.follower import FollowerLane
 from lazycast.engine.performer import Group
 from lazycast.engine.root import RootLane
-from lazycast.errors import CastTimeoutError, ClosedError, MaterializeError
+from lazycast.errors import CastTimeoutError, ClosedError, MaterializeError, PeerLostError
 from lazycast.options import Options
 from lazycast.relay import Room
 from lazycast.topology import place
