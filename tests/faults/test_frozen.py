@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.test_deaths import run
+from tests.faults.test_exits import run
 
 SCENARIOS = Path(__file__).parent / "frozen_ranks.py"
 Events = list[dict[str, Any]]
