@@ -252,6 +252,8 @@ class FollowerLane(Lane):
         result = Result(failure=message.failure) if message.failure is not None else None
         arrival = Arrival(message, body, final=result, arrived_s=time.monotonic())  # final before anybody can see it
         with self._lock:
+            if self._end.failure is not None and self._end.failure.kind == "lost":
+                return  # the call that it is for has failed, or will: it must not meet the next one with its key
             if message.failure is None:
                 self._counters.cast(message.placement)
                 self._placed = message.placement

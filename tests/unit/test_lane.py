@@ -305,3 +305,20 @@ def test_a_call_made_after_a_loss_names_it_though_somebody_closes_at_that_moment
         assert error.rank == VICTIM
     finally:
         lane.close(0.0)
+
+
+def test_a_cast_that_comes_after_a_loss_meets_no_later_call() -> None:
+    """The call it was meant for has failed, and is forgotten: the next one would get another request's ending."""
+    lane = follower(FakeLink(1 << 20))
+    try:
+        lane.on_message(Gone(VICTIM, Failure("lost", VICTIM, "h", "was lost")), memoryview(b""))
+        first = lane.call(None, None, None, 5.0)
+        refused = Cast(1, None, "every", False, None, failure=Failure("refused", 0, "h", "meant for the first"))
+        lane.on_message(refused, memoryview(b""))
+        second = lane.call(None, None, None, 5.0)
+        for future in (first, second):
+            with pytest.raises(PeerLostError):
+                future.result(5)
+        assert lane.stats().unasked == 0
+    finally:
+        lane.close(0.0)

@@ -176,14 +176,15 @@ def mpirun(ranks: int, *options: str) -> list[str]:
 
 def _under_mpirun(it: Combination, folder: Path) -> dict[int, int]:
     command = [*mpirun(it.size, "--with-ft", "ulfm"), sys.executable, "-m", "tests.faults.matrix.rank", str(folder)]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "mpirun").open("w"),
-        start_new_session=True,
-    )
+    with (folder / "mpirun").open("w") as stderr:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+        )
     pids = []
     until_s = time.monotonic() + LIMIT_S
     while len(pids) < it.size and time.monotonic() < until_s:
