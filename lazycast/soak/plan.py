@@ -190,6 +190,8 @@ def _round(
 ) -> RoundPlan:
     tight = not small and not gentle and rng.random() < 0.2
     options = _options(rng, ranks, small=small, tight=tight)
+    if ending == "close early":  # who closes asks for a whole burst in its own order, which must not hold it up
+        options.update(max_inflight=64, max_inflight_nbytes=1 << 30)
     most_nbytes = 128 << 10 if small else 3 << 20 if tight else 48 << 20
     draft = _Draft(rng, backend, ranks, options, most_nbytes, gentle)
     bursts = tuple(_bursts(draft, casts))
