@@ -28,6 +28,7 @@ from lazycast.soak.plan import job as plan_of
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from lazycast.soak.rank import main; main()"
 # The allocator gives large blocks back at once: what a process still has then is a leak.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+_STACKS = 1500  # characters: the end, which is the main thread; the rest is in the file
 _POLL_S = 0.005
 _START_S = 60.0
 _LINGER_S = 3.0  # mpirun, after the last survivor
@@ -121,7 +122,10 @@ class Job:
             if late:
                 self._dump(late)
                 return
-            if self._bereaved_is_over() or self._died(processes):
+            if self._bereaved_is_over():
+                return
+            if self._died(processes):  # and those that are left wait, or are stuck: have them say where
+                self._dump([rank for rank in self._pids if rank not in self._done and self._lives(rank)])
                 return
             time.sleep(_POLL_S)
 
@@ -238,7 +242,7 @@ class Job:
         time.sleep(1.0)
         for rank in late:
             stacks = self._folder / f"stacks.{rank}"
-            text = stacks.read_text()[-6000:] if stacks.exists() else "no stacks"
+            text = stacks.read_text()[-_STACKS:] if stacks.exists() else "no stacks"
             how = "does not end" if rank in self._done else "does not go on"
             self._outcome.hangs.append(f"rank {rank} {how}; its threads:\n{text}")
 

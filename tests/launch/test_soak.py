@@ -55,7 +55,7 @@ def test_a_death_is_told_to_all(backend: str, tmp_path: Path) -> None:
         ("wrong value", "wrong values", "list instead of"),
         ("leak", "leaks", "memfd:lazycast"),
         ("hang", "hangs", "was not settled"),
-        ("stuck", "hangs", "does not go on; its threads:\n.*in _ask"),
+        ("stuck", "hangs", "does not go on; its threads:\n.*in ask"),
     ],
 )
 def test_it_finds_what_is_planted(plant: str, finding: str, says: str, tmp_path: Path) -> None:
