@@ -6,22 +6,15 @@ Guarantees: every method is called with the lock of the lane held.
 from __future__ import annotations
 
 from lazycast.engine.calls import Calls
+from lazycast.engine.dump import named
 from lazycast.engine.ledger import Ledger
 from lazycast.options import Options
-from lazycast.wire import Key
 
 _SHOWN = 8  # of a list, in a message
-_SHOWN_KEY = 40  # characters of a key's repr
 
 
 def _some(parts: list[str], comma: str = ", ") -> str:
     return comma.join(parts[:_SHOWN]) + (f"{comma}..." if len(parts) > _SHOWN else "")
-
-
-def _named(seq: int, key: Key | None) -> str:
-    text = repr(key)
-    shown = text if len(text) <= _SHOWN_KEY else f"{text[:_SHOWN_KEY]}..."
-    return f"#{seq}" if key is None else f"#{seq} key {shown}"
 
 
 class Window:
@@ -51,7 +44,8 @@ class Window:
         casts, nbytes = self._ledger.unread()
         by_rank = self._ledger.unread_by_rank(casts=max(1, casts), nbytes=max(1, nbytes))
         parts = [
-            f"rank {rank} has not asked for {len(unread)} casts: " + _some([_named(seq, key) for seq, key in unread])
+            f"rank {rank} has not asked for {len(unread)} casts: "
+            + _some([f"#{seq}{named(key)}" for seq, key in unread])
             for rank, unread in by_rank.items()
         ]
         said = _some(parts, "; ")
