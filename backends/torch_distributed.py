@@ -7,6 +7,8 @@ Guarantees:
 * Each context has a generation counted in the store, so no two ever share keys, and its own `ProcessGroupGloo` outside
   torch's registry. The user's group is never used for communication; it may be an NCCL group.
 * Receives name their source: one from anybody never notices a death, a named one fails at once and idles without CPU.
+* Ranks connect as soon as all have come to the store, which knows of nobody's death. From then on one that dies, or
+  gives up, fails the construction of the others at once, and all of them name that one.
 * All ranks are group-local: `root=0` is the group's first rank, whatever its global rank is.
 """
 
@@ -38,8 +40,12 @@ _PREFIX = struct.Struct("<IQ")  # header bytes, body bytes
 # Every message begins with one gloo message of at most this size, which a small body shares with its header. gloo
 # takes a message into a larger buffer, so the receiver need not know how long it is.
 _HEAD_NBYTES = 64 << 10
-_HEAD_TAG, _BODY_TAG = 1, 2
+_HEAD_TAG, _BODY_TAG, _ROUND_TAG = 1, 2, 3
 _FOR_EVER = timedelta(days=3650)
+
+
+def _until(deadline_s: float) -> timedelta:
+    return timedelta(seconds=max(0.001, deadline_s - time.monotonic()))
 
 
 def _tensor(buffer: memoryview) -> torch.Tensor:
@@ -105,52 +111,97 @@ class _GlooPipe(Pipe):
 
 
 class _TorchContext(Context):
-    """Keys of one generation in the group's store."""
+    """Keys of one generation in the group's store, and connections between all of its ranks."""
 
     def __init__(self, rank: int, size: int, store: Store, generation: int) -> None:
         self._rank, self._size = rank, size
         self._store = PrefixStore(f"lazycast/{generation}", store)
         self._rounds = 0
+        self._group: Any = None  # a ProcessGroupGloo, from the end of the first exchange on
 
     def exchange(self, blob: bytes, *, timeout_s: float) -> list[bytes]:
         self._rounds += 1
         deadline_s = time.monotonic() + timeout_s
         keys = [f"{self._rounds}/{rank}" for rank in range(self._size)]
         self._store.set(keys[self._rank], blob)  # type: ignore[arg-type]  # it takes bytes, its stub does not
-        blobs = []
-        for rank, key in enumerate(keys):
-            try:
-                self._store.wait([key], timedelta(seconds=max(0.001, deadline_s - time.monotonic())))
-                blobs.append(self._store.get(key))
-            except RuntimeError as exc:
-                missing = [r for r in range(rank, self._size) if not self._store.check([keys[r]])]
-                if not missing or time.monotonic() < deadline_s:
-                    raise BackendError(f"the group's store failed during the handshake: {exc}") from exc
-                raise CastTimeoutError(
-                    f"lazycast handshake over the torch store: rank {', '.join(map(str, missing))} (group-local) did "
-                    f"not come within {timeout_s:g} s; every rank of the group must construct its object, in the same "
-                    "order",
-                    rank=missing[0],
-                    missing=missing,
-                ) from exc
+        if self._group is not None:
+            self._pass_round(keys, deadline_s, timeout_s)
+        blobs = self._get(keys, deadline_s, timeout_s)
+        if self._group is None:
+            self._meet(deadline_s, timeout_s)
         return blobs
 
-    def connect(self, neighbours: Sequence[int], sink: Sink, *, timeout_s: float) -> Link:
-        deadline_s = time.monotonic() + timeout_s
+    def _get(self, keys: Sequence[str], deadline_s: float, timeout_s: float) -> list[bytes]:
+        blobs = []
+        for key in keys:
+            try:
+                self._store.wait([key], _until(deadline_s))
+                blobs.append(self._store.get(key))
+            except RuntimeError as exc:
+                missing = self._missing(keys)
+                if not missing or time.monotonic() < deadline_s:
+                    raise BackendError(f"the group's store failed during the handshake: {exc}") from exc
+                raise self._too_late(missing, timeout_s) from exc
+        return blobs
+
+    def _missing(self, keys: Sequence[str]) -> list[int]:
+        return [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+
+    def _too_late(self, missing: Sequence[int], timeout_s: float) -> CastTimeoutError:
+        return CastTimeoutError(
+            f"lazycast handshake over the torch store: rank {', '.join(map(str, missing))} (group-local) did "
+            f"not come within {timeout_s:g} s; every rank of the group must construct its object, in the same "
+            "order",
+            rank=missing[0],
+            missing=missing,
+        )
+
+    def _meet(self, deadline_s: float, timeout_s: float) -> None:
+        """Connect with all ranks. All have come: whoever does not connect has died, or is frozen."""
+        store = PrefixStore("gloo", self._store)
         try:
-            group = dist.ProcessGroupGloo(
-                PrefixStore("gloo", self._store), self._rank, self._size, timedelta(seconds=timeout_s)
-            )
+            self._group = dist.ProcessGroupGloo(store, self._rank, self._size, _until(deadline_s))
         except RuntimeError as exc:
             kind = BackendError if time.monotonic() < deadline_s else CastTimeoutError
             raise kind(f"gloo could not connect the ranks within {timeout_s:g} s: {exc}") from exc
-        # A rank without neighbours lets go of its group at once, and would reset connections that others are making.
-        self.exchange(b"connected", timeout_s=max(0.001, deadline_s - time.monotonic()))
+        # Who let go of its group at once would reset connections that others are making.
+        self._pass_round([], deadline_s, timeout_s)
+
+    def _pass_round(self, keys: Sequence[str], deadline_s: float, timeout_s: float) -> None:
+        """Wait until all have come here. Raises at once if one has died, or let go of its group."""
+        peers = [peer for peer in range(self._size) if peer != self._rank]
+        token = torch.zeros(1, dtype=torch.uint8)
+        peer = self._rank
+        try:
+            works = [(peer, self._group.recv([torch.empty_like(token)], peer, _ROUND_TAG)) for peer in peers]
+            works += [(peer, self._group.send([token], peer, _ROUND_TAG)) for peer in peers]
+            for peer, work in works:  # noqa: B007  # who it was about when it failed
+                work.wait(_until(deadline_s))
+        except RuntimeError as exc:
+            if time.monotonic() >= deadline_s:
+                raise self._too_late(self._missing(keys) or [peer], timeout_s) from exc
+            lost = self._first_lost(peer)
+            raise BackendError(
+                f"rank {lost} (group-local) was lost during the handshake: {str(exc).splitlines()[0]}", rank=lost
+            ) from exc
+
+    def _first_lost(self, peer: int) -> int:
+        """Return the rank that was lost first: those that have seen it let go, and look lost to others."""
+        try:
+            return int(self._store.compare_set("lost", "", str(peer)))
+        except RuntimeError:  # the store has gone with it
+            return peer
+
+    def connect(self, neighbours: Sequence[int], sink: Sink, *, timeout_s: float) -> Link:
+        if self._group is None:
+            self._meet(time.monotonic() + timeout_s, timeout_s)
+        group, self._group = self._group, None
         pipes: dict[int, Pipe] = {peer: _GlooPipe(group, peer) for peer in neighbours}
         return ThreadedLink(pipes, sink, name=f"lazycast-torch-{self._rank}", kind="gloo")
 
     def close(self) -> None:
-        """The store is the user's group's; the keys of a generation are small and never read again."""
+        """Let go of the connections. The keys of a generation are small and never read again."""
+        self._group = None
 
 
 class TorchBackend(Backend):

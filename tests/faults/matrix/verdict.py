@@ -97,8 +97,12 @@ def _check_outcome(it: Combination, rank: int, outcome: Event, struck_s: float, 
 
 
 def _check_construction(it: Combination, outcome: Event, ms: float, about: str) -> None:
-    assert outcome["kind"] in ("BackendError", "CastTimeoutError", "PeerLostError"), about
-    assert ms < CONSTRUCT_S * 1e3 + SLACK_MS, about
+    if it.fault == "freeze":
+        assert outcome["kind"] == "CastTimeoutError", about
+        assert ms < CONSTRUCT_S * 1e3 + SLACK_MS, about
+    else:
+        assert outcome["kind"] in ("BackendError", "PeerLostError"), about
+        assert ms < TOLD_WITHIN_MS, about
     # Over local sockets a rank may see first that another has given up, which had seen the victim's end.
     named = "rank \\d" if it.backend == "local" and it.fault != "freeze" else f"rank {it.victim}\\b"
     assert re.search(named, outcome["message"]), about
