@@ -35,7 +35,7 @@ class Call:
     prepared: bool = False  # the payload is the value already, or the hint is there
     placement: str = ""  # once it is decided
     measured: bool = False  # what it costs is to be known
-    spare: Any = None  # the cast to send if its value does not pickle, as `RootLane._encode` returns it
+    spare: Any = None  # the cast to send if its value does not pickle, as `Encoder.encode` returns it
     mark: bytes | None = None  # the fingerprint of a replicated payload
     failure: Failure | None = None  # it was refused, or its value cannot be had: sent in place of it
     cause: BaseException | None = None

@@ -1,0 +1,223 @@
+"""The root's engine: begins the calls that have entered, encodes them, and sends them in order.
+
+Guarantees:
+
+* All of it runs on the engine thread, or in place of it in a caller's, one at a time and in the order of calls; but for
+  materializers, which run on workers.
+* Only casts of one key (and those without one) wait for each other, and only while the root materializes.
+* The root's own materializer starts after its payload has been encoded, since materializers may change their input.
+* The queue waits for room, too: what is unread is at most `max_inflight_nbytes` bytes and one payload.
+"""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from lazycast.backend import Context
+from lazycast.engine.arrival import Arrival
+from lazycast.engine.calls import Call
+from lazycast.engine.encoder import Encoder, own_of
+from lazycast.engine.intake import Intake
+from lazycast.engine.parts import MAX_REASON
+from lazycast.engine.performer import Group, Result
+from lazycast.engine.placing import Placing
+from lazycast.failures import clip
+from lazycast.fanout.mesh import Mesh
+from lazycast.fingerprint import approximate_nbytes, fingerprint
+from lazycast.options import Options
+from lazycast.staged import Staged
+from lazycast.topology import Topology
+from lazycast.wire import Cast, Cost, Failure
+
+_STEPS_HERE = 4
+
+
+class Sending(Intake):
+    """See the module's text. What comes back of a cast is for `RootLane`."""
+
+    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
+        super().__init__(group, options, context, topology, mesh)
+        self._encoder = Encoder(self._relay, self._policy, self._seqs, agree=options.agree)
+        self._placed = options.placement, "nothing has been cast"
+        self._placing = Placing(group, topology, options)
+
+    # In turn
+
+    def _do_queued(self) -> float | None:
+        while self._work_one():
+            pass
+        return self._inquiries.work()  # besides, a new call, a value or a read will wake us
+
+    def _work_a_little(self) -> None:
+        """For a caller who waits for its call: begin it, send it. What others have queued before it takes no longer."""
+        for _ in range(_STEPS_HERE):
+            if not self._work_one():
+                return
+        self._clock.wake()
+
+    def _work_one(self) -> bool:
+        """Begin or send a call; return whether there was one."""
+        with self._lock:
+            new = self._calls.next_to_begin()
+            call = self._next_to_send() if new is None and self._calls.held else None
+        if new is not None:
+            self._begin_call(new)
+        elif call is not None:
+            self._send(call)
+        return new is not None or call is not None
+
+    def _next_to_send(self) -> Call | None:
+        """With the lock held: take the call whose turn has come, if there is room for it."""
+        end = self._end.failure
+        call = self._calls.next_to_send(has_room=self._window.has_room_for_bytes() or end is not None)
+        if call is not None and call.failure is None and end is not None:
+            call.failure = end
+        elif call is not None and call.failure is None and call.ask.taken:
+            if self._closing:
+                call.failure = self._said("closed", "the root had closed its object when this call's turn came")
+            else:
+                text = f"the root's call had waited {call.ask.timeout_s:g} s when its turn came"
+                call.failure = self._said("timeout", text)
+        return call
+
+    # Beginning
+
+    def _begin_call(self, call: Call) -> None:
+        fn, payload = call.materialize, call.payload
+        self._took("queue", call.ask.since_s, call)
+        nbytes = self._look_at(call)
+        with self._lock:
+            if call.failure is None:
+                self._placed = self._placing.place(call, nbytes, len(self._waits) - 1)
+                call.placement = self._placed[0]
+                call.measured = self._placing.chooses and fn is not None
+            doubtful = call.failure is None and self._placing.doubts(call)
+            if call.failure is not None or fn is None or call.placement != "root":
+                self._calls.make_ready(call)
+                return
+            call.phase = "materializing on the root"
+        if doubtful:
+            self._spare(call)
+        call.payload = call.materialize = None
+        staged = isinstance(fn, Staged)
+        first = fn.prepare if isinstance(fn, Staged) else fn
+
+        def part() -> Result:
+            cpu_s = time.thread_time()
+            result, materialize_s = self._parts.materialize(call, first, payload)
+            cpu_s = time.thread_time() - cpu_s
+            with self._lock:
+                self._placing.spent(call.seq, Cost(cpu_s, materialize_s, cpu_s))
+            return result
+
+        def done(result: Result) -> None:
+            with self._lock:
+                if staged:
+                    call.payload, call.materialize, call.hint = payload, fn, result.value
+                else:
+                    call.payload = result.value
+                call.prepared = True
+                if result.failure is not None and call.failure is None:
+                    call.failure, call.cause = result.failure, result.cause
+                self._calls.make_ready(call)
+            self._clock.wake()
+
+        self._performer.run(part, done)
+
+    def _look_at(self, call: Call) -> int:
+        """Take the fingerprint of a replicated payload; return about how large a payload is, if that matters."""
+        try:
+            if call.failure is None and self._options.replicated:
+                call.mark = fingerprint(call.payload)
+        except Exception as exc:  # whatever the attributes of a payload do when they are looked at
+            what = "no fingerprint of the payload could be taken"
+            call.failure, call.cause = self._performer.failure("encode", what, exc), exc
+        if call.failure is not None or call.materialize is None or not self._placing.chooses:
+            return 0
+        try:
+            return approximate_nbytes(call.payload)
+        except Exception:
+            return 0  # the choice is made without it
+
+    def _spare(self, call: Call) -> None:
+        """Get ready for a value that does not pickle: then every rank is to make its own, from the payload as it is."""
+        call.placement = "every"
+        try:
+            call.spare = self._encoder.encode(call)
+        except BaseException as exc:  # the payload does not pickle either
+            call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
+        call.placement = "root"
+
+    # Sending
+
+    def _send(self, call: Call) -> None:
+        began_s, cpu_s = time.monotonic(), time.thread_time() if call.measured else 0.0
+        if call.failure is None:
+            call.phase = "encoding"
+            try:
+                cast, room, codes = self._encoder.encode(call)
+            except BaseException as exc:  # MemoryError, and whatever a payload's own code raises
+                if call.spare is not None:
+                    cast, room, codes = call.spare
+                    cast = msgspec.structs.replace(cast, sent_s=time.monotonic())
+                    self._unshared(call, exc)
+                else:
+                    call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
+            call.spare = None
+        if call.failure is not None:
+            self._send_failure(call, call.failure)
+            return
+        own = own_of(call)
+        arrival = Arrival(cast, None, ask=call.ask, own=own)
+        with self._lock:
+            if call.measured:
+                sent_nbytes = cast.nbytes if call.prepared else 0
+                self._placing.spent(call.seq, Cost(time.thread_time() - cpu_s, 0.0, shared_nbytes=sent_nbytes))
+            self._admit(arrival)
+            self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree)
+            if cast.agree:
+                self._agreeing[cast.seq] = arrival
+            self._count("held", call.ready_s, began_s, cast)
+            self._count("encode", began_s, cast.sent_s, cast)
+            self._book_sent(call, arrival)
+        for code in codes:
+            self._relay.down(*code)
+        tracer, began_s = self._tracer, time.monotonic()
+        self._relay.down(cast, room)
+        if tracer is not None:
+            tracer.took("send", began_s, time.monotonic(), cast)
+        del room  # a slot is held as long as its writer has a hand on it
+        if own.prepare is None and own.finish is None:  # the value is here
+            self._local_done(arrival, Result(own.payload))
+        else:
+            self._advance(arrival)
+
+    def _unshared(self, call: Call, exc: BaseException) -> None:
+        """A value of the root does not pickle, though it was to be cast: the ranks make their own."""
+        reason = clip(f"the root could not share its value: {type(exc).__name__}: {exc}", MAX_REASON)
+        with self._lock:
+            self._counters.unshared += 1
+            self._counters.unshared_reason = reason
+            self._placing.spent(call.seq, Cost(0.0, 0.0, unshared=reason))
+        call.placement = "every"
+
+    def _send_failure(self, call: Call, failure: Failure) -> None:
+        """Tell the ranks that a call has no value: it counts all the same."""
+        cast = Cast(call.seq, call.key, call.placement, False, None, failure=failure, origin=call.ask.origin)
+        arrival = Arrival(cast, None, ask=call.ask)
+        with self._lock:
+            call.payload = call.materialize = None
+            self._placing.failed(call.seq)
+            self._book_sent(call, arrival)
+        self._relay.down(cast)
+        self._conclude(arrival, Result(failure=failure, cause=call.cause))
+
+    def _book_sent(self, call: Call, arrival: Arrival) -> None:
+        """With the lock held: a call goes out."""
+        if not call.ask.taken:
+            call.ask.arrival = arrival
+        self._counters.cast(None if arrival.message.failure is not None else arrival.message.placement)
+        self._calls.sent(call)
+        self._notify()
