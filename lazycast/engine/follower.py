@@ -4,6 +4,8 @@ Guarantees:
 
 * Every call counts: the n-th call with a key gets the root's n-th cast with it, also if one of the two was refused,
   cancelled or timed out.
+* An interrupt of the caller leaves nothing half done: a call that counts has its place in line, and what it sets off
+  here is reported.
 * The root learns what has been asked for in batches: at once when they may hold it back, else a little later.
 """
 
@@ -20,6 +22,7 @@ from lazycast.engine.arrival import Arrival, Own
 from lazycast.engine.ask import Ask, Inquiry
 from lazycast.engine.divergence import SHOWN_CALLS, Pairings, made
 from lazycast.engine.dump import named
+from lazycast.engine.interrupts import Uninterrupted
 from lazycast.engine.lane import SPENT, Lane
 from lazycast.engine.mailbox import Mailbox
 from lazycast.engine.performer import Group, Result
@@ -93,32 +96,34 @@ class FollowerLane(Lane):
                 mark = fingerprint(payload)
             except Exception as exc:  # whatever the attributes of a payload do when they are looked at
                 mark = exc
-        with self._lock:
-            self._refuse_if_closed()
-            ask = self._make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
-            if refused is None and key is not None and key in self._pending:
-                refused = self._key_in_use(key)
-            if refused is not None:
-                ask.taken = True
-            else:
-                if self._options.replicated:
-                    ask.payload, ask.mark = payload, mark
-                self._book(ask)
-            arrival, result = self._match(ask)
-            hopeless = self._end.failure if result is None and self._depends_on_end(arrival) else None
-        self._after_match(ask, arrival, result)
+        with Uninterrupted():  # what has begun must count, and a part that begins here must be reported
+            with self._lock:
+                self._refuse_if_closed()
+                ask = self._make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
+                if refused is None and key is not None and key in self._pending:
+                    refused = self._key_in_use(key)
+                if refused is not None:
+                    ask.taken = True
+                else:
+                    if self._options.replicated:
+                        ask.payload, ask.mark = payload, mark
+                    self._book(ask)
+                arrival, result = self._match(ask)
+                hopeless = self._end.failure if result is None and self._depends_on_end(arrival) else None
+            self._after_match(ask, arrival, result)
+            if hopeless is not None and refused is None:
+                self._settle(ask, Result(failure=hopeless))
         if refused is not None:
             raise refused
-        if hopeless is not None:
-            self._settle(ask, Result(failure=hopeless))
         return ask.future
 
     def discard(self, key: Key) -> None:
-        with self._lock:
-            self._refuse_if_closed()
-            ask = self._given_up_ask(key)
-            arrival, result = self._match(ask)
-        self._after_match(ask, arrival, result)
+        with Uninterrupted():  # as for a call
+            with self._lock:
+                self._refuse_if_closed()
+                ask = self._given_up_ask(key)
+                arrival, result = self._match(ask)
+            self._after_match(ask, arrival, result)
 
     def _given_up_ask(self, key: Key | None) -> Ask:
         """With the lock held: an ask that only consumes its arrival."""

@@ -14,11 +14,13 @@ from lazycast import codec
 from lazycast.backend import Link, Sink
 from lazycast.cores import Cores
 from lazycast.engine.arrival import Arrival
+from lazycast.engine.ask import Ask
 from lazycast.engine.calls import Call
 from lazycast.engine.follower import FollowerLane
-from lazycast.engine.performer import Group
+from lazycast.engine.performer import Group, Result
 from lazycast.engine.root import RootLane
-from lazycast.errors import CastTimeoutError, ClosedError, MaterializeError, PeerLostError
+from lazycast.errors import CastTimeoutError, ClosedError, MaterializeError, PeerLostError, RemoteError
+from lazycast.fingerprint import fingerprint
 from lazycast.options import Options
 from lazycast.relay import Room
 from lazycast.topology import place
@@ -320,5 +322,74 @@ def test_a_cast_that_comes_after_a_loss_meets_no_later_call() -> None:
             with pytest.raises(PeerLostError):
                 future.result(5)
         assert lane.stats().unasked == 0
+    finally:
+        lane.close(0.0)
+
+
+def test_an_interrupt_when_a_follower_asks_for_what_has_come_leaves_neither_its_part_nor_its_report_undone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The part of a replicated cast begins in the thread of whoever asks: without it the root waits for ever."""
+    link = FakeLink(1 << 20)
+    lane = follower(link)
+    admitted = lane._join
+
+    def interrupted(ask: Ask, arrival: Arrival) -> None:
+        admitted(ask, arrival)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(lane, "_join", interrupted)
+    try:
+        mark = fingerprint([1, 2])
+        lane.on_message(Cast(1, None, "every", True, None, fingerprint=mark), memoryview(b""))
+        with pytest.raises(KeyboardInterrupt):
+            lane.call([1, 2], None, None, 5.0)
+        report = said(link, Report)
+        assert isinstance(report, Report)
+        assert (report.seq, report.read) == (1, True)
+    finally:
+        lane.close(0.0)
+
+
+def test_an_interrupt_when_a_follower_discards_a_cast_leaves_no_report_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = FakeLink(1 << 20)
+    lane = follower(link)
+    local_done = lane._local_done
+
+    def interrupted(arrival: Arrival, result: Result) -> None:
+        signal.raise_signal(signal.SIGINT)
+        local_done(arrival, result)
+
+    monkeypatch.setattr(lane, "_local_done", interrupted)
+    try:
+        lane.on_message(Cast(1, "k", "every", True, None, fingerprint=fingerprint([1, 2])), memoryview(b""))
+        with pytest.raises(KeyboardInterrupt):
+            lane.discard("k")
+        assert said(link, Report) == Report(RANK, 1, True)
+    finally:
+        lane.close(0.0)
+
+
+def test_a_call_of_a_follower_that_is_interrupted_counts_once_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half made, it would have its number but no place in line: the rank would be out of step from then on."""
+    link = FakeLink(1 << 20)
+    lane = follower(link)
+    book = lane._book
+
+    def interrupted(ask: Ask) -> None:
+        monkeypatch.setattr(lane, "_book", book)
+        signal.raise_signal(signal.SIGINT)
+        book(ask)
+
+    monkeypatch.setattr(lane, "_book", interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            lane.call(None, None, None, 5.0)
+        second = lane.call(None, None, None, 5.0)
+        for seq in (1, 2):
+            failure = Failure("refused", 0, "h", f"the failure of cast {seq}")
+            lane.on_message(Cast(seq, None, "every", False, None, failure=failure), memoryview(b""))
+        with pytest.raises(RemoteError, match="the failure of cast 2"):
+            second.result(5)
     finally:
         lane.close(0.0)
