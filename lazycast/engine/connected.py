@@ -9,6 +9,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from abc import abstractmethod
@@ -135,10 +136,12 @@ class Connected(Desk):
 
     def _look(self, ask: Ask) -> Situation:
         phase, missing, answered = self._phase(ask)
-        silences = self._silences(ask)
-        silent = silent_words(silences, self._topology.below, self._why_silent)
         nbytes = ask.arrival.message.nbytes if ask.arrival is not None else None
-        return Situation(phase, missing, answered, silences, silent, nbytes, self._notes(ask))
+        return Situation(phase, missing, answered, self._silences(ask), nbytes=nbytes, notes=self._notes(ask))
+
+    def _worded(self, situation: Situation) -> Situation:
+        words = silent_words(situation.silences, self._topology.below, self._why_silent)
+        return dataclasses.replace(situation, silent=words)
 
     def _silences(self, ask: Ask) -> tuple[Silence, ...]:
         """Return who did not answer when the root was asked about a call; if it was the root, or somebody on the way

@@ -17,6 +17,8 @@ _LOOK_S = 0.2
 _SHOWN = 50  # lines of a section
 _SHOWN_KEY = 40  # characters of a key's repr
 
+#: A line, or, of what takes longer than a lock may be held, what makes one.
+Row = str | Callable[[], str]
 Section = tuple[str, Sequence[str] | None]
 
 
@@ -39,12 +41,17 @@ def trying(lock: threading.Lock) -> Iterator[bool]:
             lock.release()
 
 
-def seen(look: Callable[[], Sequence[str] | None]) -> Sequence[str] | None:
+def seen(look: Callable[[], Sequence[Row] | None]) -> Sequence[Row] | None:
     """Look at something that may change meanwhile."""
     try:
         return look()
     except RuntimeError:  # a dictionary changed its size while it was gone through
         return ["(it changed while it was looked at)"]
+
+
+def written(rows: Sequence[Row]) -> list[str]:
+    """Make the lines that are not made yet. Without a lock."""
+    return [row if isinstance(row, str) else row() for row in rows]
 
 
 def layout(title: str, sections: Sequence[Section], *, held: bool) -> str:

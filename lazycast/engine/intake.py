@@ -24,6 +24,7 @@ from lazycast.engine.interrupts import Uninterrupted
 from lazycast.engine.lane import Lane
 from lazycast.engine.ledger import Ledger
 from lazycast.engine.performer import Group
+from lazycast.engine.situation import Situation
 from lazycast.engine.window import Window
 from lazycast.errors import CastTimeoutError, ClosedError, TrustError
 from lazycast.fanout.mesh import Mesh
@@ -114,10 +115,15 @@ class Intake(Lane):
 
     def _wait_and_enter(self, call: Call, began_s: float) -> Exception | None:
         with self._lock:
-            refusal = self._wait_for_room(call, began_s)
-            self._enter(call, refusal)
+            ended = self._wait_for_room(call, began_s)
+            if not isinstance(ended, Situation):
+                self._enter(call, ended)
+        if isinstance(ended, Situation):  # its place in line is its own already, so there is no hurry
+            ended = self._not_sent(call.ask, ended)
+            with self._lock:
+                self._enter(call, ended)
         self._clock.wake()
-        return refusal
+        return ended
 
     def _enter_interrupted(self, call: Call, exc: BaseException) -> None:
         with Uninterrupted():
@@ -146,8 +152,11 @@ class Intake(Lane):
         """With the lock held."""
         return not self._window.has_room() and self._end.failure is None and call.failure is None
 
-    def _wait_for_room(self, call: Call, began_s: float) -> Exception | None:
-        """With the lock held: wait while the slowest rank has too much unread. Returns an error to raise."""
+    def _wait_for_room(self, call: Call, began_s: float) -> Exception | Situation | None:
+        """With the lock held: wait while the slowest rank has too much unread.
+
+        Returns an error to raise, or how things stood when the time was over.
+        """
         if not self._must_wait(call):  # there is room by now
             return None
         reentrant = self.reentrant("broadcast_async() under back-pressure")
@@ -164,7 +173,7 @@ class Intake(Lane):
             self._counters.blocking -= 1
             self._count("blocked", began_s, time.monotonic(), call)
 
-    def _wait_while_held_back(self, call: Call) -> Exception | None:
+    def _wait_while_held_back(self, call: Call) -> Exception | Situation | None:
         """With the lock held."""
         ask = call.ask
         while self._must_wait(call):
@@ -172,13 +181,13 @@ class Intake(Lane):
                 return ClosedError(f"{self._ask_label(ask)}: closed here before it was sent", rank=self._group.rank)
             left_s = ask.wait.deadline_s - time.monotonic()
             if ask.taken or left_s <= 0:
-                return self._not_sent(ask)
+                return self._look(ask)
             self._wait_changed(left_s)
         return None
 
-    def _not_sent(self, ask: Ask) -> Exception:
-        """With the lock held: the time of a call that waits for room is over."""
-        situation = self._look(ask)
+    def _not_sent(self, ask: Ask, situation: Situation) -> Exception:
+        """The time of a call that waits for room is over."""
+        situation = self._worded(situation)
         text = f"{self._ask_label(ask)}: not sent within {ask.timeout_s:g} s: {situation.text()}"
         return self._explain(ask, CastTimeoutError(text, rank=self._group.rank), situation)
 

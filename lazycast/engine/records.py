@@ -18,7 +18,7 @@ from pathlib import Path
 from lazycast import failures
 from lazycast.engine.ask import Ask
 from lazycast.engine.clock import Clock
-from lazycast.engine.dump import layout, named, seen, trying
+from lazycast.engine.dump import Row, layout, named, seen, trying, written
 from lazycast.engine.performer import Group, Performer, Result
 from lazycast.engine.situation import Situation
 from lazycast.engine.waits import Waits
@@ -95,11 +95,16 @@ class Records(ABC):
     def _situation(self, ask: Ask) -> Situation:
         """Say in which phase an ask is, and for whom it waits. Without the lock."""
         with self._lock:
-            return self._look(ask)
+            situation = self._look(ask)
+        return self._worded(situation)
 
     @abstractmethod
     def _look(self, ask: Ask) -> Situation:
-        """The same with the lock held."""
+        """The same with the lock held, and no words yet for those who are silent."""
+
+    def _worded(self, situation: Situation) -> Situation:
+        """Put into words who is silent, and why. Without the lock: it may ask the kernel."""
+        return situation
 
     # Counting
 
@@ -227,10 +232,10 @@ class Records(ABC):
         rank, size, root, hosts = self._group[:4]
         title = f"lazycast {self._options.name!r}: rank {rank} of {size} on {hosts[rank]}, root {root}"
         with trying(self._lock) as held:
-            sections = [(name, seen(look)) for name, look in self._dump_sections().items()]
-        return layout(title, sections, held=held)
+            looks = [(name, seen(look)) for name, look in self._dump_sections().items()]
+        return layout(title, [(name, rows if rows is None else written(rows)) for name, rows in looks], held=held)
 
-    def _dump_sections(self) -> dict[str, Callable[[], Sequence[str] | None]]:
+    def _dump_sections(self) -> dict[str, Callable[[], Sequence[Row] | None]]:
         return {
             "state": self._dump_state,
             "calls that wait": lambda: [self._dump_ask(ask) for ask in self._waits.waiting()],
@@ -251,11 +256,12 @@ class Records(ABC):
         ended = self._dump_ended()
         return [state, placement, *([f"ended: {ended}"] if ended is not None else [])]
 
-    def _dump_ask(self, ask: Ask) -> str:
+    def _dump_ask(self, ask: Ask) -> Row:
         seq = self._seq_of(ask)
         which = named(ask.key) or f" (number {ask.nth} without a key)"
         waited = f"waiting {time.monotonic() - ask.since_s:.3f} s of {ask.timeout_s:g} s"
-        return f"{ask.operation}{'' if seq is None else f' #{seq}'}{which}: {waited}: {self._look(ask).text()}"
+        said, situation = f"{ask.operation}{'' if seq is None else f' #{seq}'}{which}: {waited}", self._look(ask)
+        return lambda: f"{said}: {self._worded(situation).text()}"
 
     # What there is to see, in lines. With the lock held if it can be had: nothing here takes it, changes anything, or
     # goes through a container that may change meanwhile.

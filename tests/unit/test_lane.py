@@ -13,6 +13,7 @@ import pytest
 from lazycast import codec
 from lazycast.backend import Link, Sink
 from lazycast.cores import Cores
+from lazycast.engine import connected
 from lazycast.engine.arrival import Arrival
 from lazycast.engine.ask import Ask
 from lazycast.engine.calls import Call
@@ -35,6 +36,7 @@ from lazycast.wire import (
     Pass,
     Query,
     Report,
+    Silence,
     Status,
     Value,
     Verdict,
@@ -391,5 +393,38 @@ def test_a_call_of_a_follower_that_is_interrupted_counts_once_it_is_made(monkeyp
             lane.on_message(Cast(seq, None, "every", False, None, failure=failure), memoryview(b""))
         with pytest.raises(RemoteError, match="the failure of cast 2"):
             second.result(5)
+    finally:
+        lane.close(0.0)
+
+
+@pytest.mark.parametrize("rank", [0, RANK])
+def test_why_a_rank_is_silent_is_asked_of_the_kernel_without_the_lock(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading /proc of a process that is out of memory can take long, and every cast passes by the lock."""
+    kind = RootLane if rank == 0 else FollowerLane
+    group = Group(rank, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
+    link = FakeLink(1 << 20)
+    lane = kind(group, options(), FakeContext(link), place(rank, 0, [[r] for r in range(SIZE)]), None)
+    lane.start(timeout_s=1.0)
+    lane._clock.stop()  # nobody else takes the lock
+    locked: list[bool] = []
+
+    def asked(pid: int | None) -> str:
+        locked.append(lane._lock.locked())
+        return "known to the kernel"
+
+    monkeypatch.setattr(connected, "word", asked)
+    monkeypatch.setattr(lane, "_silences", lambda ask: (Silence(VICTIM, 1.0),))
+    try:
+        lane.call(1, None, "waits", 60.0)
+        assert "known to the kernel" in lane._situation(lane._waits.waiting()[0]).text()
+        assert "known to the kernel" in lane.dump()
+        if isinstance(lane, RootLane):
+            monkeypatch.setattr(lane, "_must_wait", lambda call: True)
+            with pytest.raises(CastTimeoutError, match="known to the kernel"):
+                lane.call(1, None, "held back", 0.01)
+        assert locked
+        assert not any(locked)
     finally:
         lane.close(0.0)
