@@ -227,7 +227,8 @@ class FollowerLane(Lane):
             self._on_cast(message, body)
         elif isinstance(message, Verdict):
             with self._lock:
-                if message.seq not in self._agreeing and message.failure is not None:
+                comes = self._end.failure is None or self._end.failure.kind != "lost"  # after a loss no cast is taken
+                if message.seq not in self._agreeing and message.failure is not None and comes:
                     # The news that a rank has gone can overtake a cast on its way out.
                     self._early_verdicts[message.seq] = message
             self._on_verdict(message)
@@ -311,6 +312,8 @@ class FollowerLane(Lane):
             self._end_with(message.failure)
             with self._lock:
                 self._mailbox.clear_asks()
+                if message.failure.kind == "lost":
+                    self._early_verdicts.clear()
 
     # Time
 

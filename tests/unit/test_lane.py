@@ -428,3 +428,16 @@ def test_why_a_rank_is_silent_is_asked_of_the_kernel_without_the_lock(
         assert not any(locked)
     finally:
         lane.close(0.0)
+
+
+def test_what_comes_of_a_cast_after_a_loss_is_not_kept() -> None:
+    """Its cast is not taken any more, so nothing would come for it."""
+    lane = follower(FakeLink(1 << 20))
+    try:
+        failure = Failure("lost", VICTIM, "h", "was lost")
+        lane.on_message(Verdict(1, failure), memoryview(b""))
+        lane.on_message(Gone(VICTIM, failure), memoryview(b""))
+        lane.on_message(Verdict(2, failure), memoryview(b""))
+        assert lane._early_verdicts == {}
+    finally:
+        lane.close(0.0)
