@@ -363,7 +363,7 @@ class LazyBroadcast(Generic[P, V]):
             ValueError: this object is being traced already. OSError: there is no such folder to be made, or written to.
         Collective: no; each rank that is to be seen calls it. The environment variable LAZYCAST_TRACE=folder traces
             every object from its construction on.
-        Blocking: no; `stop` until all is written. Threads: safe.
+        Blocking: no; `stop` until all is written, up to 5 s. Threads: safe.
         """
         return self._lane.trace(Path(folder))
 

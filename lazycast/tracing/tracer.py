@@ -5,11 +5,14 @@ Guarantees:
 * Noting takes no lock, formats nothing and never waits for the disk. At most `_MAX_WAITING` events wait to be written;
   what comes beyond that is counted, and the file says how many are missing where.
 * Written events reach the file every `_EVERY_S`; a process that is killed loses what came after, and nothing else.
-* After `stop` nothing is written, and what was noted before is in the file, which ends as JSON does.
+* After `stop` nothing is written, and what was noted before is in the file, which ends as JSON does; if the disk takes
+  longer than `_STOPS_WITHIN_S`, a warning says so, and the rest is written after it.
+* A forked child writes nothing, and does not hold the file open.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -28,6 +31,7 @@ logger = logging.getLogger("lazycast")
 _EVERY_S = 0.2
 _MAX_WAITING = 100_000
 _MAX_TEXT = 300
+_STOPS_WITHIN_S = 5.0
 
 #: What keeps the thread busy that does it; everything else is waiting, and overlaps.
 _WORK = frozenset(
@@ -72,6 +76,7 @@ class Tracer:
         self._waiting: deque[tuple[Any, ...]] = deque()
         self._missing = 0
         self._threads: dict[int, tuple[int, str]] = {}  # by ident: number and name
+        self._numbers = itertools.count(1)  # to count the threads known would give two that are new at once the same
         self._named: set[int] = set()
         self._spans = 0
         self._stopping = threading.Event()
@@ -102,7 +107,7 @@ class Tracer:
         ident = threading.get_ident()
         known = self._threads.get(ident)
         if known is None:
-            known = self._threads[ident] = len(self._threads) + 1, threading.current_thread().name
+            known = self._threads[ident] = next(self._numbers), threading.current_thread().name
         return known[0]
 
     def _put(self, noted: tuple[Any, ...]) -> None:
@@ -122,11 +127,17 @@ class Tracer:
     # The writing thread
 
     def stop(self) -> None:
-        """Write what was noted, and the end. Blocking: as long as that takes. Idempotent."""
+        """Write what was noted, and the end. Blocking: as long as that takes, up to 5 s. Idempotent."""
         self._on_stop(self)
         self._stopping.set()
         if self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(_STOPS_WITHIN_S)
+            if self._thread.is_alive():
+                logger.warning("lazycast: the trace %s is not all written after %.1f s", self.path, _STOPS_WITHIN_S)
+
+    def close_after_fork(self) -> None:
+        """In a forked child, which has no thread that writes: let go of the file."""
+        self._file.close()  # there is no buffer whose content would be written here as well
 
     def _run(self) -> None:
         try:

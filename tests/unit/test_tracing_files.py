@@ -263,3 +263,85 @@ def test_what_waits_to_be_written_keeps_nothing_alive(tmp_path: Path, monkeypatc
         assert gone() is None
     (queue,) = [event for event in events.read(one.path).events if event["ph"] == "b"]
     assert queue["args"] == {"seq": 1, "key": None}
+
+
+def test_threads_that_note_for_the_first_time_at_once_get_different_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, here = threading.Barrier(2), threading.current_thread
+
+    def named() -> threading.Thread:
+        if here().name.startswith("notes"):
+            both.wait(10)
+        return here()
+
+    with traced(tmp_path) as one:
+        threads = [
+            threading.Thread(target=one.took, args=("encode", n, n + 1, None), name=f"notes {n}") for n in (1, 2)
+        ]
+        with monkeypatch.context() as patched:
+            patched.setattr(threading, "current_thread", named)
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(20)
+    said = events.read(one.path).events
+    assert len({event["tid"] for event in said if event["name"] == "encode"}) == 2
+    names = [event["args"]["name"] for event in said if event["name"] == "thread_name"]
+    assert {"notes 1", "notes 2"} <= set(names)
+
+
+def test_stopping_does_not_wait_for_a_disk_that_takes_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracer, "_STOPS_WITHIN_S", 0.05)
+    one, answers = traced(tmp_path), threading.Event()
+
+    def stuck(data: bytes) -> int:
+        answers.wait(60)
+        return len(data)
+
+    file = one._file
+    monkeypatch.setattr(one, "_file", type("Stuck", (), {"write": staticmethod(stuck), "close": file.close})())
+    one.took("encode", 1.0, 2.0, None)
+    began_s = time.monotonic()
+    stopping = threading.Thread(target=one.stop, daemon=True)
+    stopping.start()
+    stopping.join(20)
+    try:
+        assert not stopping.is_alive()
+        assert f"the trace {one.path} is not all written after 0.1 s" in caplog.text
+        assert time.monotonic() - began_s < 20
+    finally:
+        answers.set()
+        one._thread.join(20)
+    assert file.closed
+
+
+def test_a_forked_child_does_not_hold_the_file_open(tmp_path: Path, run_python: Callable[..., str]) -> None:
+    code = f"""
+import os, pathlib, lazycast
+from lazycast import LazyBroadcast
+
+def held():
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            links.append(os.readlink(f"/proc/self/fd/{{fd}}"))
+        except FileNotFoundError:
+            pass  # the descriptor that listed them
+    return str(tracer.path) in links
+
+with LazyBroadcast(len) as lazy, lazy.trace(pathlib.Path({str(tmp_path / "traces")!r})) as tracer:
+    print(held(), flush=True)
+    pid = os.fork()
+    if pid == 0:
+        print(held(), flush=True)
+        tracer.stop()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    lazy.broadcast([1])
+"""
+    assert run_python(code).split() == ["True", "False"]
+    (path,) = (tmp_path / "traces").iterdir()
+    assert events.read(path).whole
