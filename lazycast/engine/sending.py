@@ -94,7 +94,8 @@ class Sending(Intake):
                 call.placement = self._placed[0]
                 call.measured = self._placing.chooses and fn is not None
             doubtful = call.failure is None and self._placing.doubts(call)
-            if call.failure is not None or fn is None or call.placement != "root":
+            # Of a call that has been given up only the failure is sent.
+            if call.failure is not None or call.ask.taken or fn is None or call.placement != "root":
                 self._calls.make_ready(call)
                 return
             call.phase = "materializing on the root"

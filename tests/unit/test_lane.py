@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import signal
 import threading
@@ -439,5 +440,31 @@ def test_what_comes_of_a_cast_after_a_loss_is_not_kept() -> None:
         lane.on_message(Gone(VICTIM, failure), memoryview(b""))
         lane.on_message(Verdict(2, failure), memoryview(b""))
         assert lane._early_verdicts == {}
+    finally:
+        lane.close(0.0)
+
+
+def test_the_root_materializes_nothing_for_a_call_that_was_given_up_before_its_turn() -> None:
+    link = FakeLink(1 << 20)
+    group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
+    where = place(0, 0, [[rank] for rank in range(SIZE)])
+    lane = RootLane(group, dataclasses.replace(options(), placement="root"), FakeContext(link), where, None)
+    lane.start(timeout_s=1.0)
+    lane._clock.stop()  # the test does its work
+    made: list[str] = []
+    try:
+        lane.call("given up", made.append, None, 5.0)
+        lane._settle_error(lane._waits.waiting()[0], CastTimeoutError("too late"))
+        lane.call("wanted", made.append, None, 5.0)
+        lane._work()
+        cast = said(link, Cast)
+        assert isinstance(cast, Cast)
+        assert cast.failure is not None
+        assert (cast.seq, cast.failure.kind) == (1, "timeout")
+        deadline_s = time.monotonic() + 10
+        while not made:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.001)
+        assert made == ["wanted"]
     finally:
         lane.close(0.0)
