@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 
 from lazycast.errors import (
+    CastTimeoutError,
     ClosedError,
     DecodeError,
     DivergenceError,
@@ -31,6 +32,7 @@ _AT_HOME: dict[FailureKind, type[LazycastError]] = {
     "closed": ClosedError,
     "untrusted": TrustError,
     "diverged": DivergenceError,
+    "timeout": CastTimeoutError,
 }
 _ABROAD: dict[FailureKind, type[LazycastError]] = {
     "decode": DecodeError,
@@ -40,6 +42,7 @@ _ABROAD: dict[FailureKind, type[LazycastError]] = {
     "closed": ClosedError,
     "untrusted": TrustError,
     "diverged": DivergenceError,
+    "timeout": CastTimeoutError,
 }
 
 

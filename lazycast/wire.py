@@ -18,7 +18,7 @@ import msgspec
 
 from lazycast.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
 
-WIRE_VERSION: Final = 5
+WIRE_VERSION: Final = 6
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
@@ -54,6 +54,24 @@ class Loss(msgspec.Struct, frozen=True, array_like=True):
     heard_s: float | None = None
 
 
+class Silence(msgspec.Struct, frozen=True, array_like=True):
+    """A rank that does not answer the root: since how long, and since when nothing at all has come from it."""
+
+    rank: int
+    silent_s: float
+    heard_s: float | None = None
+
+
+class Overdue(msgspec.Struct, frozen=True, array_like=True):
+    """How far a call had come on the rank whose time was over, and for whom it had waited."""
+
+    phase: str
+    missing: tuple[int, ...]
+    answered: tuple[int, ...] = ()
+    silences: tuple[Silence, ...] = ()
+    nbytes: Count | None = None
+
+
 class Failure(msgspec.Struct, frozen=True, array_like=True):
     """What went wrong on one rank, as text: it arrives even if the exception itself could not."""
 
@@ -63,6 +81,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     message: str
     traceback: str | None = None
     loss: Loss | None = None
+    overdue: Overdue | None = None
 
 
 class Origin(msgspec.Struct, frozen=True, array_like=True):
@@ -75,14 +94,6 @@ class Origin(msgspec.Struct, frozen=True, array_like=True):
     label: bytes
     place: bytes
     nth: Count
-
-
-class Silence(msgspec.Struct, frozen=True, array_like=True):
-    """A rank that does not answer the root: since how long, and since when nothing at all has come from it."""
-
-    rank: int
-    silent_s: float
-    heard_s: float | None = None
 
 
 class MaterializerRef(msgspec.Struct, frozen=True, array_like=True):

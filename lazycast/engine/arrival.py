@@ -53,7 +53,7 @@ class Arrival:
     told_read: bool = False
     arrived_s: float = 0.0
     reported_s: float = 0.0
-    diverged: Failure | None = None  # it has met a call that was not meant for it
+    objection: Failure | None = None  # this rank cannot take it: its call was not meant for it, or is over
 
     @property
     def wanted(self) -> bool:
@@ -84,10 +84,10 @@ class Arrival:
         return not self.wanted or self.owner in (None, rank) or self.shared is not None or self._differs
 
     def judged(self, result: Result) -> Result:
-        """Return what a result counts for: nothing, if the call that is to get it was not meant for it."""
-        if self.diverged is None or result.failure is not None:
+        """Return what a result counts for: nothing, if the call that is to get it cannot."""
+        if self.objection is None or result.failure is not None:
             return result
-        return Result(failure=self.diverged)
+        return Result(failure=self.objection)
 
     def take(self) -> Material:
         """Hand over what the part is made from."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lazycast.engine.waits import Wait
 from lazycast.future import CastFuture
 from lazycast.missing import MISSING
-from lazycast.wire import Key, Origin, Status
+from lazycast.wire import Failure, Key, Origin, Status
 
 if TYPE_CHECKING:
     from lazycast.engine.arrival import Arrival
@@ -37,6 +37,7 @@ class Ask:
     wait: Wait[Ask] = field(init=False)
     arrival: Arrival | None = None
     taken: bool = False  # settled, or given up: what arrives for it is dropped
+    late: Failure | None = None  # its time was over
     origin: Origin | None = None  # where it was made, in debug mode
     inquiry: Inquiry | None = None  # what came of asking the root about it, the last time
     payload: Any = MISSING  # of this rank's own, where payloads are replicated

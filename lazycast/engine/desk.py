@@ -18,6 +18,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from lazycast.engine.arrival import Arrival
 from lazycast.engine.ask import Ask
 from lazycast.engine.clock import Clock
 from lazycast.engine.divergence import origin
@@ -213,12 +214,18 @@ class Desk(Records):
 
     def _settle_error(self, ask: Ask, exc: LazycastError) -> None:
         with self._lock:
-            if (tracer := self._tracer) is not None and not ask.taken:
-                self._trace_end(tracer, ask, exc)
-            if not self._take(ask):
-                return
-            self._counters.count_failure(exc)
-        ask.future.settle_error(exc)
+            taken = self._take_failed(ask, exc)
+        if taken:
+            ask.future.settle_error(exc)
+
+    def _take_failed(self, ask: Ask, exc: LazycastError) -> bool:
+        """With the lock held: take an ask off the books that ends with an error."""
+        if (tracer := self._tracer) is not None and not ask.taken:
+            self._trace_end(tracer, ask, exc)
+        if not self._take(ask):
+            return False
+        self._counters.count_failure(exc)
+        return True
 
     # Time
 
@@ -246,13 +253,26 @@ class Desk(Records):
                 tracer.happened("still waiting", None, call=ask.number, text=text)
             logger.warning("%s: still waiting after %.1f s: %s", self._ask_label(ask), waited_s, text)
         else:
-            self._settle_error(ask, self._timed_out(ask, situation))
+            self._give_up_late(ask, situation)
 
-    def _timed_out(self, ask: Ask, situation: Situation) -> LazycastError:
+    def _give_up_late(self, ask: Ask, situation: Situation) -> None:
+        """The time of a call is over."""
         late_s = time.monotonic() - ask.wait.deadline_s
         late = f"; this rank itself did not run for {late_s:.1f} s of that or more" if late_s > _FROZEN_S else ""
         message = f"{self._ask_label(ask)}: no value after {ask.timeout_s:g} s: {situation.text()}{late}"
-        return self._explain(ask, CastTimeoutError(message, rank=self._group.rank), situation)
+        exc = self._explain(ask, CastTimeoutError(message, rank=self._group.rank), situation)
+        failure = situation.overdue(self._group.rank, self._group.hosts[self._group.rank], ask.timeout_s)
+        with self._lock:
+            arrival = ask.arrival
+            if not self._take_failed(ask, exc):
+                return
+            ask.late = failure
+        self._tell_late(ask, arrival)
+        ask.future.settle_error(exc)
+
+    @abstractmethod
+    def _tell_late(self, ask: Ask, arrival: Arrival | None) -> None:
+        """The time of a call is over here: if its cast is to be everybody's or nobody's, it will be nobody's."""
 
     @abstractmethod
     def _inquire(self, ask: Ask) -> None:

@@ -158,6 +158,8 @@ class FollowerLane(Lane):
     def _join(self, ask: Ask, arrival: Arrival) -> None:
         """With the lock held: an ask and its arrival have met."""
         arrival.ask = ask
+        if ask.late is not None and arrival.message.agree:
+            arrival.objection = ask.late
         if ask.origin is not None and arrival.message.origin is not None:
             self._compare(ask.origin, arrival.message.origin, arrival)
         if not ask.taken:
@@ -192,7 +194,7 @@ class FollowerLane(Lane):
             f"rank {rank} ({host}) is out of step with the root: its call number {here.nth} without a key, at "
             f"{here.site}, met the root's call number {root.nth} without a key, at {root.site}; {evidence}"
         )
-        arrival.diverged = failure = Failure("diverged", rank, host, text)
+        arrival.objection = failure = Failure("diverged", rank, host, text)
         if arrival.local is not None or arrival.final is not None:  # this rank has said that it is well
             self._overdue = failure
         if arrival.local is not None and arrival.local.failure is None:
@@ -273,7 +275,7 @@ class FollowerLane(Lane):
             early = self._early_verdicts.pop(message.seq, None)
             self._admit(arrival)
             if self._overdue is not None and message.agree:
-                arrival.diverged, self._overdue = self._overdue, None
+                arrival.objection, self._overdue = self._overdue, None
             if message.agree and early is None:
                 self._agreeing[message.seq] = arrival
             ask = self._mailbox.arrive(message.key, arrival)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from lazycast.backend import Context
 from lazycast.codec import Layout
 from lazycast.engine.arrival import Arrival
+from lazycast.engine.ask import Ask
 from lazycast.engine.connected import Connected
 from lazycast.engine.parts import Parts
 from lazycast.engine.performer import Group, Result
@@ -279,6 +280,11 @@ class Lane(Connected):
         self._relay.up(Report(self._group.rank, message.seq, read, result.failure, arrival.cost))
         if verdict is not None:
             self._conclude(arrival, Result(failure=verdict, cause=result.cause if result.failure is not None else None))
+
+    def _tell_late(self, ask: Ask, arrival: Arrival | None) -> None:
+        # Without an arrival there is nothing to report on yet: whoever brings it finds `ask.late`.
+        if arrival is not None and arrival.message.agree and ask.late is not None:
+            self._relay.up(Report(self._group.rank, arrival.message.seq, False, ask.late))
 
     def _trace_said(self, kind: str, seq: int) -> None:
         """Note when a message goes to the root, if its clock is another one: see `RootLane._trace_heard`."""

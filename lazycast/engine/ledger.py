@@ -63,13 +63,17 @@ class Ledger:
         self._forget_if_done(seq, entry)
 
     def report(self, rank: int, seq: int, failure: Failure | None) -> Verdict | None:
-        """Book a rank's report; return the verdict if it follows from it."""
+        """Book a rank's report; return the verdict if it follows from it.
+
+        A rank that has done its part may still report a failure: that it has waited too long for the others.
+        """
         entry = self._entries.get(seq)
-        if entry is None or rank not in entry.unreported:
+        if entry is None or (rank not in self._others and rank != self._root):
             return None
+        first = rank in entry.unreported
         entry.unreported.discard(rank)
         verdict = None
-        if not entry.decided and (failure is not None or not entry.unreported):
+        if not entry.decided and (failure is not None or (first and not entry.unreported)):
             entry.decided = True
             verdict = Verdict(seq, failure)
         self._forget_if_done(seq, entry)

@@ -84,7 +84,7 @@ class Records(ABC):
     def _exception(self, ask: Ask, result: Result) -> LazycastError:
         failure = result.failure
         assert failure is not None
-        situation, more = Situation(failure.kind), ""
+        situation, more = Situation.of(failure), ""
         if failure.kind in ("lost", "closed"):
             situation = self._situation(ask)
             more = f"; this call had waited {time.monotonic() - ask.since_s:.1f} s: {situation.text()}"

@@ -219,6 +219,8 @@ class Sending(Intake):
         """With the lock held: a call goes out."""
         if not call.ask.taken:
             call.ask.arrival = arrival
+        elif arrival.message.agree:
+            arrival.objection = call.ask.late
         self._counters.cast(None if arrival.message.failure is not None else arrival.message.placement)
         self._calls.sent(call)
         self._notify()

@@ -9,9 +9,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from lazycast.errors import LazycastError
-from lazycast.wire import Key, Silence
+from lazycast.failures import clip
+from lazycast.wire import Failure, Key, Overdue, Silence
 
 _SHOWN = 100  # ranks
+_MAX_TEXT_NBYTES = 1000
 
 Phase = tuple[str, tuple[int, ...], tuple[int, ...]]
 """How far a call has come, the ranks that are missing, and those that have done their part."""
@@ -43,6 +45,14 @@ class Situation:
     nbytes: int | None = None
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, failure: Failure) -> Situation:
+        """Return that of the call whose end came with a failure, as far as it is known here."""
+        overdue = failure.overdue
+        if overdue is None:
+            return cls(failure.kind)
+        return cls(overdue.phase, overdue.missing, overdue.answered, overdue.silences, nbytes=overdue.nbytes)
+
     def text(self) -> str:
         """Say it in a line."""
         parts = [self.phase, f"missing: {ranks(self.missing)}"]
@@ -53,6 +63,14 @@ class Situation:
         if self.nbytes is not None:
             parts.append(f"{self.nbytes} bytes")
         return "; ".join([*parts, *self.notes])
+
+    def overdue(self, rank: int, host: str, timeout_s: float) -> Failure:
+        """Put it into the form that travels, for the ranks that are to share the time-out of this one."""
+        text = clip(f"rank {rank} ({host}) had waited {timeout_s:g} s for it: {self.text()}", _MAX_TEXT_NBYTES)
+        overdue = Overdue(
+            self.phase, self.missing[:_SHOWN], self.answered[:_SHOWN], self.silences[:_SHOWN], self.nbytes
+        )
+        return Failure("timeout", rank, host, text, overdue=overdue)
 
     def explain(
         self, exc: LazycastError, *, operation: str, key: Key | None, seq: int | None, age_s: float

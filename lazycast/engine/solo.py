@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from lazycast.engine.arrival import Arrival
 from lazycast.engine.ask import Ask
 from lazycast.engine.desk import Desk
 from lazycast.engine.performer import Result
@@ -108,6 +109,9 @@ class SoloLane(Desk):
 
     def _inquire(self, ask: Ask) -> None:
         """There is nobody to ask."""
+
+    def _tell_late(self, ask: Ask, arrival: Arrival | None) -> None:
+        """There is nobody to tell."""
 
     def _look(self, ask: Ask) -> Situation:
         return Situation("materializing here", (0,))

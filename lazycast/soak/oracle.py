@@ -50,7 +50,7 @@ def endings(cast: CastPlan, about: RoundPlan, me: int) -> set[str]:
 
 def _raise(cast: CastPlan, about: RoundPlan, me: int) -> set[str]:
     everyone, options = cast.rank < 0, about.options
-    placement, agree = options["placement"], options["agree"] and options["placement"] != "demand"
+    placement, agree = options["placement"], _agreed(about)
     here = {f"MaterializeError:{me}"} if everyone or me == cast.rank else {"value"}
     if placement == "root":
         return {f"MaterializeError:{about.root}"} if everyone or cast.rank == about.root else {"value"}
@@ -67,18 +67,25 @@ def _raise(cast: CastPlan, about: RoundPlan, me: int) -> set[str]:
 
 def _mismatch(cast: CastPlan, about: RoundPlan, me: int) -> set[str]:
     error = f"PayloadMismatchError:{cast.rank}"
-    if (about.options["agree"] and about.options["placement"] != "demand") or me == cast.rank:
+    if _agreed(about) or me == cast.rank:
         return {error}
     return {"value", error} if about.options["placement"] in ("shard", "auto") else {"value"}
 
 
 def _time_out(cast: CastPlan, about: RoundPlan, me: int) -> set[str]:
     allowed = {"value"}
-    if cast.fault == "slow" or me == cast.rank:
+    late = set(range(64)) if cast.fault == "slow" else {cast.rank}
+    if me in late:
         allowed.add(f"CastTimeoutError:{me}")
-    if me != about.root and (cast.fault == "slow" or cast.rank == about.root):
-        allowed.add(f"RemoteError:{about.root}")  # the root's call timed out before it was sent
+    if _agreed(about):  # whose time is over while the ranks agree fails the cast for all
+        allowed |= {f"CastTimeoutError:{rank}" for rank in late}
+    elif about.root in late:  # before it was sent
+        allowed.add(f"CastTimeoutError:{about.root}")
     return allowed
+
+
+def _agreed(about: RoundPlan) -> bool:
+    return bool(about.options["agree"]) and about.options["placement"] != "demand"
 
 
 def _twice(cast: CastPlan, about: RoundPlan, me: int) -> set[str]:
@@ -104,14 +111,18 @@ _RULES: Mapping[str, Callable[[CastPlan, RoundPlan, int], set[str]]] = {
 
 def compared(cast: CastPlan, about: RoundPlan) -> bool:
     """Whether the ranks' endings of a cast are to be compared."""
-    return about.tight or cast.fault in ("raise", "cancel on root", "twice", "mismatch")
+    return about.tight or cast.fault in ("raise", "cancel on root", "twice", "mismatch", "time-out", "slow")
 
 
 def disagreement(cast: CastPlan, about: RoundPlan, seen: Mapping[int, str]) -> str | None:
     """Say what is wrong if endings that were each allowed do not go together. `seen` has every rank."""
     if cast.fault == "twice":
         return _twice_disagreement(cast, about, seen)
-    agreed = about.options["agree"] and about.options["placement"] != "demand"
+    agreed = _agreed(about)
+    if cast.fault in ("time-out", "slow"):
+        if agreed and seen[about.root].startswith("CastTimeoutError") and "value" in seen.values():
+            return f"the root's time was over before all had agreed, and some got the value: {dict(seen)}"
+        return None
     one_for_all = cast.fault == "cancel on root" or (cast.fault in ("raise", "mismatch") and agreed)
     kinds = set(seen.values())
     if one_for_all and not about.tight and len(kinds) > 1:

@@ -174,10 +174,54 @@ def a_time_out_names_the_root_that_did_not_call(rank: Rank) -> None:
             )
             check(isinstance(exc, TimeoutError), "it is no TimeoutError")
         rank.meet()
-        # The call that timed out has consumed the root's next cast of this key.
+        # The call that timed out has consumed the root's next cast of this key, which is to be everybody's or nobody's.
+        if lazy.is_root:
+            exc = raises(CastTimeoutError, r"rank \d+ \(.*had waited 0.5 s", lambda: lazy.broadcast("late", key="k"))
+            check(exc.rank != 0, f"{exc.rank=}")
+        same(lazy.broadcast("next", key="k"), "next")
+
+
+@behaviour(min_size=2)
+def without_agreement_a_time_out_is_its_ranks_alone(rank: Rank) -> None:
+    with rank.lazy(agree=False) as lazy:
+        if not lazy.is_root:
+            raises(CastTimeoutError, "missing: rank 0", lambda: lazy.broadcast(key="k", timeout_s=0.3))
+        rank.meet()
         if lazy.is_root:
             same(lazy.broadcast("late", key="k"), "late")
         same(lazy.broadcast("next", key="k"), "next")
+
+
+@behaviour(min_size=2)
+def a_rank_that_is_too_late_for_the_root_gets_no_value_either(rank: Rank) -> None:
+    payload = [1, 2, 3]
+    with rank.lazy(replicated=True) as lazy:
+        if rank.rank != rank.last:
+            limit_s = 0.5 if lazy.is_root else TIMEOUT_S
+            exc = raises(
+                CastTimeoutError, rf"missing: rank {rank.last}\b", lambda: lazy.broadcast(payload, timeout_s=limit_s)
+            )
+            same((exc.rank, exc.missing), (0, (rank.last,)))
+        rank.meet()
+        if rank.rank == rank.last:
+            exc = raises(CastTimeoutError, r"rank 0 \(.*had waited 0.5 s", lambda: lazy.broadcast(payload))
+            same((exc.rank, exc.missing), (0, (rank.last,)))
+        same(lazy.broadcast(payload), payload)
+
+
+@behaviour(min_size=2)
+def whose_time_is_over_while_agreeing_fails_the_cast_for_all(rank: Rank) -> None:
+    gate = threading.Event()
+    with rank.executor(1) as executor, rank.lazy(identity, executor=executor, placement="every") as lazy:
+        held = executor.submit(lambda: lazy.is_root and gate.wait(TIMEOUT_S))
+        rank.meet()
+        limit_s = 0.5 if rank.rank == rank.last else TIMEOUT_S
+        exc = raises(CastTimeoutError, "missing: rank 0", lambda: lazy.broadcast("x", timeout_s=limit_s))
+        same((exc.rank, exc.missing), (rank.last, (0,)))
+        rank.meet()
+        gate.set()
+        held.result()
+        same(lazy.broadcast("next"), "next")
 
 
 @behaviour(min_size=2)

@@ -6,6 +6,7 @@ import pytest
 
 from lazycast import failures, wire
 from lazycast.errors import (
+    CastTimeoutError,
     ClosedError,
     DecodeError,
     DivergenceError,
@@ -112,7 +113,7 @@ CLASSES: dict[str, tuple[type[LazycastError], type[LazycastError]]] = {
     "diverged": (DivergenceError, DivergenceError),
     "refused": (RemoteError, RemoteError),
     "withdrawn": (RemoteError, RemoteError),
-    "timeout": (RemoteError, RemoteError),
+    "timeout": (CastTimeoutError, CastTimeoutError),
     "lost": (PeerLostError, PeerLostError),
     "closed": (ClosedError, ClosedError),
     "untrusted": (TrustError, TrustError),

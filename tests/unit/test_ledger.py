@@ -43,7 +43,7 @@ def test_a_report_counts_once() -> None:
     books = ledger(size=2)
     books.sent(1, None, 0, agree=True)
     assert books.report(1, 1, None) is None
-    assert books.report(1, 1, FAILED) is None
+    assert books.report(1, 1, None) is None
     assert books.report(0, 1, None) == Verdict(1)
 
 
@@ -209,3 +209,12 @@ def test_ranks_keep_their_numbers_for_any_root(root: int) -> None:
     books.sent(1, "k", 1, agree=True)
     assert books.unreported(1) == [0, 1, 2]
     assert set(books.unread_by_rank(casts=1, nbytes=1)) == {0, 1, 2} - {root}
+
+
+def test_a_rank_that_has_done_its_part_may_still_find_that_its_time_is_over() -> None:
+    books = ledger(size=2)
+    books.sent(1, None, 0, agree=True)
+    assert books.report(1, 1, None) is None
+    assert books.report(1, 1, FAILED) == Verdict(1, FAILED)
+    assert books.report(0, 1, None) is None  # there is one verdict
+    assert books.report(1, 1, FAILED) is None

@@ -217,8 +217,11 @@ def test_a_rank_that_gives_up_keeps_nobody(hosts: Any, placement: str, agree: bo
     script = (cast("a", 1, double), cast("b", 3)), (*gives_up, ask("b"))
 
     def check(world: World) -> None:
-        assert (world.ending(0, 0), world.ending(0, 1)) == ("value 2", "value 3")
         seen = [world.ending(1, index) for index in range(len(world.members[1].futures))]
+        for index, value in enumerate(("value 2", "value 3")):
+            # Whose time is over before all have agreed fails the cast for all; the verdict may be on its way, though.
+            late = how == "time out" and agree and placement != "demand" and seen[index].startswith("CastTimeout")
+            assert world.ending(0, index) in ((value, seen[index]) if late else (value,))
         assert seen[-1] in ("value 3", "CastTimeoutError of rank 1") if how == "time out" else "value 3"
         if how != "discard":
             assert seen[0] in ("value 2", {"cancel": "cancelled", "time out": "CastTimeoutError of rank 1"}[how])
@@ -227,6 +230,23 @@ def test_a_rank_that_gives_up_keeps_nobody(hosts: Any, placement: str, agree: bo
     # A time-out may come at any moment: all orders take half a minute for each combination.
     departures = 2 if how == "time out" else None
     explored(Case(script, placement, agree, hosts=hosts), check, least=10, departures=departures)
+
+
+@pytest.mark.parametrize("hosts", [ALONE, TWO], ids=["alone", "together"])
+@pytest.mark.parametrize("placement", ["every", "shard", "root"])
+@pytest.mark.parametrize("replicated", [False, True], ids=["", "replicated"])
+def test_when_the_time_of_the_root_is_over_nobody_gets_the_value(hosts: Any, placement: str, replicated: bool) -> None:
+    mine = 1 if replicated else None
+    script = (cast("a", 1, double), TIME_OUT, cast("b", 1)), (ask("a", mine), ask("b", mine))
+    case = Case(script, placement, True, replicated, hosts=hosts)
+
+    def check(world: World) -> None:
+        ends = {world.ending(0, 0), world.ending(1, 0)}
+        assert ends in ({"value 2"}, {"CastTimeoutError of rank 0"})
+        assert {world.ending(0, 1), world.ending(1, 1)} == {"value 1"}
+        nothing_left(world)
+
+    explored(case, check, least=20)
 
 
 @pytest.mark.parametrize("hosts", [TOGETHER, TWO_HOSTS], ids=["together", "two hosts"])
