@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from lazycast.errors import BackendError
 from lazycast.version import __version__
 
 _BRIEF = 240  # characters
+#: As errors of missing libraries end; what is in brackets at the very end, the reason, stays.
+_INSTALL = re.compile(r": pip install .*?(?= \([^()]*\)$|$)")
 _PACKAGES = ("numpy", "torch", "mpi4py", "cloudpickle", "msgspec")
 #: What launchers leave in the environment: a child that is no rank must not think that it is one.
 _MARKS = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "MPI_LOCAL", "SLURM_", "LAZYCAST_", "TORCHELASTIC_", "HYDRA_")
@@ -140,7 +143,13 @@ def backend(found: Probe, *, wanted: bool) -> Finding:
         remedy = THREADS
     if not wanted:
         remedy += "; or leave it if you need no such ranks"
-    return Finding("software", f"backend {found.name}", verdict, f"not usable: {_brief(found.problem)}", remedy)
+    problem = _brief(_without_command(found.problem))
+    return Finding("software", f"backend {found.name}", verdict, f"not usable: {problem}", remedy)
+
+
+def _without_command(problem: str) -> str:
+    """Leave out what a message says of what to install: the remedy below it says so, and once is enough."""
+    return _INSTALL.sub("", " ".join(problem.split()))
 
 
 def _brief(text: str) -> str:
