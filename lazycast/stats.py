@@ -141,6 +141,8 @@ def _lines(stats: Stats) -> Iterator[str]:
 
 def _row(name: str, *found: object) -> str:
     first, *others = map(str, found)
+    if isinstance(found[0], int) and others:  # what the others are parts of
+        first = f"{first}: {others.pop(0)}"
     return f"{name:<15}{', '.join([first, *others])}"
 
 

@@ -82,9 +82,9 @@ def test_a_snapshot_prints_as_a_table() -> None:
     ).splitlines()
     assert lines == [
         "'photos', rank 1 of 4, root 0, 1 host; open for 2 s",
-        "casts          103, 90 shard, 10 root",
+        "casts          103: 90 shard, 10 root",
         "last placed    shard: 5 ms",
-        "calls          104, 100 got a value (12.3 per s lately), 3 failed, 0 cancelled",
+        "calls          104: 100 got a value (12.3 per s lately), 3 failed, 0 cancelled",
         "failures       2 MaterializeError, 1 CastTimeoutError",
         "now            1 call pending, 0 casts not asked for",
         "network        0 bytes sent, 64 MiB received",
@@ -98,7 +98,7 @@ def test_a_snapshot_of_the_root_prints_what_is_wrong_and_no_empty_table() -> Non
     text = str(snapshot(rank=0, blocking=2, unshared=3, unshared_reason="no room", hosts=((0, 1), (2, 3))))
     assert "rank 0 of 4, the root, 2 hosts" in text
     assert "2 held up by back-pressure" in text
-    assert "not shared     3, the last: no room" in text
+    assert "not shared     3: the last: no room" in text
     assert "phase" not in text
     assert repr(snapshot()).startswith("Stats(name='photos', rank=1")
 
