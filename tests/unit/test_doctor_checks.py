@@ -247,6 +247,14 @@ def test_the_reason_stays_when_the_command_goes() -> None:
     assert finding.found == "not usable: the MPI backend needs mpi4py (No module named 'mpi4py')"
 
 
+def test_a_library_that_loads_slowly_need_not_be_installed() -> None:
+    slow = libraries.probe("local", timeout_s=0.001)
+    assert slow.problem == "loading it took longer than 0.001 s"
+    remedy = libraries.backend(msgspec.structs.replace(slow, name="torch"), wanted=False).remedy or ""
+    assert "--timeout-s" in remedy
+    assert "install" not in remedy
+
+
 def test_a_long_problem_is_shortened() -> None:
     assert "ask whoever brings" in (libraries.backend(Probe("theirs", "no"), wanted=True).remedy or "")
     assert len(libraries.backend(Probe("mpi", "cannot load " * 100), wanted=True).found) < 300
