@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from lazycast.placement.chooser import Standing
+from lazycast.placement.chooser import Standing, duration
 from lazycast.timing import BOUNDS_S, Tally, Timing
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What `LazyBroadcast.stats()` returns: a snapshot, counted since construction.
+    """What `LazyBroadcast.stats()` returns: a snapshot, counted since construction. `str()` is a table for people.
 
     Attributes:
         name, rank, size, root: as on the object.
@@ -92,12 +93,69 @@ class Stats:
     total: Timing
     blocked: Timing
 
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
 
 #: The attributes of `Stats` that are timings, in the order of a cast's life.
 PHASES = (
     *("blocked", "queue", "held", "encode", "transfer", "wait", "unread"),
     *("decode", "materialize", "share", "agree", "total"),
 )
+
+
+def _lines(stats: Stats) -> Iterator[str]:
+    """Yield a snapshot for people: what was never counted has no line."""
+    root = "the root" if stats.rank == stats.root else f"root {stats.root}"
+    hosts = _counted(len(stats.hosts), "host")
+    yield f"{stats.name!r}, rank {stats.rank} of {stats.size}, {root}, {hosts}; open for {duration(stats.age_s)}"
+    placed = [f"{count} {placement}" for placement, count in stats.placements.items()]
+    yield _row("casts", stats.casts, *placed)
+    if stats.placement_reason:
+        yield _row("last placed", stats.placement_reason)
+    failed = [f"{count} {name}" for name, count in stats.failed.items()]
+    ended = f"{stats.resolved} got a value ({stats.qps:.3g} per s lately)"
+    yield _row("calls", stats.asked, ended, f"{sum(stats.failed.values())} failed", f"{stats.cancelled} cancelled")
+    if failed:
+        yield _row("failures", *failed)
+    if stats.unshared:
+        yield _row("not shared", stats.unshared, f"the last: {stats.unshared_reason}")
+    blocking = [f"{stats.blocking} held up by back-pressure"] if stats.blocking else []
+    yield _row(
+        "now",
+        _counted(stats.pending, "call") + " pending",
+        _counted(stats.unasked, "cast") + " not asked for",
+        *blocking,
+    )
+    yield _row("network", f"{nbytes_text(stats.nbytes_sent)} sent", f"{nbytes_text(stats.nbytes_received)} received")
+    held = f"{nbytes_text(stats.shared_nbytes)} held in {_counted(stats.shared_slots, 'slot')}"
+    yield _row("shared memory", held, f"{nbytes_text(stats.arena_nbytes)} taken")
+    timings = [(phase, getattr(stats, phase)) for phase in PHASES]
+    if any(timing.count for _, timing in timings):
+        yield f"{'phase':<15}{'count':>9}{'p50':>11}{'p99':>11}{'max':>11}{'in all':>11}"
+    for phase, timing in timings:
+        if timing.count:
+            spread = (timing.p50_s, timing.p99_s, timing.max_s, timing.total_s)
+            yield f"{phase:<15}{timing.count:>9}" + "".join(f"{duration(seconds):>11}" for seconds in spread)
+
+
+def _row(name: str, *found: object) -> str:
+    first, *others = map(str, found)
+    if isinstance(found[0], int) and others:  # what the others are parts of
+        first = f"{first}: {others.pop(0)}"
+    return f"{name:<15}{', '.join([first, *others])}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def nbytes_text(nbytes: int) -> str:
+    """Return a number of bytes for people: four figures at most."""
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.4g} {unit}"
+    return f"{nbytes} bytes"
 
 
 class Rate:

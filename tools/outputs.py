@@ -2,7 +2,8 @@
 
     python tools/outputs.py docs/doctor.md
 
-A line `<!-- output of: COMMAND -->` stands above the block. Commands are those of the environment that runs this.
+A line `<!-- output of: COMMAND -->` stands above the block. Commands are those of the environment that runs this;
+`the program above` is the last Python block before it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 BLOCK = re.compile(
     r"(?P<head><!-- output of: (?P<command>[^>]+?) -->\n+```text\n).*?(?P<end>^```$)", re.DOTALL | re.MULTILINE
 )
+PROGRAM = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def output(command: str) -> str:
@@ -33,11 +36,29 @@ def output(command: str) -> str:
     return done.stdout.rstrip()
 
 
+def above(text: str) -> str:
+    """Run the last Python block of a text, and return what it prints."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "program.py")  # a file: ranks that it launches import it
+        program.write_text(PROGRAM.findall(text)[-1])
+        return output(shlex.join([sys.executable, str(program)]))
+
+
+def renewed(text: str) -> str:
+    """Return a page with what its commands print now."""
+
+    def block(found: re.Match[str]) -> str:
+        command = found["command"]
+        said = above(text[: found.start()]) if command == "the program above" else output(command)
+        return f"{found['head']}{said}\n{found['end']}"
+
+    return BLOCK.sub(block, text)
+
+
 def main() -> None:
     for name in sys.argv[1:]:
         page = Path(name)
-        text = page.read_text()
-        page.write_text(BLOCK.sub(lambda found: f"{found['head']}{output(found['command'])}\n{found['end']}", text))
+        page.write_text(renewed(page.read_text()))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-requests", action="store_true", help="with --report: leave out the requests")
     parser.set_defaults(benchmark=None)
-    others = parser.add_subparsers(metavar="NAME", title="other benchmarks, and the page of all")
+    others = parser.add_subparsers(
+        metavar="[qps | overhead | sglang | report]", title="other benchmarks, and the page of all"
+    )
     modules = {"qps": bench_qps, "overhead": bench_overhead, "sglang": bench_sglang, "report": bench_page}
     for name, module in modules.items():
         other = others.add_parser(name, help=module.HELP, description=module.__doc__)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ from lazycast.errors import BackendError
 from lazycast.version import __version__
 
 _BRIEF = 240  # characters
+#: As errors of missing libraries end; what is in brackets at the very end, the reason, stays.
+_INSTALL = re.compile(r": pip install .*?(?= \([^()]*\)$|$)")
+_SLOW = "loading it took longer than"
 _PACKAGES = ("numpy", "torch", "mpi4py", "cloudpickle", "msgspec")
 #: What launchers leave in the environment: a child that is no rank must not think that it is one.
 _MARKS = ("OMPI_", "PMI_", "PMIX_", "PRTE_", "MPI_LOCAL", "SLURM_", "LAZYCAST_", "TORCHELASTIC_", "HYDRA_")
@@ -107,7 +111,7 @@ def probe(name: str, *, timeout_s: float) -> Probe:
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
-        return Probe(name, f"loading it took longer than {timeout_s:g} s")
+        return Probe(name, f"{_SLOW} {timeout_s:g} s")
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
         return Probe(name, f"loading it ended with exit code {done.returncode}: {said[-1] if said else 'no word'}")
@@ -138,9 +142,17 @@ def backend(found: Probe, *, wanted: bool) -> Finding:
     remedy = REMEDIES.get(found.name, "see the message, or ask whoever brings this backend")
     if "THREAD_MULTIPLE" in found.problem:
         remedy = THREADS
+    if _SLOW in found.problem:  # it is installed
+        remedy = "this machine may be busy, or its disk slow: try again, or with a larger --timeout-s"
     if not wanted:
         remedy += "; or leave it if you need no such ranks"
-    return Finding("software", f"backend {found.name}", verdict, f"not usable: {_brief(found.problem)}", remedy)
+    problem = _brief(_without_command(found.problem))
+    return Finding("software", f"backend {found.name}", verdict, f"not usable: {problem}", remedy)
+
+
+def _without_command(problem: str) -> str:
+    """Leave out what a message says of what to install: the remedy below it says so, and once is enough."""
+    return _INSTALL.sub("", " ".join(problem.split()))
 
 
 def _brief(text: str) -> str:

@@ -120,6 +120,8 @@ def problems(events: Sequence[Event]) -> Iterator[str]:
             open_spans[span] = open_spans.get(span, 0) + (1 if ph == "b" else -1)
         if ph in "sf":
             flows.setdefault(event["id"], []).append(ph)
+            if not isinstance(event["id"], int):
+                yield f"event {number} is of flow {event['id']!r}, which is no integer"
     yield from (
         f"span {span} has {'no end' if left > 0 else 'no beginning'}" for span, left in open_spans.items() if left
     )
@@ -128,3 +130,28 @@ def problems(events: Sequence[Event]) -> Iterator[str]:
         for name, ends in flows.items()
         if sorted(ends) != ["f", "s"]
     )
+    yield from _misnamed(events)
+    yield from _misnested(events)
+
+
+def _misnamed(events: Sequence[Event]) -> Iterator[str]:
+    names: dict[tuple[Any, Any], str] = {}
+    for event in events:
+        if event.get("ph") == "M" and event.get("name") == "thread_name":
+            thread, name = (event.get("pid"), event.get("tid")), event["args"]["name"]
+            if names.setdefault(thread, name) != name:
+                yield f"thread {thread} is named {names[thread]!r} and {name!r}"
+
+
+def _misnested(events: Sequence[Event]) -> Iterator[str]:
+    """Go through the slices of a thread as Perfetto does: one that begins inside another must end inside it."""
+    stacks: dict[tuple[Any, Any], list[tuple[int, str]]] = {}  # the ends of those that are open
+    whole = [e for e in events if e.get("ph") == "X" and all(name in e for name in REQUIRED["X"])]
+    for event in sorted(whole, key=lambda event: event["ts"]):  # it keeps the order of what begins together
+        begin_ns, end_ns = round(event["ts"] * 1e3), round(event["ts"] * 1e3) + round(event["dur"] * 1e3)
+        stack = stacks.setdefault((event["pid"], event["tid"]), [])
+        while stack and stack[-1][0] <= begin_ns:
+            stack.pop()
+        if stack and stack[-1][0] < end_ns:
+            yield f"slice {event['name']} at {event['ts']} is not inside {stack[-1][1]}, in which it begins"
+        stack.append((end_ns, event["name"]))

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lazycast.tracing import clocks, events
 from lazycast.tracing.clocks import Offset
@@ -18,6 +18,8 @@ from lazycast.tracing.events import Event, Trace, TraceError
 #: The slices that casts leave from, and those they arrive in.
 _FROM, _TO = "send", "arrive"
 _FROM_OWNER, _TO_PEER = "share", "arrive value"
+#: More threads than one rank has.
+_THREADS = 10_000
 
 
 @dataclass
@@ -33,6 +35,24 @@ class Merged:
     events: list[Event]
     offsets: dict[Path, Offset]
     notes: list[str] = field(default_factory=list)
+
+
+class _Move(NamedTuple):
+    """What becomes of the events of a file: a number of its own for its ids and threads, a process, a clock.
+
+    `by_us` is whole nanoseconds, as all moments are: what nests or ends together still does so on the other clock.
+    """
+
+    number: int
+    pid: int
+    by_us: float
+
+    def tid(self, tid: int) -> int:
+        """Return a number for a thread that no other thread of the trace has, and no process.
+
+        Perfetto finds the thread to name by it alone, and takes one with its process's number for the main one.
+        """
+        return self.number * _THREADS + tid
 
 
 def read_all(folder: Path) -> tuple[list[Trace], list[str]]:
@@ -63,6 +83,7 @@ def merge(traces: Sequence[Trace], notes: Iterable[str] = ()) -> Merged:
     for trace in traces:
         groups[trace.about["object"]].append(trace)
     pids: dict[tuple[str, int], int] = {}
+    moves: dict[Path, _Move] = {}
     shifts = _between_objects(list(groups.values()))
     for (ident, group), shift_us in zip(groups.items(), shifts, strict=True):
         roots = [trace for trace in group if trace.about["rank"] == trace.about["root"]]
@@ -73,13 +94,31 @@ def merge(traces: Sequence[Trace], notes: Iterable[str] = ()) -> Merged:
             pid = pids.setdefault((ident, rank), len(pids) + 1)
             offset = _offset(trace, roots, merged.notes)
             merged.offsets[trace.path] = offset
-            merged.events += _shifted(trace, pid, len(merged.offsets), offset.us + shift_us)
-        merged.events += _links(ident, group, pids, {t.path: merged.offsets[t.path].us + shift_us for t in group})
+            moves[trace.path] = move = _Move(len(moves) + 1, pid, round(offset.us + shift_us, 3))
+            merged.events += _shifted(trace, move)
+        merged.events += _links(ident, group, moves)
+    _number_flows(merged.events)
     begin_us = min((event["ts"] for event in merged.events if event["ph"] != "M"), default=0.0)
     for event in merged.events:
         event["ts"] = 0 if event["ph"] == "M" else round(event["ts"] - begin_us, 3)
-    merged.events.sort(key=lambda event: (event["ph"] != "M", event["ts"]))
+    merged.events.sort(key=_order)
     return merged
+
+
+def _order(event: Event) -> tuple[bool, float, bool, float]:
+    """Names first, then by time; of what begins together slices first, the outer one before the inner ones.
+
+    Perfetto drops a slice that outlives the one it begins in, and binds an arrow to a slice that it has seen.
+    """
+    return event["ph"] != "M", event["ts"], event["ph"] != "X", -event.get("dur", 0.0)
+
+
+def _number_flows(found: list[Event]) -> None:
+    """Give arrows integers for names: Perfetto reads others as hexadecimal numbers, and drops what is none."""
+    numbers: dict[str, int] = {}
+    for event in found:
+        if event["ph"] in "sf":
+            event["id"] = numbers.setdefault(event["id"], len(numbers) + 1)
 
 
 def _between_objects(groups: list[list[Trace]]) -> list[float]:
@@ -119,25 +158,23 @@ def _word(event: Event) -> tuple[str, int]:
     return event["args"]["kind"], event["args"]["seq"]
 
 
-def _shifted(trace: Trace, pid: int, number: int, by_us: float) -> list[Event]:
-    """Return the events of one rank as the process `pid`, on the common clock; spans that have no end are left out."""
+def _shifted(trace: Trace, move: _Move) -> list[Event]:
+    """Return the events of one rank as a process, on the common clock; spans that have no end are left out."""
     ends = {event["id"] for event in trace.events if event["ph"] == "e"}
     found = []
     for event in trace.events:
         if event["name"] in (events.ABOUT, "end") or (event["ph"] == "b" and event["id"] not in ends):
             continue
-        moved = {**event, "pid": pid}
+        moved = {**event, "pid": move.pid, "tid": move.tid(event["tid"])}
         if event["ph"] != "M":
-            moved["ts"] = event["ts"] + by_us
+            moved["ts"] = event["ts"] + move.by_us
         if "id" in event:
-            moved["id"] = f"{number}.{event['id']}"  # a rank may have been traced twice
+            moved["id"] = f"{move.number}.{event['id']}"  # a rank may have been traced twice
         found.append(moved)
     return found
 
 
-def _links(
-    ident: str, group: list[Trace], pids: dict[tuple[str, int], int], shift_us: dict[Path, float]
-) -> list[Event]:
+def _links(ident: str, group: list[Trace], moves: dict[Path, _Move]) -> list[Event]:
     """Draw an arrow from where each cast, and each owner's value, left to each rank where it arrived."""
     found: list[Event] = []
     for leaving, arriving in ((_FROM, _TO), (_FROM_OWNER, _TO_PEER)):
@@ -152,9 +189,7 @@ def _links(
                 start = left.get((seq, event["args"].get("owner", trace.about["root"])))
                 if start is None:
                     continue
-                found += _arrow(
-                    f"{ident[:8]}.{leaving}.{seq}.{trace.about['rank']}", start, (trace, event), pids, shift_us
-                )
+                found += _arrow(f"{ident[:8]}.{leaving}.{seq}.{trace.about['rank']}", start, (trace, event), moves)
     return found
 
 
@@ -162,11 +197,10 @@ def _arrow(
     ident: str,
     start: tuple[Trace, Event],
     stop: tuple[Trace, Event],
-    pids: dict[tuple[str, int], int],
-    shift_us: dict[Path, float],
+    moves: dict[Path, _Move],
 ) -> list[Event]:
     """Return both ends of an arrow between two slices, and the transfer that no rank could time by itself."""
-    begin, end = _place(*start, pids, shift_us), _place(*stop, pids, shift_us)
+    begin, end = _place(*start, moves[start[0].path]), _place(*stop, moves[stop[0].path])
     name = start[1]["name"]
     if name == _FROM_OWNER:  # a value leaves when it is encoded: at the end, or just before it is here
         begin["ts"] += max(0.0, min(start[1]["dur"], end["ts"] - begin["ts"]))
@@ -177,9 +211,8 @@ def _arrow(
     return found
 
 
-def _place(trace: Trace, event: Event, pids: dict[tuple[str, int], int], shift_us: dict[Path, float]) -> dict[str, Any]:
-    pid = pids[trace.about["object"], trace.about["rank"]]
-    return {"pid": pid, "tid": event["tid"], "ts": event["ts"] + shift_us[trace.path]}
+def _place(trace: Trace, event: Event, move: _Move) -> dict[str, Any]:
+    return {"pid": move.pid, "tid": move.tid(event["tid"]), "ts": event["ts"] + move.by_us}
 
 
 def _transfer(name: str, arrive: Event, begin_us: float, end: dict[str, Any]) -> list[Event]:

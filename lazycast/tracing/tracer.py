@@ -184,7 +184,8 @@ class Tracer:
         if ended_s is None:
             return [{**where, "cat": "cast", "ph": "i", "s": "t", "ts": ts, "args": args}]
         if what in _WORK:
-            took = max(0.0, round((ended_s - began_s) * 1e6, 3))
+            # Both ends are rounded, not the time between: slices that nest in time do so in the file.
+            took = max(0.0, round(round(ended_s * 1e6, 3) - ts, 3))
             return [{**where, "cat": "cast", "ph": "X", "ts": ts, "dur": took, "args": args}]
         self._spans += 1
         pair = {**where, "cat": "wait", "id": f"{self._rank}.{self._spans}"}

@@ -155,6 +155,22 @@ def test_sizes_where_each_way_is_better() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ((MIB, 16 * MIB), "a whole broadcast of 1 MiB, 8.0 times fewer bytes, took 1.00 ms, 20 times as long"),
+        ((MIB, 8 * MIB), "a whole broadcast of 8 MiB took 8.00 ms, 160 times as long"),
+        ((16 * MIB,), None),
+    ],
+)
+def test_a_call_is_compared_with_no_larger_broadcast(sizes: tuple[int, ...], said: str | None) -> None:
+    run = times_run({("lazycast", size, "holds"): (size / MIB,) * 3 for size in sizes})  # type: ignore[misc]
+    spread = {"p10_s": 4e-5, "median_s": 5e-5, "p90_s": 6e-5}
+    run["figures"] = {"async_blocked": {"nbytes": 8 * MIB, "count": 9, **spread}}
+    found = [piece.why for piece in times.advise(msgspec.convert(run, TimesRun))]
+    assert found == ([] if said is None else [f"Its call returns after 50.0 µs for 8 MiB; {said}."])
+
+
 def test_what_agreement_costs() -> None:
     ours = {("lazycast", size, "holds"): (0.9, 1.0, 1.1) for size in (KIB, MIB)}
     cheap = {("lazycast agree=False", size, "holds"): (0.9, 0.99, 1.1) for size in (KIB, MIB)}

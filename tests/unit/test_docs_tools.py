@@ -100,3 +100,13 @@ def test_the_reference_names_everything_public() -> None:
     assert "errors" in named  # all of them at once
     errors = {name for name, thing in inspect.getmembers(lazycast.errors, inspect.isclass)}
     assert set(lazycast.__all__) - errors - named - {"__version__"} == set(), "add them to docs/api/index.md"
+
+
+def test_outputs_are_renewed_and_nothing_else() -> None:
+    program = "```python\nprint({})\n```\n"
+    page = "# Title\n\n" + program.format("1 + 1") + program.format("'the last'")
+    page += "\n<!-- output of: the program above -->\n\n```text\nold\n```\n\n```text\nkept\n```\n" + program.format("3")
+    page += "<!-- output of: lazycast --version -->\n```text\n```\n"
+    renewed = tool("outputs").renewed(page)
+    version = f"lazycast {lazycast.__version__}"
+    assert renewed == page.replace("old", "the last").replace("-->\n```text\n```", f"-->\n```text\n{version}\n```")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import msgspec
 import pytest
 
+from lazycast import commands
 from lazycast.cores import Cores
 from lazycast.doctor import libraries, limits, machine, network, processors, report, selftest, sharing
 from lazycast.doctor.finding import Finding, by_rank, ranks_text, size_text, worst
@@ -16,6 +18,7 @@ from lazycast.doctor.machine import Machine
 from lazycast.doctor.network import Interface
 from lazycast.doctor.selftest import Outcome, Speed
 from lazycast.doctor.trial import Trial
+from lazycast.errors import BackendUnavailableError
 
 GIB = 1 << 30
 
@@ -225,6 +228,34 @@ def test_a_backend_that_is_missing_is_a_problem_only_where_it_is_wanted() -> Non
     assert (finding.verdict, finding.found) == ("problem", "not usable: the torch backend needs torch")
     assert "pip install 'lazycast[torch]'" in (finding.remedy or "")
     assert libraries.backend(missing, wanted=False).verdict == "note"
+
+
+@pytest.mark.parametrize("name", ["torch", "mpi"])
+def test_what_to_install_is_said_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = {"torch": "torch", "mpi": "mpi4py"}[name]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(BackendUnavailableError) as caught:
+        commands.require(name)
+    finding = libraries.backend(Probe(name, str(caught.value)), wanted=False)
+    assert f"needs {library}, which is not installed" in finding.found
+    assert (finding.found + (finding.remedy or "")).count(f"pip install 'lazycast[{name}]'") == 1
+
+
+def test_the_reason_stays_when_the_command_goes() -> None:
+    text = "the MPI backend needs mpi4py: pip install 'lazycast[mpi]', and an MPI (No module named 'mpi4py')"
+    finding = libraries.backend(Probe("mpi", text), wanted=True)
+    assert finding.found == "not usable: the MPI backend needs mpi4py (No module named 'mpi4py')"
+
+
+def test_a_library_that_loads_slowly_need_not_be_installed() -> None:
+    slow = libraries.probe("local", timeout_s=0.001)
+    assert slow.problem == "loading it took longer than 0.001 s"
+    remedy = libraries.backend(msgspec.structs.replace(slow, name="torch"), wanted=False).remedy or ""
+    assert "--timeout-s" in remedy
+    assert "install" not in remedy
+
+
+def test_a_long_problem_is_shortened() -> None:
     assert "ask whoever brings" in (libraries.backend(Probe("theirs", "no"), wanted=True).remedy or "")
     assert len(libraries.backend(Probe("mpi", "cannot load " * 100), wanted=True).found) < 300
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
-from lazycast.stats import PHASES, Counters, Rate, Stats
+from lazycast.stats import PHASES, Counters, Rate, Stats, nbytes_text
 from lazycast.timing import Timing
 
 
@@ -51,6 +52,63 @@ def test_the_docstring_explains_every_field() -> None:
     text = Stats.__doc__ or ""
     for field in dataclasses.fields(Stats):
         assert field.name in text
+
+
+def snapshot(**changed: Any) -> Stats:
+    """A snapshot of an object that has done nothing, but for what is given."""
+    nothing: dict[str, Any] = dict.fromkeys((field.name for field in dataclasses.fields(Stats)), 0)
+    nothing |= dict.fromkeys(PHASES, Timing()) | {"age_s": 2.0, "qps": 0.0, "placements": {}, "failed": {}}
+    nothing |= {"name": "photos", "rank": 1, "size": 4, "placement": "", "placement_reason": "", "standings": ()}
+    return Stats(**nothing | {"unshared_reason": None, "hosts": ((0, 1, 2, 3),)} | changed)
+
+
+def test_a_snapshot_prints_as_a_table() -> None:
+    counters = Counters()
+    for _ in range(100):
+        counters.took("encode", 0.003)
+    lines = str(
+        snapshot(
+            casts=103,
+            placements={"shard": 90, "root": 10},
+            placement_reason="shard: 5 ms",
+            asked=104,
+            resolved=100,
+            qps=12.34,
+            failed={"MaterializeError": 2, "CastTimeoutError": 1},
+            pending=1,
+            nbytes_received=64 << 20,
+            encode=counters.timing("encode"),
+        )
+    ).splitlines()
+    assert lines == [
+        "'photos', rank 1 of 4, root 0, 1 host; open for 2 s",
+        "casts          103: 90 shard, 10 root",
+        "last placed    shard: 5 ms",
+        "calls          104: 100 got a value (12.3 per s lately), 3 failed, 0 cancelled",
+        "failures       2 MaterializeError, 1 CastTimeoutError",
+        "now            1 call pending, 0 casts not asked for",
+        "network        0 bytes sent, 64 MiB received",
+        "shared memory  0 bytes held in 0 slots, 0 bytes taken",
+        "phase              count        p50        p99        max     in all",
+        "encode               100     2.9 ms       3 ms       3 ms     300 ms",
+    ]
+
+
+def test_a_snapshot_of_the_root_prints_what_is_wrong_and_no_empty_table() -> None:
+    text = str(snapshot(rank=0, blocking=2, unshared=3, unshared_reason="no room", hosts=((0, 1), (2, 3))))
+    assert "rank 0 of 4, the root, 2 hosts" in text
+    assert "2 held up by back-pressure" in text
+    assert "not shared     3: the last: no room" in text
+    assert "phase" not in text
+    assert repr(snapshot()).startswith("Stats(name='photos', rank=1")
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "said"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1 KiB"), ((1 << 20) - 1, "1024 KiB"), (5 << 29, "2.5 GiB")],
+)
+def test_bytes_for_people(nbytes: int, said: str) -> None:
+    assert nbytes_text(nbytes) == said
 
 
 def test_phases_are_all_timings() -> None:

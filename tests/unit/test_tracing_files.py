@@ -128,14 +128,60 @@ def test_the_check_of_a_trace_finds_what_is_wrong() -> None:
         {**good, "ph": "X"},
         {**good, "ph": "X", "dur": -1.0},
         {**good, "ph": "b", "id": "1"},
-        {**good, "ph": "s", "id": "2"},
+        {**good, "ph": "s", "id": 2},
+        {**good, "ph": "s", "id": "job.send.3"},
         {**good, "ph": "i", "s": "t", "ts": -1},
         {"ph": "?"},
     ]
     found = "\n".join(events.problems(bad))
-    for text in ("lacks dur", "takes -1.0", "has no end", "flow 2 is", "begins at -1", "phase '?'"):
+    for text in (
+        "lacks dur",
+        "takes -1.0",
+        "has no end",
+        "flow 2 is",
+        "flow 'job.send.3', which is no integer",
+        "begins at -1",
+        "phase '?'",
+    ):
         assert text in found
     assert list(events.problems([{**good, "ph": "X", "dur": 0.0}])) == []
+
+
+def test_slices_of_a_thread_must_nest_to_the_nanosecond_and_begin_from_the_outside() -> None:
+    outer = {"name": "outer", "cat": "c", "pid": 1, "tid": 1, "ts": 1.0, "ph": "X", "dur": 2.0}
+    inner = {**outer, "name": "inner", "dur": 1.0}
+    assert list(events.problems([outer, inner, {**inner, "ts": 2.0}])) == []
+    assert list(events.problems([outer, {**inner, "ts": 2.001, "tid": 2}])) == []
+    for wrong in ([outer, {**inner, "ts": 2.001}], [inner, outer]):
+        assert any("is not inside" in problem for problem in events.problems(wrong))
+
+
+def test_a_thread_has_one_name() -> None:
+    name = {"name": "thread_name", "pid": 1, "tid": 1, "ph": "M", "ts": 0, "args": {"name": "a"}}
+    assert list(events.problems([name, name, {**name, "tid": 2, "args": {"name": "b"}}])) == []
+    (problem,) = events.problems([name, {**name, "args": {"name": "b"}}])
+    assert "is named 'a' and 'b'" in problem
+
+
+def test_what_ends_together_is_written_as_ending_together(tmp_path: Path) -> None:
+    with traced(tmp_path) as one:
+        for n in range(200):
+            began_s, end_s = 5000 + n / 7, 5000 + n / 7 + 0.0123456
+            one.took("encode", began_s + 0.0012344 * n / 200, end_s, None)
+            one.took("broadcast", began_s, end_s, None)
+    merged = merge(*read_all(tmp_path))
+    assert list(events.problems(merged.events)) == []
+
+
+def test_threads_of_ranks_and_of_later_traces_are_told_apart(tmp_path: Path) -> None:
+    for rank in (0, 1, 0):
+        with traced(tmp_path, rank) as one:
+            one.took("encode", 1.0, 2.0, None)
+    merged = merge(*read_all(tmp_path))
+    slices = [event for event in merged.events if event["ph"] == "X"]
+    assert len({event["pid"] for event in slices}) == 2
+    assert len({event["tid"] for event in slices}) == 3
+    assert list(events.problems(merged.events)) == []
 
 
 # Clocks

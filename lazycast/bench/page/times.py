@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lazycast.bench.page.advice import Advice, apart, listed, number, times
+from lazycast.bench.page.advice import Advice, apart, listed, times
 from lazycast.bench.page.records import Result, TimesRun
 from lazycast.bench.plan import size_text
 from lazycast.bench.report import kind_name, seconds_text
@@ -141,21 +141,23 @@ def _values(table: _Table, about: str) -> Iterator[Advice]:
 def _caller(run: TimesRun) -> Iterator[Advice]:
     """Say what the root's caller is spared by `broadcast_async`."""
     blocked = run.figures.async_blocked
-    nearest = [
+    # A whole broadcast of no more bytes: what a larger one takes says nothing of a call with less.
+    no_larger = [
         result
         for result in run.results
         if (result.way, result.column, result.kind) == (OURS, "holds", "array")
         and blocked is not None
-        and result.nbytes >= blocked.nbytes
+        and result.nbytes <= blocked.nbytes
     ]
-    if blocked is None or not nearest:
+    if blocked is None or not no_larger:
         return
-    whole = min(nearest, key=lambda result: result.nbytes)
+    whole = max(no_larger, key=lambda result: result.nbytes)
     if blocked.p90_s < whole.p10_s:
+        less = "" if whole.nbytes == blocked.nbytes else f", {times(blocked.nbytes / whole.nbytes)} fewer bytes,"
         yield Advice(
             f"{run.plan.ranks} ranks, {run.plan.backend}",
             "broadcast_async in a thread that has other work",
             f"Its call returns after {seconds_text(blocked.median_s)} for {size_text(blocked.nbytes)}; a whole "
-            f"broadcast of {size_text(whole.nbytes)} took {seconds_text(whole.median_s)}, "
-            f"{number(whole.median_s / blocked.median_s)} times as long.",
+            f"broadcast of {size_text(whole.nbytes)}{less} took {seconds_text(whole.median_s)}, "
+            f"{times(whole.median_s / blocked.median_s)} as long.",
         )
