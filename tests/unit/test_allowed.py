@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import contextlib
 import copyreg
 import datetime
 import decimal
@@ -446,8 +447,10 @@ def test_a_stream_that_is_said_to_set_no_state_sets_none(stream: bytes, data: st
         mutable[data.draw(st.integers(0, len(mutable) - 1))] = data.draw(st.integers(0, 255))
     mutated = bytes(mutable)
     if not may_set_state(mutated):
-        names = [opcode.name for opcode, _, _ in pickletools.genops(mutated)]
-        assert names[-1] == "STOP"
+        names = []
+        with contextlib.suppress(ValueError):  # of text that is none: unpickling ends there as well
+            for opcode, _, _ in pickletools.genops(mutated):
+                names.append(opcode.name)
         assert not {"BUILD", "INST", "GLOBAL", "EXT1", "EXT2", "EXT4"} & {*names}
 
 
