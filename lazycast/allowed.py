@@ -106,14 +106,26 @@ def _find(find: Find, names: frozenset[str], module: str, qualname: str) -> Any:
     return found.__call__ if isinstance(found, FunctionType) else found  # what has no attributes to set
 
 
+class _MaySetState(Exception):
+    """A stream that names something may set state: it is to be read again, with care."""
+
+
 class _Unpickler(pickle.Unpickler):
-    """For streams that set no state. Not fooled by renamed modules of Python 2: `fix_imports` is off."""
+    """For streams that set no state. Not fooled by renamed modules of Python 2: `fix_imports` is off.
+
+    Looks through the stream when it meets the first name: until then nothing has been called, and nothing has a state.
+    """
 
     def __init__(self, stream: bytes, frames: Any, names: frozenset[str]) -> None:
         super().__init__(io.BytesIO(stream), fix_imports=False, buffers=frames)
         self._names = names
+        self._unseen: bytes | None = stream
 
     def find_class(self, module: str, qualname: str) -> Any:
+        if self._unseen is not None:
+            if may_set_state(self._unseen):
+                raise _MaySetState
+            self._unseen = None
         return _find(super().find_class, self._names, module, qualname)
 
 
@@ -186,8 +198,11 @@ class AllowCodec:
         if copyreg._inverted_registry:  # type: ignore[attr-defined]  # else no code means anything
             _refuse_extensions(stream)
         content = bytes(stream)
-        kind = _CarefulUnpickler if may_set_state(content) else _Unpickler
-        return kind(content, codec.frames_of(body, layout), self._names).load()
+        try:
+            return _Unpickler(content, codec.frames_of(body, layout), self._names).load()
+        except _MaySetState:
+            pass
+        return _CarefulUnpickler(content, codec.frames_of(body, layout), self._names).load()
 
 
 def _refuse_extensions(stream: memoryview) -> None:
