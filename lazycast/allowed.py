@@ -5,12 +5,15 @@ Guarantees:
 * A stream gets no class and no function but those of `ALWAYS` and those the user has listed; anything else is a
   `TrustError` that says its name, raised before anything is imported for it. Names are compared whole: that a module is
   allowed allows nothing in it, nor does a class its attributes.
+* A stream sets the state of instances of listed classes, and of nothing else: not of the classes and functions that it
+  names, nor of arrays, dtypes, tensors and images, whose own `__setstate__` trusts what it is given. A stream that may
+  set state is read by Python's own unpickler, which can be asked about each object.
 * Extension codes, which can bypass the names, are refused. There are no persistent ids.
 * Code never travels: what pickle cannot name (lambdas, local classes) is not encoded, and cloudpickle's own functions
   cannot be allowed.
 
-What it does not do: an allowed class or function is the sender's to call, with any arguments, and a class's attributes
-to set; and pickle bounds no memory. Against senders who are hostile there is `lazycast.data`.
+What it does not do: an allowed class or function is the sender's to call, with any arguments, and the attributes of its
+instances to set; and pickle bounds no memory. Against senders who are hostile there is `lazycast.data`.
 """
 
 from __future__ import annotations
@@ -19,13 +22,15 @@ import copyreg
 import io
 import pickle
 import pickletools
-from collections.abc import Collection, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
 from types import FunctionType
 from typing import Any, Final
 
 from lazycast import codec
 from lazycast.codec import CannotEncode, Encoded, Layout
 from lazycast.errors import TrustError
+from lazycast.opcodes import may_set_state
 from lazycast.reducers import Reduce, Reduction
 
 
@@ -42,7 +47,7 @@ _TORCH_DTYPES = (
 #: What any stream may name: data types that cannot be changed by pickle and make no more of what they are given, and
 #: what arrays, tensors and images are rebuilt with. Not `range`, `bytes` and `bytearray`, which make much of one number
 #: (their objects need no name); not NumPy's own pickling, which trusts its input (see `lazycast.reducers.described`),
-#: nor torch's of storages, which unpickles again.
+#: nor torch's of storages, which unpickles again; not the classes of images, which open the file that they are given.
 ALWAYS: Final = frozenset(
     _in("builtins", "complex set frozenset slice list dict tuple int float str bool Ellipsis NotImplemented")
     | _in("collections", "OrderedDict defaultdict deque")
@@ -51,19 +56,19 @@ ALWAYS: Final = frozenset(
     | _in("numpy", _NUMBERS)
     | _in("lazycast.data.arrays", "rebuild_scalar")
     | _in("lazycast.data.dtypes", "read")
-    | _in("lazycast.reducers.described", "array_of array_of_objects")
+    | _in("lazycast.reducers.described", "array_of array_of_objects image_of")
     | _in("lazycast.reducers.builtin_bytes", "data_of")
     | _in("lazycast.reducers.torch_tensors", "receive rebuild set_attributes")
     | _in("lazycast.reducers.pil_images", "set_state")
-    | _in("PIL.Image", "Image")
-    | _in("PIL.JpegImagePlugin", "JpegImageFile")
-    | _in("PIL.PngImagePlugin", "PngImageFile")
-    | _in("PIL.WebPImagePlugin", "WebPImageFile")
     | _in("torch", f"Size device {_TORCH_DTYPES}")
     | _in("torch._utils", "_rebuild_parameter")
 )
 #: What is found under a name, in place of what bears it.
-_CHECKED: Final = {"lazycast.reducers.torch_tensors.rebuild": ("lazycast.reducers.described", "tensor_of")}
+_CHECKED: Final = {
+    "lazycast.reducers.torch_tensors.rebuild": ("lazycast.reducers.described", "tensor_of"),
+    "lazycast.reducers.torch_tensors.set_attributes": ("lazycast.reducers.described", "set_attributes_of_tensor"),
+    "lazycast.reducers.pil_images.set_state": ("lazycast.reducers.described", "set_state_of_image"),
+}
 _BY_VALUE = ("cloudpickle.", "types.CodeType", "types.FunctionType")
 
 
@@ -87,22 +92,74 @@ def _objection(name: str) -> TrustError:
     )
 
 
-class _Unpickler(pickle.Unpickler):
-    """Finds what is allowed. Not fooled by renamed modules of Python 2: `fix_imports` is off."""
+Find = Callable[[str, str], Any]
 
-    def __init__(self, stream: memoryview, frames: Any, names: frozenset[str]) -> None:
+
+def _find(find: Find, names: frozenset[str], module: str, qualname: str) -> Any:
+    """Find what a stream names, if it may."""
+    name = f"{module}.{qualname}"
+    if name in names:
+        return find(module, qualname)
+    if name not in ALWAYS:
+        raise _objection(name)
+    found = find(*_CHECKED.get(name, (module, qualname)))
+    return found.__call__ if isinstance(found, FunctionType) else found  # what has no attributes to set
+
+
+class _MaySetState(Exception):
+    """A stream that names something may set state: it is to be read again, with care."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """For streams that set no state. Not fooled by renamed modules of Python 2: `fix_imports` is off.
+
+    Looks through the stream when it meets the first name: until then nothing has been called, and nothing has a state.
+    """
+
+    def __init__(self, stream: bytes, frames: Any, names: frozenset[str]) -> None:
+        super().__init__(io.BytesIO(stream), fix_imports=False, buffers=frames)
+        self._names = names
+        self._unseen: bytes | None = stream
+
+    def find_class(self, module: str, qualname: str) -> Any:
+        if self._unseen is not None:
+            if may_set_state(self._unseen):
+                raise _MaySetState
+            self._unseen = None
+        return _find(super().find_class, self._names, module, qualname)
+
+
+class _Opcodes(dict[int, Any]):
+    """What to do for each opcode. Of one that there is not, pickle's Python raises KeyError, its C what this does."""
+
+    def __missing__(self, opcode: int) -> Any:
+        raise pickle.UnpicklingError(f"invalid load key, {bytes([opcode])!r}")
+
+
+class _CarefulUnpickler(pickle._Unpickler):
+    """The same in Python, which is slower, and looks at each object whose state is to be set."""
+
+    stack: list[Any]
+    dispatch = _Opcodes(pickle._Unpickler.dispatch)
+
+    def __init__(self, stream: bytes, frames: Any, names: frozenset[str]) -> None:
         super().__init__(io.BytesIO(stream), fix_imports=False, buffers=frames)
         self._names = names
 
     def find_class(self, module: str, qualname: str) -> Any:
-        name = f"{module}.{qualname}"
-        if name in self._names:
-            return super().find_class(module, qualname)
-        if name not in ALWAYS:
-            raise _objection(name)
-        found = super().find_class(*_CHECKED.get(name, (module, qualname)))
-        # A stream can set attributes of what it has named: the code of a function is one, a method wrapper has none.
-        return found.__call__ if isinstance(found, FunctionType) else found
+        return _find(super().find_class, self._names, module, qualname)
+
+    def load_build(self) -> None:
+        kind = type(self.stack[-2])
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if name not in self._names and kind is not OrderedDict:
+            raise TrustError(
+                f"what arrived sets the state of a {name!r}, which is not allowed: add it to allow= on every rank, if "
+                "it is good"
+            )
+        super().load_build()  # type: ignore[misc]
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 class _Reduction(Reduction):
@@ -140,7 +197,12 @@ class AllowCodec:
         stream = codec.stream_of(body, layout)
         if copyreg._inverted_registry:  # type: ignore[attr-defined]  # else no code means anything
             _refuse_extensions(stream)
-        return _Unpickler(stream, codec.frames_of(body, layout), self._names).load()
+        content = bytes(stream)
+        try:
+            return _Unpickler(content, codec.frames_of(body, layout), self._names).load()
+        except _MaySetState:
+            pass
+        return _CarefulUnpickler(content, codec.frames_of(body, layout), self._names).load()
 
 
 def _refuse_extensions(stream: memoryview) -> None:

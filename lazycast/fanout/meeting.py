@@ -139,22 +139,21 @@ def _accept(listener: socket.socket, callers: set[int], secret: bytes) -> dict[i
     """Take the calls that are known to have been made, and test what they brought."""
     sockets: dict[int, socket.socket] = {}
     deadline_s = time.monotonic() + _ACCEPT_S  # though strangers call without end
-    while len(sockets) < len(callers):
+    while len(sockets) < len(callers) and time.monotonic() < deadline_s:
         try:
-            listener.settimeout(max(0.001, deadline_s - time.monotonic()))
+            listener.settimeout(0.0)  # all have called by now, also whoever has died since: nobody is waited for
             sock, _ = listener.accept()
         except OSError:
             break
         try:
             caller = _test(sock, secret)
-        except (OSError, struct.error, ValueError):
-            sock.close()
-            continue
-        if caller not in callers or caller in sockets:
+            if caller not in callers or caller in sockets:
+                raise ValueError("a caller that has not called, or has called before")
+            sock.send(b"\1")
+        except (OSError, struct.error, ValueError):  # a stranger, or a rank that has died since it called
             sock.close()
             continue
         sockets[caller] = sock
-        sock.send(b"\1")
     return sockets
 
 

@@ -1,12 +1,15 @@
-"""NumPy's objects for the codec of `allow=`: by description, so that nothing of NumPy's own pickling is needed.
+"""NumPy's objects, and images, for the codec of `allow=`: by description, so that their own pickling is not needed.
 
-That trusts what it is given: a forged dtype makes numbers into pointers, and `numpy.ndarray` itself makes them of any
-buffer. What is here checks instead, see `lazycast.data`.
+That trusts what it is given: a forged dtype makes numbers into pointers, `numpy.ndarray` itself makes them of any
+buffer, and the classes of images open the file whose name they are given. What is here checks instead, see
+`lazycast.data`.
 """
 
 from __future__ import annotations
 
+import importlib
 import pickle
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +18,24 @@ from lazycast.data import arrays, dtypes
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
 
     from lazycast.reducers import Reduced, Reduction
 
 
+#: The classes of images that are rebuilt: their module, by their name.
+_IMAGES = {
+    "Image": "PIL.Image",
+    "JpegImageFile": "PIL.JpegImagePlugin",
+    "PngImageFile": "PIL.PngImagePlugin",
+    "WebPImageFile": "PIL.WebPImagePlugin",
+}
+
+
 def install(reduction: Reduction) -> None:
     reduction[np.ndarray] = reduce_array
+    if "PIL.Image" in sys.modules:
+        reduction.families.insert(0, (sys.modules["PIL.Image"].Image, reduce_image))
     reduction.families += [(np.dtype, reduce_dtype), (np.generic, reduce_scalar)]
 
 
@@ -39,6 +54,17 @@ def reduce_scalar(scalar: np.generic) -> Reduced:
     if type(scalar) is not scalar.dtype.type:
         raise ValueError(f"{type(scalar).__name__} is a subclass of a NumPy scalar: send {scalar.dtype.type.__name__}")
     return arrays.rebuild_scalar, (dtypes.describe(scalar.dtype), scalar.tobytes())
+
+
+def reduce_image(image: Image) -> Reduced:
+    from lazycast.reducers import pil_images
+
+    reduced = pil_images.reduce_image(image)
+    kind = type(image)
+    known = _IMAGES.get(kind.__qualname__) == kind.__module__
+    if not known or isinstance(reduced, str) or reduced[-1] is not pil_images.set_state:
+        return reduced  # then its class must be allowed
+    return image_of, (kind.__qualname__, reduced[2])
 
 
 # On the receiver
@@ -70,3 +96,36 @@ def tensor_of(
     name = str(dtype).partition(".")[2]
     made: torch.Tensor = tensors.rebuild(flat, name, offset, list(size), list(stride), requires_grad, kind)
     return made
+
+
+def set_attributes_of_tensor(tensor: Any, attributes: Any) -> None:
+    """As `torch_tensors.set_attributes`, of tensors alone."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(tensor, torch.Tensor) or type(attributes) is not dict:
+        raise ValueError(f"attributes for a {type(tensor).__name__}, which is no tensor")
+    tensor.__dict__.update(attributes)
+
+
+def image_of(name: object, state: object) -> Image:
+    """Make an image of one of the classes above. Raises ValueError unless its pixels are there."""
+    if type(name) is not str or name not in _IMAGES:
+        raise ValueError(f"no image: {name!r:.40}")
+    kind = getattr(importlib.import_module(_IMAGES[name]), name)
+    image: Image = kind.__new__(kind)
+    set_state_of_image(image, state)
+    return image
+
+
+def set_state_of_image(image: object, state: Any) -> None:
+    """As `pil_images.set_state`, of images alone. Raises ValueError unless the pixels fill the size."""
+    from lazycast.reducers import pil_images
+
+    module = sys.modules.get("PIL.Image")
+    if module is None or not isinstance(image, module.Image):
+        raise ValueError(f"the state of an image for a {type(image).__name__}")
+    own, _ = state
+    _, mode, size, _, pixels, *_ = own
+    width, height = dtypes.sizes(list(size))
+    if type(mode) is not str or width * height > 8 * memoryview(pixels).nbytes:
+        raise ValueError(f"an image of {width} times {height} in {memoryview(pixels).nbytes} bytes")
+    pil_images.set_state(image, state)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import builtins
 import collections
+import contextlib
 import copyreg
 import datetime
 import decimal
 import io
 import os
 import pickle
+import pickletools
 import struct
 import sys
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ from lazycast import codec
 from lazycast.allowed import ALWAYS, AllowCodec, problem
 from lazycast.codec import CannotEncode, Layout
 from lazycast.errors import TrustError
+from lazycast.opcodes import may_set_state
 from lazycast.reducers import torch_tensors
 
 from .test_codec import assert_same
@@ -279,9 +282,9 @@ def test_an_extension_code_that_nobody_has_registered_means_nothing() -> None:
 def test_our_own_functions_cannot_be_changed_by_a_stream() -> None:
     state = pickle.dumps((None, {"__defaults__": (1, 2, 3), "__code__": 3}), 5)[2:-1]
     before = (torch_tensors.receive.__defaults__, torch_tensors.receive.__code__)
-    with pytest.raises(AttributeError):
+    with pytest.raises(TrustError, match="sets the state of"):
         decode(named("lazycast.reducers.torch_tensors", "receive") + state + b"b.")
-    with pytest.raises(AttributeError):
+    with pytest.raises(TrustError, match="sets the state of"):
         decode(named("lazycast.data.arrays", "rebuild_scalar") + pickle.dumps({"x": 1}, 5)[2:-1] + b"b.")
     assert (torch_tensors.receive.__defaults__, torch_tensors.receive.__code__) == before
 
@@ -291,7 +294,7 @@ def test_our_own_functions_cannot_be_changed_by_a_stream() -> None:
 )
 def test_types_that_are_always_allowed_cannot_be_changed_by_a_stream(name: str) -> None:
     module, _, qualname = name.rpartition(".")
-    with pytest.raises((TypeError, AttributeError)):
+    with pytest.raises(TrustError, match=r"sets the state of a 'builtins\.type'"):
         decode(named(module, qualname) + pickle.dumps((None, {"x": 1}), 5)[2:-1] + b"b.")
 
 
@@ -363,3 +366,96 @@ def test_a_damaged_stream_raises_what_pickle_raises(which: int, data: st.DataObj
         decode(bytes(stream))
     except (TrustError, pickle.UnpicklingError, *_ANY):
         pass
+
+
+# State: a stream may set that of instances of listed classes, and of nothing else
+
+
+def _set(target: bytes, state: object) -> bytes:
+    return target + pickle.dumps(state, 5)[2:-1] + b"b."
+
+
+def doubled(x: int, by: int = 2) -> int:
+    return x * by
+
+
+DOUBLED = f"{HERE}.doubled"
+ARRAY = _called(DESCRIBED, "array_of", b"x" * 8, "<f8", [1], True, False).removesuffix(b".")
+STRUCTURE = _called("lazycast.data.dtypes", "read", ["{}", 8, False, [["a", None, 0, "<f8"]]]).removesuffix(b".")
+TENSOR = named(TENSORS, "rebuild") + b"(" + _called(TENSORS, "receive", bytearray(64), "cpu")[2:].removesuffix(b".")
+TENSOR += b"".join(pickle.dumps(x, 5)[2:-1] for x in (torch.float32, 0, (4,), (1,), False, "cpu")) + b"tR"
+
+#: Streams that make something to be forged, and what it is to become.
+FORGED: dict[str, bytes] = {
+    "a field beyond its structure": _set(STRUCTURE, (4, "|", None, ("a",), {"a": ("<f8", 1 << 30)}, 8, 1, 0)),
+    "an array of other memory": _set(ARRAY, (1, (2,), "<f8", False, b"y" * 16)),
+    "a tensor of other memory": _set(TENSOR, (0, 0, (1 << 40,), (1,))),
+    "a tensor's attributes": _set(TENSOR, (None, {"requires_grad": True})),
+    "a listed class": _set(named(HERE, "Frame"), (None, {"twice": 1})),
+    "a listed function": _set(named(HERE, "doubled"), (None, {"__defaults__": (7,)})),
+    "a listed class, by its own dict": _set(named(HERE, "Frame"), {"twice": 1}),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_stream_sets_the_state_of_instances_of_listed_classes_only(what: str) -> None:
+    before = (Frame.twice, doubled.__defaults__)
+    with pytest.raises(TrustError, match=r"what arrived sets the state of a '.*', which is not allowed: add it to"):
+        decode(FORGED[what], FRAME, DOUBLED)
+    assert (Frame.twice, doubled.__defaults__) == before
+    assert round_trip([Frame(np.ones(3)), collections.OrderedDict(a=1)], FRAME)[0].pixels.sum() == 3
+
+
+def test_what_sets_the_state_of_tensors_and_images_sets_that_of_nothing_else() -> None:
+    own = (1, (2,), "<f8", False, b"y" * 16)
+    for module, name in (("lazycast.reducers.pil_images", "set_state"), (TENSORS, "set_attributes")):
+        stream = named(module, name) + b"(" + ARRAY[2:] + pickle.dumps((own, None), 5)[2:-1] + b"tR."
+        with pytest.raises(ValueError, match=r"the state of an image for a ndarray|attributes for a ndarray"):
+            decode(stream)
+
+
+def test_an_image_opens_no_file_of_the_receiver(tmp_path: Path) -> None:
+    path = tmp_path / "secret.jpg"
+    Image.new("RGB", (4, 4)).save(path)
+    for module in ("PIL.JpegImagePlugin", "PIL.PngImagePlugin", "PIL.WebPImagePlugin"):
+        name = f"{module.removeprefix('PIL.').removesuffix('Plugin')}File"
+        with pytest.raises(TrustError, match="which is not allowed"):
+            decode(_called(module, name, str(path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "pattern"),
+    [
+        ("TiffImageFile", None, "no image"),
+        ("Image", (({}, "RGB", (1 << 20, 1 << 20), None, b"xyz"), None), "1048576 times 1048576 in 3 bytes"),
+        ("Image", (({}, "RGB", (-1, 1), None, b"xyz"), None), "are no sizes"),
+        ("Image", (({}, 3, (1, 1), None, b"xyz"), None), "an image of 1 times 1"),
+    ],
+)
+def test_an_image_has_the_pixels_that_it_says(name: str, state: object, pattern: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
+        decode(_called(DESCRIBED, "image_of", name, state))
+
+
+# The look through a stream agrees with pickle's own
+
+
+@given(st.binary(max_size=40) | st.sampled_from(STREAMS), st.data())
+def test_a_stream_that_is_said_to_set_no_state_sets_none(stream: bytes, data: st.DataObject) -> None:
+    mutable = bytearray(stream or b".")
+    for _ in range(data.draw(st.integers(0, 3))):
+        mutable[data.draw(st.integers(0, len(mutable) - 1))] = data.draw(st.integers(0, 255))
+    mutated = bytes(mutable)
+    if not may_set_state(mutated):
+        names = []
+        with contextlib.suppress(ValueError):  # of text that is none: unpickling ends there as well
+            for opcode, _, _ in pickletools.genops(mutated):
+                names.append(opcode.name)
+        assert not {"BUILD", "INST", "GLOBAL", "EXT1", "EXT2", "EXT4"} & {*names}
+
+
+def test_what_the_root_sends_of_plain_data_and_arrays_sets_no_state() -> None:
+    assert not any(may_set_state(stream) for stream in STREAMS)
+    assert may_set_state(b"".join(AllowCodec([FRAME]).encode(Frame(1)).pieces))
+    assert may_set_state(b"")
+    assert may_set_state(b"\x80\x05\x8c\xffabc")
