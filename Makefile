@@ -9,7 +9,7 @@ RANKS  ?= 4
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo doctor docs docs-outputs test test-all test-faults docs/faults.md test-pythons test-sglang package check format bench bench-qps bench-sglang soak trace-picture clean
+.PHONY: demo doctor docs docs-outputs test test-all test-faults docs/faults.md test-pythons test-sglang package check format bench bench-qps bench-sglang soak soak-local soak-torch soak-mpi trace-picture clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -65,6 +65,10 @@ bench-qps: $(NEEDED) $(VENV)/.bench
 MINUTES ?= 1
 soak: $(NEEDED)
 	$(BIN)/lazycast soak --backend $(BACKEND) --ranks $(RANKS) --minutes $(MINUTES) $(SOAK_ARGS)
+
+# Beside each other with `make --jobs`, once the environment is there.
+soak-local soak-torch soak-mpi: soak-%:
+	$(MAKE) --no-print-directory soak BACKEND=$*
 
 # A process for each core: many tests wait for ranks more than they compute. JOBS=0 runs them one after another.
 JOBS   ?= auto
