@@ -9,7 +9,7 @@ RANKS  ?= 4
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo doctor docs docs-outputs test test-faults docs/faults.md test-pythons test-sglang package check format bench bench-qps bench-sglang soak trace-picture clean
+.PHONY: demo doctor docs docs-outputs test test-all test-faults docs/faults.md test-pythons test-sglang package check format bench bench-qps bench-sglang soak soak-local soak-torch soak-mpi trace-picture clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -66,8 +66,20 @@ MINUTES ?= 1
 soak: $(NEEDED)
 	$(BIN)/lazycast soak --backend $(BACKEND) --ranks $(RANKS) --minutes $(MINUTES) $(SOAK_ARGS)
 
+# Beside each other with `make --jobs`, once the environment is there.
+soak-local soak-torch soak-mpi: soak-%:
+	$(MAKE) --no-print-directory soak BACKEND=$*
+
+# A process for each core: many tests wait for ranks more than they compute. JOBS=0 runs them one after another.
+JOBS   ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
+
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+# With what `make test` leaves out: sizes and combinations that seldom tell more, the whole fault matrix among them.
+test-all: $(VENV)/.dev
+	$(PYTEST) -m "" $(PYTEST_ARGS)
 
 # The wheel, without extras, on each version of Python that can be found here: on PATH, of pyenv, of uv.
 test-pythons: $(VENV)/.dev

@@ -465,6 +465,7 @@ def started(ranks: int, backend: str, folder: Path, temporary: Path, victim: int
             process.communicate()
 
 
+@pytest.mark.alone  # in /dev/shm, where other tests' MPI comes and goes
 @pytest.mark.parametrize(("backend", "victim"), [("local", 0), ("local", 1), ("local", 2), ("torch", 1)])
 def test_nothing_is_left_of_a_killed_rank_and_what_the_others_hold_lasts(backend: str, victim: int) -> None:
     shm = set(os.listdir("/dev/shm"))

@@ -149,7 +149,7 @@ def test_it_can_be_read_by_day_and_by_night(folder: Path, tmp_path: Path) -> Non
     assert inks[1] > 0.5 * inks[0] > 5_000  # what can be seen by day can be seen by night
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_a_narrow_window_scrolls_tables_and_nothing_else(folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     page.write_text((folder / "report.html").read_text().replace("<body>", '<body style="width: 420px">'))

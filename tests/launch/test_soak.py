@@ -27,7 +27,11 @@ def soak(
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("backend", ["local", "torch", "mpi"])
+@pytest.mark.parametrize(
+    "backend",
+    # Deaths are told on each of them below, and CI soaks on each for longer.
+    ["local", *(pytest.param(backend, marks=pytest.mark.exhaustive) for backend in ("torch", "mpi"))],
+)
 def test_ten_seconds_of_it(backend: str, tmp_path: Path) -> None:
     code, said, text = soak(tmp_path, "--minutes", "0.16", "--seed", "6", backend=backend)
     assert (code, said["found"]) == (0, {"wrong values": 0, "hangs": 0, "leaks": 0}), text

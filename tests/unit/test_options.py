@@ -40,7 +40,7 @@ GOOD: list[dict[str, Any]] = [
     {"materialize": len},
     {"trust": "data"},
     {"allow": []},
-    {"allow": {"package.module.Class.method", "__main__.f"}},
+    {"allow": frozenset({"package.module.Class.method"})},
     {"name": "x" * 200},
     {"values": "copy"},
     {"agree": False},

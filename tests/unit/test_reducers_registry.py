@@ -86,7 +86,7 @@ def test_registrations_at_copyreg_are_used(monkeypatch: pytest.MonkeyPatch) -> N
     assert round_trip(Frame(b"", "by copyreg")) == "by copyreg"
 
 
-@pytest.mark.parametrize("obj", [Meta, WithMeta, EnumMeta, Frame, len, encode], ids=repr)
+@pytest.mark.parametrize("obj", [Meta, WithMeta, EnumMeta, Frame, len, encode], ids=lambda it: it.__name__)
 def test_classes_and_functions_travel_by_name(obj: object) -> None:
     assert round_trip([obj, obj]) == [obj, obj]
 
