@@ -44,6 +44,7 @@ _IN_ARENA, _IN_SEGMENT, _BRINGS_ARENA = 16, 32, 64
 _KINDS = _MESSAGE | _IN_ARENA | _IN_SEGMENT | _BRINGS_ARENA
 _PACKET_NBYTES = 64 << 10
 _MAX_FDS = 3
+_JOIN_S = 1.0  # how long `close` waits for the thread, which may be in a sink
 _FULL = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)  # of the machine, not of the socket
 # As plain numbers: socket's own are enums, and to combine two of those takes 1.5 µs, half of what sending does.
 _SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -101,12 +102,16 @@ class Mesh:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._leaving = self._closing = False
         self._thread: threading.Thread | None = None
+        # A number of a descriptor may be another's as soon as it is closed: so never while the thread may use it.
+        self._serving = self._left_to_thread = False
+        self._release_lock = threading.Lock()
 
     def start(self, sink: HostSink, name: str) -> None:
         """Begin to receive."""
         for peer in self._peers.values():
             peer.sock.setblocking(False)
         self._thread = threading.Thread(target=self._run, args=(sink,), name=name, daemon=True)
+        self._serving = True
         self._thread.start()
 
     # Sending
@@ -187,6 +192,16 @@ class Mesh:
     # The thread
 
     def _run(self, sink: HostSink) -> None:
+        try:
+            self._serve(sink)
+        finally:
+            with self._release_lock:
+                self._serving = False
+                release = self._left_to_thread
+            if release:
+                self._release()
+
+    def _serve(self, sink: HostSink) -> None:
         poller = select.poll()
         poller.register(self._wake_fd, select.POLLIN)
         by_fd = {peer.sock.fileno(): peer for peer in self._peers.values()}
@@ -297,12 +312,20 @@ class Mesh:
             time.sleep(0.001)
         self._closing = True
         os.eventfd_write(self._wake_fd, 1)
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(1.0)
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_JOIN_S)
         for peer in self._peers.values():
             with peer.lock:
                 peer.gone = True
             self._flush(peer)
+        with self._release_lock:
+            self._left_to_thread = self._serving and thread is not threading.current_thread()
+        if not self._left_to_thread:
+            self._release()
+
+    def _release(self) -> None:
+        for peer in self._peers.values():
             peer.sock.close()
         os.close(self._wake_fd)
         self._arena.close()

@@ -369,18 +369,27 @@ def the_choice_of_a_placement_never_fails_a_value_that_does_not_pickle(rank: Ran
                 same(value, array)
 
 
-def slow(payload: Any) -> Any:
-    time.sleep(0.5)
-    return payload
+class Slow:
+    """A materializer that takes until the gate opens."""
+
+    gate = threading.Event()
+
+    def __call__(self, payload: Any) -> Any:
+        check(Slow.gate.wait(TIMEOUT_S), "the gate did not open")
+        return payload
 
 
 @behaviour()
 def a_slow_materializer_delays_no_other_key(rank: Rank) -> None:
+    Slow.gate.clear()
+    rank.meet()
     with rank.executor(4) as pool, rank.lazy(placement="shard", executor=pool) as lazy:
-        slowly = [lazy.broadcast_async(n, key=f"slow {n}", materialize=slow) for n in range(2)]
+        slowly = [lazy.broadcast_async(n, key=f"slow {n}", materialize=Slow()) for n in range(2)]
         for n in range(20):
             same(lazy.broadcast(n, key=n, materialize=who)[1], n)
-        check(not slowly[0].done(), "twenty casts took as long as the slow one")
+        check(not slowly[0].done(), "it is done, and its gate is shut")
+        rank.meet()
+        Slow.gate.set()
         same([future.result(TIMEOUT_S) for future in slowly], [0, 1])
 
 

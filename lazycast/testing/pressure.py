@@ -57,7 +57,7 @@ def blocking_asks_too_far_apart_time_out_with_names(rank: Rank) -> None:
         if lazy.is_root:
             for n in range(2):
                 lazy.broadcast(n, key=n)
-            raises(CastTimeoutError, "rank 1.*#1 key 0, #2 key 1", lambda: lazy.broadcast(2, key=2, timeout_s=1.0))
+            raises(CastTimeoutError, "rank 1.*#1 key 0, #2 key 1", lambda: lazy.broadcast(2, key=2, timeout_s=3.0))
         else:
             raises(
                 CastTimeoutError,

@@ -38,6 +38,7 @@ class Sink:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
+        self.entered = threading.Event()
         self.open = threading.Event()
         self.open.set()
         self.messages: list[tuple[int, bytes, memoryview]] = []
@@ -45,6 +46,7 @@ class Sink:
         self.failure: Exception | None = None
 
     def host_message(self, peer: int, header: bytes, body: memoryview) -> None:
+        self.entered.set()
         assert self.open.wait(WAIT_S)
         if self.failure is not None:
             raise self.failure
@@ -395,6 +397,26 @@ def test_what_is_shared_while_the_mesh_closes_goes_nowhere() -> None:
         mesh.share([1], b"late", slot)
         assert host.sinks[1].end_of(0) is None
         assert host.sinks[1].messages == []
+
+
+def test_a_thread_that_is_in_a_sink_keeps_its_descriptors_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their numbers may be others' as soon as they are closed."""
+    monkeypatch.setattr("lazycast.fanout.mesh._JOIN_S", 0.01)
+    with hosted(0, 1) as host:
+        mesh, sink = host.meshes[1], host.sinks[1]
+        sink.open.clear()
+        host.meshes[0].send(1, b"held up")
+        assert sink.entered.wait(5)
+        mesh.close(timeout_s=0.0)
+        os.fstat(mesh._wake_fd)  # it is open
+        thread = mesh._thread
+        assert thread is not None
+        sink.open.set()
+        thread.join(5)
+        assert not thread.is_alive()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(mesh._wake_fd)
+        assert host.sinks[0].end_of(1) is None
 
 
 def test_an_end_without_a_farewell_is_a_loss() -> None:
