@@ -14,7 +14,8 @@ _holders: list[Holder] = []
 class DaskScatter(Store):
     """`Client.scatter(broadcast=True)` on a cluster of this machine, one process with one thread for each rank.
 
-    Without hashing: Dask would name the object by its content, and read it for that.
+    It is called as it is fastest. `hash=False`: Dask would name the object by its content, and read it for that.
+    `direct=True`: it would go through the scheduler, which takes half as long again (16 and 64 MiB, three workers).
     """
 
     name = "Dask scatter"
@@ -39,9 +40,8 @@ class DaskScatter(Store):
         return self._client.submit(task, *arguments, workers=[address], pure=False)
 
     def _send(self, payload: Any, column: str, number: int) -> Any:
-        (future,) = self._client.scatter(
-            [payload], broadcast=True, hash=False
-        )  # in a list: a dict would be taken apart
+        # In a list: a dict would be taken apart.
+        (future,) = self._client.scatter([payload], broadcast=True, hash=False, direct=True)
         return [self._submit(_take, address, future, column, number) for address in self._addresses]
 
     def _results(self, pending: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from lazycast.bench.touch import buffer_of
@@ -54,10 +55,17 @@ class AccelerateObjectList(OverTorch):
     needs = "accelerate"
 
     def __init__(self, rank: int) -> None:
+        import torch
+        import torch.distributed as dist
         from accelerate import PartialState
 
         super().__init__(rank)
+        # What torchrun tells ranks, and accelerate asks for; the ranks of a benchmark are on one machine.
+        os.environ.setdefault("LOCAL_RANK", str(rank))
+        os.environ.setdefault("LOCAL_WORLD_SIZE", str(dist.get_world_size()))
+        threads = torch.get_num_threads()
         PartialState(cpu=True)
+        torch.set_num_threads(threads)  # it takes fewer, which would be another torch for the other ways
 
     def run(self, payload: Any) -> Any:
         from accelerate.utils import broadcast_object_list
