@@ -5,7 +5,7 @@ Starts ranks on this machine and compares ways to bring an object to all of them
     plan        what to measure                      (plain data, made from the command line)
     session     start the ranks, show progress
     measure     on each rank: the rounds             (over sync, which is no part of lazycast's casts)
-    ways        one small class per way
+    ways        one small class per way, and which are not installed
     payloads    what is sent
     touch       read it, overwrite it, compare it
     memory      how much of it the ranks need, seen from a process beside them

@@ -10,7 +10,7 @@ from typing import Any
 
 from lazycast.version import __version__
 
-_PACKAGES = ("numpy", "torch", "mpi4py", "vllm")
+_PACKAGES = ("numpy", "torch", "mpi4py", "vllm", "accelerate", "ray", "distributed")
 
 
 def describe() -> dict[str, Any]:

@@ -26,7 +26,7 @@ from lazycast.bench.payloads import SOURCES, ArraySource, Source
 from lazycast.bench.plan import COLUMNS, MEMORY_COLUMNS, MEMORY_NBYTES, MIB, Plan, size_text
 from lazycast.bench.progress import Reporter
 from lazycast.bench.sync import TIMEOUT_S, Sync
-from lazycast.bench.touch import difference, overwrite, read
+from lazycast.bench.touch import difference, mark, overwrite
 from lazycast.bench.ways import Way
 
 #: Longer than a rank needs from the barrier into its call, with more ranks than cores (seconds).
@@ -102,14 +102,14 @@ def run_rank(plan: Plan, folder: Path) -> dict[str, Any] | None:
     sync.close()
     if backend.rank != 0:
         return None
-    return {"results": results, "memory": needs, "figures": figures, "versions": machine.versions(plan.backend)}
+    about = {"versions": machine.versions(plan.backend), "absent": ways.absent(plan.backend, plan.ways)}
+    return {"results": results, "memory": needs, "figures": figures, **about}
 
 
 def _measure(cell: Cell, plan: Plan, sync: Sync, reporter: Reporter) -> None:
     """Run the rounds of a cell, as many as the root says."""
-    like = cell.source.at(0)
     for way in cell.ways:
-        way.prepare(like)
+        way.prepare(cell.source)
     _round(cell, sync, 0)  # a first one that warms memory and does not count
     cell.seconds.clear()
     wanted, since_s = plan.rounds(cell.source.nbytes), time.monotonic()
@@ -139,8 +139,7 @@ def take(way: Way, column: str, cell: Cell, sync: Sync) -> float:
         if way.rank == 0:
             time.sleep(_SETTLE_S)
         start_ns = time.monotonic_ns()
-        turn.run()
-        end_ns = time.monotonic_ns()
+        end_ns = turn.run()
         stamps = sync.stamps(start_ns, end_ns)
     (started_ns, _), last_ns = stamps[0], max(end for _, end in stamps[: 1 if way.root_only else None])
     return (last_ns - started_ns) / 1e9
@@ -183,16 +182,15 @@ class _Turn:
 
     way: Way
     column: str
+    number: int
     payload: Any
-    byte: int  # what this rank overwrites with: others differ
     value: Any = None
 
-    def run(self) -> None:
-        self.value = value = self.way.run(self.payload)
-        if value is not None and self.column == "read":
-            read(value)
-        elif value is not None and self.column == "overwritten":
-            overwrite(value, self.byte)
+    def run(self) -> int:
+        """Do it; return when that was done (CLOCK_MONOTONIC)."""
+        done = self.way.turn(self.payload, self.column, self.number)
+        self.value = done.value
+        return done.end_ns
 
 
 @contextlib.contextmanager
@@ -201,18 +199,19 @@ def _checked(way: Way, column: str, cell: Cell, sync: Sync) -> Iterator[_Turn]:
     number = next(cell.numbers)
     expected = cell.source.at(number)
     payload = cell.payload.at(number) if cell.payload is not None else None
-    turn = _Turn(way, column, payload, byte=(7 * number + way.rank) % 128)
+    turn = _Turn(way, column, number, payload)
     yield turn
     # After everybody is done: what one rank has written must not show on another.
-    sync.agree(_complaint(way, column, turn.byte, expected, turn.value))
+    sync.agree(_complaint(turn, expected))
 
 
-def _complaint(way: Way, column: str, byte: int, expected: object, value: object) -> str | None:
+def _complaint(turn: _Turn, expected: object) -> str | None:
+    way, column = turn.way, turn.column
     if way.root_only and way.rank != 0:
         return None
     if column == "overwritten":
-        expected = overwrite(expected, byte)
-    wrong = difference(expected, value)
+        expected = overwrite(expected, mark(turn.number, way.rank))
+    wrong = difference(expected, turn.value) or way.elsewhere(column, turn.number)
     return wrong and f"{way.name} ({column}): the value{wrong}"
 
 

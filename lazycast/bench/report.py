@@ -51,7 +51,7 @@ def surroundings(run: dict[str, Any]) -> str:
 
 
 def figures(run: dict[str, Any]) -> Iterator[str]:
-    """Yield the figures that stand alone, a line each."""
+    """Yield the figures that stand alone, and what was not measured, a line each."""
     found = run["figures"]
     if "async_blocked" in found:
         blocked = found["async_blocked"]
@@ -63,6 +63,8 @@ def figures(run: dict[str, Any]) -> Iterator[str]:
     if "idle_cpu_fraction" in found:
         parts = ", ".join(f"{fraction:.2%}" for fraction in found["idle_cpu_fraction"])
         yield f"idle ranks, in rank order, take {parts} of a core"
+    for way, reason in run.get("absent", {}).items():  # older runs do not say
+        yield f"not measured: {way} ({reason})"
 
 
 def kind_name(kind: str) -> str:

@@ -69,6 +69,19 @@ def overwrite(value: Any, byte: int) -> Any:
     return value
 
 
+def mark(number: int, rank: int) -> int:
+    """Return the byte that a rank overwrites the payload with this number with: those of others differ."""
+    return (7 * number + rank) % 128
+
+
+def use(value: Any, column: str, byte: int) -> None:
+    """Do with a value what a column says: nothing, read it, or overwrite it."""
+    if column == "read":
+        read(value)
+    elif column == "overwritten":
+        overwrite(value, byte)
+
+
 def difference(expected: Any, found: Any) -> str | None:
     """Say where and how `found` is not exactly `expected`, types, shapes and order included; None if it is."""
     kind = type(expected)

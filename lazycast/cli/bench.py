@@ -1,7 +1,8 @@
 """Compare ways to bring an object to all ranks, in one run on ranks started on this machine.
 
-Each round takes every way in turn: lazycast, the peers that the backend has (torch's broadcast_object_list, mpi4py's
-bcast, its pkl5, raw broadcasts into ready buffers), and one memcpy as the least a copy can cost. What every rank
+Each round takes every way in turn: lazycast, the peers that the backend has, where they are installed (torch:
+broadcast_object_list, accelerate's, vLLM's queue; mpi: mpi4py's bcast, its pkl5; both: raw broadcasts into ready
+buffers; local: Ray's object store, Dask's scatter), and one memcpy as the least a copy can cost. What every rank
 received is compared with what was sent.
 """
 

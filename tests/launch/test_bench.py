@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
 import json
 import os
@@ -25,10 +26,26 @@ from .command import run
 KIB, MIB = 1 << 10, 1 << 20
 EVERYWHERE = ["lazycast", "lazycast agree=False", "lazycast values=copy", "one memcpy"]
 PEERS = {
-    "local": [],
-    "torch": ["broadcast_object_list", "dist.broadcast (ready buffer)"],
+    "local": ["Ray put and get", "Dask scatter"],
+    "torch": [
+        "broadcast_object_list",
+        "accelerate broadcast_object_list",
+        "dist.broadcast (ready buffer)",
+        "vLLM MessageQueue",
+        "vLLM MessageQueue (tensor arena)",
+    ],
     "mpi": ["mpi4py bcast", "mpi4py pkl5 bcast", "MPI Bcast (ready buffer)"],
 }
+#: What each of them needs beside its backend. None of it is needed to test lazycast.
+EXTRA = {
+    "accelerate broadcast_object_list": "accelerate",
+    "Ray put and get": "ray",
+    "Dask scatter": "distributed",
+    "vLLM MessageQueue": "vllm",
+    "vLLM MessageQueue (tensor arena)": "vllm",
+}
+#: Those that are here or needed, so that the rest runs in seconds.
+LIGHT = {backend: [name for name in peers if name not in EXTRA] for backend, peers in PEERS.items()}
 RAW = {"dist.broadcast (ready buffer)", "MPI Bcast (ready buffer)", "one memcpy"}
 TINY = ["--ranks", "2", "--sizes", "1KiB,64KiB", "--rounds", "3", "--cell-s", "5"]
 
@@ -37,6 +54,7 @@ TINY = ["--ranks", "2", "--sizes", "1KiB,64KiB", "--rounds", "3", "--cell-s", "5
 @pytest.mark.parametrize("backend", PEERS)
 def test_bench(backend: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lazycast.bench", "--backend", backend, *TINY, "--out", str(tmp_path)]
+    command += ["--ways", ",".join(EVERYWHERE + LIGHT[backend])]
     done = run(command, timeout_s=180, COLUMNS="200", NO_COLOR="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"bench-{backend}.{e}" for e in ("json", "md", "png")]
@@ -49,7 +67,7 @@ def test_bench(backend: str, tmp_path: Path) -> None:
         (kind, nbytes, way, column)
         for kind in SOURCES
         for nbytes in (KIB, 64 * KIB)
-        for way in EVERYWHERE + PEERS[backend]
+        for way in EVERYWHERE + LIGHT[backend]
         for column in plan.COLUMNS
         if kind in ("array", "tensor") or way not in RAW
     }
@@ -67,7 +85,7 @@ def test_bench(backend: str, tmp_path: Path) -> None:
     assert text == report.markdown(said, plot=f"bench-{backend}.png")
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     assert {len(row) for row in table} == {len(report.HEADINGS)}
-    for way in EVERYWHERE + PEERS[backend]:
+    for way in EVERYWHERE + LIGHT[backend]:
         rows = [row for row in table if row[1] == way]
         assert len(rows) == 2 * (2 if way in RAW else 4)
         assert all(row[4] == "1.00" for row in rows) is (way == "lazycast")
@@ -75,6 +93,33 @@ def test_bench(backend: str, tmp_path: Path) -> None:
     assert (tmp_path / f"bench-{backend}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     steps = [line.split("  ")[-1] for line in done.stderr.splitlines() if "%" in line]
     assert steps[-2:] == ["nested, 64 KiB", "done"], done.stderr
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("way", [name for name in EXTRA if "arena" not in name])
+def test_a_peer_that_is_not_always_there(way: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(EXTRA[way]) is None:
+        pytest.skip(f"{EXTRA[way]} is not installed")
+    (backend,) = [backend for backend, peers in PEERS.items() if way in peers]
+    command = [
+        sys.executable,
+        "-m",
+        "lazycast.bench",
+        "--backend",
+        backend,
+        *TINY,
+        "--json",
+        str(tmp_path / "run.json"),
+    ]
+    command += ["--ways", f"lazycast,{way}", "--no-figures", "--rounds", "2", "--ranks", "3"]
+    done = run(command, timeout_s=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads((tmp_path / "run.json").read_text())
+    found = {(r["kind"], r["nbytes"], r["way"], r["column"]) for r in said["results"]}
+    whose = ("lazycast", way)
+    assert found == {(k, n, w, c) for k in SOURCES for n in (KIB, 64 * KIB) for w in whose for c in plan.COLUMNS}
+    assert EXTRA[way] in said["versions"]
+    assert said["absent"] == {}
 
 
 @pytest.mark.timeout(200)
@@ -139,10 +184,6 @@ class _Faulty(ways.Way):
     """Brings the payload with number 1 to the others, whatever the root sends."""
 
     name = "faulty"
-
-    @classmethod
-    def available(cls, backend: str) -> bool:
-        return True
 
     def run(self, payload: Any) -> Any:
         return payload if payload is not None else ArraySource(64 * KIB).at(1)

@@ -78,6 +78,7 @@ class TimesRun(msgspec.Struct):
     results: list[Result]
     figures: Figures
     memory: list[Need] = []
+    absent: dict[str, str] = {}
     command: str | None = None
 
 
