@@ -106,15 +106,15 @@ def test_a_request_given_up_on_some_ranks_is_made_on_the_others(ranks: Ranks) ->
 
 def test_the_entry_rank_withdraws_what_is_not_sent(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the first one is being looked at, the second waits in the queue."""
-    from lazycast.engine import root
+    from lazycast.engine import sending
 
-    gate, original = threading.Event(), root.fingerprint
+    gate, original = threading.Event(), sending.fingerprint
 
     def slowly(payload: Any) -> Any:
         gate.wait(TIMEOUT_S)
         return original(payload)
 
-    monkeypatch.setattr(root, "fingerprint", slowly)
+    monkeypatch.setattr(sending, "fingerprint", slowly)
     with SGLangBroadcast() as broadcast:
         first = broadcast.process_async(image(1), rid="first")
         second = broadcast.process_async(image(2), rid="second")
