@@ -183,6 +183,22 @@ def test_an_entry_rank_that_never_comes(ranks: Ranks) -> None:
         same(broadcast.process(raw), expected)
 
 
+@pytest.mark.parametrize("late", [0, -1])
+def test_a_late_rank_fails_the_request_everywhere(ranks: Ranks, late: int) -> None:
+    """Also on the rank that is late, whenever it comes; and then the next request works."""
+    late %= ranks.size
+    with SGLangBroadcast(timeout_s=1.0) as broadcast:
+        same(broadcast.process(good(1)), alone(good(1)))
+        ranks.meet()
+        if ranks.rank == late:
+            time.sleep(3.0)  # the entry rank's limit is 1 s, the others' 1.5 s
+        exc = failing(lambda: broadcast.process(good(2)), "key 2", within_s=2.5)
+        assert isinstance(cause(exc), CastTimeoutError), repr(cause(exc))
+        ranks.meet()
+        same(broadcast.process(good(3)), alone(good(3)))
+        ranks.meet()
+
+
 def test_a_rank_that_closes_is_named(ranks: Ranks) -> None:
     broadcast = SGLangBroadcast()
     if ranks.rank == ranks.size - 1:
