@@ -3,15 +3,22 @@
 Guarantees:
 
 * Each call counts on each rank, and the count names the cast, so that one call that went wrong puts nobody out of step.
-* Calls without anything to hash send nothing. The entry rank says with its next cast which calls those were.
+* Calls without anything to hash send nothing. The entry rank says with its next cast which calls those were, or after
+  1024 of them.
 * A rank whose inputs are not the entry rank's, or that has none, fails the call on every rank that waits for it.
 * What the scheduler's callers catch is what is raised, in releases where they catch something; else lazycast's error.
+* Ranks that agree on hashes which SGLang makes up get them from the entry rank: another rank of each host would make up
+  others.
+* The entry rank's time limit ends before the others', so that a rank that is late is known to all.
+
+Lock order: `_turn` before what lazycast locks. Nothing is called while `_lock` is held.
 """
 
 from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import itertools
 import logging
 import os
@@ -22,19 +29,22 @@ from typing import Any
 
 from lazycast import discovery
 from lazycast.api import LazyBroadcast
-from lazycast.errors import KeyInUseError, LazycastError, PayloadMismatchError, RemoteError
+from lazycast.errors import ClosedError, KeyInUseError, LazycastError, PayloadMismatchError, RemoteError
+from lazycast.future import CastFuture
 from lazycast.missing import MISSING
 from lazycast.stats import Stats
 from lazycast.wire import Key
 
-from .binding import Binding, caught_error, input_error
+from .binding import Binding, caught_error, input_error, skips_hashing
 from .futures import InputsFuture
 from .stages import PREPARE_AND_FINISH, Request
 
 logger = logging.getLogger("lazycast")
 
 _TIMEOUT_S = 60.0
-_REMEMBERED = 1024  # calls of the entry rank that had nothing to hash
+_MAX_PASSED = 1024  # calls of the entry rank that had nothing to hash, before it says so
+#: How much longer than the entry rank the others wait. Their own time-out would leave the entry rank to its work.
+_PATIENCE = 1.5
 
 
 class SGLangBroadcast:
@@ -45,10 +55,13 @@ class SGLangBroadcast:
             default group if None. Any backend; it is not used to communicate.
         root: the entry rank, group-local.
         requires_mm_token_modalities: as the model's config says, for releases that ask for it.
-        owners: the ranks that hash, group-local; all of them if None.
-        timeout_s: how long construction, and each call, may wait for other ranks (seconds).
+        owners: the ranks that hash, group-local; all of them if None. Under SGLANG_MM_SKIP_COMPUTE_HASH, which is read
+            now, the entry rank makes up the hashes.
+        timeout_s: how long construction, and each call of the entry rank, may wait for other ranks (seconds); calls of
+            the others half as long again.
         name: part of the handshake.
-    Raises: UnsupportedReleaseError if this SGLang has none of the functions that are known; else as `LazyBroadcast`.
+    Raises: UnsupportedReleaseError if this SGLang has none of the functions that are known; ConfigMismatchError also if
+        not all ranks have the same SGLANG_MM_SKIP_COMPUTE_HASH; else as `LazyBroadcast`.
     Collective: every rank of the group constructs, in the same order.
     Blocking: until all ranks have come, up to `timeout_s`.
     Threads: calls without `rid` from one thread per rank; the rest is safe.
@@ -67,22 +80,25 @@ class SGLangBroadcast:
     ) -> None:
         self.binding = Binding.find(requires_mm_token_modalities=requires_mm_token_modalities)
         backend: Callable[[Any], Any] = discovery.by_name("torch")
+        made_up = skips_hashing()
         self._executor = _executor_for_device()
         self._lazy: LazyBroadcast[Request, Any] = LazyBroadcast(
             PREPARE_AND_FINISH,
             backend=backend(group),
             root=root,
             name=name,
-            placement="shard",
-            owners=owners,
+            placement="root" if made_up else "shard",  # which ranks compare
+            owners=None if made_up else owners,
             replicated=True,
             timeout_s=timeout_s,
-            warn_after_s=timeout_s,  # what a rank sits out is no reason to warn
+            warn_after_s=_PATIENCE * timeout_s,  # what a rank sits out is no reason to warn
             executor=self._executor,
         )
+        self._timeout_s = timeout_s if self._lazy.is_root else _PATIENCE * timeout_s
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
-        self._passed: collections.deque[Key] = collections.deque(maxlen=_REMEMBERED)  # since the entry rank's last cast
+        self._passed: collections.deque[Key] = collections.deque()  # since the entry rank's last cast
+        self._turn = threading.Lock()  # of who says what passed, and casts: an id may be among both
+        self._lock = threading.Lock()  # guards the next one
         self._open: dict[str, InputsFuture] = {}
 
     @property
@@ -105,14 +121,18 @@ class SGLangBroadcast:
             raw: what the release's function takes; None and `MultimodalInputs` are returned as they are.
         Raises: `_MultimodalInputProcessingError` where SGLang has it; in other releases MaterializeError with SGLang's
             own error, PayloadMismatchError where ranks' inputs differ, CastTimeoutError, PeerLostError, ClosedError.
-        Collective: every rank, in the same order. Blocking: until the inputs are here, up to `timeout_s`.
+        Collective: every rank, in the same order. Blocking: until the inputs are here, up to the time limit.
         Threads: one per rank.
         """
         key = next(self._numbers)
-        if self._passes(raw, key):
+        if self._passes(raw):
+            self._pass(key)
             return self._passed_through(raw)
         try:
-            return self._lazy.broadcast(Request(self.binding, raw), key=key)
+            if self._lazy.is_root:
+                with self._turn:
+                    self._say_what_passed()  # a number names one call: no need to stay here until it is cast
+            return self._lazy.broadcast(Request(self.binding, raw), key=key, timeout_s=self._timeout_s)
         except LazycastError as exc:
             error = self._translated(exc)
         raise error
@@ -125,25 +145,43 @@ class SGLangBroadcast:
             rid: the request's id, by which ranks may then ask in any order, and `abort` it; else the call counts as one
                 of `process`.
         Returns: a `concurrent.futures.Future`, also awaitable. Its errors are those of `process`.
-        Raises: at once: KeyInUseError if this id is pending here; on the entry rank CastTimeoutError (back-pressure);
-            ClosedError.
+        Raises: at once, as lazycast raises them: KeyInUseError if this id is pending here; on the entry rank
+            CastTimeoutError (back-pressure); ClosedError. TypeError for an id that is no string.
         Collective: every rank. Blocking: never, short of back-pressure on the entry rank. Threads: safe with `rid`.
         """
+        if rid is not None and not isinstance(rid, str):
+            raise TypeError(f"rid must be a string or None, got {type(rid).__name__} {rid!r}")
         key: Key = next(self._numbers) if rid is None else rid
-        if self._passes(raw, key):
+        if self._passes(raw):
+            self._pass(key)
             return self._done_with(raw)
-        cast = self._lazy.broadcast_async(Request(self.binding, raw), key=key)
-        future = InputsFuture(cast, self._translated)
+        future = InputsFuture(self._translated, sure=not self._lazy.is_root)
         if rid is not None:
-            with self._lock:
-                self._open[rid] = future
+            self._remember(rid, future)
+        try:
+            future.follow(self._cast(Request(self.binding, raw), key))
+        except BaseException:
+            if rid is not None:
+                self._forget(rid, future)
+            raise
+        if rid is not None:
             future.add_done_callback(lambda done: self._forget(rid, done))
         return future
 
+    def _cast(self, request: Request, key: Key) -> CastFuture[Any]:
+        if not self._lazy.is_root:
+            return self._lazy.broadcast_async(request, key=key, timeout_s=self._timeout_s)
+        with self._turn:
+            self._say_what_passed()
+            return self._lazy.broadcast_async(request, key=key, timeout_s=self._timeout_s)
+
     def abort(self, rid: str) -> bool:
-        """Give up a request of `process_async` that is not done. True if this rank will not get its inputs.
+        """Give up a request of `process_async` that is not done, also while that call is still being made.
 
         The entry rank can only while it has not been sent; then it is cancelled on every rank.
+
+        Returns: whether this rank will not get its inputs. False also for an id that is not known here; and on the
+            entry rank while the call is still being made: it is given up then as soon as it can be.
         Collective: no. Blocking: never. Threads: safe.
         """
         with self._lock:
@@ -151,15 +189,27 @@ class SGLangBroadcast:
         return future is not None and future.cancel()
 
     def stats(self) -> Stats:
-        """Return counts and timings of this rank, as `LazyBroadcast.stats` does."""
+        """Return counts and timings of this rank, as `LazyBroadcast.stats` does.
+
+        Collective: no. Blocking: never. Threads: safe.
+        """
         return self._lazy.stats()
 
     def dump(self) -> str:
-        """Return this rank's whole state as text for a human."""
+        """Return this rank's whole state as text for a human.
+
+        Collective: no. Blocking: never. Threads: safe, in a signal handler too.
+        """
         return self._lazy.dump()
 
     def close(self, *, timeout_s: float | None = None) -> None:
-        """Finish or fail what is pending, and say farewell, as `LazyBroadcast.close` does. Twice is fine."""
+        """Finish or fail what is pending, and say farewell, as `LazyBroadcast.close` does. Twice is fine.
+
+        Args:
+            timeout_s: how long pending calls may take (seconds; by default 30, or the object's `timeout_s` if less).
+        Collective: no, but a call needs all ranks: close when this rank's last one is done. Blocking: up to `timeout_s`
+            and about a round trip. Threads: safe; not from a callback of its futures (ReentrantCallError).
+        """
         self._lazy.close(timeout_s=timeout_s)
         if self._executor is not None:
             self._executor.shutdown(wait=False)
@@ -175,42 +225,50 @@ class SGLangBroadcast:
 
     # Calls with nothing to hash
 
-    def _passes(self, raw: Any, key: Key) -> bool:
-        """Whether this rank has nothing to hash in a call; if so, make sure that others do not wait for it in vain."""
-        if raw is not None and not isinstance(raw, self.binding.inputs) and input_error(raw) is None:
-            if self._lazy.is_root:
+    def _passes(self, raw: Any) -> bool:
+        """Whether this rank has nothing to hash in a call."""
+        return raw is None or isinstance(raw, self.binding.inputs) or input_error(raw) is not None
+
+    def _pass(self, key: Key) -> None:
+        """Make sure that others do not wait in vain for a call in which this rank has nothing to hash."""
+        if not self._lazy.is_root:
+            if self._lazy.size > 1:
+                self._sit_out(key)
+            return
+        self._passed.append(key)
+        if len(self._passed) >= _MAX_PASSED:
+            with self._turn, contextlib.suppress(ClosedError):
                 self._say_what_passed()
-            return False
-        if self._lazy.is_root:
-            self._passed.append(key)
-        elif self._lazy.size > 1:
-            self._sit_out(key)
-        return True
 
     def _say_what_passed(self) -> None:
-        """On the entry rank: end the calls that others make, or have sat out, where this rank had nothing."""
+        """On the entry rank, in its turn: end the calls that others make, or have sat out, where it had nothing."""
         while self._passed:
-            try:
-                self._lazy.broadcast_async(MISSING, key=self._passed.popleft())
-            except TypeError:  # as it must be: a call without a payload counts, and is refused on every rank
-                continue
-            except KeyInUseError:  # an id that has come again: that one speaks for itself
-                continue
+            with contextlib.suppress(
+                TypeError
+            ):  # as it must be: without a payload it counts, and is refused everywhere
+                self._lazy.broadcast_async(MISSING, key=self._passed[0])
+            self._passed.popleft()  # which only happens here
 
     def _sit_out(self, key: Key) -> None:
         """On the others: ask without inputs, so that a cast of the entry rank fails everywhere; and do not wait."""
         try:
-            cast = self._lazy.broadcast_async(MISSING, key=key)
-        except LazycastError:  # closed, or an id that is pending: nobody waits for this one
+            cast = self._lazy.broadcast_async(MISSING, key=key, timeout_s=self._timeout_s)
+        except ClosedError:  # nobody waits for this one: the others know, or will
             return
-        cast.add_done_callback(self._sat_out)
+        except KeyInUseError as exc:  # it counts all the same; what is pending is another call
+            logger.error(
+                "lazycast: rank %d has nothing to hash for a request of which another waits: %s", self.rank, exc
+            )
+            return
+        cast.add_done_callback(lambda done: self._sat_out(key, done))
 
-    def _sat_out(self, cast: concurrent.futures.Future[Any]) -> None:
+    def _sat_out(self, key: Key, cast: concurrent.futures.Future[Any]) -> None:
         exc = None if cast.cancelled() else cast.exception()
         if isinstance(exc, PayloadMismatchError):
-            logger.error(
-                "lazycast: a request went on without inputs on rank %d, and failed elsewhere: %s", self.rank, exc
+            text = (
+                "lazycast: call %r went on without inputs on rank %d, and failed on the others; ranks have diverged: %s"
             )
+            logger.error(text, key, self.rank, exc)
 
     @staticmethod
     def _passed_through(raw: Any) -> Any:
@@ -226,6 +284,12 @@ class SGLangBroadcast:
         except Exception as exc:
             done.set_exception(exc)
         return done
+
+    def _remember(self, rid: str, future: InputsFuture) -> None:
+        with self._lock:
+            before = self._open.get(rid)
+            if before is None or before.done():  # else this call is about to be refused
+                self._open[rid] = future
 
     def _forget(self, rid: str, done: concurrent.futures.Future[Any]) -> None:
         with self._lock:

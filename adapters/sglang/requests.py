@@ -5,13 +5,16 @@ Guarantees:
 * The same semantics: the source gets back what it passed, the others lists of their own; ranks call in the same order.
 * Tensors are not copied into a pickle: on a host they lie once in shared memory, and cross to another host once.
 * What the source cannot pickle raises on every rank, instead of leaving the others to wait.
-* Only the calls that bring requests are replaced: those of the scheduler's receiver.
+* What is replaced are the calls that bring requests: those of the scheduler's receiver, and in 0.5.23, where both use
+  one function, those by which a pipeline stage shares what the stage before it has sent. Whoever else imports
+  `broadcast_pyobj` keeps SGLang's own.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,14 +25,15 @@ from lazycast.stats import Stats
 from .binding import UnsupportedReleaseError, release
 
 _FUNCTION = "broadcast_pyobj"
-#: The modules that bring requests to the ranks: until 0.5.9 and a while after; in 0.5.23.
+#: The modules that bring requests to the ranks: until 0.5.9 and a while after; in 0.5.23, where the receiver also calls
+#: `communication_op.attn_cp_tp_broadcast_pyobj`, as do pipeline stages.
 _MODULES = (
     "sglang.srt.managers.scheduler",
     "sglang.srt.managers.scheduler_components.request_receiver",
     "sglang.srt.distributed.communication_op",
 )
 _CONSTRUCTION_S = 300.0
-_FOR_EVER_S = 1e7  # a server may be idle for as long as it likes
+_NEVER_S = 1e8  # a server may be idle for as long as it likes; when to warn has to be a finite number
 _MAX_AHEAD = 16
 
 _replaced: dict[str, Any] = {}  # by module: its own function
@@ -42,7 +46,9 @@ class RequestBroadcast:
     Args:
         group: a process group; the default one if None. It is not used to communicate.
         root: the source, group-local.
-    Raises: as `LazyBroadcast`. Collective: every rank of the group constructs.
+    Raises: as `LazyBroadcast`; CastTimeoutError after 300 s, naming the ranks that have not come.
+    Collective: every rank of the group constructs, in the same order. Blocking: until all have come, up to 300 s.
+    Threads: one construction at a time on one group; see `broadcast`.
     """
 
     def __init__(self, group: Any = None, *, root: int = 0) -> None:
@@ -55,7 +61,7 @@ class RequestBroadcast:
             agree=False,
             max_inflight=_MAX_AHEAD,
             timeout_s=_CONSTRUCTION_S,
-            warn_after_s=_FOR_EVER_S,
+            warn_after_s=_NEVER_S,
         )
 
     def broadcast(self, data: list[Any]) -> list[Any]:
@@ -64,21 +70,31 @@ class RequestBroadcast:
         Args:
             data: any picklable objects; ignored except on the source, where the same list comes back.
         Raises: EncodeError on the source, RemoteError on the others, for what does not pickle; DecodeError for what a
-            rank cannot rebuild; PeerLostError, ClosedError.
+            rank cannot rebuild; PeerLostError, ClosedError. CastTimeoutError only if a rank's engine has stopped: a
+            call itself has no time limit, since a server may be idle.
         Collective: every rank, in the same order. Blocking: the source until all is on its way, at most 16 lists ahead
             of the slowest rank; the others until it is here. Threads: one per rank.
         """
         if not self._lazy.is_root:
-            return self._lazy.broadcast(timeout_s=_FOR_EVER_S)
-        self._lazy.broadcast(data or [], timeout_s=_FOR_EVER_S)
+            return self._lazy.broadcast(timeout_s=math.inf)
+        self._lazy.broadcast(data or [], timeout_s=math.inf)
         return data
 
     def stats(self) -> Stats:
-        """Return counts and timings of this rank, as `LazyBroadcast.stats` does."""
+        """Return counts and timings of this rank, as `LazyBroadcast.stats` does.
+
+        Collective: no. Blocking: never. Threads: safe.
+        """
         return self._lazy.stats()
 
     def close(self, *, timeout_s: float | None = None) -> None:
-        """Say farewell, as `LazyBroadcast.close` does. Twice is fine."""
+        """Say farewell, as `LazyBroadcast.close` does. Twice is fine.
+
+        Args:
+            timeout_s: how long pending calls may take (seconds; 30 by default).
+        Collective: no, but a call needs all ranks: close when this rank's last one is done. Blocking: up to `timeout_s`
+            and about a round trip. Threads: safe.
+        """
         self._lazy.close(timeout_s=timeout_s)
 
 
@@ -110,7 +126,8 @@ def install_requests() -> None:
     """Let requests travel by lazycast; a second time does nothing. Every rank of a server has to, or none.
 
     Raises: UnsupportedReleaseError if this release receives requests in another way.
-    Collective: no; the ranks meet at their first requests. Blocking: never.
+    Collective: no; the ranks meet at their first requests, for up to 300 s. Blocking: never. Threads: one at a time,
+        before the first request.
     """
     if _replaced:
         return
@@ -132,7 +149,11 @@ def install_requests() -> None:
 
 
 def uninstall_requests() -> None:
-    """Undo `install_requests`, and close what was made. Collective: no, but do it everywhere."""
+    """Undo `install_requests`, and close what was made.
+
+    Collective: no, but do it on every rank. Blocking: as `RequestBroadcast.close`, for each group. Threads: one at a
+        time, while no rank receives.
+    """
     for name, original in _replaced.items():
         setattr(importlib.import_module(name), _FUNCTION, original)
     _replaced.clear()

@@ -34,7 +34,8 @@ def install(target: Any) -> None:
     Args:
         target: SGLang's class `Scheduler`, before schedulers are made; or one scheduler.
     Raises: UnsupportedReleaseError if it has no such method; for a scheduler also what `SGLangBroadcast` raises.
-    Collective: for a scheduler, every rank of its group. Blocking: likewise, until all ranks have come.
+    Collective: for a scheduler, every rank of its group; for the class no, but do it on every rank, before they make
+        theirs. Blocking: for a scheduler, until all ranks have come, up to 60 s. Threads: one at a time.
     """
     if any(patched is target for patched, _, _ in _patches):
         return
@@ -53,9 +54,13 @@ def install(target: Any) -> None:
 
 
 def uninstall(target: Any = None) -> None:
-    """Undo `install`, for one target or for all, and close what was made for it.
+    """Undo `install`, and close what was made for it.
 
-    Collective: no, but do it on every rank. Blocking: as `SGLangBroadcast.close`.
+    Args:
+        target: what was given to `install`: a scheduler; or a class, and with it its schedulers that were not given by
+            themselves; or None for all.
+    Collective: no, but do it on every rank. Blocking: as `SGLangBroadcast.close`. Threads: one at a time, while no
+        scheduler is at work.
     """
     for patch in [patch for patch in reversed(_patches) if target is None or patch[0] is target]:
         where, name, before = patch
@@ -66,7 +71,8 @@ def uninstall(target: Any = None) -> None:
         _patches.remove(patch)
     for scheduler in list(_users):
         patched = any(where is scheduler for where, _, _ in _patches)  # by itself, and not undone now
-        if not patched and (target is None or scheduler is target or isinstance(target, type)):
+        of_class = isinstance(target, type) and isinstance(scheduler, target)
+        if not patched and (target is None or scheduler is target or of_class):
             _users.discard(scheduler)
             vars(scheduler).pop(_ATTRIBUTE).close()
 
@@ -100,13 +106,21 @@ def meeting(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def meet(scheduler: Any) -> None:
-    """Make the scheduler's `SGLangBroadcast` now, if it will be used, rather than during its first request."""
+    """Make the scheduler's `SGLangBroadcast` now, if it will be used, rather than during its first request.
+
+    Raises: as `SGLangBroadcast`. Collective: every rank of the scheduler's group, if it is on. Blocking: until all have
+        come, up to 60 s. Threads: the scheduler's.
+    """
     if _is_on(scheduler) and _has_group(scheduler):
         broadcast_of(scheduler)
 
 
 def broadcast_of(scheduler: Any) -> SGLangBroadcast:
-    """Return the scheduler's `SGLangBroadcast`, made at the first call. Collective, then."""
+    """Return the scheduler's `SGLangBroadcast`, made at the first call.
+
+    Raises: at the first call, as `SGLangBroadcast`. Collective: the first call, on every rank of its group. Blocking:
+        then, until all have come, up to 60 s. Threads: the scheduler's.
+    """
     found: SGLangBroadcast | None = vars(scheduler).get(_ATTRIBUTE)
     if found is None:
         import torch.distributed as dist
@@ -135,6 +149,8 @@ def _is_on(scheduler: Any) -> bool:
     """Whether the server was started with SGLang's own flag."""
     try:
         settings = importlib.import_module("sglang.srt.runtime_context").get_mm()
-        return bool(getattr(settings, _FLAG))
-    except Exception:  # older releases keep it with the server's arguments; some have neither
-        return bool(getattr(getattr(scheduler, "server_args", None), _FLAG, False))
+    except (ModuleNotFoundError, AttributeError, ValueError):
+        # Older releases have no such module or function; in newer ones nothing may have been published there yet.
+        # Then it is with the server's arguments, if there are any.
+        settings = getattr(scheduler, "server_args", None)
+    return bool(getattr(settings, _FLAG, False))

@@ -2,6 +2,7 @@
 
     python tests/sglang/run.py [--release 0.5.9] [--ranks 2] [pytest options]
 
+The example and the smallest benchmark follow, unless there are pytest options, which choose tests.
 Exit code 0 only if every rank of every run has passed; 1 also if SGLang could not be fetched.
 """
 
@@ -104,7 +105,12 @@ def main() -> int:
             said = "passed" if passed else "FAILED"
             print(f"== SGLang {release}, {ranks} ranks: {said} in {time.monotonic() - began_s:.0f} s", flush=True)
             failed |= not passed
-        if not options:
+        if options:
+            print(
+                f"== SGLang {release}: the example and the benchmark are left out, given {' '.join(options)}",
+                flush=True,
+            )
+        else:
             passed = example(python, 2)
             print(f"== SGLang {release}, the example: {'passed' if passed else 'FAILED'}", flush=True)
             failed |= not passed

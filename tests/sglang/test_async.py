@@ -106,15 +106,15 @@ def test_a_request_given_up_on_some_ranks_is_made_on_the_others(ranks: Ranks) ->
 
 def test_the_entry_rank_withdraws_what_is_not_sent(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the first one is being looked at, the second waits in the queue."""
-    from lazycast.engine import root
+    from lazycast.engine import sending
 
-    gate, original = threading.Event(), root.fingerprint
+    gate, original = threading.Event(), sending.fingerprint
 
     def slowly(payload: Any) -> Any:
         gate.wait(TIMEOUT_S)
         return original(payload)
 
-    monkeypatch.setattr(root, "fingerprint", slowly)
+    monkeypatch.setattr(sending, "fingerprint", slowly)
     with SGLangBroadcast() as broadcast:
         first = broadcast.process_async(image(1), rid="first")
         second = broadcast.process_async(image(2), rid="second")
@@ -125,6 +125,54 @@ def test_the_entry_rank_withdraws_what_is_not_sent(ranks: Ranks, monkeypatch: py
         with pytest.raises(concurrent.futures.CancelledError):
             second.result(TIMEOUT_S)
         same(broadcast.process(image(3)), alone(image(3)))
+
+
+def test_ids_of_many_threads_some_with_nothing(ranks: Ranks) -> None:
+    """Those with nothing the first time come again, with inputs: no call meets another's cast."""
+
+    def raw(n: int, turn: int) -> Any:
+        return None if turn == 0 and n % 3 == 0 else inputs.images(1, n, patches=3)
+
+    with SGLangBroadcast() as broadcast, concurrent.futures.ThreadPoolExecutor(4) as threads:
+
+        def one(n: int, turn: int) -> Any:
+            return broadcast.process_async(raw(n, turn), rid=f"request {n}").result(TIMEOUT_S)
+
+        for turn in range(3):
+            made = list(threads.map(one, range(40), [turn] * 40))
+            for n, found in enumerate(made):
+                if raw(n, turn) is None:
+                    assert found is None
+                else:
+                    same(found, alone(raw(n, turn)))
+            ranks.meet()
+
+
+def test_a_request_given_up_while_it_is_being_asked_for(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SGLangBroadcast() as broadcast:
+        if ranks.rank == ranks.size - 1:
+            original, said = broadcast._lazy.broadcast_async, []
+
+            def slowly(*args: Any, **kwargs: Any) -> Any:
+                said.append(broadcast.abort("x"))
+                return original(*args, **kwargs)
+
+            monkeypatch.setattr(broadcast._lazy, "broadcast_async", slowly)
+            future = broadcast.process_async(image(1), rid="x")
+            assert said == [True]
+            with pytest.raises(concurrent.futures.CancelledError):
+                future.result(TIMEOUT_S)
+            monkeypatch.undo()
+        else:
+            same(broadcast.process_async(image(1), rid="x").result(TIMEOUT_S), alone(image(1)))
+        ranks.meet()
+        same(broadcast.process_async(image(2), rid="x").result(TIMEOUT_S), alone(image(2)))
+        assert broadcast._open == {} or all(left.done() for left in broadcast._open.values())
+
+
+def test_ids_are_strings(ranks: Ranks) -> None:
+    with SGLangBroadcast() as broadcast, pytest.raises(TypeError, match="rid must be a string"):
+        broadcast.process_async(None, rid=3)  # type: ignore[arg-type]
 
 
 def test_it_says_what_it_is(ranks: Ranks) -> None:

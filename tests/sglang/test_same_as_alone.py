@@ -49,17 +49,25 @@ def large(seed: int, change: Callable[[Any], Any] = lambda feature: feature) -> 
 
 
 def count_hashing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Count what is hashed on this rank from now on."""
+    """Count what is hashed on this rank from now on, by SGLang or in its place."""
     from sglang.srt.managers import mm_utils
 
-    original, counted = mm_utils.hash_feature, [0]
+    from lazycast.adapters.sglang import hashing
 
-    def counting(feature: Any) -> Any:
+    counted = [0]
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.int32):
+        hashing._is_sha256(dtype)  # once per process: hashes a sample both ways
+    for module, name in ((mm_utils, "hash_feature"), (hashing, "_sha256")):
+        monkeypatch.setattr(module, name, counting(getattr(module, name), counted))
+    return counted
+
+
+def counting(original: Callable[[Any], Any], counted: list[int]) -> Callable[[Any], Any]:
+    def count(feature: Any) -> Any:
         counted[0] += 1
         return original(feature)
 
-    monkeypatch.setattr(mm_utils, "hash_feature", counting)
-    return counted
+    return count
 
 
 @pytest.mark.parametrize("splitting", ["0", "1"])
@@ -68,14 +76,18 @@ def test_every_kind_of_input(ranks: Ranks, monkeypatch: pytest.MonkeyPatch, name
     with environment(SGLANG_ENABLE_MM_SPLITTING=splitting), installed() as scheduler:
         for seed in range(ranks.size + 1):
             raw = REQUESTS[name](seed)
-            expected = alone(raw)
+            with monkeypatch.context() as patch:
+                counted = count_hashing(patch)
+                expected = alone(raw)
+                needed = counted[0]
             given, features = inputs_of(raw), [item.feature for item in inputs_of(raw)]
             with monkeypatch.context() as patch:
                 counted = count_hashing(patch)
                 found = process(scheduler, raw)
             same(found, expected)
             ranks.agree(hashes(found))
-            assert sum(1 for n in ranks.tell(counted[0]) if n) <= 1, "more than one rank has hashed"
+            told = sorted(ranks.tell(counted[0]))
+            assert told == [*[0] * (ranks.size - 1), needed], "not one rank for all"
             if len(found.mm_items) == len(given) and splitting == "0":
                 for item, own, feature in zip(found.mm_items, given, features, strict=True):
                     assert item is own, "not this rank's own item"
@@ -116,12 +128,33 @@ def test_values_are_private(ranks: Ranks) -> None:
                 assert item.offsets == [(ranks.rank, n)]
 
 
-def test_ranks_agree_on_hashes_that_are_made_up(ranks: Ranks) -> None:
-    with environment(SGLANG_MM_SKIP_COMPUTE_HASH="1"), installed() as scheduler:
+@pytest.mark.parametrize("apart", [False, True])
+def test_ranks_agree_on_hashes_that_are_made_up(ranks: Ranks, apart: bool) -> None:
+    """Also those that share no memory, where one rank of each host would make up others."""
+    host = f"host of {ranks.rank}" if apart else "one host"
+    with environment(SGLANG_MM_SKIP_COMPUTE_HASH="1", LAZYCAST_HOST=host), installed() as scheduler:
+        assert len(scheduler._lazycast_broadcast.stats().hosts) == (ranks.size if apart else 1)
         raw = inputs.images(3, 1, patches=300)
         made = [process(scheduler, copy.deepcopy(raw)) for _ in range(2)]
         ranks.agree([hashes(one) for one in made])
         assert hashes(made[0]) != hashes(made[1])
+
+
+def test_each_host_hashes_once(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hosts that share no memory."""
+    host = ranks.rank // (ranks.size // 2)
+    with environment(LAZYCAST_HOST=f"host {host}"), installed() as scheduler:
+        assert len(scheduler._lazycast_broadcast.stats().hosts) == 2
+        for seed in range(ranks.size + 1):
+            raw = inputs.images(2, seed, patches=100)
+            expected = alone(raw)
+            with monkeypatch.context() as patch:
+                counted = count_hashing(patch)
+                found = process(scheduler, raw)
+            same(found, expected)
+            hashed = {where for where, count in ranks.tell((host, counted[0])) if count}
+            assert hashed == {0, 1}
+            assert len([count for _, count in ranks.tell((host, counted[0])) if count]) == 2
 
 
 @pytest.mark.release("0.5.9")

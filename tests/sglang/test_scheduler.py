@@ -69,6 +69,41 @@ def test_on_the_class(ranks: Ranks) -> None:
     same(process(scheduler, image(2)), alone(image(2)))
 
 
+def test_taking_it_from_one_class_leaves_others_alone(ranks: Ranks) -> None:
+    class Another(Scheduler):  # type: ignore[misc]
+        pass
+
+    class Third(Scheduler):  # type: ignore[misc]
+        pass
+
+    install(Another)
+    install(Third)
+    try:
+        one, other = without_model(Another), without_model(Third)
+        for scheduler in (one, other):
+            same(process(scheduler, image(1)), alone(image(1)))
+        ranks.meet()
+        uninstall(Another)
+        assert "_lazycast_broadcast" not in vars(one)
+        same(process(other, image(2)), alone(image(2)))
+        assert other._lazycast_broadcast.stats().casts == 2
+        ranks.meet()
+    finally:
+        uninstall()
+
+
+def test_a_broken_setting_is_not_taken_for_one_that_is_off(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lazycast.adapters.sglang.scheduler import meet
+
+    def broken() -> Any:
+        raise RuntimeError("no such thing")
+
+    module = SimpleNamespace(get_mm=broken)
+    monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", module)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="no such thing"):
+        meet(without_model(Scheduler))
+
+
 @pytest.mark.parametrize("on", [True, False])
 def test_ranks_meet_when_schedulers_are_made(ranks: Ranks, monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
     def init(self: Any) -> None:

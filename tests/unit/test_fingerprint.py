@@ -239,6 +239,108 @@ def test_arrays_count_by_their_elements_however_they_lie_in_memory(shape: tuple[
     assert fingerprint(one) == fingerprint(np.asfortranarray(one)) == fingerprint(wide[..., ::2])
 
 
+PATCHES, WIDTH = 1600, 1176  # of an image, as Qwen-VL cuts it: float32
+
+
+def image() -> np.ndarray:
+    return np.random.default_rng(5).standard_normal((PATCHES, WIDTH), dtype=np.float32)
+
+
+@pytest.mark.parametrize("patch", [0, 1, 777, PATCHES - 1])
+@pytest.mark.parametrize("kind", ["array", "bytes", "tensor", "strided", "strided tensor", "half", "big-endian"])
+def test_images_that_differ_in_one_patch_differ(kind: str, patch: int) -> None:
+    one = image()
+    other = one.copy()
+    other[patch] = one[patch][::-1]
+    assert fingerprint(of_kind(one, kind)) == fingerprint(of_kind(one.copy(), kind))
+    assert fingerprint(of_kind(one, kind)) != fingerprint(of_kind(other, kind))
+
+
+def of_kind(values: np.ndarray, kind: str) -> Any:
+    if kind == "bytes":
+        return values.tobytes()
+    if kind == "strided":
+        return np.asfortranarray(values)
+    if kind == "big-endian":
+        return values.astype(">f4")
+    if kind == "array":
+        return values
+    torch = pytest.importorskip("torch")
+    tensor = torch.from_numpy(values)
+    if kind == "strided tensor":
+        wide = torch.zeros(PATCHES, 2 * WIDTH)
+        wide[:, ::2] = tensor
+        return wide[:, ::2]
+    return tensor.half() if kind == "half" else tensor
+
+
+@pytest.mark.parametrize("nbytes", [513, 4096, 5000, 65_535, 65_536])
+@pytest.mark.parametrize("where", [0.0, 0.1, 0.5, 0.77, 1.0])
+def test_short_buffers_are_read_whole(nbytes: int, where: float) -> None:
+    one = np.random.default_rng(nbytes).integers(0, 256, nbytes, dtype=np.uint8)
+    other = one.copy()
+    other[int(where * (nbytes - 1))] ^= 1
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(one.tobytes()) != fingerprint(other.tobytes())
+
+
+@pytest.mark.parametrize("nbytes", [66_000, 131_072, 200_001, 1 << 20, 7_526_400])
+def test_long_buffers_are_read_everywhere(nbytes: int) -> None:
+    one = np.random.default_rng(1).integers(0, 256, nbytes, dtype=np.uint8)
+    before = fingerprint(one)
+    for start in [*np.linspace(0, nbytes - 512, 9).astype(int), nbytes - 512]:
+        other = one.copy()
+        other[start : start + 512] ^= 255
+        assert fingerprint(other) != before, f"{start} of {nbytes}"
+
+
+def test_the_order_of_what_is_read_counts() -> None:
+    one = image()
+    other = one.copy()
+    other[[3, 900]] = one[[900, 3]]
+    assert fingerprint(one) != fingerprint(other)
+
+
+@pytest.mark.parametrize("dtype", ["?", "i1", "<i2", ">i2", "<f4", "<i8", "<c16", "V3", "M8[s]", "S4", "S5"])
+def test_arrays_of_every_type_count_by_their_elements(dtype: str) -> None:
+    raw = np.random.default_rng(2).integers(0, 2, 100_000 * np.dtype(dtype).itemsize, dtype=np.uint8)
+    one = raw.view(dtype)
+    wide = np.zeros(200_000, dtype)
+    wide[::2] = one
+    assert fingerprint(one) == fingerprint(wide[::2]) == fingerprint(one.copy())
+    other = one.copy()
+    other[-1], other[-2] = one[0], one[1]
+    other.view(np.uint8)[-1] ^= 1
+    assert fingerprint(one) != fingerprint(other)
+    wide[::2] = other
+    assert fingerprint(other) == fingerprint(wide[::2])
+
+
+def test_bytes_that_begin_at_an_odd_address() -> None:
+    raw = np.random.default_rng(2).integers(0, 256, 300_001, dtype=np.uint8)
+    assert fingerprint(memoryview(raw)[1:]) == fingerprint(memoryview(raw[1:].copy()))
+    assert fingerprint(raw[1:]) == fingerprint(raw[1:].copy())
+
+
+def test_tensors_of_every_type_count_by_their_elements() -> None:
+    torch = pytest.importorskip("torch")
+    base = torch.arange(80_000) % 199
+    for dtype in (torch.bool, torch.uint8, torch.bfloat16, torch.float64, torch.complex64, torch.complex128):
+        one = base.to(dtype).reshape(200, 400)
+        wide = torch.zeros(200, 800, dtype=dtype)
+        wide[:, ::2] = one
+        other = one.clone()
+        other[100] = ~other[100] if dtype is torch.bool else other[100] + 1
+        assert fingerprint(one) == fingerprint(wide[:, ::2]) == fingerprint(one.T.contiguous().T), dtype
+        assert fingerprint(one) != fingerprint(other), dtype
+        wide[:, ::2] = other
+        assert fingerprint(one) != fingerprint(wide[:, ::2]), dtype
+    lazily = base.to(torch.complex64).add(3j).conj()
+    assert fingerprint(lazily) == fingerprint(lazily.resolve_conj())
+    assert fingerprint(lazily) != fingerprint(lazily + 1)
+    assert fingerprint(torch.ones(50, 50).to_sparse()) == fingerprint(torch.ones(50, 50).to_sparse())
+
+
 def test_sets_count_in_no_order() -> None:
     words = [f"word {n}" for n in range(100)]
     backwards: set[str] = set()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
-from lazycast.adapters.sglang import Binding, UnsupportedReleaseError, install_requests, plugin
-from lazycast.bench.sglang import session
+from lazycast.adapters.sglang import Binding, InputsFuture, UnsupportedReleaseError, install_requests, plugin
+from lazycast.bench.sglang import report, session
 from lazycast.bench.sglang.plan import Plan
-from lazycast.errors import BackendUnavailableError, LazycastError
+from lazycast.errors import BackendUnavailableError, LazycastError, ReentrantCallError
+from lazycast.future import CastFuture
 
 pytestmark = pytest.mark.skipif(find_spec("sglang") is not None, reason="SGLang is installed")
 
@@ -40,3 +43,121 @@ def test_sglang_finds_the_plugin() -> None:
 def test_the_plugin_does_nothing_where_no_scheduler_is() -> None:
     plugin.plugin()
     assert not [name for name in sys.modules if name.split(".")[0] == "sglang"]
+
+
+class Cast:
+    """A cast whose engine does what a test tells it to."""
+
+    def __init__(self) -> None:
+        self.callbacks: list[Callable[[], None]] = []  # what the callback thread has not come to
+        self.reentrant = False
+        self.on_withdraw: Callable[[], bool] = self.withdraw
+        self.future: CastFuture[Any] = CastFuture(
+            label=lambda: "a cast",
+            withdraw=lambda: self.on_withdraw(),
+            run_callback=self.callbacks.append,
+            guard=self.guard,
+        )
+
+    def guard(self) -> None:
+        if self.reentrant:
+            raise ReentrantCallError("in a callback")
+
+    def withdraw(self) -> bool:
+        self.future.settle_cancelled()
+        return True
+
+
+def following(cast: Cast, *, sure: bool = True) -> InputsFuture:
+    future = InputsFuture(lambda exc: ValueError(f"translated {exc}"), sure=sure)
+    future.follow(cast.future)
+    return future
+
+
+def test_waiting_in_a_callback_raises() -> None:
+    cast = Cast()
+    future, cast.reentrant = following(cast), True
+    for wait in (future.result, future.exception):
+        with pytest.raises(ReentrantCallError):
+            wait(5)
+    cast.future.settle(3)
+    assert future.result(0) == 3
+    assert future.result(0) == 3
+
+
+def test_what_is_done_need_not_wait_for_the_callback_thread() -> None:
+    """In a callback of another future it would wait for itself."""
+    cast = Cast()
+    future = following(cast)
+    cast.future.settle_error(KeyError("x"))
+    assert not future.done()
+    with pytest.raises(ValueError, match="translated 'x'"):
+        future.result(5)
+    for callback in cast.callbacks:  # which comes too late, and changes nothing
+        callback()
+    assert isinstance(future.exception(0), ValueError)
+
+
+def test_waiting_ends_in_time() -> None:
+    future = following(Cast())
+    with pytest.raises(concurrent.futures.TimeoutError):
+        future.result(0.01)
+
+
+@pytest.mark.parametrize("won", [True, False])
+def test_giving_up_while_the_cast_is_being_settled(won: bool) -> None:
+    cast = Cast()
+    future = following(cast)
+
+    def late() -> bool:
+        cast.future.settle(3)
+        for callback in cast.callbacks:  # on another thread
+            callback()
+        return False
+
+    cast.on_withdraw = cast.withdraw if won else late
+    assert future.cancel() is won
+    assert future.done()
+    assert future.cancelled() is won
+    assert future.cancel() is won
+    if not won:
+        assert future.result(0) == 3
+    assert concurrent.futures.wait([future], 5).done == {future}
+
+
+@pytest.mark.parametrize("sure", [True, False])
+def test_giving_up_before_there_is_a_cast(sure: bool) -> None:
+    cast, future = Cast(), InputsFuture(sure=sure)
+    assert future.cancel() is sure
+    future.follow(cast.future)
+    assert cast.future.cancelled()
+    for callback in cast.callbacks:
+        callback()
+    assert future.cancelled()
+
+
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        ("lazycast bench sglang --ranks 2,4 --out /some/where --short", "lazycast bench sglang --ranks 2,4 --short"),
+        ("lazycast bench sglang --out='/some where'", "lazycast bench sglang"),
+        ("lazycast bench sglang --ou x --no-requests", "lazycast bench sglang --no-requests"),
+        ("lazycast bench sglang", "lazycast bench sglang"),
+    ],
+)
+def test_reports_do_not_say_where_they_were_written_to(command: str, kept: str) -> None:
+    assert session.recorded(command) == kept
+
+
+def test_ratios_are_not_rounded_up_to_what_was_hoped_for() -> None:
+    assert [report.ratio_text(ratio) for ratio in (3.965, 0.796, 9.994, 9.996, 15.56)] == [
+        *("3.96", "0.80", "9.99", "10.0", "15.6")
+    ]
+    ways = {
+        "sglang": {"call_s": [0.02, 0.04], "last_s": 0.03965, "qps": 20, "cpu_s": 0.05},
+        "lazycast": {"call_s": [0.01, 0.01], "last_s": 0.01, "qps": 100, "cpu_s": 0.01},
+    }
+    cell = {"ranks": 2, "kind": "inputs", "images": 1, "text": "1 image", "ways": ways}
+    ((_, rows),) = report.tables({"plan": {"ranks": [2]}, "cells": [cell]})
+    ratios = [at for at, heading in enumerate(report.HEADINGS) if heading == "ratio"]
+    assert [[row[at] for at in ratios] for row in rows] == [["2.00", "3.96"], ["", ""]]

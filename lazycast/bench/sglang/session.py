@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -19,11 +20,25 @@ from lazycast.launcher import launch
 FORMAT = 1
 
 
+def recorded(command: str) -> str:
+    """Return a command as reports show it: without `--out`, which says where this machine keeps them."""
+    words = shlex.split(command)
+    kept = []
+    while words:
+        word = words.pop(0)
+        name, _, value = word.partition("=")
+        if not (len(name) > 2 and "--out".startswith(name)):  # argparse takes beginnings as well
+            kept.append(word)
+        elif not value:
+            del words[:1]
+    return shlex.join(kept)
+
+
 def run(plan: Plan, *, command: str | None = None) -> dict[str, Any]:
     """Measure what `plan` says on ranks of this machine; return everything that is known of the run, as JSON has it.
 
     Args:
-        command: what was typed, for reports.
+        command: what was typed, for reports, which leave out the folder that they are written to.
     Raises: BackendUnavailableError without SGLang; what `launch` raises, also if hashes differ.
     Blocking: until all is measured.
     """
@@ -36,7 +51,7 @@ def run(plan: Plan, *, command: str | None = None) -> dict[str, Any]:
     about = {
         "format": FORMAT,
         "benchmark": "sglang",
-        "command": command,
+        "command": None if command is None else recorded(command),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine.describe(),
         "plan": asdict(plan),
