@@ -118,8 +118,7 @@ def _check_frozen(it: Combination, outcome: Event, ms: float, about: str) -> Non
     if outcome["kind"] == "value":  # all that it had to do for this cast it had done
         return
     assert outcome["kind"] == "CastTimeoutError", about
-    said = outcome["message"].partition("no value after")[2]
-    assert str(it.victim) in re.findall(r"\d+", said.partition("missing: ")[2]), about
+    assert str(it.victim) in _missing(outcome), about
     assert ms < TIMEOUT_S * 1e3 + SLACK_MS, about
 
 
@@ -129,6 +128,11 @@ def _check_cut(outcome: Event, rank: int, ms: float, about: str) -> None:
         return
     assert outcome["kind"] == "CastTimeoutError", about
     there = {"2", "3"} if rank < 2 else {"0", "1"}
-    said = outcome["message"].partition("no value after")[2].partition("missing: ")[2]
-    assert there & set(re.findall(r"\d+", said)), about
+    assert there & _missing(outcome), about
     assert ms < TIMEOUT_S * 1e3 + SLACK_MS, about
+
+
+def _missing(outcome: Event) -> set[str]:
+    """Return whom a time-out lacks, be it of this rank or of the first whose time was over: numbers, and some more."""
+    said = re.split("no value after|had waited", outcome["message"], maxsplit=1)[1]
+    return set(re.findall(r"\d+", said.partition("missing: ")[2]))
