@@ -4,6 +4,7 @@ Guarantees:
 
 * A value, or the news that somebody will not make it, counts in whatever order they come, also before the cast itself.
 * A cast is taken off when its value is there, when this rank is the owner itself, or when its owner has gone.
+* Of what comes before its cast, only so much is kept of each rank: one that says too much loses its own words alone.
 * Every answer is a function of what was told before; the caller acts on it outside any lock.
 """
 
@@ -11,6 +12,10 @@ from __future__ import annotations
 
 from lazycast.engine.arrival import Arrival
 from lazycast.wire import Failure, Pass, Value
+
+#: How many early messages of one rank are kept. What a value can overtake is in flight, and the root's `max_inflight`,
+#: which may be another one than this rank's, bounds that.
+_MOST_EARLY = 4096
 
 
 class Awaited:
@@ -20,6 +25,7 @@ class Awaited:
         self._rank = rank
         self._casts: dict[int, Arrival] = {}  # by seq: those whose owner has not sent its `Value`
         self._early: dict[int, list[tuple[Value | Pass, memoryview]]] = {}  # from owners, before the cast itself
+        self._early_count: dict[int, int] = {}  # of these, by sender
         self._late_passes: dict[int, int] = {}  # by seq: how many are still to come after the value
         self._silent: dict[int, Failure] = {}  # ranks of this host that send no more, and why
 
@@ -28,6 +34,8 @@ class Awaited:
         seq = arrival.message.seq
         self._casts[seq] = arrival
         early = self._early.pop(seq, ())
+        for said, _ in early:
+            self._early_count[said.rank] -= 1
         for said, body in sorted(early, key=lambda entry: isinstance(entry[0], Value)):  # the owner, then its value
             self._note(arrival, said, body)
         self._last_word(arrival)
@@ -44,8 +52,19 @@ class Awaited:
         if seq in self._late_passes:
             self._count_pass(seq, self._late_passes.pop(seq) - 1)
         elif keep:
-            self._early.setdefault(seq, []).append((message, body))
+            self._keep(message, body)
         return None, False
+
+    def _keep(self, message: Value | Pass, body: memoryview) -> None:
+        count = self._early_count.get(message.rank, 0)
+        if count < _MOST_EARLY:
+            self._early_count[message.rank] = count + 1
+        else:  # its oldest one goes: of what is still in flight there are fewer
+            seq, said = next((s, e) for s, e in self._early.items() if any(m.rank == message.rank for m, _ in e))
+            said.remove(next(entry for entry in said if entry[0].rank == message.rank))
+            if not said:
+                del self._early[seq]
+        self._early.setdefault(message.seq, []).append((message, body))
 
     def pass_on(self, arrival: Arrival, to: int) -> None:
         """Book that this rank, the owner of a cast, leaves it to another one: its value will come here too."""
@@ -64,7 +83,7 @@ class Awaited:
 
     def clear(self) -> None:
         """Let go of all casts, and of what was said of those that have not come."""
-        for table in (self._casts, self._early, self._late_passes):
+        for table in (self._casts, self._early, self._early_count, self._late_passes):
             table.clear()
 
     def lines(self) -> list[str]:

@@ -85,7 +85,9 @@ class Lane(Connected):
     def _on_host_message(self, message: Value | Pass, body: memoryview) -> None:
         began_s = time.monotonic()
         with self._lock:
-            arrival, again = self._awaited.hear(message, body, keep=self._end.failure is None)
+            # The root books a cast before it sends it: nothing that is said of it can be early there.
+            keep = self._end.failure is None and self._group.rank != self._group.root
+            arrival, again = self._awaited.hear(message, body, keep=keep)
         if (tracer := self._tracer) is not None and isinstance(message, Value):
             cast = arrival.message if arrival is not None else None
             tracer.took("arrive value", began_s, time.monotonic(), cast, seq=message.seq, owner=message.rank)

@@ -81,3 +81,17 @@ def test_nothing_is_kept_for_casts_that_will_not_come() -> None:
     awaited = Awaited(ME)
     awaited.hear(value(1), NOTHING, keep=False)
     assert len(awaited) == 0
+
+
+def test_a_rank_that_speaks_of_casts_that_never_come_fills_no_memory_and_harms_no_other() -> None:
+    awaited, mine, theirs = Awaited(ME), cast(1, SECOND), cast(20_000)
+    awaited.hear(value(1, SECOND), NOTHING, keep=True)
+    for seq in range(2, 20_001):
+        awaited.hear(value(seq), NOTHING, keep=True)
+    assert len(awaited) == 4096 + 1
+    for arrival in (mine, theirs):
+        awaited.admit(arrival)
+        assert arrival.shared is not None
+    for seq in range(20_001, 20_101):
+        awaited.hear(value(seq), NOTHING, keep=True)
+    assert len(awaited) == 4096
