@@ -26,7 +26,7 @@ class Awaited:
         self._casts: dict[int, Arrival] = {}  # by seq: those whose owner has not sent its `Value`
         self._early: dict[int, list[tuple[Value | Pass, memoryview]]] = {}  # from owners, before the cast itself
         self._early_count: dict[int, int] = {}  # of these, by sender
-        self._late_passes: dict[int, int] = {}  # by seq: how many are still to come after the value
+        self._late_passes: dict[int, int] = {}  # by seq: how many are still to come of a cast that is off
         self._silent: dict[int, Failure] = {}  # ranks of this host that send no more, and why
 
     def admit(self, arrival: Arrival) -> None:
@@ -69,7 +69,7 @@ class Awaited:
     def pass_on(self, arrival: Arrival, to: int) -> None:
         """Book that this rank, the owner of a cast, leaves it to another one: its value will come here too."""
         arrival.owner, arrival.passed = to, [*arrival.passed, self._rank]
-        arrival.passes += 1
+        arrival.passes = len(arrival.passed) - self._late_passes.pop(arrival.message.seq, 0)
         self._casts[arrival.message.seq] = arrival
         self._last_word(arrival)
 
@@ -108,6 +108,7 @@ class Awaited:
         if message.to != self._rank:
             return False
         del self._casts[message.seq]
+        self._count_pass(message.seq, len(arrival.passed) - arrival.passes)
         return arrival.begun or arrival.final is not None
 
     def _last_word(self, arrival: Arrival) -> None:
@@ -117,6 +118,6 @@ class Awaited:
             arrival.shared = Value(owner, seq, failure=self._silent[owner]), memoryview(b"")
 
     def _count_pass(self, seq: int, left: int) -> None:
-        """A value can overtake the news of how its owner came to be it, which comes from others."""
+        """A value, or the last of the news, can overtake news of how its owner came to be it, which others send."""
         if left > 0:
             self._late_passes[seq] = left

@@ -95,3 +95,25 @@ def test_a_rank_that_speaks_of_casts_that_never_come_fills_no_memory_and_harms_n
     for seq in range(20_001, 20_101):
         awaited.hear(value(seq), NOTHING, keep=True)
     assert len(awaited) == 4096
+
+
+def test_news_that_comes_after_this_rank_was_left_a_cast_is_not_kept() -> None:
+    """It comes from several ranks: that the second leaves it to this one may be here before that it was the second's."""
+    awaited, arrival = Awaited(ME), cast(1)
+    awaited.admit(arrival)
+    awaited.hear(Pass(SECOND, 1, ME, [FIRST, SECOND]), NOTHING, keep=True)
+    awaited.hear(Pass(FIRST, 1, SECOND, [FIRST]), NOTHING, keep=True)
+    assert len(awaited) == 0
+    assert arrival.owner == ME
+
+
+def test_news_that_comes_after_this_rank_has_left_a_cast_to_another_is_counted_once() -> None:
+    awaited, arrival = Awaited(ME), cast(1)
+    awaited.admit(arrival)
+    awaited.hear(Pass(SECOND, 1, ME, [FIRST, SECOND]), NOTHING, keep=True)
+    awaited.pass_on(arrival, 4)
+    awaited.hear(value(1, 4, passes=3), NOTHING, keep=True)
+    assert len(awaited) == 1
+    awaited.hear(Pass(FIRST, 1, SECOND, [FIRST]), NOTHING, keep=True)
+    assert len(awaited) == 0
+    assert arrival.shared == (value(1, 4, passes=3), NOTHING)
