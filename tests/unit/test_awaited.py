@@ -98,7 +98,7 @@ def test_a_rank_that_speaks_of_casts_that_never_come_fills_no_memory_and_harms_n
 
 
 def test_news_that_comes_after_this_rank_was_left_a_cast_is_not_kept() -> None:
-    """It comes from several ranks: that the second leaves it to this one may be here before that it was the second's."""
+    """That the second owner left it to this rank may be here before that the first had left it to the second."""
     awaited, arrival = Awaited(ME), cast(1)
     awaited.admit(arrival)
     awaited.hear(Pass(SECOND, 1, ME, [FIRST, SECOND]), NOTHING, keep=True)
