@@ -333,6 +333,4 @@ class Desk(Records):
     def after_fork_in_child(self) -> None:
         """Only the forking thread is alive, and any lock may be held: touch none."""
         self._forked = True
-        if (tracer := self._tracer) is not None:
-            self._tracer = None
-            tracer.close_after_fork()
+        self._tracer = None  # it closes its file itself
