@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 import concurrent.futures
-import logging
-import math
 import os
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
-from lazycast import discovery, handshake, lifetime, wire
-from lazycast.backend import Backend, Context
-from lazycast.engine.follower import FollowerLane
-from lazycast.engine.performer import Group
-from lazycast.engine.root import RootLane
-from lazycast.engine.solo import SoloLane
+from lazycast import construction, discovery, lifetime
+from lazycast.arguments import checked_key, limit
+from lazycast.backend import Backend
 from lazycast.engine.workers import role_of
 from lazycast.errors import BackendError, CastTimeoutError
-from lazycast.fanout import meeting
-from lazycast.fanout.mesh import Mesh
 from lazycast.future import CastFuture
 from lazycast.group_stats import GroupStats
 from lazycast.missing import MISSING, Missing
 from lazycast.options import DEFAULT_ARENA_NBYTES, DEFAULT_MAX_INFLIGHT_NBYTES, Options, check, debug_wanted
 from lazycast.reducers import note_devices
 from lazycast.stats import Stats
-from lazycast.topology import place
 from lazycast.tracing.tracer import Tracer
 from lazycast.wire import Key
 
 P = TypeVar("P")
 V = TypeVar("V")
 
-logger = logging.getLogger("lazycast")
-
 #: What `close` allows for by default (seconds).
 _CLOSE_TIMEOUT_S = 30.0
 #: By how much a blocking call outlives its time limit before it stops trusting the engine to end it (seconds).
 _GRACE_S = 5.0
-#: Longer than anybody waits, and short enough for the platform's waits (seconds).
-_FOR_EVER_S = 1e8
 
 
 class LazyBroadcast(Generic[P, V]):
@@ -145,69 +133,11 @@ class LazyBroadcast(Generic[P, V]):
         self._options = options
         began_s = time.monotonic()
         try:
-            self._lane = self._meet(options, check(options, self._backend.size))
+            self._lane = construction.meet(self._backend, options, check(options, self._backend.size))
         except (BackendError, CastTimeoutError) as exc:
             exc.operation, exc.phase, exc.age_s = "construct", "meeting the other ranks", time.monotonic() - began_s
             raise
         lifetime.watch(self._lane)
-
-    def _meet(self, options: Options, error: Exception | None) -> RootLane | FollowerLane | SoloLane:
-        """Meet the other ranks, whatever this one has to say, and build the lane."""
-        limit = options.timeout_s
-        timeout_s = min(float(limit), _FOR_EVER_S) if isinstance(limit, (int, float)) and limit > 0 else 300.0
-        backend, deadline_s = self._backend, time.monotonic() + timeout_s
-        context = backend.open(timeout_s=timeout_s)
-        try:
-            mine = handshake.hello(backend.rank, options.agreed(), error)
-            left_s = max(0.001, deadline_s - time.monotonic())
-            blobs = context.exchange(handshake.encode(mine), timeout_s=left_s)
-            hellos = [handshake.decode(blob, rank) for rank, blob in enumerate(blobs)]
-            disagreement = handshake.disagreement(hellos)
-            if error is not None:
-                raise error
-            if disagreement is not None:
-                raise disagreement
-            group = Group(
-                backend.rank,
-                backend.size,
-                options.root,
-                [h.host for h in hellos],
-                [h.cores for h in hellos],
-                [h.clock for h in hellos],
-                hellos[options.root].ident,
-            )
-            lane = self._build(group, options, context, deadline_s)
-            if backend.size == 1:
-                context.close()
-            try:
-                _trace_if_wanted(lane)  # before anything can arrive
-                lane.start(timeout_s=max(0.001, deadline_s - time.monotonic()))
-            except BaseException:
-                lane.close(0.0)
-                raise
-        except BaseException:
-            context.close()
-            raise
-        return lane
-
-    @staticmethod
-    def _build(
-        group: Group, options: Options, context: Context, deadline_s: float
-    ) -> RootLane | FollowerLane | SoloLane:
-        """Find out which ranks share a host, and build the lane."""
-        rank, size, root = group[:3]
-        if size == 1:
-            return SoloLane(group, options)
-        left_s = max(0.001, deadline_s - time.monotonic())
-        host = meeting.meet(context, rank, size, wanted=options.shared_memory == "auto", timeout_s=left_s)
-        if host.reason is not None:
-            logger.info("lazycast %r: rank %d shares no memory: %s", options.name, rank, host.reason)
-        mesh = None
-        if host.sockets:
-            copy_all = options.values == "copy"
-            mesh = Mesh(host.ranks, rank, host.sockets, options.arena_nbytes, copy_all=copy_all)
-        kind = RootLane if rank == root else FollowerLane
-        return kind(group, options, context, place(rank, root, host.hosts), mesh)
 
     @property
     def rank(self) -> int:
@@ -279,9 +209,9 @@ class LazyBroadcast(Generic[P, V]):
         Memory: `payload` must not change until the call returns. The value is the caller's, to write to as well.
         """
         note_devices()
-        lane, key = self._lane, self._key(key)
+        lane, key = self._lane, checked_key(key)
         lane.refuse_after_fork()
-        limit_s, refusal = self._limit_s(timeout_s)
+        limit_s, refusal = limit(timeout_s, self._options.timeout_s, self.rank)
         refusal = lane.reentrant("broadcast()") or refusal
         tracer, began_s = lane.tracer, time.monotonic()
         future = lane.call(payload, materialize, key, limit_s, refusal, here=True)
@@ -316,7 +246,8 @@ class LazyBroadcast(Generic[P, V]):
         """
         note_devices()
         self._lane.refuse_after_fork()
-        future = self._lane.call(payload, materialize, self._key(key), *self._limit_s(timeout_s))
+        limit_s, refusal = limit(timeout_s, self._options.timeout_s, self.rank)
+        future = self._lane.call(payload, materialize, checked_key(key), limit_s, refusal)
         return cast(CastFuture[V], future)
 
     def has_room(self) -> bool:
@@ -339,7 +270,7 @@ class LazyBroadcast(Generic[P, V]):
         if key is None:
             raise TypeError("discard() needs a key")
         self._lane.refuse_after_fork()
-        self._lane.discard(cast(Key, self._key(key)))
+        self._lane.discard(cast(Key, checked_key(key)))
 
     def stats(self) -> Stats:
         """Return counts and timings of this rank, and how casts are placed. Local, never blocks. Threads: safe."""
@@ -403,38 +334,3 @@ class LazyBroadcast(Generic[P, V]):
     ) -> None:
         # An exception may have kept this rank from calls that others make: do not wait for them as long as usual.
         self.close(timeout_s=None if exc_type is None else min(1.0, self._options.timeout_s))
-
-    def _limit_s(self, timeout_s: float | None) -> tuple[float, Exception | None]:
-        """Return the time limit of a call, and what to refuse it with: it must count even so."""
-        if timeout_s is None:
-            return min(self._options.timeout_s, _FOR_EVER_S), None
-        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or math.isnan(timeout_s):
-            return 1.0, ValueError(f"timeout_s must be a number of seconds, got {timeout_s!r}")
-        if timeout_s <= 0:
-            return 1.0, CastTimeoutError(f"timeout_s={timeout_s!r}: the time was over before the call", rank=self.rank)
-        return min(float(timeout_s), _FOR_EVER_S), None
-
-    @staticmethod
-    def _key(key: Any) -> Key | None:
-        """Check a key. No rank can use a bad one, so nobody waits for this call."""
-        if key is None:
-            return None
-        if isinstance(key, bool) or not isinstance(key, (str, int, bytes)):
-            raise TypeError(f"a key is a str, int or bytes, got {type(key).__name__} {key!r}")
-        if isinstance(key, int):
-            if not -(1 << 63) <= key < 1 << 64:
-                raise ValueError(f"an int key has 64 bits, got {key}")
-        elif (
-            len(key) > wire.MAX_KEY_NBYTES or len(key if isinstance(key, bytes) else key.encode()) > wire.MAX_KEY_NBYTES
-        ):
-            raise ValueError(f"a key has at most {wire.MAX_KEY_NBYTES} bytes, got one of {len(key)}")
-        return key
-
-
-def _trace_if_wanted(lane: RootLane | FollowerLane | SoloLane) -> None:
-    folder = os.environ.get("LAZYCAST_TRACE")
-    if folder:
-        try:
-            lane.trace(Path(folder))
-        except OSError as exc:  # no reason for one rank to leave the others alone
-            logger.error("lazycast: LAZYCAST_TRACE=%s: this rank is not traced: %s", folder, exc)

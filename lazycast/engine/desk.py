@@ -22,6 +22,7 @@ from lazycast.engine.arrival import Arrival
 from lazycast.engine.ask import Ask
 from lazycast.engine.clock import Clock
 from lazycast.engine.divergence import origin
+from lazycast.engine.interrupts import Uninterrupted
 from lazycast.engine.performer import Group, Performer, Result
 from lazycast.engine.records import Records
 from lazycast.engine.situation import Situation
@@ -134,7 +135,7 @@ class Desk(Records):
             nth = self._unkeyed = self._unkeyed + 1
         future: CastFuture[Any] = CastFuture(
             label=functools.partial(self._label, key, None, nth),  # only if somebody looks
-            withdraw=lambda: self._cancel(ask),
+            withdraw=lambda: self._withdraw(ask),
             run_callback=self._run_callback,
             guard=self._guard_result,
         )
@@ -167,9 +168,14 @@ class Desk(Records):
 
         self._callbacks.submit(task)
 
+    def _withdraw(self, ask: Ask) -> bool:
+        """`CastFuture.cancel`: an ask that is taken off the books must be settled, or its future never is."""
+        with Uninterrupted():
+            return self._cancel(ask)
+
     @abstractmethod
     def _cancel(self, ask: Ask) -> bool:
-        """`CastFuture.cancel`."""
+        """The same; an interrupt waits for its end."""
 
     # Settling
 
@@ -327,6 +333,4 @@ class Desk(Records):
     def after_fork_in_child(self) -> None:
         """Only the forking thread is alive, and any lock may be held: touch none."""
         self._forked = True
-        if (tracer := self._tracer) is not None:
-            self._tracer = None
-            tracer.close_after_fork()
+        self._tracer = None  # it closes its file itself

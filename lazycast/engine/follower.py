@@ -19,13 +19,15 @@ from typing import Any
 from lazycast.backend import Context
 from lazycast.engine import figures
 from lazycast.engine.arrival import Arrival, Own
-from lazycast.engine.ask import Ask, Inquiry
+from lazycast.engine.ask import Ask
 from lazycast.engine.divergence import SHOWN_CALLS, Pairings, made
 from lazycast.engine.dump import named
 from lazycast.engine.interrupts import Uninterrupted
 from lazycast.engine.lane import SPENT, Lane
 from lazycast.engine.mailbox import Mailbox
 from lazycast.engine.performer import Group, Result
+from lazycast.engine.queries import Queries
+from lazycast.engine.reads import Reads, messages
 from lazycast.engine.situation import Phase
 from lazycast.fanout.mesh import Mesh
 from lazycast.fingerprint import fingerprint
@@ -43,7 +45,6 @@ from lazycast.wire import (
     Origin,
     Pass,
     Present,
-    Query,
     Read,
     Relayed,
     RollCall,
@@ -54,10 +55,6 @@ from lazycast.wire import (
 
 logger = logging.getLogger("lazycast")
 
-#: How long reads are gathered before the root is told, unless a quarter of its window, in casts or in bytes, is
-#: reached. Telling it of each small cast took a fifth of a follower's time.
-_READ_DELAY_S = 0.02
-_READS_PER_MESSAGE = 2000  # of at most nine bytes each
 #: How long after a cast the root is told what this rank has counted. While nothing is cast nothing is told.
 FIGURES_EVERY_S = 2.0
 
@@ -68,12 +65,10 @@ class FollowerLane(Lane):
     def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
         super().__init__(group, options, context, topology, mesh)
         self._mailbox: Mailbox[Ask, Arrival] = Mailbox()
-        self._reads: list[int] = []
-        self._reads_nbytes = 0
-        self._reads_due_s: float | None = None
+        self._reads = Reads(options.max_inflight, options.max_inflight_nbytes)
         self._placed: str | None = None
         self._has_root_clock = group.clock_of(group.rank) == group.clock_of(group.root)
-        self._queries: dict[int, Ask] = {}
+        self._queries = Queries(group.rank, group.root)
         self._pairings = Pairings()
         self._overdue: Failure | None = None  # a divergence that the others are told of with the next cast
         self._early_verdicts: dict[int, Verdict] = {}  # verdicts whose cast has not come
@@ -173,15 +168,7 @@ class FollowerLane(Lane):
         reports_later = arrival.message.agree and arrival.local is None and arrival.final is None
         if not reports_later and not arrival.told_read and arrival.message.failure is None:
             arrival.told_read = True
-            self._reads.append(arrival.message.seq)
-            self._reads_nbytes += arrival.message.nbytes
-            many = len(self._reads) >= max(1, self._options.max_inflight // 4)
-            if many or self._reads_nbytes >= self._options.max_inflight_nbytes // 4:
-                due_s = 0.0
-            else:
-                due_s = time.monotonic() + _READ_DELAY_S
-            if self._reads_due_s is None or due_s < self._reads_due_s:
-                self._reads_due_s = due_s
+            if self._reads.add(arrival.message.seq, arrival.message.nbytes, time.monotonic()):
                 self._clock.wake()
 
     def _compare(self, here: Origin, root: Origin, arrival: Arrival) -> None:
@@ -211,7 +198,7 @@ class FollowerLane(Lane):
             self._advance(arrival)
 
     def _take(self, ask: Ask) -> bool:
-        self._queries.pop(ask.number, None)
+        self._queries.forget(ask)
         return super()._take(ask)
 
     def _cancel(self, ask: Ask) -> bool:
@@ -241,20 +228,10 @@ class FollowerLane(Lane):
         elif isinstance(message, RollCall):
             self._relay.up(Present(self._group.rank))
         elif isinstance(message, (Status, Relayed)):
-            self._on_answer(message)
+            with self._lock:
+                self._queries.answered(message)
         elif isinstance(message, Gone):
             self._on_gone(message)
-
-    def _on_answer(self, message: Status | Relayed) -> None:
-        """Something came of a query."""
-        with self._lock:
-            ask = self._queries.get(message.token)
-            if ask is None or ask.inquiry is None:
-                return
-            if isinstance(message, Relayed):
-                ask.inquiry.relayed.add(message.by)
-            else:
-                ask.inquiry.status = message
 
     def _on_cast(self, message: Cast, body: memoryview) -> None:
         result = Result(failure=message.failure) if message.failure is not None else None
@@ -334,50 +311,30 @@ class FollowerLane(Lane):
 
     def _tell_reads(self, now_s: float) -> float | None:
         with self._lock:
-            if self._reads_due_s is None or self._reads_due_s > now_s:
-                return self._reads_due_s
-            reads, self._reads, self._reads_nbytes, self._reads_due_s = self._reads, [], 0, None
-        for start in range(0, len(reads), _READS_PER_MESSAGE):
-            self._trace_said("read", reads[start])
-            self._relay.up(Read(self._group.rank, reads[start : start + _READS_PER_MESSAGE]))
-        return None
+            reads, next_s = self._reads.take(now_s), self._reads.due_s
+        for seqs in messages(reads):
+            self._trace_said("read", seqs[0])
+            self._relay.up(Read(self._group.rank, seqs))
+        return next_s
 
     def _inquire(self, ask: Ask) -> None:
         arrival = ask.arrival
         if arrival is not None and arrival.local is None and arrival.begun:
             return  # we wait for ourselves
-        now_s = time.monotonic()
         with self._lock:
             if ask.taken:
                 return
-            last = ask.inquiry
-            ask.inquiry = Inquiry(last.asked_s if last is not None and last.status is None else now_s)
-            self._queries[ask.number] = ask
-        seq = arrival.message.seq if arrival is not None else None
-        self._relay.up(Query(self._group.rank, ask.number, seq, ask.key, max(0.0, ask.wait.next_s - now_s)))
+            query = self._queries.open(ask, time.monotonic())
+        self._relay.up(query)
 
     def _phase_before_arrival(self, ask: Ask) -> Phase:
-        status = ask.inquiry.status if ask.inquiry is not None else None
-        if status is None:
-            return "not arrived", (self._group.root,), ()
-        return f"not arrived; {status.phase}", tuple(status.missing), tuple(status.answered)
+        return self._queries.before_arrival(ask)
 
     def _phase_of_agreement(self, ask: Ask, arrival: Arrival) -> Phase:
-        status = ask.inquiry.status if ask.inquiry is not None else None
-        if status is None:
-            return "agreeing", (self._group.root,), (self._group.rank,)
-        return status.phase, tuple(status.missing), tuple(status.answered)
+        return self._queries.agreement(ask)
 
     def _notes(self, ask: Ask) -> tuple[str, ...]:
-        notes = [f"made at {ask.origin.site}"] if ask.origin is not None else []
-        status = ask.inquiry.status if ask.inquiry is not None else None
-        if status is None or ask.arrival is not None:
-            return tuple(notes)
-        if ask.key is None:
-            notes.append(f"the root has made {status.calls} calls without a key, this is number {ask.nth} here")
-        if status.recent:
-            notes.append(f"the root's last calls: {', '.join(status.recent)}")
-        return tuple(notes)
+        return self._queries.notes(ask)
 
     def _forget(self) -> None:
         super()._forget()

@@ -198,7 +198,7 @@ class Intake(Lane):
             self._refuse_if_closed()
             ask = self._pending.get(key)
         if ask is not None:
-            self._cancel(ask)
+            self._withdraw(ask)
 
     def _take(self, ask: Ask) -> bool:
         taken = super()._take(ask)

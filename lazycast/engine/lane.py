@@ -20,6 +20,7 @@ from lazycast.backend import Context
 from lazycast.codec import Layout
 from lazycast.engine.arrival import Arrival
 from lazycast.engine.ask import Ask
+from lazycast.engine.awaited import Awaited
 from lazycast.engine.connected import Connected
 from lazycast.engine.parts import Parts
 from lazycast.engine.performer import Group, Result
@@ -62,10 +63,7 @@ class Lane(Connected):
         )
         self._agreeing: dict[int, Arrival] = {}  # by seq: casts whose verdict has not come
         self._parked: dict[str, list[Arrival]] = {}  # by materializer: casts that wait for its code
-        self._awaiting: dict[int, Arrival] = {}  # by seq: casts whose owner on this host has not sent its `Value`
-        self._early: dict[int, list[tuple[Value | Pass, memoryview]]] = {}  # from owners, before the cast itself
-        self._late_passes: dict[int, int] = {}  # by seq: how many are still to come after the value
-        self._silent: dict[int, Failure] = {}  # ranks of this host that send no more, and why
+        self._awaited = Awaited(group.rank)
         self._end = _End()
 
     # This rank's part of a cast
@@ -78,17 +76,7 @@ class Lane(Connected):
         arrival.owner = self._heir(message, ())
         if arrival.owner in (None, self._group.rank):
             return  # alone on its host, or the owner: nobody sends it a value
-        self._awaiting[message.seq] = arrival
-        early = self._early.pop(message.seq, ())
-        for said, body in sorted(early, key=lambda entry: isinstance(entry[0], Value)):  # the owner, then its value
-            self._heard(arrival, said, body)
-        self._last_word(arrival)
-
-    def _last_word(self, arrival: Arrival) -> None:
-        """With the lock held: if the owner of a cast has gone, and left nothing for it, what it was to make fails."""
-        seq, owner = arrival.message.seq, arrival.owner
-        if owner in self._silent and self._awaiting.pop(seq, None) is not None:
-            arrival.shared = Value(owner, seq, failure=self._silent[owner]), memoryview(b"")
+        self._awaited.admit(arrival)
 
     def _heir(self, message: Cast, passed: tuple[int, ...] | list[int]) -> int | None:
         host = self._topology.host
@@ -97,13 +85,9 @@ class Lane(Connected):
     def _on_host_message(self, message: Value | Pass, body: memoryview) -> None:
         began_s = time.monotonic()
         with self._lock:
-            arrival = self._awaiting.get(message.seq)
-            if arrival is not None:
-                again = self._heard(arrival, message, body)
-            elif message.seq in self._late_passes:
-                self._count_pass(message.seq, self._late_passes.pop(message.seq) - 1)
-            elif self._end.failure is None:
-                self._early.setdefault(message.seq, []).append((message, body))
+            # The root books a cast before it sends it: nothing that is said of it can be early there.
+            keep = self._end.failure is None and self._group.rank != self._group.root
+            arrival, again = self._awaited.hear(message, body, keep=keep)
         if (tracer := self._tracer) is not None and isinstance(message, Value):
             cast = arrival.message if arrival is not None else None
             tracer.took("arrive value", began_s, time.monotonic(), cast, seq=message.seq, owner=message.rank)
@@ -112,28 +96,6 @@ class Lane(Connected):
         if again:
             self._pass_on(arrival)
         self._advance(arrival)
-
-    def _heard(self, arrival: Arrival, message: Value | Pass, body: memoryview) -> bool:
-        """With the lock held: note what an owner says. True if this rank is the owner now, and has given up before."""
-        if isinstance(message, Value):
-            del self._awaiting[message.seq]
-            self._count_pass(message.seq, message.passes - arrival.passes)
-            if arrival.final is None and not arrival.begun:
-                arrival.shared = message, body
-            return False
-        arrival.passes += 1
-        if len(message.passed) > len(arrival.passed):  # they come from several ranks, in any order
-            arrival.owner, arrival.passed = message.to, message.passed
-            self._last_word(arrival)
-        if message.to != self._group.rank:
-            return False
-        del self._awaiting[message.seq]
-        return arrival.begun or arrival.final is not None
-
-    def _count_pass(self, seq: int, left: int) -> None:
-        """With the lock held: a value can overtake the news of how its owner came to be it, which comes from others."""
-        if left > 0:
-            self._late_passes[seq] = left
 
     def _advance(self, arrival: Arrival) -> None:
         """Start this rank's part of a cast, once, as soon as there is what it needs."""
@@ -216,16 +178,13 @@ class Lane(Connected):
     def _pass_on(self, arrival: Arrival) -> None:
         """This rank was to materialize what it has no payload for: the next one of its host does."""
         seq, rank = arrival.message.seq, self._group.rank
-        passed = [*arrival.passed, rank]
-        to = self._heir(arrival.message, passed)
+        to = self._heir(arrival.message, [*arrival.passed, rank])
         if to is None:  # nobody wants it; those who wait for news of it need not
             self._parts.tell(self._value(arrival, Failure("withdrawn", rank, "", "no rank of this host wants it")))
             return
         with self._lock:
-            arrival.owner, arrival.passed = to, passed
-            arrival.passes += 1
-            self._awaiting[seq] = arrival  # its value will come here too
-            self._last_word(arrival)
+            self._awaited.pass_on(arrival, to)
+            passed = arrival.passed
         self._relay.share(Pass(rank, seq, to, passed))
 
     def _part_done(self, arrival: Arrival, result: Result) -> None:
@@ -351,10 +310,8 @@ class Lane(Connected):
     def _owner_gone(self, owner: int, failure: Failure) -> None:
         """A rank of this host sends no more; what it has sent has come. What it was to materialize fails."""
         with self._lock:
-            self._silent[owner] = failure  # for casts that are still to come
-            waiting = [arrival for arrival in self._awaiting.values() if arrival.owner == owner]
+            waiting = self._awaited.gone(owner, failure)
             for arrival in waiting:
-                del self._awaiting[arrival.message.seq]
                 arrival.begun = True
         for arrival in waiting:
             self._local_done(arrival, Result(failure=failure))
@@ -394,9 +351,7 @@ class Lane(Connected):
             self._agreeing.clear()
             self._parked.clear()
             if failure.kind == "lost":
-                self._awaiting.clear()
-                self._early.clear()
-                self._late_passes.clear()
+                self._awaited.clear()
             self._notify()
         for arrival in parked:  # the code they wait for will not come
             self._conclude(arrival, Result(failure=failure))
@@ -424,7 +379,7 @@ class Lane(Connected):
 
     def _forget(self) -> None:
         """With the lock held: let go of all casts, and so of the slots that they lie in."""
-        for table in (self._agreeing, self._parked, self._awaiting, self._early, self._late_passes):
+        for table in (self._agreeing, self._parked, self._awaited):
             table.clear()
 
     # Looking
@@ -443,5 +398,4 @@ class Lane(Connected):
             for ident, waiting in list(self._parked.items())
             for arrival in list(waiting)
         ]
-        awaiting = [f"#{a.message.seq}: rank {a.owner} materializes it" for a in list(self._awaiting.values())]
-        return [*agreeing, *parked, *awaiting]
+        return [*agreeing, *parked, *self._awaited.lines()]

@@ -5,6 +5,7 @@ Guarantees:
 * Nobody is called on unless somebody waits: there is no traffic in an idle group.
 * A query is answered as soon as everybody has answered the roll call, or when most of the time of whoever asks is over.
 * To look whether any can be answered takes no longer if many wait.
+* A rank has one query open at most for each of its calls, and `_MOST` in all: what comes beyond that is not kept.
 * A rank is silent from the first roll call that it has not answered until anything answers for it.
 """
 
@@ -21,6 +22,8 @@ _SHARE = 0.6
 _TOGETHER_S = 0.02
 #: No query waits longer, whatever time it says it has (seconds): ranks ask a second or so before they must know.
 _LONGEST_S = 60.0
+#: How many queries of one rank may wait. Whoever asks has been told at once what is known; more would fill memory.
+_MOST = 4096
 
 
 class RollCalls:
@@ -29,6 +32,7 @@ class RollCalls:
     def __init__(self, others: Collection[int]) -> None:
         self._others = set(others)
         self._open: list[tuple[float, int, Query]] = []  # a heap: (due, number, query)
+        self._asking: dict[int, set[int]] = {}  # by rank: the calls that it has a query open for
         self._taken = 0
         self._called_s: float | None = None
         self._since_s: dict[int, float] = {}  # by silent rank
@@ -36,6 +40,10 @@ class RollCalls:
 
     def ask(self, query: Query, now_s: float) -> bool:
         """Take a query. True if a roll call is to be sent for it."""
+        asking = self._asking.setdefault(query.rank, set())
+        if query.token in asking or len(asking) >= _MOST:
+            return False
+        asking.add(query.token)
         within_s = max(0.0, min(_LONGEST_S, query.within_s))  # in this order, for one that is no number
         self._taken += 1
         heapq.heappush(self._open, (now_s + within_s * _SHARE, self._taken, query))
@@ -70,7 +78,9 @@ class RollCalls:
         """Return and take off the queries that can be answered."""
         ready = []
         while self._open and (not self._since_s or self._open[0][0] <= now_s):
-            ready.append(heapq.heappop(self._open)[2])
+            query = heapq.heappop(self._open)[2]
+            self._asking[query.rank].discard(query.token)
+            ready.append(query)
         return ready
 
     def next_s(self) -> float | None:

@@ -91,7 +91,7 @@ class SoloLane(Desk):
             self._refuse_if_closed()
             ask = self._pending.get(key)
         if ask is not None:
-            self._cancel(ask)
+            self._withdraw(ask)
 
     def _cancel(self, ask: Ask) -> bool:
         with self._lock:

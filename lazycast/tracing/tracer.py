@@ -18,6 +18,7 @@ import os
 import re
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +54,10 @@ class Named(Protocol):
 
     @property
     def placement(self) -> str: ...
+
+
+#: Whose file may be open, also after its object has let go of it.
+_tracers: weakref.WeakSet[Tracer] = weakref.WeakSet()
 
 
 class Tracer:
@@ -91,6 +96,7 @@ class Tracer:
         ):
             self._file.write(line({"ph": "M", "name": name, "pid": self._rank, "tid": 0, "ts": 0, "args": args}))
         self._thread = threading.Thread(target=self._run, name=f"lazycast-{about['name']}-trace", daemon=True)
+        _tracers.add(self)
         self._thread.start()
 
     # Called by the engine, from any thread, mostly with its lock held
@@ -137,7 +143,7 @@ class Tracer:
 
     def close_after_fork(self) -> None:
         """In a forked child, which has no thread that writes: let go of the file."""
-        self._file.close()  # there is no buffer whose content would be written here as well
+        self._file.close()  # there is no buffer whose content would be written here as well; twice is fine
 
     def _run(self) -> None:
         try:
@@ -224,3 +230,11 @@ def _fresh(folder: Path, stem: str) -> Path:
         number += 1
         path = folder / f"{stem}-{number}.json"
     return path
+
+
+def _after_fork_in_child() -> None:
+    for tracer in list(_tracers):
+        tracer.close_after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

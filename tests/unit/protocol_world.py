@@ -372,7 +372,7 @@ class World:
         for member in self.members:
             lane = member.lane
             if isinstance(lane, FollowerLane) and member.alive and not member.closed and lane._reads:
-                lane._reads_due_s = 0.0
+                lane._reads.due_s = 0.0
                 lane._work()
         while steps := self.enabled():
             self.do(steps[0])

@@ -468,3 +468,36 @@ def test_the_root_materializes_nothing_for_a_call_that_was_given_up_before_its_t
         assert made == ["wanted"]
     finally:
         lane.close(0.0)
+
+
+def test_an_interrupt_while_a_call_is_cancelled_leaves_no_future_that_never_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lane = follower(FakeLink(1 << 20))
+    take = lane._take
+
+    def interrupted(ask: Ask) -> bool:
+        taken = take(ask)
+        signal.raise_signal(signal.SIGINT)
+        return taken
+
+    monkeypatch.setattr(lane, "_take", interrupted)
+    try:
+        future = lane.call(None, None, None, 5.0)
+        with pytest.raises(KeyboardInterrupt):
+            future.cancel()
+        assert future.cancelled()
+    finally:
+        monkeypatch.undo()
+        lane.close(0.0)
+
+
+def test_the_root_keeps_nothing_that_is_said_of_a_cast_that_it_has_not_sent() -> None:
+    group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
+    lane = RootLane(group, options(), FakeContext(FakeLink(1 << 20)), place(0, 0, [list(range(SIZE))]), None)
+    lane.start(timeout_s=1.0)
+    try:
+        lane.on_message(Value(1, 99), memoryview(b""))
+        assert len(lane._awaited) == 0
+    finally:
+        lane.close(0.0)

@@ -65,9 +65,7 @@ def books(world: World) -> dict[str, Any]:
             "pending": lane._pending,
             "agreeing": lane._agreeing,
             "parked": [arrival for parked in lane._parked.values() for arrival in parked],
-            "awaiting": lane._awaiting,
-            "early": lane._early,
-            "late passes": lane._late_passes,
+            "awaited": lane._awaited,
             "transfers": lane._relay._transfers,
         }
         if isinstance(lane, FollowerLane):

@@ -107,10 +107,32 @@ def test_an_answer_costs_the_same_however_many_queries_wait() -> None:
     """Each of many ranks answers each roll call, and all of their calls may be waiting, when one rank is frozen."""
     calls = RollCalls(range(1, 1000))
     for token in range(50_000):
-        calls.ask(query(token), 10.0)
+        calls.ask(Query(token % 50, token, 1, None, 1.0), 10.0)
     began_s = time.process_time()
     for rank in range(1, 999):
         calls.present(rank, 10.1)
         assert calls.ready(10.1) == []
         assert calls.next_s() is not None
     assert time.process_time() - began_s < 0.5
+
+
+def test_a_rank_that_asks_again_and_again_about_one_call_has_one_query_open() -> None:
+    calls = RollCalls([1])
+    assert calls.ask(query(7, 60.0), 10.0)
+    for _ in range(100):
+        assert not calls.ask(query(7, 60.0), 11.0)
+    calls.present(1, 12.0)
+    assert calls.ready(12.0) == [query(7, 60.0)]
+    assert calls.ask(query(7), 13.0)
+
+
+def test_a_rank_that_asks_about_ever_new_calls_fills_no_memory_and_keeps_nobody_else_from_asking() -> None:
+    calls = RollCalls([1])
+    for token in range(10_000):
+        calls.ask(query(token, 60.0), 10.0)
+    other = Query(2, 1, 1, None, 1.0)
+    calls.ask(other, 10.0)
+    calls.present(1, 11.0)
+    ready = calls.ready(11.0)
+    assert len(ready) == 4096 + 1
+    assert other in ready

@@ -391,3 +391,50 @@ with LazyBroadcast(len) as lazy, lazy.trace(pathlib.Path({str(tmp_path / "traces
     assert run_python(code).split() == ["True", "False"]
     (path,) = (tmp_path / "traces").iterdir()
     assert events.read(path).whole
+
+
+def test_a_child_that_is_forked_while_a_trace_ends_does_not_hold_the_file_open(
+    tmp_path: Path, run_python: Callable[..., str]
+) -> None:
+    """The object has let go of its tracer by then, but the thread that writes is not done."""
+    code = f"""
+import os, pathlib, threading
+from lazycast import LazyBroadcast
+from lazycast.tracing.tracer import Tracer
+
+writing, go_on, write = threading.Event(), threading.Event(), Tracer._write
+
+def slow(self):
+    if self._stopping.is_set():
+        writing.set()
+        go_on.wait(20)
+    write(self)
+
+Tracer._write = slow
+
+def held():
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            links.append(os.readlink(f"/proc/self/fd/{{fd}}"))
+        except FileNotFoundError:
+            pass  # the descriptor that listed them
+    return str(tracer.path) in links
+
+with LazyBroadcast(len) as lazy:
+    tracer = lazy.trace(pathlib.Path({str(tmp_path / "traces")!r}))
+    stopping = threading.Thread(target=tracer.stop)
+    stopping.start()
+    assert writing.wait(20)
+    print(held(), flush=True)
+    pid = os.fork()
+    if pid == 0:
+        print(held(), flush=True)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    go_on.set()
+    stopping.join()
+"""
+    assert run_python(code).split() == ["True", "False"]
+    (path,) = (tmp_path / "traces").iterdir()
+    assert events.read(path).whole

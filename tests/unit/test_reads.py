@@ -1,0 +1,44 @@
+"""The root is told in batches of what has been asked for, and at once when it may be held back."""
+
+from __future__ import annotations
+
+import pytest
+
+from lazycast.engine.reads import DELAY_S, Reads, messages
+
+
+def test_reads_are_gathered_for_a_while_and_told_together() -> None:
+    reads = Reads(64, 1 << 20)
+    assert reads.add(1, 10, 5.0)
+    assert not reads.add(2, 10, 5.01)
+    assert reads.due_s == 5.0 + DELAY_S
+    assert reads.take(5.0) == []
+    assert reads.take(5.0 + DELAY_S) == [1, 2]
+    assert (reads.due_s, len(reads)) == (None, 0)
+    assert reads.take(9.0) == []
+
+
+@pytest.mark.parametrize(("casts", "nbytes"), [(4, 1), (1, 400)])
+def test_a_quarter_of_the_window_is_told_at_once(casts: int, nbytes: int) -> None:
+    reads = Reads(16, 1600)
+    for seq in range(casts - 1):
+        reads.add(seq, nbytes, 5.0)
+    assert reads.add(casts, nbytes, 5.0)
+    assert not reads.add(casts + 1, nbytes, 5.0)
+    assert len(reads.take(5.0)) == casts + 1
+
+
+def test_the_count_of_bytes_begins_anew() -> None:
+    reads = Reads(64, 1600)
+    reads.add(1, 399, 5.0)
+    reads.take(6.0)
+    reads.add(2, 1, 7.0)
+    assert reads.due_s == 7.0 + DELAY_S
+
+
+def test_more_than_a_message_holds_is_divided() -> None:
+    seqs = list(range(4500))
+    parts = list(messages(seqs))
+    assert [len(part) for part in parts] == [2000, 2000, 500]
+    assert [seq for part in parts for seq in part] == seqs
+    assert list(messages([])) == []
