@@ -259,8 +259,15 @@ class Relay:
         self.heard_s[peer] = time.monotonic()
         if self._passes_on:
             self._pass_on(message, header, _EMPTY)
-        if not self._passes_on or self._is_mine(message):
+        if isinstance(message, Gone):
+            self._tell_gone(peer, message)
+        elif not self._passes_on or self._is_mine(message):
             self._receiver.on_message(message, body)
+
+    def _tell_gone(self, peer: int, message: Gone) -> None:
+        news = self._senders.attributed(peer, message)
+        if news is not None:
+            self._receiver.on_message(news, _EMPTY)
 
     # Receiving from other hosts: the Sink. One thread per peer at a time.
 
@@ -299,6 +306,8 @@ class Relay:
         self._pass_on(message, header, body)
         if isinstance(message, (Cast, Code, Chunk)):
             self._assemble(message, header, body.nbytes)
+        elif isinstance(message, Gone):
+            self._tell_gone(peer, message)
         elif self._is_mine(message) and not isinstance(message, Beat):
             self._receiver.on_message(message, _EMPTY)
 

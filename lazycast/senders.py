@@ -6,8 +6,10 @@ it is the one that everybody hears of as lost.
 
 from __future__ import annotations
 
+import msgspec
+
 from lazycast.topology import Topology
-from lazycast.wire import AnyMessage, Relayed, Status, WireError
+from lazycast.wire import AnyMessage, Gone, Relayed, Status, WireError
 
 
 class Senders:
@@ -15,6 +17,7 @@ class Senders:
 
     def __init__(self, topology: Topology) -> None:
         self._parent, self._host = topology.parent, frozenset(topology.host)
+        self._children = frozenset(topology.children)
         self._reached = frozenset((topology.rank, *topology.below(topology.rank)))
         self._speaks_for = {child: frozenset((child, *topology.below(child))) for child in topology.children}
 
@@ -34,6 +37,26 @@ class Senders:
             rank = message.rank  # type: ignore[union-attr]
             if rank != peer or peer not in self._host:
                 raise WireError(f"rank {peer} sent {_name(message)} in the name of rank {rank}")
+        elif isinstance(message, Gone):
+            if peer != self._parent and peer not in self._children:
+                raise WireError(f"rank {peer} sent {_name(message)}, which only comes from neighbours in the tree")
+            if message.failure.rank != message.rank or message.failure.kind not in ("lost", "closed"):
+                raise WireError(f"rank {peer} sent {_name(message)} of rank {message.rank} that makes no sense")
+
+    def attributed(self, peer: int, message: Gone) -> Gone | None:
+        """Return what the word of a neighbour on somebody's end is worth here; None for nothing.
+
+        What comes from above is taken as it is, and so is what a child says of itself and those behind it. Of others it
+        can only know what it has noticed itself: then the error says who says so. All else it has from us.
+        """
+        speaks_for = self._speaks_for.get(peer)
+        if speaks_for is None or message.rank in speaks_for:
+            return message
+        failure = message.failure
+        if failure.kind != "lost" or failure.loss is None or failure.loss.by not in speaks_for:
+            return None
+        text = f"{failure.message}; so says rank {failure.loss.by}"
+        return msgspec.structs.replace(message, failure=msgspec.structs.replace(failure, message=text))
 
 
 def _name(message: AnyMessage) -> str:

@@ -123,6 +123,90 @@ def test_a_rank_that_sends_what_it_may_not_is_lost_and_the_others_go_on(hosts: s
             assert "was lost: receiving failed" in messages[0], (name, messages)
 
 
+#: What a root that has been taken over sends to the ranks below it.
+FROM_ABOVE: dict[str, Callable[[], bytes]] = {
+    **{name: HEADERS[name] for name in list(HEADERS)[:4]},
+    "lists in lists": HEADERS["lists in lists"],
+    "cut off": lambda: wire.encode(wire.Verdict(1))[:-1],
+    "another version": lambda: bytes([wire.WIRE_VERSION + 1]) + wire.encode(wire.Verdict(1))[1:],
+    "a message of no known kind": HEADERS["a message of no known kind"],
+    "fields of other types": lambda: bytes([wire.WIRE_VERSION]) + msgspec.msgpack.encode(["verdict", "1", {}]),
+    "a forged key": forged_key,
+    "a report from above": lambda: wire.encode(wire.Report(0, 2, True)),
+    "a report of the rank itself": lambda: wire.encode(wire.Report(1, 2, True)),
+    "a value in another's name": lambda: wire.encode(wire.Value(2, 2)),
+    "an answer for somebody else": lambda: wire.encode(wire.Status(0, 1, "agreeing", [])),
+    "an end that is none": lambda: wire.encode(wire.Gone(1, FAILURE)),
+    "a rest of nothing": lambda: wire.encode(wire.Chunk(10**6, 0, 100)),
+}
+
+
+def attacked_from_above(hosts: str, folder: str) -> dict[str, list[str]]:
+    """The root attacks rank 1 in each way in turn; the others see who it was, and go on without it."""
+    rank = int(os.environ["LAZYCAST_RANK"])
+    os.environ["LAZYCAST_HOST"] = hosts[rank]
+    harmed.clear()
+    seen = {}
+    for n, (name, make) in enumerate(FROM_ABOVE.items()):
+        if name == "a rest of nothing" and hosts[0] == hosts[1]:
+            continue  # on a host there are no parts
+        with LazyBroadcast(trust="data", timeout_s=30) as lazy:
+            assert lazy.broadcast({"n": 1}) == {"n": 1}
+            if lazy.is_root:
+                relay: Any = lazy._lane._relay
+                send = relay._mesh.send if hosts[0] == hosts[1] else relay._link.send
+                send(1, make() or (b"" if hosts[0] == hosts[1] else b"\0"))
+            try:
+                wait_for_the_loss(lazy)
+            except PeerLostError as exc:
+                seen[name] = [f"{exc.rank}: {exc.message}"]
+        if rank:
+            with LazyBroadcast(trust="data", backend=LocalBackend(rank - 1, 2, Path(folder, str(n)))) as lazy:
+                assert lazy.broadcast({"again": np.arange(3)})["again"].tolist() == [0, 1, 2]
+        assert harmed == []
+    return seen
+
+
+@pytest.mark.parametrize("hosts", ["aaa", "abb"], ids=["on the host", "between hosts"])
+def test_a_root_that_sends_what_it_may_not_is_lost_and_the_others_go_on(hosts: str, tmp_path: Path) -> None:
+    for n, _ in enumerate(FROM_ABOVE):
+        (tmp_path / str(n)).mkdir()
+    results = launch(attacked_from_above, ranks=3, args=(hosts, str(tmp_path)), timeout_s=100)
+    for rank in (1, 2):
+        assert len(results[rank]) >= len(FROM_ABOVE) - (hosts == "aaa"), results
+        for name, messages in results[rank].items():
+            assert messages[0].startswith("0: "), (rank, name, messages)
+            assert "rank 0 (" in messages[0], (rank, name, messages)
+            assert "was lost: receiving failed" in messages[0], (rank, name, messages)
+
+
+def accused() -> list[str]:
+    """A rank says that another was lost, which is alive."""
+    seen = []
+    for by in (ATTACKER, 0, 1):
+        with LazyBroadcast(timeout_s=30) as lazy:
+            lazy.broadcast(1)
+            if lazy.rank == ATTACKER:
+                loss = wire.Loss(by, "unix socket", "it ended")
+                relay: Any = lazy._lane._relay
+                relay._mesh.send(0, wire.encode(wire.Gone(1, wire.Failure("lost", 1, "h", "was lost", loss=loss))))
+            try:
+                for n in range(20):
+                    assert lazy.broadcast(n) == n
+            except PeerLostError as exc:
+                seen.append(f"{exc.noticed_by}: {exc.message}")
+            else:
+                seen.append("usable")
+    return seen
+
+
+def test_who_says_that_another_was_lost_is_named_or_not_believed() -> None:
+    for rank, seen in enumerate(launch(accused, ranks=3, timeout_s=60)[:ATTACKER]):
+        assert seen[0].startswith(f"{ATTACKER}: "), (rank, seen)
+        assert f"was lost; so says rank {ATTACKER}" in seen[0], (rank, seen)
+        assert seen[1:] == ["usable"] * 2, (rank, seen)
+
+
 def floods() -> str:
     """One rank sends the root more junk than any buffer takes, and never reads."""
     rank = int(os.environ["LAZYCAST_RANK"])

@@ -7,7 +7,10 @@ import mmap
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,17 +24,23 @@ import pytest
 from lazycast import ClosedError, DecodeError, EncodeError, LazyBroadcast, LazycastError, RemoteError, launch
 
 MIB = 1 << 20
+#: Where starting is cheap enough: what is limited is the process, whatever connects it.
+BACKENDS = ["local", "torch"]
 
 
 def this_rank() -> int:
-    return int(os.environ["LAZYCAST_RANK"])
+    return int(os.environ["LAZYCAST_RANK"] if "LAZYCAST_RANK" in os.environ else os.environ["RANK"])
+
+
+def this_size() -> int:
+    return int(os.environ["LAZYCAST_WORLD_SIZE"] if "LAZYCAST_RANK" in os.environ else os.environ["WORLD_SIZE"])
 
 
 def meet_in(folder: str) -> None:
     """Wait until all ranks are here, without lazycast: receivers always listen, so a cast waits for nobody."""
     Path(folder, str(this_rank())).touch()
     until_s = time.monotonic() + 20
-    while len(os.listdir(folder)) < int(os.environ["LAZYCAST_WORLD_SIZE"]):
+    while len(os.listdir(folder)) < this_size():
         assert time.monotonic() < until_s
         time.sleep(0.01)
 
@@ -71,9 +80,12 @@ def has_no_descriptor_left(victim: int, folder: str) -> str:
     return said
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_without_descriptors_is_a_clear_error_and_nobody_hangs(victim: int, tmp_path: Path) -> None:
-    said = launch(has_no_descriptor_left, ranks=3, args=(victim, str(tmp_path)), timeout_s=90)
+def test_a_rank_without_descriptors_is_a_clear_error_and_nobody_hangs(
+    victim: int, backend: str, tmp_path: Path
+) -> None:
+    said = launch(has_no_descriptor_left, ranks=3, backend=backend, args=(victim, str(tmp_path)), timeout_s=90)
     if victim == 0:  # the root cannot make its memory
         assert said[0].startswith("EncodeError"), said
         assert "Too many open files" in said[0], said
@@ -165,8 +177,9 @@ def reader_lacks_memory(folder: str) -> str:
     return raised.value.message
 
 
-def test_a_reader_without_memory_fails_that_cast_for_all_and_the_next_works(tmp_path: Path) -> None:
-    for said in launch(reader_lacks_memory, ranks=3, args=(str(tmp_path),), timeout_s=90):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_reader_without_memory_fails_that_cast_for_all_and_the_next_works(backend: str, tmp_path: Path) -> None:
+    for said in launch(reader_lacks_memory, ranks=3, backend=backend, args=(str(tmp_path),), timeout_s=90):
         assert "rank 1" in said, said
         assert "MemoryError" in said, said
 
@@ -223,6 +236,35 @@ def test_in_a_small_cgroup_a_cast_fails_before_the_kernel_kills() -> None:
     assert results[0][1] >= 3, results  # some did fit
 
 
+# /dev/shm
+
+WITHOUT_SHM = """
+mount -t tmpfs -o size=4k,mode=1777 none /dev/shm || exit 77
+head -c 8192 /dev/zero > /dev/shm/full 2> /dev/null && exit 78
+exec "$0" -m lazycast.testing --backend local --launch 3 --only {only}
+"""
+
+
+def test_a_full_dev_shm_does_not_matter() -> None:
+    """Values in shared memory, where not a page of /dev/shm is left."""
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("a mount of one's own needs root and unshare")
+    command = [
+        "unshare",
+        "-m",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        WITHOUT_SHM.format(only="beyond_the_chunk_size"),
+        sys.executable,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    if done.returncode == 77:
+        pytest.skip(f"nothing can be mounted here: {done.stderr}")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # Interrupts
 
 
@@ -257,9 +299,10 @@ def wait_at_the_gate(payload: tuple[str, int]) -> str:
     return "value"
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mine", [0, 1], ids=["root", "follower"])
-def test_an_interrupt_in_result_leaves_the_group_in_step(mine: int, tmp_path: Path) -> None:
-    results = launch(is_interrupted, ranks=2, args=(mine, str(tmp_path)), timeout_s=60)
+def test_an_interrupt_in_result_leaves_the_group_in_step(mine: int, backend: str, tmp_path: Path) -> None:
+    results = launch(is_interrupted, ranks=2, backend=backend, args=(mine, str(tmp_path)), timeout_s=60)
     assert results[mine] == ["interrupted", "value"] * 3
     assert results[1 - mine] == ["value"] * 3
 

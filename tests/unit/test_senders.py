@@ -11,6 +11,7 @@ from lazycast.wire import (
     Cast,
     Failure,
     Gone,
+    Loss,
     Pass,
     Read,
     Relayed,
@@ -65,6 +66,9 @@ FORGED: list[tuple[int, int, AnyMessage, str]] = [
     (3, 2, Value(3, 1), "rank 2 sent a value in the name of rank 3"),
     (0, 2, Value(2, 1), "rank 2 sent a value in the name of rank 2"),  # of another host
     (0, 1, Pass(0, 1, 1, [0]), "rank 1 sent a pass in the name of rank 0"),
+    (1, 2, Gone(5, LOST), "rank 2 sent a gone, which only comes from neighbours in the tree"),
+    (0, 1, Gone(4, LOST), "rank 1 sent a gone of rank 4 that makes no sense"),  # the failure is that of rank 5
+    (0, 1, Gone(1, Failure("decode", 1, "h", "x")), "rank 1 sent a gone of rank 1 that makes no sense"),
 ]
 
 
@@ -72,3 +76,41 @@ FORGED: list[tuple[int, int, AnyMessage, str]] = [
 def test_what_is_said_in_the_name_of_others_is_refused(to: int, peer: int, message: AnyMessage, text: str) -> None:
     with pytest.raises(WireError, match=text):
         senders(to).check(peer, message)
+
+
+def lost(rank: int, by: int | None) -> Gone:
+    loss = Loss(by, "unix socket", "it ended") if by is not None else None
+    return Gone(rank, Failure("lost", rank, "h", "was lost", loss=loss))
+
+
+@pytest.mark.parametrize(
+    ("to", "peer", "message"),
+    [
+        (0, 2, lost(3, 2)),  # of one behind it
+        (0, 2, lost(2, None)),  # of itself
+        (0, 2, Gone(3, Failure("closed", 3, "h", "has closed"))),
+        (1, 0, lost(5, 4)),  # from above
+        (2, 0, Gone(1, Failure("closed", 1, "h", "has closed"))),
+    ],
+)
+def test_the_end_of_those_a_rank_speaks_for_is_taken_as_it_is_told(to: int, peer: int, message: Gone) -> None:
+    assert senders(to).attributed(peer, message) == message
+
+
+def test_who_says_that_another_is_lost_is_named() -> None:
+    told = senders(0).attributed(2, lost(1, 3))
+    assert told is not None
+    assert told.failure.message == "was lost; so says rank 3"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Gone(1, Failure("closed", 1, "h", "has closed")),
+        lost(1, None),
+        lost(1, 0),  # noticed by us: so we know
+        lost(1, 4),  # by one that does not speak by way of it
+    ],
+)
+def test_what_a_child_has_only_heard_of_others_is_no_news(message: Gone) -> None:
+    assert senders(0).attributed(2, message) is None
