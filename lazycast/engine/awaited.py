@@ -5,13 +5,18 @@ Guarantees:
 * A value, or the news that somebody will not make it, counts in whatever order they come, also before the cast itself.
 * A cast is taken off when its value is there, when this rank is the owner itself, or when its owner has gone.
 * Of what comes before its cast, only so much is kept of each rank: one that says too much loses its own words alone.
+* Nobody but its owner makes the value of a cast.
 * Every answer is a function of what was told before; the caller acts on it outside any lock.
 """
 
 from __future__ import annotations
 
+import logging
+
 from lazycast.engine.arrival import Arrival
 from lazycast.wire import Failure, Pass, Value
+
+logger = logging.getLogger("lazycast")
 
 #: How many early messages of one rank are kept. What a value can overtake is in flight, and the root's `max_inflight`,
 #: which may be another one than this rank's, bounds that.
@@ -96,6 +101,11 @@ class Awaited:
     def _note(self, arrival: Arrival, message: Value | Pass, body: memoryview) -> bool:
         """Note what an owner says of a cast. True if this rank is the owner now, and has given it up before."""
         if isinstance(message, Value):
+            if message.rank != arrival.owner and arrival.message.fingerprint is None:
+                # Where all have the payload an owner may leave a cast to another one, and that news may come later.
+                text = "lazycast: rank %d has sent a value of cast #%d, which rank %s owns; it is dropped"
+                logger.warning(text, message.rank, message.seq, arrival.owner)
+                return False
             del self._casts[message.seq]
             self._count_pass(message.seq, message.passes - arrival.passes)
             if arrival.final is None and not arrival.begun:

@@ -39,6 +39,7 @@ logger = logging.getLogger("lazycast")
 
 #: A wait that ends so much too late was not looked at: this process was stopped, or did not get to run (seconds).
 _FROZEN_S = 1.0
+_AGAIN_S = 0.01
 
 
 class Desk(Records):
@@ -270,11 +271,25 @@ class Desk(Records):
         failure = situation.overdue(self._group.rank, self._group.hosts[self._group.rank], ask.timeout_s)
         with self._lock:
             arrival = ask.arrival
+            over_s = time.monotonic() - ask.since_s - ask.timeout_s
+            if over_s < _FROZEN_S and self._is_decided(ask):  # somebody is about to settle it
+                self._put_off(ask, _AGAIN_S)
+                return
             if not self._take_failed(ask, exc):
                 return
             ask.late = failure
         self._tell_late(ask, arrival)
         ask.future.settle_error(exc)
+
+    def _is_decided(self, ask: Ask) -> bool:
+        """With the lock held: whether a verdict on a call's cast has been given here that has not reached the call."""
+        return False
+
+    def _put_off(self, ask: Ask, again_s: float) -> None:
+        """With the lock held: let a call wait a little longer."""
+        self._waits.end(ask.wait)
+        ask.wait = Wait(ask, ask.since_s, ((time.monotonic() + again_s, Stage.GIVE_UP),))
+        self._waits.add(ask.wait)
 
     @abstractmethod
     def _tell_late(self, ask: Ask, arrival: Arrival | None) -> None:

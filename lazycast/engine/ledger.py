@@ -127,6 +127,11 @@ class Ledger:
             return []
         return sorted({*self._others, self._root} - entry.unreported)
 
+    def undecided(self, seq: int) -> bool:
+        """Whether the verdict on a cast that agrees is still to come."""
+        entry = self._entries.get(seq)
+        return entry is not None and not entry.decided
+
     def lines(self) -> list[str]:
         """Return a summary, and a line for each cast that some rank has not asked for or reported on."""
         casts, nbytes = self.unread()

@@ -135,6 +135,12 @@ class RootLane(Sending):
         if arrival is None or arrival.local is not None or not arrival.begun:  # else we wait for ourselves
             self._inquiries.ask_myself(ask)
 
+    def _is_decided(self, ask: Ask) -> bool:
+        arrival = ask.arrival
+        if arrival is None or not arrival.message.agree or arrival.verdict is not None:
+            return False
+        return not self._ledger.undecided(arrival.message.seq)
+
     def _busy(self) -> bool:
         return self._calls.pending or super()._busy()
 

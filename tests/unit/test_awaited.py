@@ -15,9 +15,10 @@ NOTHING = memoryview(b"")
 GONE = Failure("closed", FIRST, "h", "has closed")
 
 
-def cast(seq: int, owner: int = FIRST) -> Arrival:
+def cast(seq: int, owner: int = FIRST, *, replicated: bool = True) -> Arrival:
     ref = MaterializerRef("builtins:len", "len", ("builtins", "len"))
-    return Arrival(Cast(seq, None, "shard", True, ref), NOTHING, owner=owner)
+    mark = b"all have the payload" if replicated else None
+    return Arrival(Cast(seq, None, "shard", True, ref, fingerprint=mark), NOTHING, owner=owner)
 
 
 def value(seq: int, owner: int = FIRST, passes: int = 0) -> Value:
@@ -45,6 +46,19 @@ def test_a_cast_that_was_left_to_another_leaves_nothing_behind_in_any_order(orde
     for step in order:
         steps[step]()
     assert arrival.shared == (value(1, SECOND, passes=1), NOTHING)
+    assert len(awaited) == 0
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_value_of_another_than_the_owner_is_dropped(early: bool, caplog: pytest.LogCaptureFixture) -> None:
+    awaited, arrival = Awaited(ME), cast(1, replicated=False)
+    steps = [lambda: awaited.hear(value(1, SECOND), NOTHING, keep=True), lambda: awaited.admit(arrival)]
+    for step in steps if early else reversed(steps):
+        step()
+    assert arrival.shared is None
+    assert "rank 2 has sent a value of cast #1, which rank 1 owns" in caplog.text
+    awaited.hear(value(1), NOTHING, keep=True)
+    assert arrival.shared == (value(1), NOTHING)
     assert len(awaited) == 0
 
 

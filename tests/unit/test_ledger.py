@@ -140,7 +140,7 @@ class Model:
     size: int
     sent: dict[int, tuple[int, bool]] = field(default_factory=dict)
     reads: set[tuple[int, int]] = field(default_factory=set)
-    reports: dict[int, list[tuple[int, Failure | None]]] = field(default_factory=dict)
+    reports: dict[int, set[int]] = field(default_factory=dict)
     verdicts: dict[int, Verdict] = field(default_factory=dict)
 
     def unread(self, rank: int) -> list[int]:
@@ -151,11 +151,12 @@ class Model:
         return max(map(len, loads)), max(sum(self.sent[seq][0] for seq in load) for load in loads)
 
     def verdict_after(self, rank: int, seq: int, failure: Failure | None) -> Verdict | None:
-        told = self.reports.setdefault(seq, [])
-        if seq not in self.sent or not self.sent[seq][1] or any(r == rank for r, _ in told):
+        told = self.reports.setdefault(seq, set())
+        if seq not in self.sent or not self.sent[seq][1]:
             return None
-        told.append((rank, failure))
-        if seq in self.verdicts or (failure is None and len(told) < self.size):
+        first = rank not in told
+        told.add(rank)
+        if seq in self.verdicts or (failure is None and (not first or len(told) < self.size)):
             return None
         self.verdicts[seq] = Verdict(seq, failure)
         return self.verdicts[seq]
@@ -163,7 +164,7 @@ class Model:
     def under_way(self) -> int:
         return sum(
             any((rank, seq) not in self.reads for rank in range(1, self.size))
-            or (agree and len(self.reports.get(seq, [])) < self.size)
+            or (agree and len(self.reports.get(seq, ())) < self.size)
             for seq, (_, agree) in self.sent.items()
         )
 
