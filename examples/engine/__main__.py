@@ -20,7 +20,8 @@ from .run import Plan, rank
 _STARTED = {"TORCHELASTIC_RUN_ID": "torch", "OMPI_COMM_WORLD_SIZE": "mpi", "PMI_SIZE": "mpi", "PMIX_RANK": "mpi"}
 
 
-def _arguments() -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = argparse.ArgumentParser(prog="python -m examples.engine", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--backend", choices=["local", "torch", "mpi"], default="local", help="unless a launcher has started this")
@@ -39,6 +40,11 @@ def _arguments() -> argparse.Namespace:
     add("--max-open", type=int, default=256, help="requests under way; more are rejected")
     add("--max-inflight", type=int, default=64, help="casts that a rank may not have asked for")
     add("--json", type=Path, help="where to write all figures")
+    return parser
+
+
+def _arguments() -> argparse.Namespace:
+    parser = build_parser()
     arguments = parser.parse_args()
     unknown = set(arguments.multimodal.split(",")) - set(WAYS)
     if unknown:

@@ -106,7 +106,7 @@ class LazycastInputs(Inputs):
 
     def expect(self, announced: Announced) -> None:
         if not self._lazy.is_root:
-            # Longer than on rank 0, so that a time-out is rank 0's, which tells the others by the schedule.
+            # Longer than on rank 0: its time-out is everybody's, and nobody's crosses with its verdict.
             self._futures[announced.rid] = self._lazy.broadcast_async(key=announced.rid, timeout_s=2 * self._timeout_s)
 
     def take(self, announced: Announced) -> Pixels:

@@ -30,7 +30,9 @@ class Steps:
     def say(self, what: str) -> None:
         """Say what is done from now on."""
         if self._status is not None:
-            self._status.update(f"{self._command}: {what}")
+            from rich.text import Text
+
+            self._status.update(Text(f"{self._command}: {what}"))  # as it is: names may look like rich's markup
             self._status.start()
         elif self._shown:
             print(f"{self._command}: {what}", file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from lazycast.cli import arguments
+from lazycast.cli.steps import Steps
 from lazycast.tracing import events, plot
 from lazycast.tracing.merge import merge, read_all
 
@@ -52,11 +53,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    traces, notes = read_all(args.folder)
-    merged = merge(traces, notes)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    said = {"notes": merged.notes, "clocks": {path.name: offset._asdict() for path, offset in merged.offsets.items()}}
-    args.out.write_text(json.dumps({"traceEvents": merged.events, "displayTimeUnit": "ms", "otherData": said}))
+    with Steps("lazycast trace merge") as steps:
+        traces, notes = read_all(args.folder, steps.say)
+        merged = merge(traces, notes, steps.say)
+        clocks = {path.name: offset._asdict() for path, offset in merged.offsets.items()}
+        said = {"notes": merged.notes, "clocks": clocks}
+        steps.say(f"writing {args.out}")
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({"traceEvents": merged.events, "displayTimeUnit": "ms", "otherData": said}))
     objects = {trace.about["object"] for trace in traces}
     counts = f"{len(merged.events)} events of {_counted(len(traces), 'file')}, {_counted(len(objects), 'object')}"
     print(f"{counts}: {args.out}")
@@ -74,6 +78,9 @@ def _plot(args: argparse.Namespace) -> int:
     if missing is not None:
         print(f"lazycast trace: {missing}", file=sys.stderr)
         return 2
-    plot.draw(events.load(args.file), args.out, casts=args.casts, width=args.width)
+    with Steps("lazycast trace plot") as steps:
+        steps.say(f"reading {args.file}")
+        merged = events.load(args.file)
+        plot.draw(merged, args.out, casts=args.casts, width=args.width, say=steps.say)
     print(args.out)
     return 0

@@ -31,13 +31,18 @@ def _run_here(name: str, only: str, shared_memory: bool | str = "auto") -> bool:
     return bool(outcomes) and all(outcome.passed for outcome in outcomes) and not left
 
 
-def main() -> int:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = argparse.ArgumentParser(prog="python -m lazycast.testing", description=__doc__)
     parser.add_argument("--backend", default="auto", help="a backend's name; 'threads' with --launch")
     parser.add_argument("--launch", type=int, metavar="RANKS", help="start so many ranks on this machine")
     parser.add_argument("--only", default="", help="run the behaviours whose name contains this")
     parser.add_argument("--network", action="store_true", help="send everything through the backend, share no memory")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    options = build_parser().parse_args()
     shared_memory: bool | str = False if options.network else "auto"
     if options.backend == "torch" and options.launch is None:
         import torch.distributed as dist

@@ -6,7 +6,7 @@ Guarantees: a file that was cut off is used as far as it goes, and said to be; a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,13 @@ _FROM, _TO = "send", "arrive"
 _FROM_OWNER, _TO_PEER = "share", "arrive value"
 #: More threads than one rank has.
 _THREADS = 10_000
+
+#: Is told what is done from now on.
+Say = Callable[[str], object]
+
+
+def silent(what: str) -> None:
+    """For callers whom nobody watches."""
 
 
 @dataclass
@@ -55,13 +62,17 @@ class _Move(NamedTuple):
         return self.number * _THREADS + tid
 
 
-def read_all(folder: Path) -> tuple[list[Trace], list[str]]:
+def read_all(folder: Path, say: Say = silent) -> tuple[list[Trace], list[str]]:
     """Read every trace in a folder; return them by object and rank, and what is wrong with some.
 
+    Args:
+        say: is told of each file.
     Raises: TraceError if there is none.
     """
     traces, notes = [], []
-    for path in sorted(folder.glob("*.json")):
+    paths = sorted(folder.glob("*.json"))
+    for number, path in enumerate(paths, 1):
+        say(f"reading {path.name}, {number} of {len(paths)}")
         try:
             traces.append(events.read(path))
         except TraceError as exc:
@@ -76,8 +87,13 @@ def read_all(folder: Path) -> tuple[list[Trace], list[str]]:
     return sorted(traces, key=lambda trace: (trace.about["name"], trace.about["object"], trace.about["rank"])), notes
 
 
-def merge(traces: Sequence[Trace], notes: Iterable[str] = ()) -> Merged:
-    """Merge the traces of one job. Traces of the same object and rank, one after the other, become one process."""
+def merge(traces: Sequence[Trace], notes: Iterable[str] = (), say: Say = silent) -> Merged:
+    """Merge the traces of one job. Traces of the same object and rank, one after the other, become one process.
+
+    Args:
+        notes: what `read_all` has found.
+        say: is told of each object.
+    """
     merged = Merged([], {}, list(notes))
     groups: dict[str, list[Trace]] = defaultdict(list)
     for trace in traces:
@@ -85,7 +101,8 @@ def merge(traces: Sequence[Trace], notes: Iterable[str] = ()) -> Merged:
     pids: dict[tuple[str, int], int] = {}
     moves: dict[Path, _Move] = {}
     shifts = _between_objects(list(groups.values()))
-    for (ident, group), shift_us in zip(groups.items(), shifts, strict=True):
+    for number, ((ident, group), shift_us) in enumerate(zip(groups.items(), shifts, strict=True), 1):
+        say(f"aligning {group[0].about['name']!r}, object {number} of {len(groups)}")
         roots = [trace for trace in group if trace.about["rank"] == trace.about["root"]]
         if not roots:
             merged.notes.append(f"object {group[0].about['name']!r}: the trace of its root is missing")
@@ -97,6 +114,7 @@ def merge(traces: Sequence[Trace], notes: Iterable[str] = ()) -> Merged:
             moves[trace.path] = move = _Move(len(moves) + 1, pid, round(offset.us + shift_us, 3))
             merged.events += _shifted(trace, move)
         merged.events += _links(ident, group, moves)
+    say(f"sorting {len(merged.events)} events")
     _number_flows(merged.events)
     begin_us = min((event["ts"] for event in merged.events if event["ph"] != "M"), default=0.0)
     for event in merged.events:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lazycast.tracing.events import Event, TraceError
+from lazycast.tracing.merge import Say, silent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,9 +106,20 @@ def _window(picture: _Picture, casts: tuple[int, int] | None) -> tuple[float, fl
     return begin - margin, end + margin
 
 
-def draw(events: Sequence[Event], path: Path, *, casts: tuple[int, int] | None = None, width: float = 14.0) -> None:
-    """Draw the time of these casts (numbers, both included; None: all) as PNG, `width` inches wide.
+def draw(
+    events: Sequence[Event],
+    path: Path,
+    *,
+    casts: tuple[int, int] | None = None,
+    width: float = 14.0,
+    say: Say = silent,
+) -> None:
+    """Draw a merged trace as PNG.
 
+    Args:
+        casts: draw the time of these (numbers, both included); None: all.
+        width: of the picture (inches).
+        say: is told of each rank.
     Raises: TraceError if there is nothing to draw.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -123,13 +135,15 @@ def draw(events: Sequence[Event], path: Path, *, casts: tuple[int, int] | None =
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(plan), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     used: set[str] = set()
-    for panel, (pid, rows) in zip(panels, plan.items(), strict=True):
+    for number, (panel, (pid, rows)) in enumerate(zip(panels, plan.items(), strict=True), 1):
+        say(f"drawing {ranks[pid].title}, {number} of {len(plan)}")
         _panel(panel, ranks[pid], rows, window, used)
     panels[-1].set_xlabel("ms")
     panels[0].set_xlim(0, window[1] - window[0])
     _arrows(figure, dict(zip(plan, panels, strict=True)), plan, picture, window)
     handles = [Patch(color=colour, label=name) for name, colour in _COLOURS.items() if name in used]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 12), frameon=False)
+    say(f"writing {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, format="png")
 

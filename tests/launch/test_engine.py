@@ -10,19 +10,21 @@ import re
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from examples.engine import inputs as engine_inputs
 from examples.engine import run as engine_run
 from examples.engine.inputs import LazycastInputs, OverloadedError
 from examples.engine.load import Arrival, Mix, arrivals, photos_for
 from examples.engine.model import Model, fingerprint
-from examples.engine.photos import develop
+from examples.engine.photos import Pixels, develop
 from examples.engine.ranks import LocalRanks
-from examples.engine.requests import Announced, Request
-from lazycast import LaunchError, launch
+from examples.engine.requests import Announced, Payload, Request
+from lazycast import CastTimeoutError, LaunchError, launch
 from lazycast.errors import MaterializeError, PeerLostError
 
 from .command import run
@@ -225,6 +227,40 @@ def _abandoned() -> list[str]:
 
 def test_requests_can_be_dropped_in_every_phase_and_bad_photos_fail_everywhere() -> None:
     assert launch(_abandoned, ranks=2, timeout_s=60) == [["photo 1 of 1 cannot be read", "(4, 3, 448, 448)"]] * 2
+
+
+def _overdue() -> list[str]:
+    """Photos that take longer than rank 0 waits for them: what each rank is told."""
+
+    def develop_slowly(payload: Payload) -> Pixels:
+        time.sleep(6.0)
+        return develop(payload)
+
+    engine_inputs.develop = develop_slowly  # type: ignore[assignment]
+    ranks = LocalRanks()
+    woken = threading.Event()
+    inputs = LazycastInputs(ranks, woken.set, max_inflight=8, timeout_s=3.0)
+    try:
+        if ranks.rank == 0:
+            inputs.cast(Request("late", "", 1, {"jpegs": photos_for(MIX)[:1]}))
+        inputs.expect(Announced("late", "", 1, True))
+        while ranks.rank == 0 and inputs.settled("late") is None:
+            woken.wait(30)
+            woken.clear()
+        failure = inputs._futures["late"].exception(30)
+        assert isinstance(failure, CastTimeoutError), failure
+        inputs.drop("late")
+        while not inputs.idle():
+            woken.wait(0.1)
+        ranks.gather("all were told")
+        return [f"rank {failure.rank}"]
+    finally:
+        inputs.close()
+
+
+def test_when_rank_0_waits_no_longer_every_rank_is_told_so() -> None:
+    said = launch(_overdue, ranks=3, timeout_s=60)
+    assert said[1:] == [["rank 0"]] * 2, "not that their own time, twice as long, was over"
 
 
 def _bereaved(folder: str) -> None:

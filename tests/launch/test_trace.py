@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -52,10 +53,13 @@ def test_every_cast_is_seen_on_every_rank(
     monkeypatch.setenv("LAZYCAST_TRACE", str(tmp_path / "traces"))
     assert sorted(launch(cast_some, ranks=RANKS, backend=backend, timeout_s=90)) == list(range(RANKS))
     assert cli.main(["trace", "merge", str(tmp_path / "traces"), "-o", str(tmp_path / "trace.json")]) == 0
-    assert f"of {RANKS} files, 1 object:" in capsys.readouterr().out
-    said = json.loads((tmp_path / "trace.json").read_text())
-    assert said["otherData"]["notes"] == []
-    merged = said["traceEvents"]
+    said = capsys.readouterr()
+    assert f"of {RANKS} files, 1 object:" in said.out
+    steps = [line.removeprefix("lazycast trace merge: ").split(" ")[0] for line in said.err.splitlines()]
+    assert steps == ["reading"] * RANKS + ["aligning", "sorting", "writing"], "its progress, off a terminal"
+    written = json.loads((tmp_path / "trace.json").read_text())
+    assert written["otherData"]["notes"] == []
+    merged = written["traceEvents"]
     assert list(events.problems(merged)) == []
     titles = {e["pid"]: e["args"]["name"] for e in merged if e["name"] == "process_name"}
     assert [title.split(" (")[0] for _, title in sorted(titles.items())] == [f"rank {r}" for r in range(RANKS)]
@@ -90,7 +94,12 @@ def test_the_picture_of_a_run(
     launch(cast_some, ranks=2, timeout_s=50)
     merged, picture = tmp_path / "trace.json", tmp_path / "pictures" / "trace.png"
     assert cli.main(["trace", "merge", str(tmp_path / "traces"), "-o", str(merged)]) == 0
+    capsys.readouterr()
     assert cli.main(["trace", "plot", str(merged), "-o", str(picture), "--casts", "2-5", "--width", "8"]) == 0
+    progress = capsys.readouterr().err
+    assert re.findall(r"^lazycast trace plot: (\w+) ", progress, re.MULTILINE) == [
+        *("reading", "drawing", "drawing", "writing")
+    ], progress
     pixels = image.imread(picture)
     assert pixels.shape[1] == 8 * 110
     green = (pixels[..., 1] > pixels[..., 0] + 0.2) & (pixels[..., 1] > pixels[..., 2] + 0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import urllib.request
 import weakref
 from collections.abc import Callable, Iterator
@@ -116,6 +117,12 @@ def test_ranks_are_told_apart_and_the_root_alone_can_speak_for_all(
             assert of_root.scrape()[0] == {}, "its root is another object"
             prometheus.register(objects[0], group=True, registry=of_root.registry)
             together(*(lambda lazy=lazy: lazy.close() for lazy in objects[1:]))  # each says its last word
+            deadline_s = time.monotonic() + 20
+            while time.monotonic() < deadline_s:  # which the root may read a moment after they have closed
+                heard = objects[0].group_stats().ranks
+                if [stats.resolved for stats in heard.values()] == [4, 4, 4]:
+                    break
+                time.sleep(0.01)
             samples, _ = of_root.scrape()
             for rank in range(3):
                 assert value(samples, "lazycast_calls_ended_total", name="tp", rank=rank, outcome="value") == 4
