@@ -139,8 +139,11 @@ class Intake(Lane):
             if self._take(call.ask):
                 self._counters.count_failure(refusal)
             if call.failure is None:
-                call.failure = self._performer.failure("refused", "the root's call was refused", refusal)
+                call.failure = call.ask.late or self._refused(refusal)
         self._calls.enter(call)
+
+    def _refused(self, refusal: BaseException) -> Failure:
+        return self._performer.failure("refused", "the root's call was refused", refusal)
 
     # Waiting for room
 
@@ -188,6 +191,7 @@ class Intake(Lane):
     def _not_sent(self, ask: Ask, situation: Situation) -> Exception:
         """The time of a call that waits for room is over."""
         situation = self._worded(situation)
+        ask.late = situation.overdue(self._group.rank, self._group.hosts[self._group.rank], ask.timeout_s)
         text = f"{self._ask_label(ask)}: not sent within {ask.timeout_s:g} s: {situation.text()}"
         return self._explain(ask, CastTimeoutError(text, rank=self._group.rank), situation)
 

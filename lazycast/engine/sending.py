@@ -79,7 +79,7 @@ class Sending(Intake):
                 call.failure = self._said("closed", "the root had closed its object when this call's turn came")
             else:
                 text = f"the root's call had waited {call.ask.timeout_s:g} s when its turn came"
-                call.failure = self._said("timeout", text)
+                call.failure = call.ask.late or self._said("timeout", text)
         return call
 
     # Beginning

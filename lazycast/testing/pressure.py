@@ -42,7 +42,7 @@ def back_pressure_holds_the_root_and_names_who_does_not_read(rank: Rank) -> None
                 rank.meet()
                 for n in range(4):
                     same(lazy.broadcast(key=f"k{n}"), np.full(10_000, n))
-                raises(RemoteError, "max_inflight", partial(lazy.broadcast, key="k4"))
+                raises(CastTimeoutError, "max_inflight", partial(lazy.broadcast, key="k4"))
             same(lazy.broadcast("next", timeout_s=math.inf), "next")
             deadline_s = time.monotonic() + TIMEOUT_S
             while not lazy.has_room():  # reads are told a little later
@@ -110,7 +110,7 @@ def held_calls_that_end_are_told_at_once(rank: Rank) -> None:
             rank.meet()
         else:
             began_s = time.monotonic()
-            raises(RemoteError, "max_inflight_nbytes", lambda: lazy.broadcast(key=2))
+            raises(CastTimeoutError, "max_inflight_nbytes", lambda: lazy.broadcast(key=2))
             check(time.monotonic() - began_s < TIMEOUT_S / 2, "it was told late")
             rank.meet()
             same(lazy.broadcast(key=1), np.zeros(5000))
