@@ -91,6 +91,8 @@ def applies(it: Combination) -> bool:
         return False  # one cannot close what is being closed, or is not there
     if it.step == "transit" and it.layout == "one":
         return False  # on a host one packet brings the header and names the memory: there is nothing in between
+    if it.layout == "one" and it.backend != "local" and it.step != "constructing":
+        return False  # on a host all messages go through its own sockets, whatever connects it to others
     if it.layout == "five":  # what passing on to other hosts adds
         return it.fault in ("kill", "freeze") and it.step not in ("held", "closing")
     if it.backend == "mpi":
