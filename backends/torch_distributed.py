@@ -8,12 +8,14 @@ Guarantees:
   torch's registry. The user's group is never used for communication; it may be an NCCL group.
 * Receives name their source: one from anybody never notices a death, a named one fails at once and idles without CPU.
 * Ranks connect as soon as all have come to the store, which knows of nobody's death. From then on one that dies, or
-  gives up, fails the construction of the others at once, and all of them name that one.
+  gives up, fails the construction of the others at once, and all of them name that one. Where gloo has no interface on
+  some rank they stay with the store: ranks of one host need no more.
 * All ranks are group-local: `root=0` is the group's first rank, whatever its global rank is.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from collections.abc import Sequence
@@ -46,6 +48,19 @@ _FOR_EVER = timedelta(days=3650)
 
 def _until(deadline_s: float) -> timedelta:
     return timedelta(seconds=max(0.001, deadline_s - time.monotonic()))
+
+
+def _why_no_gloo() -> str | None:
+    """Return why gloo has no interface to use in this process."""
+    try:
+        names = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
+        for name in names:
+            dist.ProcessGroupGloo.create_device(interface=name)
+        if not names:
+            dist.ProcessGroupGloo.create_default_device()
+    except RuntimeError as exc:
+        return str(exc).splitlines()[0]
+    return None
 
 
 def _tensor(buffer: memoryview) -> torch.Tensor:
@@ -118,20 +133,26 @@ class _TorchContext(Context):
         self._store = PrefixStore(f"lazycast/{generation}", store)
         self._rounds = 0
         self._group: Any = None  # a ProcessGroupGloo, from the end of the first exchange on
+        self._no_gloo: str | None = None  # why there is none
 
     def exchange(self, blob: bytes, *, timeout_s: float) -> list[bytes]:
         self._rounds += 1
         deadline_s = time.monotonic() + timeout_s
-        keys = [f"{self._rounds}/{rank}" for rank in range(self._size)]
-        self._store.set(keys[self._rank], blob)  # type: ignore[arg-type]  # it takes bytes, its stub does not
+        if self._rounds == 1:
+            blobs = self._swap("1", blob, deadline_s, timeout_s)
+            self._meet(deadline_s, timeout_s)
+            return blobs
+        return self._swap(str(self._rounds), blob, deadline_s, timeout_s)
+
+    def _swap(self, name: str, blob: bytes, deadline_s: float, timeout_s: float) -> list[bytes]:
+        """Put a blob into the store, and get everybody's."""
+        keys = [f"{name}/{rank}" for rank in range(self._size)]
+        try:
+            self._store.set(keys[self._rank], blob)  # type: ignore[arg-type]  # it takes bytes, its stub does not
+        except RuntimeError as exc:
+            raise BackendError(f"the group's store failed during the handshake: {exc}") from exc
         if self._group is not None:
             self._pass_round(keys, deadline_s, timeout_s)
-        blobs = self._get(keys, deadline_s, timeout_s)
-        if self._group is None:
-            self._meet(deadline_s, timeout_s)
-        return blobs
-
-    def _get(self, keys: Sequence[str], deadline_s: float, timeout_s: float) -> list[bytes]:
         blobs = []
         for key in keys:
             try:
@@ -145,7 +166,10 @@ class _TorchContext(Context):
         return blobs
 
     def _missing(self, keys: Sequence[str]) -> list[int]:
-        return [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+        try:
+            return [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+        except RuntimeError:  # the store has gone
+            return []
 
     def _too_late(self, missing: Sequence[int], timeout_s: float) -> CastTimeoutError:
         return CastTimeoutError(
@@ -158,6 +182,11 @@ class _TorchContext(Context):
 
     def _meet(self, deadline_s: float, timeout_s: float) -> None:
         """Connect with all ranks. All have come: whoever does not connect has died, or is frozen."""
+        said = self._swap("interface", (_why_no_gloo() or "").encode(), deadline_s, timeout_s)
+        unable = [f"on rank {rank}: {why.decode()}" for rank, why in enumerate(said) if why]
+        if unable:
+            self._no_gloo = "; ".join(unable[:3])
+            return
         store = PrefixStore("gloo", self._store)
         try:
             self._group = dist.ProcessGroupGloo(store, self._rank, self._size, _until(deadline_s))
@@ -171,11 +200,15 @@ class _TorchContext(Context):
         """Wait until all have come here. Raises at once if one has died, or let go of its group."""
         peers = [peer for peer in range(self._size) if peer != self._rank]
         token = torch.zeros(1, dtype=torch.uint8)
+        works: list[tuple[int, Any]] = []
         peer = self._rank
         try:
-            works = [(peer, self._group.recv([torch.empty_like(token)], peer, _ROUND_TAG)) for peer in peers]
-            works += [(peer, self._group.send([token], peer, _ROUND_TAG)) for peer in peers]
-            for peer, work in works:  # noqa: B007  # who it was about when it failed
+            # Each statement may raise, about the peer of the moment.
+            for peer in peers:
+                works.append((peer, self._group.recv([torch.empty_like(token)], peer, _ROUND_TAG)))  # noqa: PERF401
+            for peer in peers:
+                works.append((peer, self._group.send([token], peer, _ROUND_TAG)))  # noqa: PERF401
+            for peer, work in works:  # noqa: B007
                 work.wait(_until(deadline_s))
         except RuntimeError as exc:
             if time.monotonic() >= deadline_s:
@@ -193,8 +226,12 @@ class _TorchContext(Context):
             return peer
 
     def connect(self, neighbours: Sequence[int], sink: Sink, *, timeout_s: float) -> Link:
-        if self._group is None:
+        if self._group is None and self._no_gloo is None:
             self._meet(time.monotonic() + timeout_s, timeout_s)
+        if self._group is None:
+            raise BackendError(
+                f"gloo cannot connect the hosts: {self._no_gloo}; GLOO_SOCKET_IFNAME names the interface"
+            )
         group, self._group = self._group, None
         pipes: dict[int, Pipe] = {peer: _GlooPipe(group, peer) for peer in neighbours}
         return ThreadedLink(pipes, sink, name=f"lazycast-torch-{self._rank}", kind="gloo")

@@ -90,6 +90,8 @@ class Relay:
         try:
             if len(self._topology.hosts) > 1:
                 self._link = context.connect(self._topology.remote_neighbours, self, timeout_s=timeout_s)
+            else:
+                context.close()  # all has been exchanged, and connections that nobody uses cost descriptors and threads
             if self._mesh is not None:
                 self._mesh.start(self, f"lazycast-{name}-host")
         finally:
