@@ -55,7 +55,8 @@ class Senders:
         failure = message.failure
         if failure.kind != "lost" or failure.loss is None or failure.loss.by not in speaks_for:
             return None
-        text = f"{failure.message}; so says rank {failure.loss.by}"
+        says = f"; so says rank {failure.loss.by}"
+        text = failure.message if failure.message.endswith(says) else failure.message + says  # we are not the first
         return msgspec.structs.replace(message, failure=msgspec.structs.replace(failure, message=text))
 
 

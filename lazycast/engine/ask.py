@@ -38,6 +38,7 @@ class Ask:
     arrival: Arrival | None = None
     taken: bool = False  # settled, or given up: what arrives for it is dropped
     late: Failure | None = None  # its time was over
+    put_off: int = 0  # how often its end was put off, for a verdict that had been given
     origin: Origin | None = None  # where it was made, in debug mode
     inquiry: Inquiry | None = None  # what came of asking the root about it, the last time
     payload: Any = MISSING  # of this rank's own, where payloads are replicated

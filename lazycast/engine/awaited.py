@@ -42,7 +42,10 @@ class Awaited:
         for said, _ in early:
             self._early_count[said.rank] -= 1
         for said, body in sorted(early, key=lambda entry: isinstance(entry[0], Value)):  # the owner, then its value
-            self._note(arrival, said, body)
+            if self._casts.get(seq) is not arrival:
+                self._late(said)
+            else:
+                self._note(arrival, said, body)
         self._last_word(arrival)
 
     def hear(self, message: Value | Pass, body: memoryview, *, keep: bool) -> tuple[Arrival | None, bool]:
@@ -53,12 +56,20 @@ class Awaited:
         seq = message.seq
         arrival = self._casts.get(seq)
         if arrival is not None:
-            return arrival, self._note(arrival, message, body)
+            again = self._note(arrival, message, body)
+            if not isinstance(message, Value):
+                self._last_word(arrival)
+            return arrival, again
         if seq in self._late_passes:
-            self._count_pass(seq, self._late_passes.pop(seq) - 1)
+            self._late(message)
         elif keep:
             self._keep(message, body)
         return None, False
+
+    def _late(self, message: Value | Pass) -> None:
+        """Take what is said of a cast that is off."""
+        if isinstance(message, Pass):
+            self._count_pass(message.seq, self._late_passes.pop(message.seq, 0) - 1)
 
     def _keep(self, message: Value | Pass, body: memoryview) -> None:
         count = self._early_count.get(message.rank, 0)
@@ -114,7 +125,6 @@ class Awaited:
         arrival.passes += 1
         if len(message.passed) > len(arrival.passed):  # they come from several ranks, in any order
             arrival.owner, arrival.passed = message.to, message.passed
-            self._last_word(arrival)
         if message.to != self._rank:
             return False
         del self._casts[message.seq]

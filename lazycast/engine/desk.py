@@ -39,7 +39,8 @@ logger = logging.getLogger("lazycast")
 
 #: A wait that ends so much too late was not looked at: this process was stopped, or did not get to run (seconds).
 _FROZEN_S = 1.0
-_AGAIN_S = 0.01
+#: How long, and how often, a call whose time is over waits for a verdict that has been given (seconds).
+_AGAIN_S, _MOST_PUT_OFF = 0.01, 200
 
 
 class Desk(Records):
@@ -271,9 +272,8 @@ class Desk(Records):
         failure = situation.overdue(self._group.rank, self._group.hosts[self._group.rank], ask.timeout_s)
         with self._lock:
             arrival = ask.arrival
-            over_s = time.monotonic() - ask.since_s - ask.timeout_s
-            if over_s < _FROZEN_S and self._is_decided(ask):  # somebody is about to settle it
-                self._put_off(ask, _AGAIN_S)
+            if ask.put_off < _MOST_PUT_OFF and self._is_decided(ask):  # somebody is about to settle it
+                self._put_off(ask)
                 return
             if not self._take_failed(ask, exc):
                 return
@@ -285,10 +285,11 @@ class Desk(Records):
         """With the lock held: whether a verdict on a call's cast has been given here that has not reached the call."""
         return False
 
-    def _put_off(self, ask: Ask, again_s: float) -> None:
+    def _put_off(self, ask: Ask) -> None:
         """With the lock held: let a call wait a little longer."""
+        ask.put_off += 1
         self._waits.end(ask.wait)
-        ask.wait = Wait(ask, ask.since_s, ((time.monotonic() + again_s, Stage.GIVE_UP),))
+        ask.wait = Wait(ask, ask.since_s, ((time.monotonic() + _AGAIN_S, Stage.GIVE_UP),))
         self._waits.add(ask.wait)
 
     @abstractmethod

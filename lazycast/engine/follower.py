@@ -153,7 +153,7 @@ class FollowerLane(Lane):
     def _join(self, ask: Ask, arrival: Arrival) -> None:
         """With the lock held: an ask and its arrival have met."""
         arrival.ask = ask
-        if ask.late is not None and arrival.message.agree:
+        if arrival.objection is None and arrival.message.agree:
             arrival.objection = ask.late
         if ask.origin is not None and arrival.message.origin is not None:
             self._compare(ask.origin, arrival.message.origin, arrival)

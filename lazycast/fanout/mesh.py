@@ -110,9 +110,14 @@ class Mesh:
         """Begin to receive."""
         for peer in self._peers.values():
             peer.sock.setblocking(False)
-        self._thread = threading.Thread(target=self._run, args=(sink,), name=name, daemon=True)
+        thread = threading.Thread(target=self._run, args=(sink,), name=name, daemon=True)
         self._serving = True
-        self._thread.start()
+        try:
+            thread.start()
+        except BaseException:  # no thread can be had: `close` is still to close everything
+            self._serving = False
+            raise
+        self._thread = thread
 
     # Sending
 

@@ -62,6 +62,29 @@ def test_a_value_of_another_than_the_owner_is_dropped(early: bool, caplog: pytes
     assert len(awaited) == 0
 
 
+def test_a_value_that_came_before_its_owner_went_counts_though_the_cast_comes_last() -> None:
+    awaited, arrival = Awaited(ME), cast(1)
+    awaited.hear(Pass(FIRST, 1, SECOND, [FIRST]), NOTHING, keep=True)
+    awaited.hear(value(1, SECOND, passes=1), NOTHING, keep=True)
+    awaited.gone(SECOND, GONE)
+    awaited.admit(arrival)
+    assert arrival.shared == (value(1, SECOND, passes=1), NOTHING)
+    assert len(awaited) == 0
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_value_that_is_sent_twice_counts_once(early: bool) -> None:
+    awaited, arrival = Awaited(ME), cast(1)
+    if not early:
+        awaited.admit(arrival)
+    for body in (NOTHING, memoryview(b"again")):
+        awaited.hear(value(1), body, keep=early)
+    if early:
+        awaited.admit(arrival)
+    assert arrival.shared == (value(1), NOTHING)
+    assert len(awaited) == 0
+
+
 def test_who_is_left_a_cast_that_it_has_given_up_is_told_so() -> None:
     awaited, arrival = Awaited(ME), cast(1)
     arrival.begun = True
