@@ -8,12 +8,16 @@ import copy
 import datetime
 import decimal
 import enum
+import itertools
+import math
 import pathlib
 import pickle
 import time
+import tracemalloc
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -237,6 +241,94 @@ def test_arrays_count_by_their_elements_however_they_lie_in_memory(shape: tuple[
     wide = np.zeros((*shape[:-1], 2 * shape[-1]))
     wide[..., ::2] = one
     assert fingerprint(one) == fingerprint(np.asfortranarray(one)) == fingerprint(wide[..., ::2])
+
+
+def layouts(one: np.ndarray) -> dict[str, np.ndarray]:
+    """Return arrays of the same elements that lie in memory in other ways."""
+    axes = range(one.ndim)
+    cropped = np.zeros([n + 5 for n in one.shape], one.dtype)[tuple(slice(2, -3) for _ in axes)]
+    packed = np.zeros(one.shape, np.dtype([("before", "u1"), ("it", one.dtype)]))["it"]  # at odd addresses
+    spread = np.zeros([2 * n for n in one.shape], one.dtype)[tuple(slice(None, None, 2) for _ in axes)]
+    for other in (cropped, packed, spread):
+        other[...] = one
+    found = {"cropped": cropped, "packed": packed, "spread": spread}
+    for order in itertools.permutations(axes):
+        base = np.ascontiguousarray(one.transpose(order))
+        found[f"permuted {order}"] = base.transpose(np.argsort(order))
+    for axis in axes:
+        found[f"flipped {axis}"] = np.flip(np.flip(one, axis).copy(), axis)
+    found["turned"] = np.flip(np.flip(one).copy())
+    return found
+
+
+SHAPES = [(1_500_000,), (1000, 1237), (640, 481, 3), (3, 640, 488), (70, 3, 64, 65), (1, 999, 1, 1200)]
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<f2", ">f4", "f8", "c16", "V3"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_long_arrays_count_by_their_elements_however_they_lie_in_memory(shape: tuple[int, ...], dtype: str) -> None:
+    kind = np.dtype(dtype)
+    raw = np.random.default_rng(3).integers(0, 256, math.prod(shape) * kind.itemsize, dtype=np.uint8)
+    one = raw.view(kind).reshape(shape)
+    expected = fingerprint(one)
+    for name, other in layouts(one).items():
+        assert other.tobytes() == one.tobytes()  # NaN would not be equal
+        assert fingerprint(other) == expected, name
+
+
+@pytest.mark.parametrize("where", [0.0, 0.31, 0.77, 1.0])
+def test_what_differs_shows_however_it_lies_in_memory(where: float) -> None:
+    one = np.random.default_rng(3).integers(0, 256, (640, 481, 9), dtype=np.uint8)
+    other = one.copy()
+    start = int(where * (one.size - 512))
+    other.reshape(-1)[start : start + 512] ^= 255
+    expected = fingerprint(one)
+    for name, array_ in layouts(other).items():
+        assert fingerprint(array_) != expected, name
+
+
+def test_repeated_elements_count_as_if_each_were_there() -> None:
+    row = np.random.default_rng(3).random(1001)
+    for wide in (np.broadcast_to(row, (900, 1001)), np.broadcast_to(row[:, None], (1001, 900))):
+        assert fingerprint(wide) == fingerprint(wide.copy())
+    assert fingerprint(np.broadcast_to(1.5, (700, 800))) == fingerprint(np.full((700, 800), 1.5))
+    for shape in ((), (0,), (3, 0, 2)):
+        empty = np.zeros(shape)
+        assert fingerprint(empty.T) == fingerprint(np.zeros(shape[::-1]))
+
+
+def test_overlapping_windows_count_as_if_each_were_there() -> None:
+    windows = np.lib.stride_tricks.sliding_window_view(np.random.default_rng(3).random(20_000), 64)
+    assert fingerprint(windows) == fingerprint(windows.copy())
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f4", "c16", "V3"])
+def test_of_long_arrays_only_samples_are_copied(dtype: str) -> None:
+    kind = np.dtype(dtype)
+    values = np.zeros(48_000_000, np.uint8).view(kind).reshape(2000, -1).T
+    fingerprint(values)
+    tracemalloc.start()
+    try:
+        fingerprint(values)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+@pytest.mark.parametrize("shape", [(224, 224, 3), (2240, 2240, 3)], ids=str)
+def test_arrays_that_lie_otherwise_take_no_longer_than_a_copy_of_them(shape: tuple[int, ...]) -> None:
+    image_ = np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
+    views = [image_.transpose(2, 0, 1), image_.T, image_[:, ::-1], image_[1:-1, 1:-1]]
+    copied_s = min(cpu_s(views[0].copy) for _ in range(5))
+    for view in views:
+        assert min(cpu_s(partial(fingerprint, view)) for _ in range(5)) < 2 * copied_s + 1e-3
+
+
+def cpu_s(work: Callable[[], object]) -> float:
+    began_s = time.thread_time()
+    work()
+    return time.thread_time() - began_s
 
 
 PATCHES, WIDTH = 1600, 1176  # of an image, as Qwen-VL cuts it: float32
