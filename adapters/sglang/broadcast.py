@@ -29,6 +29,7 @@ from typing import Any
 
 from lazycast import discovery
 from lazycast.api import LazyBroadcast
+from lazycast.arguments import checked_key
 from lazycast.errors import ClosedError, KeyInUseError, LazycastError, PayloadMismatchError, RemoteError
 from lazycast.future import CastFuture
 from lazycast.missing import MISSING
@@ -146,11 +147,13 @@ class SGLangBroadcast:
                 of `process`.
         Returns: a `concurrent.futures.Future`, also awaitable. Its errors are those of `process`.
         Raises: at once, as lazycast raises them: KeyInUseError if this id is pending here; on the entry rank
-            CastTimeoutError (back-pressure); ClosedError. TypeError for an id that is no string.
+            CastTimeoutError (back-pressure); ClosedError. TypeError for an id that is no string, ValueError for one of
+            more than 1024 bytes or that UTF-8 cannot encode: such a call does not count, on any rank.
         Collective: every rank. Blocking: never, short of back-pressure on the entry rank. Threads: safe with `rid`.
         """
         if rid is not None and not isinstance(rid, str):
             raise TypeError(f"rid must be a string or None, got {type(rid).__name__} {rid!r}")
+        checked_key(rid)  # before anything counts: what passes is cast later, by other calls
         key: Key = next(self._numbers) if rid is None else rid
         if self._passes(raw):
             self._pass(key)
@@ -243,11 +246,12 @@ class SGLangBroadcast:
     def _say_what_passed(self) -> None:
         """On the entry rank, in its turn: end the calls that others make, or have sat out, where it had nothing."""
         while self._passed:
-            with contextlib.suppress(
-                TypeError
-            ):  # as it must be: without a payload it counts, and is refused everywhere
-                self._lazy.broadcast_async(MISSING, key=self._passed[0])
-            self._passed.popleft()  # which only happens here
+            try:
+                # As it must be: without a payload it counts, and is refused everywhere.
+                with contextlib.suppress(TypeError):
+                    self._lazy.broadcast_async(MISSING, key=self._passed[0])
+            finally:  # an interrupt comes after it has counted, and a closed object takes no other either
+                self._passed.popleft()  # which only happens here
 
     def _sit_out(self, key: Key) -> None:
         """On the others: ask without inputs, so that a cast of the entry rank fails everywhere; and do not wait."""

@@ -53,7 +53,8 @@ class InputsFuture(concurrent.futures.Future[Any]):
         """Give up the cast, as `CastFuture.cancel` does.
 
         Returns: whether this rank will not get the inputs. On the entry rank False also while the cast is only being
-            made; it is given up then as soon as it is there, if that is still possible.
+            made; it is given up then as soon as it is there, if that is still possible. After True it may be a moment
+            until it is done, where another thread is about to settle it.
         Collective: no. Blocking: never. Threads: safe.
         """
         with self._lock:
@@ -67,7 +68,9 @@ class InputsFuture(concurrent.futures.Future[Any]):
             self._settle_cancelled()
         elif cast is not None and cast.cancel():
             self._settle(cast)
-        return self.cancelled()
+        else:
+            return self.cancelled() or (self._given_up and self._sure)
+        return True  # also while the callback thread settles it
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the inputs, waiting up to `timeout` seconds.

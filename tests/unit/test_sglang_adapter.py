@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import sys
+import threading
+import types
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -11,13 +13,24 @@ from typing import Any
 
 import pytest
 
-from lazycast.adapters.sglang import Binding, InputsFuture, UnsupportedReleaseError, install_requests, plugin
+from lazycast import launch
+from lazycast.adapters.sglang import (
+    Binding,
+    InputsFuture,
+    SGLangBroadcast,
+    UnsupportedReleaseError,
+    broadcast,
+    install_requests,
+    plugin,
+)
 from lazycast.bench.sglang import report, session
 from lazycast.bench.sglang.plan import Plan
 from lazycast.errors import BackendUnavailableError, LazycastError, ReentrantCallError
 from lazycast.future import CastFuture
 
 pytestmark = pytest.mark.skipif(find_spec("sglang") is not None, reason="SGLang is installed")
+
+WAIT_S = 20.0
 
 
 def test_importing_it_brings_in_neither_sglang_nor_torch(run_python: Callable[..., str]) -> None:
@@ -134,6 +147,104 @@ def test_giving_up_before_there_is_a_cast(sure: bool) -> None:
     for callback in cast.callbacks:
         callback()
     assert future.cancelled()
+
+
+def test_what_this_call_has_cancelled_is_given_up() -> None:
+    """Also while the callback thread is about to say so."""
+    cast = Cast()
+    future = following(cast)
+    at_it, go_on = threading.Event(), threading.Event()
+    asked = cast.future.cancelled
+
+    def slowly() -> bool:  # asked by who settles
+        at_it.set()
+        return go_on.wait(WAIT_S) and asked()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as callback_thread:
+
+        def withdraw() -> bool:
+            cast.future.settle_cancelled()
+            cast.future.cancelled = slowly  # type: ignore[method-assign]
+            for callback in cast.callbacks:
+                callback_thread.submit(callback)
+            return at_it.wait(WAIT_S)
+
+        cast.on_withdraw = withdraw
+        try:
+            assert future.cancel()
+        finally:
+            go_on.set()
+        with pytest.raises(concurrent.futures.CancelledError):
+            future.result(WAIT_S)
+    assert future.cancelled()
+
+
+class Inputs:
+    """In place of SGLang's `MultimodalInputs`, with nothing that takes hashing."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.mm_items = text, []
+
+    @classmethod
+    def from_processor_output(cls, raw: Any) -> Inputs:
+        return cls(raw.text)
+
+
+def raw(text: str) -> types.SimpleNamespace:
+    return types.SimpleNamespace(text=text, mm_items=[])
+
+
+@pytest.fixture
+def on_ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Run a function with an `SGLangBroadcast` of each rank; ranks are threads, without SGLang and torch."""
+    for name, contents in (("managers.schedule_batch", {"MultimodalInputs": Inputs}), ("environ", {"envs": None})):
+        module = types.ModuleType(f"sglang.srt.{name}")
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(broadcast, "discovery", types.SimpleNamespace(by_name=lambda name: lambda group: "auto"))
+    monkeypatch.setattr(broadcast, "_executor_for_device", lambda: None)
+
+    def run(fn: Callable[[SGLangBroadcast], Any], ranks: int) -> list[Any]:
+        def rank() -> Any:
+            with SGLangBroadcast(timeout_s=WAIT_S) as ours:
+                return fn(ours)
+
+        return launch(rank, ranks=ranks, backend="threads", timeout_s=4 * WAIT_S)
+
+    return run
+
+
+@pytest.mark.parametrize("rid", ["x" * 1025, "é" * 513, "\ud800"], ids=["long", "long as UTF-8", "a lone surrogate"])
+def test_an_id_that_is_no_key_is_refused_before_it_counts(on_ranks: Callable[..., list[Any]], rid: str) -> None:
+    def rank(ours: SGLangBroadcast) -> list[str]:
+        for of_request in (None, raw("none")):
+            with pytest.raises(ValueError, match=r"at most 1024 bytes|surrogates not allowed"):
+                ours.process_async(of_request, rid=rid)
+        return [ours.process(raw("one")).text, ours.process_async(raw("two"), rid="x").result(WAIT_S).text]
+
+    assert on_ranks(rank, 2) == [["one", "two"]] * 2
+
+
+def test_what_passed_is_said_once_though_an_interrupt_comes(on_ranks: Callable[..., list[Any]]) -> None:
+    def rank(ours: SGLangBroadcast) -> str:
+        said, original = [], ours._lazy.broadcast_async
+
+        def interrupted(*args: Any, key: Any, **options: Any) -> Any:
+            said.append(key)
+            try:
+                return original(*args, key=key, **options)
+            finally:
+                raise KeyboardInterrupt  # when the call has counted
+
+        assert ours.process_async(None, rid="nothing").result(0) is None
+        ours._lazy.broadcast_async = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            ours.process(raw("one"))
+        made = ours.process(raw("two"))
+        assert said == ["nothing"]
+        return str(made.text)
+
+    assert on_ranks(rank, 1) == ["two"]
 
 
 @pytest.mark.parametrize(
