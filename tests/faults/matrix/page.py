@@ -99,12 +99,7 @@ def _rows_of(results: Results) -> list[object]:
 
 def write(path: Path, results: Results, network: Results) -> None:
     """Write the page."""
-    told = [
-        s.ms
-        for it, sights in [*results.items(), *network.items()]
-        if it.fault in DEADLY and it.step != "constructing"
-        for s in sights
-    ] or [0.0]
+    told = [s.ms for it, sights in [*results.items(), *network.items()] if it.fault in DEADLY for s in sights] or [0.0]
     machine = (
         f"Measured {datetime.date.today().isoformat()} on {os.cpu_count()} cores, Linux {platform.release()}, Python "
         f"{platform.python_version()}: {len(results) + len(network)} combinations. "
