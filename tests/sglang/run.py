@@ -92,6 +92,7 @@ def main() -> int:
     parser.add_argument("--release", choices=RELEASES, action="append", help="default: all")
     parser.add_argument("--ranks", type=int, action="append", help="default: 2 and 4")
     args, options = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what has been started is ended
     failed = False
     for release in args.release or RELEASES:
         try:
