@@ -75,8 +75,8 @@ class InputsFuture(concurrent.futures.Future[Any]):
     def result(self, timeout: float | None = None) -> Any:
         """Return the inputs, waiting up to `timeout` seconds.
 
-        Raises: concurrent.futures.TimeoutError, CancelledError; ReentrantCallError if it is not done and this is a
-            callback or a materializer of the same object; else as `SGLangBroadcast.process`.
+        Raises: concurrent.futures.TimeoutError, CancelledError, ReentrantCallError, the last if it is not done and
+            this is a callback, or a materializer, of the object; otherwise as `SGLangBroadcast.process`.
         """
         return super().result(self._wait(timeout))
 
