@@ -75,8 +75,10 @@ class InputsFuture(concurrent.futures.Future[Any]):
     def result(self, timeout: float | None = None) -> Any:
         """Return the inputs, waiting up to `timeout` seconds.
 
-        Raises: concurrent.futures.TimeoutError, CancelledError, ReentrantCallError, the last if it is not done and
-            this is a callback, or a materializer, of the object; otherwise as `SGLangBroadcast.process`.
+        Raises:
+            concurrent.futures.TimeoutError: `timeout` has ended first.
+            ReentrantCallError: called, before it is done, from a materializer or callback of the same object.
+            Exception: what `SGLangBroadcast.process` raises.
         """
         return super().result(self._wait(timeout))
 
