@@ -17,10 +17,10 @@ REST = [it for it in every() if it not in CHOSEN]
 
 
 def twice(it: Combination, run: Callable[[], start.Seen]) -> None:
-    """On a busy machine a rank may get to its step too late, or not get to run; a fault of lazycast comes again."""
+    """Run a combination, and once more if its fault came too late, as on a busy machine; for no other reason."""
     try:
         verdict.check(it, run())
-    except AssertionError as exc:
+    except verdict.TooLate as exc:
         sys.stderr.write(f"run again: {exc}\n")
         verdict.check(it, run())
 

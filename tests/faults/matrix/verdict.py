@@ -62,6 +62,10 @@ def _fault_of(it: Combination, seen: Seen) -> float:
     return float(at[0])
 
 
+class TooLate(AssertionError):
+    """The victim got to its step when there was nothing left to disturb: this says nothing of lazycast."""
+
+
 def _check_exits(it: Combination, seen: Seen) -> None:
     for rank, events in seen.said.items():
         if rank < 0:
@@ -87,6 +91,8 @@ def _check_outcome(it: Combination, rank: int, outcome: Event, struck_s: float, 
         _check_cut(outcome, rank, ms, about)
     else:
         if kind == "value":  # what could still be finished
+            if it.fault not in ORDERLY and outcome["at_s"] <= struck_s:
+                raise TooLate(f"the fault came when all was done: {about}")
             assert it.fault in ORDERLY, about
             return
         assert kind == ("PeerLostError" if it.fault in DEADLY else "ClosedError"), about
