@@ -27,6 +27,7 @@ from collections.abc import Iterable, Sequence
 from mpi4py import MPI
 
 from lazycast.backend import MAX_HEADER_NBYTES, Link, Sink
+from lazycast.here import own_thread
 
 logger = logging.getLogger("lazycast")
 
@@ -286,6 +287,7 @@ class MPILink(Link):
         self._closed = True  # descriptors are MPI's own business, and the thread did not come along
 
     def _run(self) -> None:
+        own_thread()
         pace, live = Pace(), list(self._peers.values())
         for peer in live:
             peer.start()

@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from lazycast.backend import MAX_HEADER_NBYTES, Link, Sink
+from lazycast.here import own_thread
 
 logger = logging.getLogger("lazycast")
 
@@ -89,6 +90,7 @@ class _Neighbour:
             self._outbox.put(message)
 
     def _send_loop(self) -> None:
+        own_thread()
         while True:
             message = self._outbox.get()
             try:
@@ -112,6 +114,7 @@ class _Neighbour:
                 return
 
     def _listen_loop(self) -> None:
+        own_thread()
         sink, pipe, peer = self._sink, self.pipe, self.peer
         reason: str | None = None
         try:

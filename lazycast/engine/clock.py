@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from lazycast.engine.waits import Stage, Waits
+from lazycast.here import own_thread
 
 W = TypeVar("W")
 
@@ -80,6 +81,7 @@ class Clock(Generic[W]):
             self._thread.join(1.0)
 
     def _run(self) -> None:
+        own_thread()
         try:
             while not self._stopped:
                 self._turn()

@@ -30,6 +30,7 @@ from lazycast.engine.waits import Stage, Wait, plan
 from lazycast.engine.workers import Workers, inside, role_of
 from lazycast.errors import CastTimeoutError, ClosedError, KeyInUseError, LazycastError, ReentrantCallError
 from lazycast.future import CastFuture
+from lazycast.here import call_out
 from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.trust import policy_of
@@ -166,7 +167,7 @@ class Desk(Records):
     def _run_callback(self, fn: Callable[[], None]) -> None:
         def task() -> None:
             with inside(self, "callback"):
-                fn()
+                call_out(fn)
 
         self._callbacks.submit(task)
 

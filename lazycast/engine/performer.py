@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 from lazycast import failures
 from lazycast.cores import Cores, together
+from lazycast.engine.interrupts import Uninterrupted
 from lazycast.engine.workers import Workers, inside
+from lazycast.here import call_out
 from lazycast.materializers import name_of
 from lazycast.wire import Failure, FailureKind
 
@@ -65,7 +67,7 @@ class Performer:
     def materialize(self, fn: Callable[..., Any], *args: object) -> Result:
         """Call a materializer, or a stage of one, in this thread."""
         try:
-            return Result(fn(*args))
+            return Result(call_out(fn, *args))
         except BaseException as exc:  # KeyboardInterrupt and SystemExit too: every rank must learn of it
             return Result(failure=self.failure("materialize", f"materializer {name_of(fn)!r} raised", exc), cause=exc)
 
@@ -90,12 +92,13 @@ class Performer:
             self._submit(self._executor, functools.partial(self._do, part, done), done)
 
     def _do(self, part: Callable[[], Result], done: Callable[[Result], None]) -> None:
-        try:
-            with inside(self._owner, "materializer"):
-                result = part()
-        except BaseException as exc:  # a defect: what user code raises is in the result
-            result = Result(failure=self.failure("materialize", "lazycast itself failed", exc), cause=exc)
-        done(result)
+        with Uninterrupted():  # in a thread of a given executor, or of a caller
+            try:
+                with inside(self._owner, "materializer"):
+                    result = part()
+            except BaseException as exc:  # a defect: what user code raises is in the result
+                result = Result(failure=self.failure("materialize", "lazycast itself failed", exc), cause=exc)
+            done(result)
 
     def _submit(
         self, executor: concurrent.futures.Executor, task: Callable[[], None], done: Callable[[Result], None]

@@ -16,11 +16,11 @@ import queue
 import threading
 from collections.abc import Callable
 
+from lazycast.here import here, own_thread
+
 logger = logging.getLogger("lazycast")
 
 Task = Callable[[], None]
-
-_here = threading.local()
 
 
 class inside:  # a class, since a generator made into a context takes 2 µs longer, and every cast passes here
@@ -32,19 +32,15 @@ class inside:  # a class, since a generator made into a context takes 2 µs long
         self._mark = owner, role
 
     def __enter__(self) -> None:
-        try:
-            _here.stack.append(self._mark)
-        except AttributeError:
-            _here.stack = [self._mark]
+        here.roles.append(self._mark)
 
     def __exit__(self, *_: object) -> None:
-        _here.stack.pop()
+        here.roles.pop()
 
 
 def role_of(owner: object) -> str | None:
     """Return the role in which this thread runs user code for `owner`, or None."""
-    stack: list[tuple[object, str]] = getattr(_here, "stack", [])
-    for marked, role in reversed(stack):
+    for marked, role in reversed(here.roles):
         if marked is owner:
             return role
     return None
@@ -96,6 +92,7 @@ class Workers:
                 self._under_way -= 1
 
     def _work(self) -> None:
+        own_thread()
         while True:
             task = self._tasks.get()
             if task is None:

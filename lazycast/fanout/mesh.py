@@ -30,6 +30,7 @@ from typing import Protocol
 from lazycast.codec import allocate, copy
 from lazycast.fanout.arena import Arena, Slot
 from lazycast.fanout.views import Views
+from lazycast.here import own_thread
 from lazycast.processes import pid_behind
 
 logger = logging.getLogger("lazycast")
@@ -197,6 +198,7 @@ class Mesh:
     # The thread
 
     def _run(self, sink: HostSink) -> None:
+        own_thread()
         try:
             self._serve(sink)
         finally:

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from lazycast.here import own_thread
 from lazycast.tracing.events import ABOUT, Event, line
 
 logger = logging.getLogger("lazycast")
@@ -146,6 +147,7 @@ class Tracer:
         self._file.close()  # there is no buffer whose content would be written here as well; twice is fine
 
     def _run(self) -> None:
+        own_thread()
         try:
             while not self._stopping.wait(_EVERY_S):
                 self._write()

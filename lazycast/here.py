@@ -1,0 +1,52 @@
+"""What the current thread does: lazycast's own work, with or without user code in the middle of it.
+
+Guarantees: looked at and changed by the thread itself alone, without locks. What comes in the middle of lazycast's own
+work, from a finalizer that the collector runs say, can tell that it does, and waits.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class _Here(threading.local):
+    """See the module's text.
+
+    `depth`: how many pieces of lazycast's own work this thread is in; 0 in user code. `defers`: whether signals wait
+    for their end. `main`: whether this thread runs the handlers of signals.
+    """
+
+    depth = 0
+    defers = False
+
+    def __init__(self) -> None:
+        self.main = threading.get_ident() == threading.main_thread().ident
+        self.roles: list[tuple[object, str]] = []  # for whom this thread runs user code, and as what
+
+
+here = _Here()
+
+
+def own_thread() -> None:
+    """This thread is one of lazycast's own: all it does is lazycast's work, but for the user code that it calls."""
+    here.depth = 1
+
+
+def call_out(fn: Callable[..., Any], *args: object) -> Any:
+    """Call user code in the middle of lazycast's own work: no lock is held."""
+    before = here.depth, here.defers
+    here.depth, here.defers = 0, False
+    try:
+        return fn(*args)
+    finally:  # no context: an interrupt could keep its end from being run
+        here.depth, here.defers = before
+
+
+def _after_fork_in_child() -> None:
+    here.main = True  # whichever thread forked is the only one
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
