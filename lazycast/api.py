@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import Generic, TypeVar, cast
 
 from lazycast import construction, discovery, lifetime
-from lazycast.arguments import checked_key, limit
+from lazycast.arguments import limit, usable_key
 from lazycast.backend import Backend
 from lazycast.engine.workers import role_of
 from lazycast.errors import BackendError, CastTimeoutError
 from lazycast.future import CastFuture
 from lazycast.group_stats import GroupStats
+from lazycast.here import here
 from lazycast.missing import MISSING, Missing
 from lazycast.options import DEFAULT_ARENA_NBYTES, DEFAULT_MAX_INFLIGHT_NBYTES, Options, check, debug_wanted
 from lazycast.reducers import note_devices
@@ -208,15 +209,17 @@ class LazyBroadcast(Generic[P, V]):
         Threads: safe; calls without a key from one thread per rank.
         Memory: `payload` must not change until the call returns. The value is the caller's, to write to as well.
         """
-        note_devices()
-        lane, key = self._lane, checked_key(key)
-        lane.refuse_after_fork()
-        limit_s, refusal = limit(timeout_s, self._options.timeout_s, self.rank)
-        refusal = lane.reentrant("broadcast()") or refusal
-        tracer, began_s = lane.tracer, time.monotonic()
-        future = lane.call(payload, materialize, key, limit_s, refusal, here=True)
+        counted: list[bool] = []
         try:
-            return cast(V, future.result(limit_s + _GRACE_S))
+            tracer, began_s = self._lane.tracer, time.monotonic()
+            future, limit_s = self._begin(counted, payload, materialize, key, timeout_s, blocking=True)
+        except BaseException as exc:
+            if not counted:
+                self._lane.handed.append((self._lane.count_missed, (key, exc)))  # one step: more interrupts may come
+                self._lane.wake()
+            raise
+        try:
+            return future.result(limit_s + _GRACE_S)
         except concurrent.futures.TimeoutError as exc:
             if future.done():
                 raise
@@ -244,11 +247,50 @@ class LazyBroadcast(Generic[P, V]):
         Threads: safe; calls without a key from one thread per rank.
         Memory: `payload` must not change until the future is done.
         """
+        counted: list[bool] = []
+        try:
+            return self._begin(counted, payload, materialize, key, timeout_s, blocking=False)[0]
+        except BaseException as exc:
+            if not counted:  # as above
+                self._lane.handed.append((self._lane.count_missed, (key, exc)))
+                self._lane.wake()
+            raise
+
+    def _begin(
+        self,
+        counted: list[bool],
+        payload: P | Missing | None,
+        materialize: Callable[[P], V] | None,
+        key: Key | None,
+        timeout_s: float | None,
+        *,
+        blocking: bool,
+    ) -> tuple[CastFuture[V], float]:
+        """Make a call; return its future and its time limit.
+
+        Every call counts, whatever ends it: an interrupt before it has its place in line, or an exception of anybody's
+        code. What is in `counted` then says that it has counted, or is not to.
+        """
+        lane = self._lane
+        key, bad = usable_key(key)
+        if bad is not None or lane.forked:
+            counted.append(False)
+            lane.refuse_after_fork()
+            assert bad is not None
+            raise bad
         note_devices()
-        self._lane.refuse_after_fork()
         limit_s, refusal = limit(timeout_s, self._options.timeout_s, self.rank)
-        future = self._lane.call(payload, materialize, checked_key(key), limit_s, refusal)
-        return cast(CastFuture[V], future)
+        in_the_middle = lane.in_the_middle("broadcast()")
+        if blocking:
+            refusal = in_the_middle or lane.reentrant("broadcast()") or refusal
+        if in_the_middle is None:
+            future = lane.call(payload, materialize, key, limit_s, refusal, here=blocking, counted=counted)
+        else:
+            future = lane.call_later(payload, materialize, key, limit_s, refusal)
+            counted.append(True)
+            if blocking:
+                raise in_the_middle
+        return cast(CastFuture[V], future), limit_s
 
     def has_room(self) -> bool:
         """Return whether `broadcast_async` would return at once now, instead of waiting for ranks that are behind.
@@ -269,8 +311,28 @@ class LazyBroadcast(Generic[P, V]):
         """
         if key is None:
             raise TypeError("discard() needs a key")
-        self._lane.refuse_after_fork()
-        self._lane.discard(cast(Key, checked_key(key)))
+        counted: list[bool] = []
+        try:
+            self._discard(counted, key)
+        except BaseException:
+            if not counted:  # as a call does
+                self._lane.handed.append((self._lane.discard, (key,)))
+                self._lane.wake()
+            raise
+
+    def _discard(self, counted: list[bool], key: Key) -> None:
+        lane = self._lane
+        usable, bad = usable_key(key)
+        if bad is not None or lane.forked:
+            counted.append(False)
+            lane.refuse_after_fork()
+            assert bad is not None
+            raise bad
+        if here.depth:
+            lane.hand_over(lane.discard, usable)
+            counted.append(True)
+        else:
+            lane.discard(cast(Key, usable), counted)
 
     def stats(self) -> Stats:
         """Return counts and timings of this rank, and how casts are placed. Local, never blocks. Threads: safe."""
@@ -318,6 +380,9 @@ class LazyBroadcast(Generic[P, V]):
         Collective: no, but a cast needs all ranks, so close when this rank's last cast is done.
         Blocking: up to `timeout_s`, and about a round trip; a second or so if a rank does not answer. Threads: safe.
         """
+        in_the_middle = self._lane.in_the_middle("close()")
+        if in_the_middle is not None:
+            raise in_the_middle
         if role_of(self._lane) is not None:
             self._lane.guard("close()")
         self._close(min(_CLOSE_TIMEOUT_S, self._options.timeout_s) if timeout_s is None else timeout_s)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 from lazycast.errors import CastTimeoutError
+from lazycast.options import exact, shown
 from lazycast.wire import MAX_KEY_NBYTES, Key
 
 #: Longer than anybody waits, and short enough for the platform's waits (seconds).
@@ -16,22 +18,46 @@ def limit(timeout_s: float | None, default_s: float, rank: int) -> tuple[float, 
     """Return the time limit of a call, and what to refuse it with: it must count even so."""
     if timeout_s is None:
         return min(default_s, FOR_EVER_S), None
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or math.isnan(timeout_s):
-        return 1.0, ValueError(f"timeout_s must be a number of seconds, got {timeout_s!r}")
-    if timeout_s <= 0:
-        return 1.0, CastTimeoutError(f"timeout_s={timeout_s!r}: the time was over before the call", rank=rank)
-    return min(float(timeout_s), FOR_EVER_S), None
+    given: Any = timeout_s
+    try:
+        seconds = float(given) if isinstance(given, Real) and given is not True and given is not False else math.nan
+    except OverflowError:
+        seconds = math.inf if given > 0 else -math.inf
+    if math.isnan(seconds):
+        return 1.0, ValueError(f"timeout_s must be a number of seconds, got {shown(timeout_s)}")
+    if seconds <= 0:
+        return 1.0, CastTimeoutError(f"timeout_s={shown(timeout_s)}: the time was over before the call", rank=rank)
+    return min(seconds, FOR_EVER_S), None
 
 
 def checked_key(key: Any) -> Key | None:
-    """Check a key. No rank can use a bad one, so nobody waits for this call."""
+    """Return a key as it travels; raise what is wrong with it."""
+    usable, bad = usable_key(key)
+    if bad is not None:
+        raise bad
+    return usable
+
+
+def usable_key(key: Any) -> tuple[Key | None, Exception | None]:
+    """Return a key as it travels, or what is wrong with it. No rank can use a bad one, so nobody waits for this call.
+
+    An object of a subclass (`numpy.str_`, an `IntEnum`) is the str, int or bytes that it is.
+    """
     if key is None:
-        return None
-    if isinstance(key, bool) or not isinstance(key, (str, int, bytes)):
-        raise TypeError(f"a key is a str, int or bytes, got {type(key).__name__} {key!r}")
-    if isinstance(key, int):
-        if not -(1 << 63) <= key < 1 << 64:
-            raise ValueError(f"an int key has 64 bits, got {key}")
-    elif len(key) > MAX_KEY_NBYTES or len(key if isinstance(key, bytes) else key.encode()) > MAX_KEY_NBYTES:
-        raise ValueError(f"a key has at most {MAX_KEY_NBYTES} bytes, got one of {len(key)}")
-    return key
+        return None, None
+    key = exact(key)
+    if type(key) is str:
+        try:
+            nbytes = len(key) if key.isascii() else len(key.encode())
+        except UnicodeEncodeError:
+            return None, ValueError(f"a key is text that can be encoded, got {key!r}, with half of a surrogate pair")
+    elif type(key) is bytes:
+        nbytes = len(key)
+    elif type(key) is int:
+        bad = None if -(1 << 63) <= key < 1 << 64 else ValueError(f"an int key has 64 bits, got {shown(key)}")
+        return key, bad
+    else:
+        return None, TypeError(f"a key is a str, int or bytes, got {type(key).__name__} {shown(key)}")
+    if nbytes > MAX_KEY_NBYTES:
+        return None, ValueError(f"a key has at most {MAX_KEY_NBYTES} bytes, got one of {nbytes}")
+    return key, None

@@ -2,7 +2,9 @@
 
 Guarantees:
 
-* It is settled once: `cancel` asks the engine, which decides under one lock who was first.
+* It is settled once, by the engine alone: `cancel` asks it, and it decides under one lock who was first.
+* Looking at one that is done takes no lock; what takes the base class's is not interrupted: a thread that left it
+  locked would stop the engine.
 * Callbacks never run on lazycast's own threads that move messages: they go to the object's callback thread, or run in
   the thread that adds them if the future is done.
 * Cancelling a task that awaits it cancels the waiting only.
@@ -15,13 +17,17 @@ import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable, Generator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+
+from lazycast.engine.interrupts import Uninterrupted
 
 V = TypeVar("V")
 
 logger = logging.getLogger("lazycast")
 
-_SETTLED = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED"})  # names of the base class
+# Names of the base class.
+_CANCELLED = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED"})
+_SETTLED = _CANCELLED | {"FINISHED"}
 
 
 def _call(fn: Callable[[Any], object], future: object) -> None:
@@ -81,12 +87,33 @@ class CastFuture(concurrent.futures.Future[V]):
             LazycastError: the cast's own error.
         """
         self._wait(timeout)
-        return super().result(0)
+        exc = self._outcome()
+        if exc is None:
+            return cast(V, self._result)  # of the base class, as all that is looked at here
+        try:
+            raise exc
+        finally:
+            del exc, self  # the traceback leads here: the error, and the future, would live until the next collection
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the cast's error or None, waiting as `result` does."""
         self._wait(timeout)
-        return super().exception(0)
+        return self._outcome()
+
+    def _outcome(self) -> BaseException | None:
+        if not self.done():
+            raise concurrent.futures.TimeoutError
+        if self.cancelled():
+            raise concurrent.futures.CancelledError
+        return self._exception
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled."""
+        return self._state in _CANCELLED
+
+    def running(self) -> bool:
+        """Whether somebody is at work on it that cannot be stopped: never, as far as can be seen from here."""
+        return False
 
     def _wait(self, timeout: float | None) -> None:
         # At a gate, not at the base class's condition: whoever wakes there needs a second lock, which the thread that
@@ -99,11 +126,16 @@ class CastFuture(concurrent.futures.Future[V]):
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[V]], object]) -> None:
         """Call `fn(future)` when done: at once in this thread if it is, else on the object's callback thread."""
         if self.done():
-            super().add_done_callback(fn)
+            _call(fn, self)
         else:
             # The base class keeps callbacks for good: one that led back here would keep the value until a collection.
             run = self._run_callback
-            super().add_done_callback(lambda future: run(lambda: _call(fn, future)))
+            self._when_done(lambda future: run(lambda: _call(fn, future)))
+
+    def _when_done(self, fn: Callable[[concurrent.futures.Future[V]], object]) -> None:
+        """Call `fn`, which must be quick, wherever it is settled, or here if it is."""
+        with Uninterrupted():
+            super().add_done_callback(fn)
 
     def __await__(self) -> Generator[Any, None, V]:
         # Not asyncio.wrap_future: that cancels this future when the waiting task is cancelled.
@@ -120,22 +152,42 @@ class CastFuture(concurrent.futures.Future[V]):
             except RuntimeError:  # the loop was closed while the cast went on; nobody waits any more
                 logger.debug("lazycast: %r done after its event loop was closed", future)
 
-        super().add_done_callback(notify)
+        self._when_done(notify)
         yield from waiter
-        return super().result(0)
+        return self.result(0)
+
+    # What executors call, and nobody else: whoever did it here would settle one rank's future without the others.
+
+    def set_result(self, result: V) -> None:
+        """Refused: the cast settles it."""
+        raise self._not_yours("set_result")
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Refused: the cast settles it."""
+        raise self._not_yours("set_exception")
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Refused: the cast settles it."""
+        raise self._not_yours("set_running_or_notify_cancel")
+
+    def _not_yours(self, what: str) -> RuntimeError:
+        return RuntimeError(
+            f"{self!r}: {what}() is for executors; a cast settles its future on every rank. To give it up use "
+            "cancel(), for a future of your own concurrent.futures.Future"
+        )
 
     # For the engine, which calls one of these once, having decided under its own lock that nobody else will.
 
     def settle(self, value: V) -> None:
         """Resolve."""
         self._withdraw = None  # it leads back here: a value in such a circle would live until the next collection
-        self.set_result(value)
+        super().set_result(value)
         self._gate.release()
 
     def settle_error(self, exc: BaseException) -> None:
         """Fail."""
         self._withdraw = None
-        self.set_exception(exc)
+        super().set_exception(exc)
         self._gate.release()
 
     def settle_cancelled(self) -> None:
@@ -143,5 +195,18 @@ class CastFuture(concurrent.futures.Future[V]):
         self._withdraw = None
         super().cancel()
         # Without this, concurrent.futures.wait() never learns of a cancellation that no executor sees.
-        self.set_running_or_notify_cancel()
+        super().set_running_or_notify_cancel()
         self._gate.release()
+
+    def follow(self, made: CastFuture[V]) -> None:
+        """End as another one does, and cancel that."""
+        self._withdraw = made.cancel
+        made._when_done(lambda _: self._end_as(made))
+
+    def _end_as(self, made: CastFuture[V]) -> None:
+        if made.cancelled():
+            self.settle_cancelled()
+        elif (exc := made._outcome()) is not None:
+            self.settle_error(exc)
+        else:
+            self.settle(cast(V, made._result))

@@ -77,6 +77,25 @@ def _allow_agreed(allow: object) -> object:
     return names if len(text) <= 100 else f"{len(names)} names, {hashlib.sha256(text).hexdigest()[:16]}"
 
 
+#: What turns an object of a subclass into the plain one that it is, without a method of the subclass.
+_EXACT: Final[tuple[tuple[type, Callable[[Any], Any]], ...]] = (
+    (str, str.__str__),
+    (int, int.__int__),
+    (float, float.__float__),
+    (bytes, lambda value: bytes.__getitem__(value, slice(None))),
+)
+
+
+def exact(value: Any) -> Any:
+    """Return the str, int, float or bytes that an object of a subclass is (`numpy.str_`, an `IntEnum`, not a bool).
+
+    Headers hold only such, and a subclass may have methods that do anything. What is none of them is returned as it is.
+    """
+    if type(value) in (str, int, float, bytes, bool):
+        return value
+    return next((plain(value) for kind, plain in _EXACT if isinstance(value, kind)), value)
+
+
 def shown(value: object, how: Callable[[object], str] = repr, limit: int = 200) -> str:
     """Return a short text that can be sent; never raises, whatever a user's object does."""
     try:

@@ -44,6 +44,7 @@ class Call:
     ready_s: float = 0.0  # since when
     sending: bool = False
     takes_room: bool = False  # a refused call does not: it may stand behind one that waits for room
+    held_since_s: float | None = None  # there was no room for it
     phase: str = "queued"
 
 

@@ -26,7 +26,7 @@ class Clock(Generic[W]):
     def __init__(
         self,
         waits: Waits[W],
-        lock: threading.Lock,
+        lock: threading.RLock,
         *,
         on_due: Callable[[Stage, W], None],
         work: Callable[[], float | None],

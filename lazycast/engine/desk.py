@@ -5,6 +5,9 @@ Guarantees:
 * One lock guards all state of an object on a rank. It is held for decisions only: nothing is sent, settled, decoded or
   run under it.
 * A future is settled exactly once, by whoever takes its ask off the books first (`_take`).
+* What comes in the middle of lazycast's own work in the same thread, from a finalizer that the collector runs there,
+  may look: the lock lets it in. What would change something is handed over (`hand_over`), and done as soon as somebody
+  is between two pieces of work: whoever calls next, or the engine thread.
 * The engine thread keeps time: it warns, asks and gives up when an ask is due. It never runs a materializer.
 """
 
@@ -15,6 +18,7 @@ import logging
 import threading
 import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +34,7 @@ from lazycast.engine.waits import Stage, Wait, plan
 from lazycast.engine.workers import Workers, inside, role_of
 from lazycast.errors import CastTimeoutError, ClosedError, KeyInUseError, LazycastError, ReentrantCallError
 from lazycast.future import CastFuture
-from lazycast.here import call_out
+from lazycast.here import call_out, here
 from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.trust import policy_of
@@ -52,8 +56,9 @@ class Desk(Records):
     def __init__(self, group: Group, options: Options) -> None:
         super().__init__(group, options)
         self._policy = policy_of(options)
-        self._changed = threading.Condition(self._lock)
-        self._watching = 0  # how many threads wait for `_changed`: to notify nobody takes 2 µs, several times a cast
+        self._gates: list[threading.Lock] = []  # of threads that wait for a change, each opened once
+        #: What was asked for in the middle of our own work, with its arguments. Filled in one step, from anywhere.
+        self.handed: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._pending: dict[Key, Ask] = {}  # asks with a key whose future is not done
         self._asked = self._unkeyed = 0
         self._performer = Performer(self, group, options.executor, f"lazycast-{options.name}-work")
@@ -62,7 +67,7 @@ class Desk(Records):
             self._waits,
             self._lock,
             on_due=self._on_due,
-            work=self._work,
+            work=self._work_in_turn,
             on_failure=self._fail,
             name=f"lazycast-{options.name}-engine",
         )
@@ -79,15 +84,21 @@ class Desk(Records):
         refusal: Exception | None = None,
         *,
         here: bool = False,
+        counted: list[bool] | None = None,
     ) -> CastFuture[Any]:
         """Cast (root) or ask (elsewhere). With `refusal` the call only counts, and raises it.
 
-        With `here` the caller is about to wait for the future, so its thread may do some of the work.
+        With `here` the caller is about to wait for the future, so its thread may do some of the work. `counted` gets
+        something in it as soon as the call counts.
         """
 
     @abstractmethod
-    def discard(self, key: Key) -> None:
+    def discard(self, key: Key, counted: list[bool] | None = None) -> None:
         """This rank will not ask for the next cast with this key."""
+
+    @abstractmethod
+    def count_missed(self, key: Key | None, exc: BaseException) -> None:
+        """Count a call that `exc` ended before it did. Handed over: whoever makes calls may be interrupted again."""
 
     def has_room(self) -> bool:
         """Whether `call` would not be held back now."""
@@ -107,23 +118,90 @@ class Desk(Records):
         role = role_of(self)
         if role is None:
             return None
+        return self._reentrant(what, role)
+
+    def in_the_middle(self, what: str) -> ReentrantCallError | None:
+        """The same for a call that comes in the middle of our own work: made here it would wait for that."""
+        return self._reentrant(what, "finalizer, or what else runs in the middle of the work,") if here.depth else None
+
+    def _reentrant(self, what: str, role: str) -> ReentrantCallError:
         return ReentrantCallError(
             f"{what} would block inside a {role} of the same lazycast object {self._options.name!r}, which may be what "
             "it waits for; use broadcast_async and callbacks there"
         )
 
-    def _wait_changed(self, timeout_s: float) -> None:
-        """With the lock held: wait until something has changed."""
-        self._watching += 1
-        try:
-            self._changed.wait(timeout_s)
-        finally:
-            self._watching -= 1
+    def _watch(self) -> threading.Lock:
+        """With the lock held: return a gate that opens as soon as something has changed.
+
+        To be waited for without the lock: no interrupt of the waiting can then leave that locked, or half taken.
+        """
+        gate = threading.Lock()
+        gate.acquire()
+        self._gates.append(gate)
+        return gate
 
     def _notify(self) -> None:
         """With the lock held: something has changed."""
-        if self._watching:
-            self._changed.notify_all()
+        while self._gates:
+            self._gates.pop().release()
+
+    # What comes in the middle of our own work
+
+    def wake(self) -> None:
+        """Something was handed over."""
+        self._clock.wake()
+
+    def hand_over(self, fn: Callable[..., object], *args: object) -> None:
+        """Have something done that cannot be done in the middle of what this thread is at."""
+        self.handed.append((fn, args))
+        self._clock.wake()
+        if self._closed.is_set():
+            self._do_handed()  # nobody else will; and by now it can only fail
+
+    def _do_handed(self) -> None:
+        """Do what was handed over, in its order. Call it before anything that takes a place in line."""
+        with Uninterrupted(), inside(self, "finalizer"):
+            while self.handed:
+                try:
+                    fn, args = self.handed.popleft()
+                except IndexError:  # another thread has taken it
+                    return
+                try:
+                    fn(*args)
+                except ClosedError as exc:  # closed meanwhile; whoever asked for it has gone on
+                    logger.debug("lazycast: what was handed over came too late: %s", exc)
+
+    def call_later(
+        self,
+        payload: object,
+        materialize: Callable[[Any], Any] | None,
+        key: Key | None,
+        timeout_s: float,
+        refusal: Exception | None,
+    ) -> CastFuture[Any]:
+        """Hand over a call, and return the future that it will have."""
+        future: CastFuture[Any] = CastFuture(
+            label=functools.partial(self._label, key, None),
+            withdraw=lambda: False,  # there is nothing yet
+            run_callback=self._run_callback,
+            guard=self._guard_result,
+        )
+
+        def call() -> None:
+            try:
+                made = self.call(payload, materialize, key, timeout_s, refusal)
+            except Exception as exc:
+                future.settle_error(exc)
+            else:
+                future.follow(made)
+
+        self.hand_over(call)
+        return future
+
+    def _work_in_turn(self) -> float | None:
+        if self.handed:
+            self._do_handed()
+        return self._work()
 
     def _refuse_if_closed(self) -> None:
         """With the lock held."""
@@ -132,20 +210,19 @@ class Desk(Records):
 
     def _make_ask(self, key: Key | None, timeout_s: float, began_s: float, operation: str) -> Ask:
         """With the lock held: make an ask; every call counts, also one that is refused."""
-        self._asked += 1
-        nth = 0
-        if key is None:
-            nth = self._unkeyed = self._unkeyed + 1
+        nth = self._unkeyed + 1 if key is None else 0
         future: CastFuture[Any] = CastFuture(
             label=functools.partial(self._label, key, None, nth),  # only if somebody looks
             withdraw=lambda: self._withdraw(ask),
             run_callback=self._run_callback,
             guard=self._guard_result,
         )
-        ask = Ask(key, timeout_s, future, self._asked, began_s, operation, nth)
+        ask = Ask(key, timeout_s, future, self._asked + 1, began_s, operation, nth)
         if self._options.debug:
             ask.origin = origin(nth)
         ask.wait = Wait(ask, began_s, plan(began_s, timeout_s, self._options.warn_after_s, ask=self._inquires))
+        self._asked += 1
+        self._unkeyed += key is None
         return ask
 
     def _book(self, ask: Ask) -> None:
@@ -173,6 +250,9 @@ class Desk(Records):
 
     def _withdraw(self, ask: Ask) -> bool:
         """`CastFuture.cancel`: an ask that is taken off the books must be settled, or its future never is."""
+        if here.depth:
+            self.hand_over(self._cancel, ask)
+            return False
         with Uninterrupted():
             return self._cancel(ask)
 
@@ -307,29 +387,33 @@ class Desk(Records):
         """Wait for pending calls up to `timeout_s`, fail the rest, say farewell, stop. Idempotent."""
         if self._forked:
             return
-        with self._lock:
-            first, self._closing = not self._closing, True
-            self._notify()
-        if not first:
-            self._closed.wait(timeout_s)
-            return
+        first = False
         deadline_s = time.monotonic() + timeout_s
         try:
-            with self._lock:
-                while self._busy() and (left_s := deadline_s - time.monotonic()) > 0:
-                    self._wait_changed(left_s)
+            with Uninterrupted():
+                if self.handed:
+                    self._do_handed()
+                with self._lock:
+                    first, self._closing = not self._closing, True
+                    self._notify()
+            if not first:
+                self._closed.wait(timeout_s)
+                return
+            while (gate := self._idle_gate()) is not None and (left_s := deadline_s - time.monotonic()) > 0:
+                gate.acquire(timeout=left_s)
         finally:  # an interrupt of the waiting must not leave the object half closed
-            self._finish(timeout_s, deadline_s)
+            if first:
+                self._finish(timeout_s, deadline_s)
+
+    def _idle_gate(self) -> threading.Lock | None:
+        """Return what opens when something has changed, or None if `close` has nothing to wait for."""
+        with Uninterrupted(), self._lock:
+            return self._watch() if self._busy() else None
 
     def _finish(self, timeout_s: float, deadline_s: float) -> None:
-        with self._lock:
-            left = self._waits.waiting()
-        for ask in left:
-            situation = self._situation(ask)
-            text = f"{self._ask_label(ask)}: this rank closed the object after waiting {timeout_s:g} s: "
-            closed = ClosedError(text + situation.text(), rank=self._group.rank)
-            self._settle_error(ask, self._explain(ask, closed, situation))
         try:
+            with Uninterrupted():
+                self._fail_what_waits(timeout_s)
             self._disconnect(max(1.0, deadline_s - time.monotonic()))
         finally:
             self._clock.stop()
@@ -338,6 +422,16 @@ class Desk(Records):
             if (tracer := self._tracer) is not None:
                 tracer.stop()
             self._closed.set()
+            self._do_handed()
+
+    def _fail_what_waits(self, timeout_s: float) -> None:
+        with self._lock:
+            left = self._waits.waiting()
+        for ask in left:
+            situation = self._situation(ask)
+            text = f"{self._ask_label(ask)}: this rank closed the object after waiting {timeout_s:g} s: "
+            closed = ClosedError(text + situation.text(), rank=self._group.rank)
+            self._settle_error(ask, self._explain(ask, closed, situation))
 
     @abstractmethod
     def _disconnect(self, timeout_s: float) -> None:

@@ -1,7 +1,7 @@
 """The state of an object as text: plain functions, and a way to look that cannot block.
 
-Guarantees: what is here may run in a signal handler, in a thread that holds the lock of what it looks at. A lock is
-tried for a moment; without it what is shown is what can be seen.
+Guarantees: what is here may run in a signal handler, also in a thread that holds the lock of what it looks at. A lock
+that another holds is tried for a moment; without it what is shown is what can be seen.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def named(key: Key | None) -> str:
 
 
 @contextlib.contextmanager
-def trying(lock: threading.Lock) -> Iterator[bool]:
+def trying(lock: threading.Lock | threading.RLock) -> Iterator[bool]:
     """Hold a lock if it can be had soon; yield whether it could."""
     held = lock.acquire(timeout=_LOOK_S)
     try:

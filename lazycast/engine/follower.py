@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from lazycast.arguments import usable_key
 from lazycast.backend import Context
 from lazycast.engine import figures
 from lazycast.engine.arrival import Arrival, Own
@@ -83,7 +84,10 @@ class FollowerLane(Lane):
         refusal: Exception | None = None,
         *,
         here: bool = False,
+        counted: list[bool] | None = None,
     ) -> CastFuture[Any]:
+        if self.handed:
+            self._do_handed()
         refused = refusal
         mark: bytes | Exception | None = None
         if here and self._options.replicated and payload is not MISSING:
@@ -103,6 +107,8 @@ class FollowerLane(Lane):
                     if self._options.replicated:
                         ask.payload, ask.mark = payload, mark
                     self._book(ask)
+                if counted is not None:
+                    counted.append(True)
                 arrival, result = self._match(ask)
                 hopeless = self._end.failure if result is None and self._depends_on_end(arrival) else None
             self._after_match(ask, arrival, result)
@@ -112,11 +118,25 @@ class FollowerLane(Lane):
             raise refused
         return ask.future
 
-    def discard(self, key: Key) -> None:
+    def discard(self, key: Key, counted: list[bool] | None = None) -> None:
+        if self.handed:
+            self._do_handed()
+        self._give_up_next(key, counted)
+
+    def count_missed(self, key: Key | None, exc: BaseException) -> None:
+        self._give_up_next(key)
+
+    def _give_up_next(self, key: Key | None, counted: list[bool] | None = None) -> None:
+        """This rank does not want the next cast with this key, or without one."""
+        key, bad = usable_key(key)  # what was interrupted may not have been looked at
+        if bad is not None:
+            return
         with Uninterrupted():  # as for a call
             with self._lock:
                 self._refuse_if_closed()
                 ask = self._given_up_ask(key)
+                if counted is not None:
+                    counted.append(True)
                 arrival, result = self._match(ask)
             self._after_match(ask, arrival, result)
 

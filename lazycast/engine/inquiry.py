@@ -38,7 +38,7 @@ class Inquiries:
     def __init__(
         self,
         root: int,
-        lock: threading.Lock,
+        lock: threading.RLock,
         relay: Relay,
         others: Collection[int],
         books: tuple[Ledger, Calls, Window],

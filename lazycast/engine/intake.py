@@ -11,11 +11,13 @@ Guarantees:
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from lazycast.arguments import usable_key
 from lazycast.backend import Context
 from lazycast.engine.ask import Ask
 from lazycast.engine.calls import Call, Calls
@@ -71,9 +73,12 @@ class Intake(Lane):
         refusal: Exception | None = None,
         *,
         here: bool = False,
+        counted: list[bool] | None = None,
     ) -> CastFuture[Any]:
         began_s = time.monotonic()
         fn: Any = materialize if materialize is not None else self._options.materialize
+        if self.handed:
+            self._do_handed()
         if refusal is not None:
             pass
         elif payload is MISSING:
@@ -82,7 +87,7 @@ class Intake(Lane):
             refusal = TypeError(f"{self._label(key, None)}: materialize must be callable, got {type(fn).__name__}")
         elif fn is not None and (refused := objection(fn, self._policy)) is not None:
             refusal = TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
-        call: Call | None = None
+        call: Call | None = None  # once it has its place in line
         try:
             with Uninterrupted():  # what has begun must count, or the ranks would be out of step
                 with self._lock:
@@ -90,40 +95,52 @@ class Intake(Lane):
                     ask = self._make_ask(key, timeout_s, began_s, "broadcast" if here else "broadcast_async")
                     if refusal is None and key is not None and key in self._pending:
                         refusal = self._key_in_use(key)
-                    call = Call(next(self._seqs), key, ask, fn, payload)
+                    made = Call(next(self._seqs), key, ask, fn, payload)
                     if ask.origin is not None:
-                        self._inquiries.note(ask, call.seq)
+                        self._inquiries.note(ask, made.seq)
+                    if counted is not None:
+                        counted.append(True)
+                    call = made
                     self._calls.add(call)  # its place among the casts of its key, before it waits for anything
                     if refusal is None:
                         self._book(ask)
                     waits = refusal is None and self._must_wait(call)
-                    if not waits:
+                    if waits:
+                        refusal = self._hold_back(call)
+                    if not waits or refusal is not None:
                         self._enter(call, refusal)
                 if waits or refusal is not None or not here:
                     self._clock.wake()
                 else:
                     self._clock.work_here(self._work_a_little)
-            if waits:
-                refusal = self._wait_and_enter(call, began_s)
+            if waits and refusal is None:
+                refusal = self._wait_and_enter(call)
         except BaseException as exc:
-            if call is not None:  # an interrupt, maybe while it waited or was about to
-                self._enter_interrupted(call, exc)
+            if call is not None:  # an interrupt, maybe while it waited or was about to; another may come at any time
+                self.handed.append((self._enter_interrupted, (call, exc)))
+                self._clock.wake()
             raise
         if refusal is not None:
             raise refusal
         return ask.future
 
-    def _wait_and_enter(self, call: Call, began_s: float) -> Exception | None:
-        with self._lock:
-            ended = self._wait_for_room(call, began_s)
-            if not isinstance(ended, Situation):
-                self._enter(call, ended)
-        if isinstance(ended, Situation):  # its place in line is its own already, so there is no hurry
-            ended = self._not_sent(call.ask, ended)
-            with self._lock:
-                self._enter(call, ended)
-        self._clock.wake()
-        return ended
+    def _wait_and_enter(self, call: Call) -> Exception | None:
+        """Wait for room. Interrupts come while it waits, and find nothing half done."""
+        while True:
+            with Uninterrupted():
+                with self._lock:
+                    held = self._still_held(call)
+                    if held is None or isinstance(held, Exception):
+                        self._enter(call, held)
+                if isinstance(held, Situation):  # its place in line is its own already, so there is no hurry
+                    held = self._not_sent(call.ask, held)
+                    with self._lock:
+                        self._enter(call, held)
+                if held is None or isinstance(held, Exception):
+                    self._clock.wake()
+                    return held
+            gate, left_s = held
+            gate.acquire(timeout=left_s)
 
     def _enter_interrupted(self, call: Call, exc: BaseException) -> None:
         with Uninterrupted():
@@ -131,10 +148,26 @@ class Intake(Lane):
                 self._enter(call, exc)
             self._clock.wake()
 
+    def count_missed(self, key: Key | None, exc: BaseException) -> None:
+        key, bad = usable_key(key)
+        with Uninterrupted():
+            with self._lock:
+                if bad is not None or self._closing:
+                    return
+                ask = self._make_ask(key, 1.0, time.monotonic(), "broadcast")
+                call = Call(next(self._seqs), key, ask)
+                self._calls.add(call)
+                self._enter(call, exc)
+            self._clock.wake()
+
     def _enter(self, call: Call, refusal: BaseException | None) -> None:
         """With the lock held: put a call, or its refusal, into the queue, once."""
         if call.entered:
             return
+        if call.held_since_s is not None:
+            self._counters.blocking -= 1
+            self._count("blocked", call.held_since_s, time.monotonic(), call)
+            call.phase = "queued"
         if refusal is not None:
             if self._take(call.ask):
                 self._counters.count_failure(refusal)
@@ -148,20 +181,15 @@ class Intake(Lane):
     # Waiting for room
 
     def has_room(self) -> bool:
-        with self._lock:
+        with Uninterrupted(), self._lock:
             return self._window.has_room() or self._end.failure is not None
 
     def _must_wait(self, call: Call) -> bool:
         """With the lock held."""
         return not self._window.has_room() and self._end.failure is None and call.failure is None
 
-    def _wait_for_room(self, call: Call, began_s: float) -> Exception | Situation | None:
-        """With the lock held: wait while the slowest rank has too much unread.
-
-        Returns an error to raise, or how things stood when the time was over.
-        """
-        if not self._must_wait(call):  # there is room by now
-            return None
+    def _hold_back(self, call: Call) -> Exception | None:
+        """With the lock held: a call is to wait while the slowest rank has too much unread; or is refused."""
         reentrant = self.reentrant("broadcast_async() under back-pressure")
         if reentrant is not None:
             return reentrant
@@ -169,24 +197,23 @@ class Intake(Lane):
         if (tracer := self._tracer) is not None:
             tracer.happened("held back", call, text=self._window.held_back())
         self._counters.blocking += 1
-        try:
-            return self._wait_while_held_back(call)
-        finally:
-            call.phase = "queued"
-            self._counters.blocking -= 1
-            self._count("blocked", began_s, time.monotonic(), call)
-
-    def _wait_while_held_back(self, call: Call) -> Exception | Situation | None:
-        """With the lock held."""
-        ask = call.ask
-        while self._must_wait(call):
-            if self._closing:
-                return ClosedError(f"{self._ask_label(ask)}: closed here before it was sent", rank=self._group.rank)
-            left_s = ask.wait.deadline_s - time.monotonic()
-            if ask.taken or left_s <= 0:
-                return self._look(ask)
-            self._wait_changed(left_s)
+        call.held_since_s = time.monotonic()
         return None
+
+    def _still_held(self, call: Call) -> tuple[threading.Lock, float] | Exception | Situation | None:
+        """With the lock held: return what to wait for and how long, if there is still no room for a call.
+
+        Else an error to raise, or how things stood when the time was over.
+        """
+        ask = call.ask
+        if not self._must_wait(call):
+            return None
+        if self._closing:
+            return ClosedError(f"{self._ask_label(ask)}: closed here before it was sent", rank=self._group.rank)
+        left_s = ask.wait.deadline_s - time.monotonic()
+        if ask.taken or left_s <= 0:
+            return self._look(ask)
+        return self._watch(), left_s
 
     def _not_sent(self, ask: Ask, situation: Situation) -> Exception:
         """The time of a call that waits for room is over."""
@@ -197,12 +224,16 @@ class Intake(Lane):
 
     # Withdrawing
 
-    def discard(self, key: Key) -> None:
-        with self._lock:
-            self._refuse_if_closed()
-            ask = self._pending.get(key)
-        if ask is not None:
-            self._withdraw(ask)
+    def discard(self, key: Key, counted: list[bool] | None = None) -> None:
+        usable, bad = usable_key(key)  # one that was interrupted may not have been looked at
+        if bad is not None or usable is None:
+            return
+        with Uninterrupted():
+            with self._lock:
+                self._refuse_if_closed()
+                ask = self._pending.get(usable)
+            if ask is not None:
+                self._cancel(ask)
 
     def _take(self, ask: Ask) -> bool:
         taken = super()._take(ask)

@@ -19,6 +19,7 @@ from lazycast import failures
 from lazycast.engine.ask import Ask
 from lazycast.engine.clock import Clock
 from lazycast.engine.dump import Row, layout, named, seen, trying, written
+from lazycast.engine.interrupts import Uninterrupted
 from lazycast.engine.performer import Group, Performer, Result
 from lazycast.engine.situation import Situation
 from lazycast.engine.waits import Waits
@@ -42,7 +43,7 @@ class Records(ABC):
     def __init__(self, group: Group, options: Options) -> None:
         self._group = group
         self._options = options
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # whoever only looks may come in the middle of what this thread does
         self._counters = Counters()
         self._tracer: Tracer | None = None  # read once where it is used: another thread may end it meanwhile
         self._waits: Waits[Ask] = Waits()
@@ -54,6 +55,10 @@ class Records(ABC):
         """Raise in a forked child. Without the lock, which another thread may have held at the fork."""
         if self._forked:
             raise ClosedError(f"lazycast {self._options.name!r} belongs to the parent of this forked process")
+
+    @property
+    def forked(self) -> bool:
+        return self._forked
 
     @property
     def closed(self) -> bool:
@@ -143,7 +148,7 @@ class Records(ABC):
         about = {"object": self._group.ident, "name": self._options.name, "rank": rank, "size": size, "root": root}
         about |= {"host": hosts[rank], "clock": self._group.clock_of(rank), "hosts": self._hosts()}
         tracer = Tracer(folder, about, self._forget_tracer)
-        with self._lock:
+        with Uninterrupted(), self._lock:
             earlier, ended = self._tracer, self._closing
             if earlier is None and not ended:
                 self._tracer = tracer
@@ -164,7 +169,7 @@ class Records(ABC):
         self.refuse_after_fork()
         shared_slots, shared_nbytes, arena_nbytes = self._shared()
         placement, reason = self._placement()
-        with self._lock:
+        with Uninterrupted(), self._lock:
             counters, now_s = self._counters, time.monotonic()
             hits, loads = self._materializers()
             return Stats(
@@ -201,7 +206,7 @@ class Records(ABC):
 
     def group_stats(self) -> GroupStats:
         mine = self.stats()
-        with self._lock:
+        with Uninterrupted(), self._lock:
             return self._group_stats(mine)
 
     def _group_stats(self, mine: Stats) -> GroupStats:
@@ -231,7 +236,7 @@ class Records(ABC):
         self.refuse_after_fork()
         rank, size, root, hosts = self._group[:4]
         title = f"lazycast {self._options.name!r}: rank {rank} of {size} on {hosts[rank]}, root {root}"
-        with trying(self._lock) as held:
+        with Uninterrupted(), trying(self._lock) as held:
             looks = [(name, seen(look)) for name, look in self._dump_sections().items()]
         return layout(title, [(name, rows if rows is None else written(rows)) for name, rows in looks], held=held)
 

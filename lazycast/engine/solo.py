@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from lazycast.arguments import usable_key
 from lazycast.engine.arrival import Arrival
 from lazycast.engine.ask import Ask
 from lazycast.engine.desk import Desk
+from lazycast.engine.interrupts import Uninterrupted, of_handler
 from lazycast.engine.performer import Result
 from lazycast.engine.situation import Situation
 from lazycast.errors import TrustError
@@ -48,6 +50,7 @@ class SoloLane(Desk):
         refusal: Exception | None = None,
         *,
         here: bool = False,
+        counted: list[bool] | None = None,
     ) -> CastFuture[Any]:
         if refusal is not None:
             raise refusal
@@ -59,20 +62,22 @@ class SoloLane(Desk):
         refused = objection(fn, self._policy) if fn is not None else None
         if refused is not None:
             raise TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
-        with self._lock:
-            self._refuse_if_closed()
-            ask = self._make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
-            if key is not None and key in self._pending:
-                raise self._key_in_use(key)
-            self._book(ask)
-            self._counters.cast("every")
-        if fn is None:
-            self._settle(ask, Result(payload))
-        else:
-            self._performer.run(lambda: self._part(ask, fn, payload), lambda r: self._settle(ask, r), here=here)
-        error = ask.future.exception() if here else None  # it is settled, or about to be by whoever was first
-        if error is not None and isinstance(error.__cause__, KeyboardInterrupt):
-            raise error.__cause__  # it was meant for the caller, in whose thread this ran
+        with Uninterrupted():  # but for the materializer
+            with self._lock:
+                self._refuse_if_closed()
+                ask = self._make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
+                if key is not None and key in self._pending:
+                    raise self._key_in_use(key)
+                self._book(ask)
+                self._counters.cast("every")
+            if fn is None:
+                self._settle(ask, Result(payload))
+            else:
+                self._performer.run(lambda: self._part(ask, fn, payload), lambda r: self._settle(ask, r), here=here)
+            error = ask.future.exception() if here else None  # it is settled, or about to be by whoever was first
+            cause = error.__cause__ if error is not None else None
+            if cause is not None and (isinstance(cause, KeyboardInterrupt) or of_handler(cause)):
+                raise cause  # it was meant for the caller, in whose thread this ran
         return ask.future
 
     def _part(self, ask: Ask, fn: Callable[[Any], Any], payload: object) -> Result:
@@ -86,12 +91,19 @@ class SoloLane(Desk):
     def _named(self, ask: Ask) -> _Call:
         return _Call(ask.number, ask.key)
 
-    def discard(self, key: Key) -> None:
-        with self._lock:
-            self._refuse_if_closed()
-            ask = self._pending.get(key)
-        if ask is not None:
-            self._withdraw(ask)
+    def discard(self, key: Key, counted: list[bool] | None = None) -> None:
+        usable, bad = usable_key(key)  # one that was interrupted may not have been looked at
+        if bad is not None or usable is None:
+            return
+        with Uninterrupted():
+            with self._lock:
+                self._refuse_if_closed()
+                ask = self._pending.get(usable)
+            if ask is not None:
+                self._cancel(ask)
+
+    def count_missed(self, key: Key | None, exc: BaseException) -> None:
+        """There is nobody to be out of step with."""
 
     def _cancel(self, ask: Ask) -> bool:
         with self._lock:

@@ -412,7 +412,7 @@ def test_why_a_rank_is_silent_is_asked_of_the_kernel_without_the_lock(
     locked: list[bool] = []
 
     def asked(pid: int | None) -> str:
-        locked.append(lane._lock.locked())
+        locked.append(lane._lock._is_owned())
         return "known to the kernel"
 
     monkeypatch.setattr(connected, "word", asked)
