@@ -309,8 +309,6 @@ class LazyBroadcast(Generic[P, V]):
         On the root, which does not ask, it withdraws a pending cast with this key if it has not been sent.
         Collective: no. Blocking: never. Threads: safe.
         """
-        if key is None:
-            raise TypeError("discard() needs a key")
         counted: list[bool] = []
         try:
             self._discard(counted, key)
@@ -323,6 +321,8 @@ class LazyBroadcast(Generic[P, V]):
     def _discard(self, counted: list[bool], key: Key) -> None:
         lane = self._lane
         usable, bad = usable_key(key)
+        if key is None:
+            bad = TypeError("discard() needs a key")
         if bad is not None or lane.forked:
             counted.append(False)
             lane.refuse_after_fork()

@@ -16,11 +16,13 @@ class _Here(threading.local):
     """See the module's text.
 
     `depth`: how many pieces of lazycast's own work this thread is in; 0 in user code. `defers`: whether signals wait
-    for their end. `main`: whether this thread runs the handlers of signals.
+    for their end, as they do not in user code. `holds`: whether their handlers have been put aside. `main`: whether this
+    thread runs them.
     """
 
     depth = 0
     defers = False
+    holds = False
 
     def __init__(self) -> None:
         self.main = threading.get_ident() == threading.main_thread().ident

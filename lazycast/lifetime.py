@@ -29,7 +29,7 @@ class Closable(Protocol):
 _EXIT_TIMEOUT_S = 5.0
 
 _open: set[Closable] = set()  # not weak: an object that its user has dropped without closing must still say farewell
-_lock = threading.Lock()
+_lock = threading.RLock()  # a finalizer may close an object in the middle
 
 
 def watch(thing: Closable) -> None:
@@ -62,7 +62,7 @@ def _close_all() -> None:
 
 def _after_fork_in_child() -> None:
     global _lock
-    _lock = threading.Lock()  # another thread may have held it when this process was forked
+    _lock = threading.RLock()  # another thread may have held it when this process was forked
     for thing in list(_open):
         thing.after_fork_in_child()
     _open.clear()

@@ -57,12 +57,12 @@ def _put_aside() -> None:
 
 
 def _put_back() -> None:
+    # Signals wait no more: whatever is raised in here leaves ours where it was, and passing on.
     try:
         for number in list(_aside):
             if _signal.getsignal(number) is _catch:
                 _signal.signal(number, _aside[number])
     finally:
-        here.defers = False
         _raised.clear()
         _deliver()
 
@@ -88,21 +88,26 @@ class Uninterrupted:
     What it finds in `here` it puts back, whatever the work has left there.
     """
 
-    __slots__ = ("_defers", "_depth", "_roles")
+    __slots__ = ("_defers", "_depth", "_holds", "_roles")
 
     def __enter__(self) -> None:
-        self._depth, self._defers, self._roles = here.depth, here.defers, len(here.roles)
+        self._depth, self._defers, self._holds, self._roles = here.depth, here.defers, here.holds, len(here.roles)
         if here.main:
-            if not here.defers:
+            if not here.holds:
                 _put_aside()
-            here.defers = True
+            here.defers = here.holds = True  # in this order: nothing is raised in between
         here.depth += 1
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        here.depth = self._depth
         if len(here.roles) > self._roles:
             del here.roles[self._roles :]
-        if here.main and not self._defers:
-            _put_back()
+        here.depth = self._depth
+        if here.main and not self._defers:  # the last three steps: from here on a signal is not put off
+            here.holds = self._holds
+            here.defers = False
+            if self._holds:  # in user code that another one further out has called
+                _deliver()
+            else:
+                _put_back()

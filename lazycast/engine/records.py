@@ -167,9 +167,13 @@ class Records(ABC):
 
     def stats(self) -> Stats:
         self.refuse_after_fork()
+        with Uninterrupted():
+            return self._stats()
+
+    def _stats(self) -> Stats:
         shared_slots, shared_nbytes, arena_nbytes = self._shared()
         placement, reason = self._placement()
-        with Uninterrupted(), self._lock:
+        with self._lock:
             counters, now_s = self._counters, time.monotonic()
             hits, loads = self._materializers()
             return Stats(

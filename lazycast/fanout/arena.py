@@ -86,7 +86,7 @@ class Arena:
         self._ranks, self._me = ranks, ranks.index(me)
         self._index = {rank: index for index, rank in enumerate(ranks)}
         self.nbytes = pages(nbytes)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # see `_look`
         self._extents: dict[int, _Extent] = {}
         self._rows = list(range(CAPACITY - 1, -1, -1))
         self._free = FreeSpace(self.nbytes)
@@ -200,6 +200,15 @@ class Arena:
                     os.close(extent.fd)
             self._rows.append(row)
 
+    @contextlib.contextmanager
+    def _look(self) -> Iterator[None]:
+        """Hold the lock, and free what nobody holds; not in the middle of a change, where a finalizer may look."""
+        changing = self._lock._is_owned()
+        with self._lock:
+            if self._fds is not None and not changing:
+                self._reclaim()
+            yield
+
     def _unheld(self) -> list[int]:
         if len(self._extents) <= _FEW:
             ranks, flags = len(self._ranks), self._flags
@@ -219,12 +228,14 @@ class Arena:
 
     def leases(self) -> list[str] | None:
         """Return a line for each slot that somebody holds: where, how large, and who. None if it is locked just now."""
+        changing = self._lock._is_owned()
         if not self._lock.acquire(timeout=_LOOK_S):
             return None
         try:
             if self._fds is None:
                 return []
-            self._reclaim()
+            if not changing:
+                self._reclaim()
             return [self._lease(row, extent) for row, extent in sorted(self._extents.items())]
         finally:
             self._lock.release()
@@ -236,17 +247,14 @@ class Arena:
 
     def in_use(self) -> tuple[int, int]:
         """Return slots and bytes that somebody holds."""
-        with self._lock:
-            if self._fds is not None:
-                self._reclaim()
+        with self._look():
             return len(self._extents), sum(extent.nbytes for extent in self._extents.values())
 
     def taken_nbytes(self) -> int:
         """Return the memory that the arena has taken so far, and its segments take: what is free again stays warm."""
-        with self._lock:
+        with self._look():
             if self._fds is None:
                 return 0
-            self._reclaim()
             return os.fstat(self._fds[0]).st_blocks * _BLOCK_NBYTES + self._segments_nbytes
 
     def close(self) -> None:

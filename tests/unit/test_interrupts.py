@@ -172,7 +172,31 @@ def test_a_handler_that_user_code_installs_stays(alarms: None) -> None:
 
 def test_whatever_the_work_leaves_behind_is_put_right() -> None:
     with Uninterrupted():
-        here.depth, here.defers = 0, False
+        here.depth, here.defers = 5, False
         here.roles.append((None, "materializer"))
     assert (here.depth, here.defers, here.roles) == (0, False, [])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_our_own_work_for_user_code_in_the_middle_ends_nobody_elses(alarms: None) -> None:
+    done = []
+
+    def materializer() -> None:
+        with pytest.raises(Alarm):
+            ours()
+        done.append("materialized")
+
+    def ours() -> None:
+        with Uninterrupted():
+            signal.raise_signal(signal.SIGALRM)
+            done.append("looked")
+
+    def work() -> None:
+        with Uninterrupted():
+            call_out(materializer)
+            signal.raise_signal(signal.SIGALRM)
+            done.append("the rest")
+
+    with pytest.raises(Alarm):
+        work()
+    assert done == ["looked", "materialized", "the rest"]
