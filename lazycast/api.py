@@ -321,7 +321,7 @@ class LazyBroadcast(Generic[P, V]):
     def _discard(self, counted: list[bool], key: Key) -> None:
         lane = self._lane
         usable, bad = usable_key(key)
-        if key is None:
+        if usable is None and bad is None:
             bad = TypeError("discard() needs a key")
         if bad is not None or lane.forked:
             counted.append(False)

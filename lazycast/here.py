@@ -16,8 +16,8 @@ class _Here(threading.local):
     """See the module's text.
 
     `depth`: how many pieces of lazycast's own work this thread is in; 0 in user code. `defers`: whether signals wait
-    for their end, as they do not in user code. `holds`: whether their handlers have been put aside. `main`: whether this
-    thread runs them.
+    for their end, as they do not in user code. `holds`: whether their handlers have been put aside. `main`: whether
+    this thread runs them.
     """
 
     depth = 0

@@ -28,6 +28,7 @@ from lazycast import bycode
 from lazycast.codec import CannotEncode
 from lazycast.diagnose import describe_unpicklable
 from lazycast.errors import TrustError
+from lazycast.options import exact, is_text, shown
 from lazycast.staged import Staged
 from lazycast.trust import EVERYTHING, Policy
 from lazycast.wire import MaterializerRef
@@ -85,8 +86,12 @@ class _Recent(Generic[T]):
 
 def name_of(fn: object) -> str:
     """Return how messages call a materializer."""
-    name = getattr(fn, "__qualname__", None)
-    return (name if isinstance(name, str) else type(fn).__qualname__)[-_MAX_NAME:]
+    try:
+        name = getattr(fn, "__qualname__", None)
+    except Exception:  # whatever a callable's attributes do when they are looked at
+        name = None
+    text = (name if isinstance(name, str) else type(fn).__qualname__)[-_MAX_NAME:]
+    return text.encode("utf-8", "replace").decode()  # plain text that can be sent
 
 
 def _follow(module_name: str, qualname: str) -> Any:
@@ -98,6 +103,14 @@ def _follow(module_name: str, qualname: str) -> Any:
 
 def import_path(fn: object) -> tuple[str, str] | None:
     """Return (module, qualified name) under which `fn` can be imported, or None."""
+    try:
+        path = _import_path(fn)
+        return None if path is None or not ".".join(path).encode() else path
+    except Exception:  # whatever its attributes do when they are looked at; or the path is no text that can be sent
+        return None
+
+
+def _import_path(fn: object) -> tuple[str, str] | None:
     owner = getattr(fn, "__self__", None)
     module: Any  # a user's object may have anything under these names
     qualname: Any
@@ -111,10 +124,7 @@ def import_path(fn: object) -> tuple[str, str] | None:
         return None
     if module not in sys.modules:
         return None
-    try:
-        return (module, qualname) if _follow(module, qualname) == fn else None
-    except Exception:  # whatever a module's attributes do when asked
-        return None
+    return (str(exact(module)), str(exact(qualname))) if _follow(module, qualname) == fn else None
 
 
 _by_value_lock = threading.Lock()
@@ -153,8 +163,9 @@ def register_materializer(name: str, fn: Materializer) -> Materializer:
     Raises: TypeError, ValueError for arguments that make no sense.
     Collective: no, but do it on every rank. Blocking: never. Threads: safe.
     """
-    if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME:
-        raise ValueError(f"a materializer's name is a string of 1 to {_MAX_NAME} characters, got {name!r}")
+    name = exact(name)
+    if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME or not is_text(name):
+        raise ValueError(f"a materializer's name is a string of 1 to {_MAX_NAME} characters, got {shown(name)}")
     if not callable(fn):
         raise TypeError(f"a materializer is callable, got {type(fn).__name__}")
     _registered[name] = fn

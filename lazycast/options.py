@@ -7,7 +7,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import numpy as np
@@ -47,6 +47,10 @@ class Options:
     allow: Collection[str] | None = None
     debug: bool = False
 
+    def __post_init__(self) -> None:
+        for field in fields(self):  # all that goes into headers is plain
+            object.__setattr__(self, field.name, exact(getattr(self, field.name)))
+
     def agreed(self) -> dict[str, object]:
         """Return what must be the same on every rank."""
         shared = ("root", "name", "placement", "agree", "values", "trust", "replicated")
@@ -70,7 +74,7 @@ def _allow_agreed(allow: object) -> object:
     if allow is None:
         return None
     try:
-        names = sorted(set(allow))  # type: ignore[call-overload]
+        names = sorted({exact(name) for name in allow})  # type: ignore[attr-defined]
         text = "\n".join(names).encode()
     except (TypeError, ValueError):  # it is none; `check` says so
         return shown(allow)
@@ -94,6 +98,15 @@ def exact(value: Any) -> Any:
     if type(value) in (str, int, float, bytes, bool):
         return value
     return next((plain(value) for kind, plain in _EXACT if isinstance(value, kind)), value)
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be sent: one with half of a surrogate pair cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shown(value: object, how: Callable[[object], str] = repr, limit: int = 200) -> str:
@@ -154,7 +167,7 @@ def check(options: Options, size: int) -> Exception | None:
             return ValueError(text)
     if not isinstance(options.values, str) or options.values not in VALUES:
         return ValueError(f"unknown values {shown(options.values)}; use one of {', '.join(map(repr, VALUES))}")
-    if not isinstance(options.name, str) or not 0 < len(options.name) <= 200:
+    if not isinstance(options.name, str) or not 0 < len(options.name) <= 200 or not is_text(options.name):
         return ValueError(f"name must be a string of 1 to 200 characters, got {shown(options.name)}")
     switches: dict[str, object] = {"agree": options.agree, "replicated": options.replicated}
     for name, value in switches.items():

@@ -183,9 +183,12 @@ class Relay:
         slot = self._mesh.allocate(nbytes)
         return Room(slot.view, slot)
 
-    def down(self, message: AnyMessage, room: Room | None = None) -> None:
-        """Root only: send to all other ranks. The room's bytes must not change any more."""
-        header = wire.encode(message)
+    def down(self, message: AnyMessage, room: Room | None = None, header: bytes | None = None) -> None:
+        """Root only: send to all other ranks. The room's bytes must not change any more.
+
+        Args: `header`: the message encoded, by whoever had to know that it can be.
+        """
+        header = wire.encode(message) if header is None else header
         with self._down_lock:  # nothing overtakes a body's later chunks: not even the verdict that its failure brings
             self._send_here(header, room)
             self._send_away(message, header, room.view if room is not None else _EMPTY)

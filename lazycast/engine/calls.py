@@ -32,6 +32,7 @@ class Call:
     materialize: Materializer | None = None
     payload: Any = None
     hint: Any = MISSING  # what the first of two stages made of it on the root
+    name: str = ""  # of the materializer, for the choice of a placement
     prepared: bool = False  # the payload is the value already, or the hint is there
     placement: str = ""  # once it is decided
     measured: bool = False  # what it costs is to be known

@@ -17,6 +17,9 @@ from lazycast.staged import Staged
 from lazycast.trust import Policy
 from lazycast.wire import Cast, Code
 
+#: A cast, the room that holds its body, and the code that is to go before it.
+Encoded = tuple[Cast, Room, list[tuple[Code, Room]]]
+
 
 class Encoder:
     """See the module's text."""
@@ -29,7 +32,7 @@ class Encoder:
         self._agree = agree
         self._turn = 0
 
-    def encode(self, call: Call) -> tuple[Cast, Room, list[tuple[Code, Room]]]:
+    def encode(self, call: Call) -> Encoded:
         """Encode a payload, or what takes its place, and name its materializer. Raises whatever user code raises."""
         ref = finish = None
         codes: list[tuple[Code, Room]] = []

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from lazycast.cores import together
 from lazycast.engine.calls import Call
 from lazycast.engine.performer import Group
-from lazycast.materializers import name_of
+from lazycast.materializers import Materializer, name_of
 from lazycast.options import Options
 from lazycast.placement.chooser import Chooser, Standing
 from lazycast.placement.sample import Sample
@@ -45,6 +45,16 @@ class _Trial:
     @property
     def kind(self) -> tuple[str, int]:
         return self.materializer, self.payload_nbytes.bit_length()
+
+
+def place_name(fn: Materializer) -> str:
+    """Return the name under which casts with a materializer are remembered."""
+    named = fn.prepare if isinstance(fn, Staged) else fn
+    try:
+        module = getattr(named, "__module__", "")
+    except Exception:  # whatever a callable's attributes do when they are looked at
+        module = ""
+    return f"{module}.{name_of(named)}"
 
 
 def site_of(group: Group, topology: Topology, options: Options) -> Site:
@@ -84,8 +94,7 @@ class Placing:
             return self._asked_for
         if fn is None:
             return _PLAIN
-        named = fn.prepare if isinstance(fn, Staged) else fn
-        name = f"{getattr(named, '__module__', '')}.{name_of(named)}"
+        name = call.name or place_name(fn)
         staged = isinstance(fn, Staged)
         choice = chooser.choose(name, payload_nbytes, depth, staged=staged, replicated=self._options.replicated)
         self._trials[call.seq] = _Trial(name, payload_nbytes, choice.placement, depth, time.monotonic())

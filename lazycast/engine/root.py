@@ -8,7 +8,6 @@ Guarantees:
 
 from __future__ import annotations
 
-from lazycast import codec
 from lazycast.backend import Context
 from lazycast.engine.arrival import Arrival
 from lazycast.engine.ask import Ask
@@ -84,7 +83,7 @@ class RootLane(Sending):
     def _on_need(self, message: Need) -> None:
         try:
             code, room = self._encoder.code(message.ident)
-        except (codec.CannotEncode, MemoryError) as exc:
+        except Exception as exc:  # whatever a callable's own code raises: the rank that asks is not to blame
             failure = self._performer.failure("encode", "a materializer's code could not be sent", exc)
             self._relay.down(Code(next(self._seqs), message.ident, failure=failure))
         else:

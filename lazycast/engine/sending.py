@@ -15,14 +15,15 @@ import time
 
 import msgspec
 
+from lazycast import wire
 from lazycast.backend import Context
 from lazycast.engine.arrival import Arrival
 from lazycast.engine.calls import Call
-from lazycast.engine.encoder import Encoder, own_of
+from lazycast.engine.encoder import Encoded, Encoder, own_of
 from lazycast.engine.intake import Intake
 from lazycast.engine.parts import MAX_REASON
 from lazycast.engine.performer import Group, Result
-from lazycast.engine.placing import Placing
+from lazycast.engine.placing import Placing, place_name
 from lazycast.failures import clip
 from lazycast.fanout.mesh import Mesh
 from lazycast.fingerprint import approximate_nbytes, fingerprint
@@ -63,7 +64,10 @@ class Sending(Intake):
             new = self._calls.next_to_begin()
             call = self._next_to_send() if new is None and self._calls.held else None
         if new is not None:
-            self._begin_call(new)
+            try:
+                self._begin_call(new)
+            except BaseException as exc:  # MemoryError, and whatever a callable's own code raises
+                self._spoil(new, exc)
         elif call is not None:
             self._send(call)
         return new is not None or call is not None
@@ -84,8 +88,18 @@ class Sending(Intake):
 
     # Beginning
 
+    def _spoil(self, call: Call, exc: BaseException) -> None:
+        """A call could not be begun: that is its failure, and nobody else's."""
+        with self._lock:
+            if call.failure is None:
+                call.failure, call.cause = self._performer.failure("encode", "the call could not be begun", exc), exc
+            self._placing.failed(call.seq)
+            if not call.ready:
+                self._calls.make_ready(call)
+
     def _begin_call(self, call: Call) -> None:
         fn, payload = call.materialize, call.payload
+        call.name = place_name(fn) if fn is not None else ""  # it may run code of the callable's own
         self._took("queue", call.ask.since_s, call)
         nbytes = self._look_at(call)
         with self._lock:
@@ -158,14 +172,11 @@ class Sending(Intake):
         if call.failure is None:
             call.phase = "encoding"
             try:
-                cast, room, codes = self._encoder.encode(call)
+                cast, room, codes = self._encoded(call)
+                header = wire.encode(cast)
+                said = [(code, place, wire.encode(code)) for code, place in codes]
             except BaseException as exc:  # MemoryError, and whatever a payload's own code raises
-                if call.spare is not None:
-                    cast, room, codes = call.spare
-                    cast = msgspec.structs.replace(cast, sent_s=time.monotonic())
-                    self._unshared(call, exc)
-                else:
-                    call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
+                call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
             call.spare = None
         if call.failure is not None:
             self._send_failure(call, call.failure)
@@ -183,10 +194,10 @@ class Sending(Intake):
             self._count("held", call.ready_s, began_s, cast)
             self._count("encode", began_s, cast.sent_s, cast)
             self._book_sent(call, arrival)
-        for code in codes:
+        for code in said:
             self._relay.down(*code)
         tracer, began_s = self._tracer, time.monotonic()
-        self._relay.down(cast, room)
+        self._relay.down(cast, room, header)
         if tracer is not None:
             tracer.took("send", began_s, time.monotonic(), cast)
         del room  # a slot is held as long as its writer has a hand on it
@@ -194,6 +205,17 @@ class Sending(Intake):
             self._local_done(arrival, Result(own.payload))
         else:
             self._advance(arrival)
+
+    def _encoded(self, call: Call) -> Encoded:
+        """Return what is to be sent: of a value that does not pickle, the payload in its place."""
+        try:
+            return self._encoder.encode(call)
+        except BaseException as exc:
+            if call.spare is None:
+                raise
+            cast, room, codes = call.spare
+            self._unshared(call, exc)
+            return msgspec.structs.replace(cast, sent_s=time.monotonic()), room, codes
 
     def _unshared(self, call: Call, exc: BaseException) -> None:
         """A value of the root does not pickle, though it was to be cast: the ranks make their own."""

@@ -203,7 +203,7 @@ class Arena:
     @contextlib.contextmanager
     def _look(self) -> Iterator[None]:
         """Hold the lock, and free what nobody holds; not in the middle of a change, where a finalizer may look."""
-        changing = self._lock._is_owned()
+        changing = self._lock._is_owned()  # type: ignore[attr-defined]  # as threading.Condition does
         with self._lock:
             if self._fds is not None and not changing:
                 self._reclaim()
@@ -228,7 +228,7 @@ class Arena:
 
     def leases(self) -> list[str] | None:
         """Return a line for each slot that somebody holds: where, how large, and who. None if it is locked just now."""
-        changing = self._lock._is_owned()
+        changing = self._lock._is_owned()  # type: ignore[attr-defined]  # as threading.Condition does
         if not self._lock.acquire(timeout=_LOOK_S):
             return None
         try:

@@ -200,7 +200,7 @@ def test_a_discard_that_is_interrupted_anywhere_counts(handlers: None) -> None:
 
 @pytest.mark.parametrize("look", ["stats", "has_room", "dump", "group_stats"])
 def test_looking_is_interrupted_without_leaving_anything_locked(handlers: None, look: str) -> None:
-    with two_ranks(0) as (lazy, other, thread):
+    with two_ranks(0) as (lazy, _, thread):
         for at in range(1_000_000):
             stepper = Stepper(signal.SIGALRM, at)
             with contextlib.suppress(Alarm), stepper:
