@@ -112,6 +112,9 @@ class Desk(Records):
             raise reentrant
 
     def _guard_result(self) -> None:
+        in_the_middle = self.in_the_middle("result()")
+        if in_the_middle is not None:
+            raise in_the_middle
         self.guard("result()")
 
     def reentrant(self, what: str) -> ReentrantCallError | None:

@@ -74,7 +74,8 @@ class SoloLane(Desk):
                 self._settle(ask, Result(payload))
             else:
                 self._performer.run(lambda: self._part(ask, fn, payload), lambda r: self._settle(ask, r), here=here)
-            error = ask.future.exception() if here else None  # it is settled, or about to be by whoever was first
+            future = ask.future  # it is settled, or about to be by whoever was first: then without a cause
+            error = future.exception() if here and future.done() and not future.cancelled() else None
             cause = error.__cause__ if error is not None else None
             if cause is not None and (isinstance(cause, KeyboardInterrupt) or of_handler(cause)):
                 raise cause  # it was meant for the caller, in whose thread this ran
