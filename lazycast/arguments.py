@@ -49,8 +49,8 @@ def usable_key(key: Any) -> tuple[Key | None, Exception | None]:
     if type(key) is str:
         try:
             nbytes = len(key) if key.isascii() else len(key.encode())
-        except UnicodeEncodeError:
-            return None, ValueError(f"a key is text that can be encoded, got {key!r}, with half of a surrogate pair")
+        except UnicodeEncodeError as exc:
+            return None, ValueError(f"a key is text that can be encoded, got {key!r}: {exc.reason}")
     elif type(key) is bytes:
         nbytes = len(key)
     elif type(key) is int:
