@@ -29,8 +29,9 @@ from lazycast.bench.sync import TIMEOUT_S, Sync
 from lazycast.bench.touch import difference, mark, overwrite
 from lazycast.bench.ways import Way
 
-#: Longer than a rank needs from the barrier into its call, with more ranks than cores (seconds).
-_SETTLE_S = 1e-3
+#: Longer than a rank needs from the barrier into its call, with more ranks than cores, and for caches and cores to rest
+#: as they do between the steps of an engine (seconds).
+_SETTLE_S = 2e-3
 _ASYNC_NBYTES = 8 * MIB
 
 

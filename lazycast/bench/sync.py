@@ -32,6 +32,7 @@ class Sync:
     """
 
     def __init__(self, rank: int, size: int, folder: Path) -> None:
+        self.rank = rank
         local = discovery.by_name("local")
         self._context: Context = local(rank, size, folder).open(timeout_s=TIMEOUT_S)  # type: ignore[call-arg]
 

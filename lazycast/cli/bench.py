@@ -20,7 +20,7 @@ from lazycast.bench import plot, report, session
 from lazycast.bench.page import charts
 from lazycast.bench.payloads import SOURCES
 from lazycast.bench.ways import WAYS
-from lazycast.cli import arguments, bench_overhead, bench_page, bench_qps, bench_sglang, extras
+from lazycast.cli import arguments, bench_overhead, bench_page, bench_qps, bench_sglang, bench_small, extras
 
 HELP = "compare lazycast with other ways to broadcast an object, on this machine"
 
@@ -69,9 +69,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-requests", action="store_true", help="with --report: leave out the requests")
     parser.set_defaults(benchmark=None)
     others = parser.add_subparsers(
-        metavar="[qps | overhead | sglang | report]", title="other benchmarks, and the page of all"
+        metavar="[small | qps | overhead | sglang | report]", title="other benchmarks, and the page of all"
     )
-    modules = {"qps": bench_qps, "overhead": bench_overhead, "sglang": bench_sglang, "report": bench_page}
+    modules = {
+        "small": bench_small,
+        "qps": bench_qps,
+        "overhead": bench_overhead,
+        "sglang": bench_sglang,
+        "report": bench_page,
+    }
     for name, module in modules.items():
         other = others.add_parser(name, help=module.HELP, description=module.__doc__)
         other.formatter_class = argparse.RawDescriptionHelpFormatter

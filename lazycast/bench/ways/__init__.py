@@ -2,6 +2,7 @@
 
     base          what a way is
     ours          lazycast, and one memcpy
+    plain         pickle and sockets, in plain Python
     over_torch    torch.distributed, accelerate
     vllm          vLLM's queue in shared memory
     over_mpi      mpi4py
@@ -18,6 +19,7 @@ from lazycast.bench.ways.dask import DaskScatter
 from lazycast.bench.ways.ours import Lazycast, LazycastCopy, LazycastNoAgree, Memcpy
 from lazycast.bench.ways.over_mpi import MpiBcast, MpiPkl5, MpiRaw
 from lazycast.bench.ways.over_torch import AccelerateObjectList, TorchObjectList, TorchRaw
+from lazycast.bench.ways.plain import PlainPython
 from lazycast.bench.ways.ray import RayStore
 from lazycast.bench.ways.vllm import VllmArena, VllmQueue
 
@@ -35,6 +37,7 @@ WAYS: tuple[type[Way], ...] = (
     MpiRaw,
     RayStore,
     DaskScatter,
+    PlainPython,
     Memcpy,
 )
 
@@ -65,6 +68,7 @@ __all__ = [
     "MpiBcast",
     "MpiPkl5",
     "MpiRaw",
+    "PlainPython",
     "RayStore",
     "TorchObjectList",
     "TorchRaw",

@@ -10,6 +10,7 @@ from lazycast.api import LazyBroadcast
 from lazycast.bench.sync import TIMEOUT_S
 from lazycast.bench.touch import buffer_of
 from lazycast.bench.ways.base import Ready, Way
+from lazycast.future import CastFuture
 
 
 class Lazycast(Way):
@@ -27,6 +28,10 @@ class Lazycast(Way):
 
     def run(self, payload: Any) -> Any:
         return self._lazy.broadcast(payload)
+
+    def begin(self, payload: Any, *, key: str | None = None) -> CastFuture[Any]:
+        """Cast without waiting for it."""
+        return self._lazy.broadcast_async(payload, key=key)
 
     def shared_nbytes(self) -> int:
         return self._lazy.stats().arena_nbytes
