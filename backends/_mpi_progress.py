@@ -28,6 +28,7 @@ from mpi4py import MPI
 
 from lazycast.backend import MAX_HEADER_NBYTES, Link, Sink
 from lazycast.here import own_thread
+from lazycast.tracebacks import forget_frames
 
 logger = logging.getLogger("lazycast")
 
@@ -208,6 +209,7 @@ class _Peer:
                 self._sink.deliver(self.rank, header)
             except Exception as exc:
                 self._turn_deaf(exc)
+            forget_frames()
         self._listen()
 
     def _turn_deaf(self, exc: Exception) -> None:

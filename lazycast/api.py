@@ -22,6 +22,7 @@ from lazycast.missing import MISSING, Missing
 from lazycast.options import DEFAULT_ARENA_NBYTES, DEFAULT_MAX_INFLIGHT_NBYTES, Options, check, debug_wanted
 from lazycast.reducers import note_devices
 from lazycast.stats import Stats
+from lazycast.tracebacks import forget_frames
 from lazycast.tracing.tracer import Tracer
 from lazycast.wire import Key
 
@@ -218,6 +219,8 @@ class LazyBroadcast(Generic[P, V]):
                 self._lane.handed.append((self._lane.count_missed, (key, exc)))  # one step: more interrupts may come
                 self._lane.wake()
             raise
+        finally:
+            forget_frames()
         try:
             return future.result(limit_s + _GRACE_S)
         except concurrent.futures.TimeoutError as exc:
@@ -225,6 +228,7 @@ class LazyBroadcast(Generic[P, V]):
                 raise
             raise CastTimeoutError(f"the engine did not end a call in time:\n{self.dump()}", rank=self.rank) from exc
         finally:
+            del future  # an error leads to its traceback, and that to this frame: it would lead back to the error
             if tracer is not None:
                 tracer.took("broadcast", began_s, time.monotonic(), None, key=key if key is None else str(key))
 
@@ -255,6 +259,8 @@ class LazyBroadcast(Generic[P, V]):
                 self._lane.handed.append((self._lane.count_missed, (key, exc)))
                 self._lane.wake()
             raise
+        finally:
+            forget_frames()
 
     def _begin(
         self,
@@ -277,19 +283,25 @@ class LazyBroadcast(Generic[P, V]):
             counted.append(False)
             lane.refuse_after_fork()
             assert bad is not None
-            raise bad
+            try:
+                raise bad
+            finally:
+                del bad  # it leads to its traceback, and that to this frame: it would lead back to it
         note_devices()
         limit_s, refusal = limit(timeout_s, self._options.timeout_s, self.rank)
         in_the_middle = lane.in_the_middle("broadcast()")
         if blocking:
             refusal = in_the_middle or lane.reentrant("broadcast()") or refusal
-        if in_the_middle is None:
-            future = lane.call(payload, materialize, key, limit_s, refusal, here=blocking, counted=counted)
-        else:
-            future = lane.call_later(payload, materialize, key, limit_s, refusal)
-            counted.append(True)
-            if blocking:
-                raise in_the_middle
+        try:
+            if in_the_middle is None:
+                future = lane.call(payload, materialize, key, limit_s, refusal, here=blocking, counted=counted)
+            else:
+                future = lane.call_later(payload, materialize, key, limit_s, refusal)
+                counted.append(True)
+                if blocking:
+                    raise in_the_middle
+        finally:
+            del refusal, in_the_middle  # as above
         return cast(CastFuture[V], future), limit_s
 
     def has_room(self) -> bool:
@@ -317,6 +329,8 @@ class LazyBroadcast(Generic[P, V]):
                 self._lane.handed.append((self._lane.discard, (key,)))
                 self._lane.wake()
             raise
+        finally:
+            forget_frames()
 
     def _discard(self, counted: list[bool], key: Key) -> None:
         lane = self._lane

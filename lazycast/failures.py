@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
-
 from lazycast.errors import (
     CastTimeoutError,
     ClosedError,
@@ -17,6 +15,7 @@ from lazycast.errors import (
     RemoteError,
     TrustError,
 )
+from lazycast.tracebacks import describe, formatted
 from lazycast.wire import Failure, FailureKind
 
 _MAX_MESSAGE = 2 << 10
@@ -56,25 +55,10 @@ def clip(text: str, limit: int) -> str:
     return f"{start}\n[... {len(encoded) - 2 * half} bytes left out ...]\n{end}"
 
 
-def _describe(exc: BaseException) -> str:
-    try:
-        text = str(exc)
-    except Exception as broken:
-        text = f"<its text cannot be had: {type(broken).__name__}>"
-    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
-
-
-def _format(exc: BaseException) -> str:
-    try:
-        return "".join(traceback.format_exception(exc))
-    except Exception as broken:
-        return f"<the traceback of {type(exc).__name__} cannot be had: {type(broken).__name__}>"
-
-
 def from_exception(kind: FailureKind, what: str, exc: BaseException, *, rank: int, host: str) -> Failure:
     """Put an exception into a form that can travel. `what` opens the message, as in "materializer 'f' raised"."""
-    message = f"{what} on rank {rank} ({host}): {_describe(exc)}"
-    return Failure(kind, rank, host, clip(message, _MAX_MESSAGE), clip(_format(exc), _MAX_TRACEBACK))
+    message = f"{what} on rank {rank} ({host}): {describe(exc)}"
+    return Failure(kind, rank, host, clip(message, _MAX_MESSAGE), clip(formatted(exc), _MAX_TRACEBACK))
 
 
 def to_exception(

@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeVar, cast
 
 from lazycast.engine.interrupts import Uninterrupted
+from lazycast.tracebacks import log
 
 V = TypeVar("V")
 
@@ -33,8 +34,8 @@ _SETTLED = _CANCELLED | {"FINISHED"}
 def _call(fn: Callable[[Any], object], future: object) -> None:
     try:
         fn(future)
-    except BaseException:  # as above all in concurrent.futures, a callback harms nobody else
-        logger.exception("lazycast: a callback of %r raised", future)
+    except BaseException as exc:  # as above all in concurrent.futures, a callback harms nobody else
+        log(logger, f"lazycast: a callback of {future!r} raised", exc)
 
 
 class CastFuture(concurrent.futures.Future[V]):
@@ -154,7 +155,10 @@ class CastFuture(concurrent.futures.Future[V]):
 
         self._when_done(notify)
         yield from waiter
-        return self.result(0)
+        try:
+            return self.result(0)
+        finally:
+            del self  # as in `result`
 
     # What executors call, and nobody else: whoever did it here would settle one rank's future without the others.
 

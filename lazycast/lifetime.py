@@ -12,6 +12,8 @@ import threading
 import time
 from typing import Protocol
 
+from lazycast.tracebacks import log
+
 logger = logging.getLogger("lazycast")
 
 
@@ -56,8 +58,8 @@ def _close_all() -> None:
     for thing in things:
         try:
             thing.close(max(0.1, deadline_s - time.monotonic()))
-        except Exception:
-            logger.exception("lazycast: closing at exit failed")
+        except Exception as exc:
+            log(logger, "lazycast: closing at exit failed", exc)
 
 
 def _after_fork_in_child() -> None:

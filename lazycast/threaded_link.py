@@ -22,6 +22,7 @@ from collections.abc import Mapping
 
 from lazycast.backend import MAX_HEADER_NBYTES, Link, Sink
 from lazycast.here import own_thread
+from lazycast.tracebacks import forget_frames, log
 
 logger = logging.getLogger("lazycast")
 
@@ -127,10 +128,11 @@ class _Neighbour:
                     pipe.recv_body(into)
                     del into
                 sink.deliver(peer, header)
+                forget_frames()
         except PipeClosed as exc:
             reason = self._send_error or str(exc) or "connection closed without a farewell"
         except Exception as exc:  # a sink must not raise; if it does, this peer can no longer be served
-            logger.exception("lazycast: the receiver of rank %d failed; its messages are no longer read", peer)
+            log(logger, f"lazycast: the receiver of rank {peer} failed; its messages are no longer read", exc)
             reason = f"receiving failed here: {exc!r}"
         sink.gone(peer, reason)  # first: if the failure is ours, the sink may have something to say to this peer
         self._ended = True

@@ -18,7 +18,7 @@ import msgspec
 
 from lazycast.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
 
-WIRE_VERSION: Final = 6
+WIRE_VERSION: Final = 7
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
@@ -279,10 +279,11 @@ class RollCall(Message, frozen=True, tag="rollcall"):
 
 
 class Present(Message, frozen=True, tag="present"):
-    """The answer to a roll call, from the thread that receives."""
+    """The answer to a roll call, from the thread that receives. `holders`: which casts hold its workers, if any do."""
 
     route = "up"
     rank: int
+    holders: str = ""
 
 
 class Beat(Message, frozen=True, tag="beat"):

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 from lazycast.engine.waits import Stage, Waits
 from lazycast.here import own_thread
+from lazycast.tracebacks import forget_frames
 
 W = TypeVar("W")
 
@@ -103,5 +104,6 @@ class Clock(Generic[W]):
             next_s = self._waits.next_s()
         if next_s is None or (work_s is not None and work_s < next_s):
             next_s = work_s
+        forget_frames()
         # Whoever wakes us from here on opens the gate, so nothing that comes meanwhile is missed.
         self._gate.acquire(timeout=-1 if next_s is None else max(0.0, next_s - time.monotonic()))

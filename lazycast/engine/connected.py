@@ -123,7 +123,8 @@ class Connected(Desk):
 
     def _phase_of_own_part(self, arrival: Arrival) -> Phase:
         if arrival.begun:
-            return "decoding or materializing here", (self._group.rank,), ()
+            held = self._performer.holders(arrival.message.seq)
+            return f"waits for {held}" if held else "decoding or materializing here", (self._group.rank,), ()
         return "its code has not come from the root", (self._group.root,), ()
 
     @abstractmethod

@@ -31,12 +31,13 @@ from lazycast.engine.performer import Group, Performer, Result
 from lazycast.engine.records import Records
 from lazycast.engine.situation import Situation
 from lazycast.engine.waits import Stage, Wait, plan
-from lazycast.engine.workers import Workers, inside, role_of
+from lazycast.engine.workers import Workers, inside, role_of, unforked
 from lazycast.errors import CastTimeoutError, ClosedError, KeyInUseError, LazycastError, ReentrantCallError
 from lazycast.future import CastFuture
 from lazycast.here import call_out, here
 from lazycast.missing import MISSING
 from lazycast.options import Options
+from lazycast.tracebacks import log
 from lazycast.trust import policy_of
 from lazycast.wire import Key
 
@@ -246,7 +247,7 @@ class Desk(Records):
 
     def _run_callback(self, fn: Callable[[], None]) -> None:
         def task() -> None:
-            with inside(self, "callback"):
+            with inside(self, "callback"), unforked():
                 call_out(fn)
 
         self._callbacks.submit(task)
@@ -322,7 +323,7 @@ class Desk(Records):
     # Time
 
     def _fail(self, exc: BaseException) -> None:
-        logger.error("lazycast %r: the engine failed", self._options.name, exc_info=exc)
+        log(logger, f"lazycast {self._options.name!r}: the engine failed", exc)
         self._engine_failed(exc)
 
     @abstractmethod

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from lazycast import codec
 from lazycast.engine.arrival import Own
 from lazycast.engine.calls import Call
+from lazycast.engine.workers import unforked
 from lazycast.materializers import Shipper
 from lazycast.relay import Relay, Room
 from lazycast.staged import Staged
@@ -43,10 +44,10 @@ class Encoder:
         encode = self.codec.encode
         if call.mark is not None and not call.prepared:
             encoded = codec.Encoded()  # every rank has its own
-        elif call.mark is not None and staged:
-            encoded = encode(call.hint)
         else:
-            encoded = encode((call.payload, call.hint) if staged else call.payload)
+            with unforked():
+                what = call.hint if call.mark is not None else (call.payload, call.hint)
+                encoded = encode(what if staged else call.payload)
         room = self._relay.room(encoded.nbytes)
         encoded.write_into(room.view)
         agree = self._agree and call.placement != "demand"

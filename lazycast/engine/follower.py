@@ -26,10 +26,12 @@ from lazycast.engine.dump import named
 from lazycast.engine.interrupts import Uninterrupted
 from lazycast.engine.lane import SPENT, Lane
 from lazycast.engine.mailbox import Mailbox
+from lazycast.engine.parts import MAX_REASON
 from lazycast.engine.performer import Group, Result
 from lazycast.engine.queries import Queries
 from lazycast.engine.reads import Reads, messages
 from lazycast.engine.situation import Phase
+from lazycast.failures import clip
 from lazycast.fanout.mesh import Mesh
 from lazycast.fingerprint import fingerprint
 from lazycast.future import CastFuture
@@ -115,7 +117,10 @@ class FollowerLane(Lane):
             if hopeless is not None and refused is None:
                 self._settle(ask, Result(failure=hopeless))
         if refused is not None:
-            raise refused
+            try:
+                raise refused
+            finally:
+                del refused, refusal  # it leads to its traceback, and that to this frame: it would lead back to it
         return ask.future
 
     def discard(self, key: Key, counted: list[bool] | None = None) -> None:
@@ -246,7 +251,7 @@ class FollowerLane(Lane):
         elif isinstance(message, Code):
             self._on_code(message, body)
         elif isinstance(message, RollCall):
-            self._relay.up(Present(self._group.rank))
+            self._relay.up(Present(self._group.rank, clip(self._performer.holders(), MAX_REASON)))
         elif isinstance(message, (Status, Relayed)):
             with self._lock:
                 self._queries.answered(message)

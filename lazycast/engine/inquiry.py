@@ -20,8 +20,9 @@ from lazycast.engine.rollcall import RollCalls
 from lazycast.engine.situation import Phase
 from lazycast.engine.window import Window
 from lazycast.relay import Relay
-from lazycast.wire import Query, RollCall, Status
+from lazycast.wire import Present, Query, RollCall, Status
 
+_SHOWN_HOLDERS = 3
 _SHOWN_RANKS = 100  # of each kind: an answer is a header
 
 
@@ -51,6 +52,7 @@ class Inquiries:
         self._unkeyed, self._wake = unkeyed, wake
         self._rolls = RollCalls(others)
         self._far = {rank for rank in others if relay.is_far(rank)}
+        self._holders: dict[int, str] = {}  # by rank: what its workers were busy with when it answered last
         self._own: dict[int, Ask] = {}  # by number: calls of the root about which the ranks are asked
         self._recent: deque[str] = deque(maxlen=SHOWN_CALLS)
 
@@ -89,10 +91,11 @@ class Inquiries:
 
     # Answering
 
-    def present(self, rank: int) -> None:
+    def present(self, answer: Present) -> None:
         """A rank has answered a roll call."""
         with self._lock:
-            self._rolls.present(rank, time.monotonic())
+            self._holders[answer.rank] = answer.holders
+            self._rolls.present(answer.rank, time.monotonic())
         self.work()
 
     def heard(self, rank: int) -> None:
@@ -150,7 +153,8 @@ class Inquiries:
         """With the lock held: who has reported on a cast, and who has not."""
         missing = self._ledger.unreported(seq)
         phase = "agreeing" if missing else "agreed, and the verdict is on its way"
-        return phase, tuple(missing), tuple(self._ledger.reported(seq))
+        held = [f"waits for {text}" for rank in missing[:_SHOWN_HOLDERS] if (text := self._holders.get(rank))]
+        return "; ".join([phase, *held]), tuple(missing), tuple(self._ledger.reported(seq))
 
     def before_sending(self, ask: Ask) -> Phase:
         """With the lock held: what a call of the root's own waits for before it is sent."""

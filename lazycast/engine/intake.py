@@ -121,7 +121,10 @@ class Intake(Lane):
                 self._clock.wake()
             raise
         if refusal is not None:
-            raise refusal
+            try:
+                raise refusal
+            finally:
+                del refusal  # it leads to its traceback, and that to this frame: it would lead back to it
         return ask.future
 
     def _wait_and_enter(self, call: Call) -> Exception | None:

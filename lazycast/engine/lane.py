@@ -11,6 +11,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from abc import abstractmethod
@@ -110,7 +111,10 @@ class Lane(Connected):
             self._part_done(arrival, self._part(arrival))
         else:
             self._performer.run(
-                lambda: self._part(arrival), lambda result: self._part_done(arrival, result), light=takes
+                functools.partial(self._part, arrival),  # no closures: a frame's `clear` leaves them what they hold
+                functools.partial(self._part_done, arrival),
+                light=takes,
+                seq=arrival.message.seq,
             )
 
     def _is_quick(self, arrival: Arrival) -> bool:

@@ -18,12 +18,14 @@ import msgspec
 from lazycast.codec import Layout
 from lazycast.engine.arrival import Arrival, Material
 from lazycast.engine.performer import Performer, Result
+from lazycast.engine.workers import unforked
 from lazycast.errors import TrustError
 from lazycast.failures import clip
 from lazycast.fingerprint import fingerprint
 from lazycast.materializers import Loader, Materializer
 from lazycast.missing import MISSING
 from lazycast.relay import Relay
+from lazycast.tracebacks import describe
 from lazycast.tracing.tracer import Named
 from lazycast.trust import Policy
 from lazycast.wire import Cast, Cost, Value
@@ -90,11 +92,12 @@ class Parts:
         """Send what the owner made to the others of its host. Returns its bytes, or why it could not be sent."""
         began_s = time.monotonic()
         try:
-            encoded = self.codec.encode(value)
+            with unforked():
+                encoded = self.codec.encode(value)
             room = self._relay.room(encoded.nbytes, host=True)
             encoded.write_into(room.view)
         except BaseException as exc:  # MemoryError, and whatever a value's own code raises
-            unshared = clip(f"rank {self._rank} could not share its value: {type(exc).__name__}: {exc}", MAX_REASON)
+            unshared = clip(f"rank {self._rank} could not share its value: {describe(exc)}", MAX_REASON)
             self.tell(msgspec.structs.replace(message, unshared=unshared))
             return 0, unshared
         nbytes, (stream_nbytes, frames) = encoded.nbytes, encoded.layout
@@ -109,7 +112,8 @@ class Parts:
         try:
             if body.nbytes != nbytes:
                 raise MemoryError(f"{nbytes} bytes could not be allocated")
-            value = self.codec.decode(body.toreadonly() if self._readonly else body, layout)
+            with unforked():
+                value = self.codec.decode(body.toreadonly() if self._readonly else body, layout)
         except BaseException as exc:
             return self.failed("decode", "what arrived could not be decoded", exc)
         self._took("decode", began_s, of)

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from lazycast import failures
 from lazycast.cores import Cores, together
 from lazycast.engine.interrupts import Uninterrupted
-from lazycast.engine.workers import Workers, inside
+from lazycast.engine.workers import Workers, inside, unforked
 from lazycast.here import call_out
 from lazycast.materializers import name_of
+from lazycast.tracebacks import forget_our_locals
 from lazycast.wire import Failure, FailureKind
+
+_SHOWN_HOLDERS = 3
 
 
 class Group(NamedTuple):
@@ -58,16 +63,21 @@ class Performer:
         self._executor = executor
         self._workers = Workers(pool_threads(group), name)
         self._light = Workers(1, f"{name}-light")
+        self._waiting: set[int] = set()  # casts whose part no worker has begun
+        self._running: dict[int, tuple[int, float]] = {}  # by thread: the cast that it works on, since when
 
     def failure(self, kind: FailureKind, what: str, exc: BaseException) -> Failure:
         """Put an exception of this rank into the form that travels."""
         rank = self._group.rank
-        return failures.from_exception(kind, what, exc, rank=rank, host=self._group.hosts[rank])
+        failure = failures.from_exception(kind, what, exc, rank=rank, host=self._group.hosts[rank])
+        forget_our_locals(exc)
+        return failure
 
     def materialize(self, fn: Callable[..., Any], *args: object) -> Result:
         """Call a materializer, or a stage of one, in this thread."""
         try:
-            return Result(call_out(fn, *args))
+            with unforked():
+                return Result(call_out(fn, *args))
         except BaseException as exc:  # KeyboardInterrupt and SystemExit too: every rank must learn of it
             return Result(failure=self.failure("materialize", f"materializer {name_of(fn)!r} raised", exc), cause=exc)
 
@@ -78,18 +88,43 @@ class Performer:
         *,
         here: bool = False,
         light: bool = False,
+        seq: int = 0,
     ) -> None:
         """Run `part`, which runs user code, and then `done`, on a worker; or here if it is small.
 
-        What is `light` does not wait for workers that materialize.
+        What is `light` does not wait for workers that materialize. `seq` is the number of the cast.
         """
-
         if here:
             self._do(part, done)
-        elif self._executor is None:
-            (self._light if light else self._workers).submit(functools.partial(self._do, part, done))
+            return
+        task = functools.partial(self._work_on, seq, part, done)
+        self._waiting.add(seq)
+        if self._executor is None:
+            (self._light if light else self._workers).submit(task)
         else:
-            self._submit(self._executor, functools.partial(self._do, part, done), done)
+            self._submit(self._executor, task, done, seq)
+
+    def _work_on(self, seq: int, part: Callable[[], Result], done: Callable[[Result], None]) -> None:
+        me = threading.get_ident()
+        self._waiting.discard(seq)
+        self._running[me] = seq, time.monotonic()
+        try:
+            self._do(part, done)
+        finally:
+            del self._running[me]
+
+    def holders(self, seq: int | None = None) -> str:
+        """Say which casts hold the workers that others, or the cast with this number, wait for; nothing if none does.
+
+        Takes no lock.
+        """
+        if not self._waiting or (seq is not None and seq not in self._waiting):
+            return ""
+        now_s = time.monotonic()
+        running = list(self._running.values())  # in one step: workers come and go meanwhile
+        running.sort(key=lambda held: held[1])
+        shown = ", ".join(f"cast #{number} for {now_s - since_s:.1f} s" for number, since_s in running[:_SHOWN_HOLDERS])
+        return f"a worker of rank {self._group.rank}, held by {shown}" if shown else ""
 
     def _do(self, part: Callable[[], Result], done: Callable[[Result], None]) -> None:
         with Uninterrupted():  # in a thread of a given executor, or of a caller
@@ -101,7 +136,11 @@ class Performer:
             done(result)
 
     def _submit(
-        self, executor: concurrent.futures.Executor, task: Callable[[], None], done: Callable[[Result], None]
+        self,
+        executor: concurrent.futures.Executor,
+        task: Callable[[], None],
+        done: Callable[[Result], None],
+        seq: int,
     ) -> None:
         started = False
 
@@ -111,6 +150,7 @@ class Performer:
             task()
 
         def refused(exc: BaseException) -> None:
+            self._waiting.discard(seq)
             failure = self.failure("materialize", "the given executor did not run the materializer", exc)
             done(Result(failure=failure, cause=exc))
 
@@ -129,6 +169,8 @@ class Performer:
     def state(self) -> list[str]:
         """Return lines for a dump."""
         given = [f"materializers run on {self._executor!r}"] if self._executor is not None else []
+        if held := self.holders():
+            given.append(f"{len(self._waiting)} casts wait for {held}")
         return [*given, self._workers.state(), self._light.state()]
 
     def stop(self) -> None:

@@ -51,7 +51,7 @@ class RootLane(Sending):
         elif isinstance(message, Query):
             self._inquiries.ask(message)
         elif isinstance(message, Present):
-            self._inquiries.present(message.rank)
+            self._inquiries.present(message)
         elif isinstance(message, Figures):
             with self._lock:
                 self._reported.note(message)
@@ -144,10 +144,14 @@ class RootLane(Sending):
         return self._calls.pending or super()._busy()
 
     def _phase_before_arrival(self, ask: Ask) -> Phase:
-        return self._inquiries.before_sending(ask)
+        phase, missing, answered = self._inquiries.before_sending(ask)
+        call = self._calls.of(ask)
+        held = self._performer.holders(call.seq) if call is not None else ""
+        return f"{phase}; it waits for {held}" if held else phase, missing, answered
 
     def _phase_of_own_part(self, arrival: Arrival) -> Phase:
-        return "materializing here", (self._group.rank,), ()
+        held = self._performer.holders(arrival.message.seq)
+        return f"waits for {held}" if held else "materializing here", (self._group.rank,), ()
 
     def _phase_of_agreement(self, ask: Ask, arrival: Arrival) -> Phase:
         return self._inquiries.agreement(arrival.message.seq)

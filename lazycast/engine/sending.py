@@ -11,7 +11,9 @@ Guarantees:
 
 from __future__ import annotations
 
+import functools
 import time
+from typing import Any
 
 import msgspec
 
@@ -27,9 +29,11 @@ from lazycast.engine.placing import Placing, place_name
 from lazycast.failures import clip
 from lazycast.fanout.mesh import Mesh
 from lazycast.fingerprint import approximate_nbytes, fingerprint
+from lazycast.materializers import Materializer
 from lazycast.options import Options
 from lazycast.staged import Staged
 from lazycast.topology import Topology
+from lazycast.tracebacks import describe
 from lazycast.wire import Cast, Cost, Failure
 
 _STEPS_HERE = 4
@@ -116,30 +120,30 @@ class Sending(Intake):
         if doubtful:
             self._spare(call)
         call.payload = call.materialize = None
-        staged = isinstance(fn, Staged)
+        part = functools.partial(self._prepare, call, fn, payload)
+        self._performer.run(part, functools.partial(self._prepared, call, fn, payload), seq=call.seq)
+
+    def _prepare(self, call: Call, fn: Materializer, payload: Any) -> Result:
+        """On a worker: make the value that is to be cast, or the hint."""
+        cpu_s = time.thread_time()
         first = fn.prepare if isinstance(fn, Staged) else fn
+        result, materialize_s = self._parts.materialize(call, first, payload)
+        cpu_s = time.thread_time() - cpu_s
+        with self._lock:
+            self._placing.spent(call.seq, Cost(cpu_s, materialize_s, cpu_s))
+        return result
 
-        def part() -> Result:
-            cpu_s = time.thread_time()
-            result, materialize_s = self._parts.materialize(call, first, payload)
-            cpu_s = time.thread_time() - cpu_s
-            with self._lock:
-                self._placing.spent(call.seq, Cost(cpu_s, materialize_s, cpu_s))
-            return result
-
-        def done(result: Result) -> None:
-            with self._lock:
-                if staged:
-                    call.payload, call.materialize, call.hint = payload, fn, result.value
-                else:
-                    call.payload = result.value
-                call.prepared = True
-                if result.failure is not None and call.failure is None:
-                    call.failure, call.cause = result.failure, result.cause
-                self._calls.make_ready(call)
-            self._clock.wake()
-
-        self._performer.run(part, done)
+    def _prepared(self, call: Call, fn: Materializer, payload: Any, result: Result) -> None:
+        with self._lock:
+            if isinstance(fn, Staged):
+                call.payload, call.materialize, call.hint = payload, fn, result.value
+            else:
+                call.payload = result.value
+            call.prepared = True
+            if result.failure is not None and call.failure is None:
+                call.failure, call.cause = result.failure, result.cause
+            self._calls.make_ready(call)
+        self._clock.wake()
 
     def _look_at(self, call: Call) -> int:
         """Take the fingerprint of a replicated payload; return about how large a payload is, if that matters."""
@@ -219,7 +223,7 @@ class Sending(Intake):
 
     def _unshared(self, call: Call, exc: BaseException) -> None:
         """A value of the root does not pickle, though it was to be cast: the ranks make their own."""
-        reason = clip(f"the root could not share its value: {type(exc).__name__}: {exc}", MAX_REASON)
+        reason = clip(f"the root could not share its value: {describe(exc)}", MAX_REASON)
         with self._lock:
             self._counters.unshared += 1
             self._counters.unshared_reason = reason

@@ -6,6 +6,7 @@ materializer runs on a worker, or, with `here`, in the calling thread.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -53,7 +54,10 @@ class SoloLane(Desk):
         counted: list[bool] | None = None,
     ) -> CastFuture[Any]:
         if refusal is not None:
-            raise refusal
+            try:
+                raise refusal
+            finally:
+                del refusal  # it leads to its traceback, and that to this frame: it would lead back to it
         fn: Any = materialize if materialize is not None else self._options.materialize
         if payload is MISSING:
             raise TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
@@ -73,12 +77,18 @@ class SoloLane(Desk):
             if fn is None:
                 self._settle(ask, Result(payload))
             else:
-                self._performer.run(lambda: self._part(ask, fn, payload), lambda r: self._settle(ask, r), here=here)
+                self._performer.run(
+                    functools.partial(self._part, ask, fn, payload),
+                    functools.partial(self._settle, ask),
+                    here=here,
+                    seq=ask.number,
+                )
             future = ask.future  # it is settled, or about to be by whoever was first: then without a cause
             error = future.exception() if here and future.done() and not future.cancelled() else None
             cause = error.__cause__ if error is not None else None
             if cause is not None and (isinstance(cause, KeyboardInterrupt) or of_handler(cause)):
                 raise cause  # it was meant for the caller, in whose thread this ran
+            del error, cause  # each leads to its traceback, and that to frames that lead back
         return ask.future
 
     def _part(self, ask: Ask, fn: Callable[[Any], Any], payload: object) -> Result:
@@ -127,7 +137,8 @@ class SoloLane(Desk):
         """There is nobody to tell."""
 
     def _look(self, ask: Ask) -> Situation:
-        return Situation("materializing here", (0,))
+        held = self._performer.holders(ask.number)
+        return Situation(f"waits for {held}" if held else "materializing here", (0,))
 
     def _engine_failed(self, exc: BaseException) -> None:
         """Only the clock has stopped; casts go on."""

@@ -32,6 +32,7 @@ from lazycast.fanout.arena import Arena, Slot
 from lazycast.fanout.views import Views
 from lazycast.here import own_thread
 from lazycast.processes import pid_behind
+from lazycast.tracebacks import forget_frames, log
 
 logger = logging.getLogger("lazycast")
 
@@ -229,6 +230,7 @@ class Mesh:
                     poller.modify(fd, select.POLLIN)
                 if events & ~select.POLLOUT and not self._receive(peer, buffer, sink):
                     poller.unregister(fd)
+                forget_frames()
 
     def _receive(self, peer: _Peer, buffer: bytearray, sink: HostSink) -> bool:
         """Take one packet; return whether more may come."""
@@ -253,7 +255,7 @@ class Mesh:
             sink.host_message(peer.rank, header, body)
             return True
         except Exception as exc:  # a sink must not raise; if it does, this peer can no longer be served
-            logger.exception("lazycast: a message of rank %d could not be taken", peer.rank)
+            log(logger, f"lazycast: a message of rank {peer.rank} could not be taken", exc)
             return self._end(peer, f"receiving failed here: {exc!r}", sink)
         finally:
             for fd in fds:

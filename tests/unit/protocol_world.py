@@ -78,6 +78,7 @@ class StepPerformer(Performer):
         *,
         here: bool = False,
         light: bool = False,
+        seq: int = 0,
     ) -> None:
         if here:
             self._do(part, done)
@@ -126,6 +127,9 @@ class FakeMesh:
         self._world, self._rank = world, rank
         self.peers = [other for other in host if other != rank]
         self.pids: dict[int, int] = {}  # there is only this process, which does not stop
+
+    def locks(self) -> tuple[Any, ...]:
+        return ()
 
     def start(self, sink: Any, name: str) -> None:
         self._world.host_sinks[self._rank] = sink
