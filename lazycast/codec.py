@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Protocol
 import cloudpickle
 import numpy as np
 
+from lazycast import script
 from lazycast.diagnose import describe_unpicklable
 from lazycast.reducers import Reduce, Reduction
 
@@ -129,6 +130,10 @@ class _CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no typ
         super().__init__(encoded, protocol=5, buffer_callback=encoded.keep)
 
 
+class _SharedCloudPickler(script.Shared, _CloudPickler):
+    """The same where all ranks run one program."""
+
+
 def _plain_pickler(encoded: Encoded, reduction: Reduction) -> pickle.Pickler:
     pickler = pickle.Pickler(encoded, protocol=5, buffer_callback=encoded.keep)
     pickler.dispatch_table = reduction
@@ -159,19 +164,50 @@ def encode_by_name(obj: object, kind: type[Reduction] = Reduction) -> Encoded:
     return _pickled(obj, _plain_pickler, copyreg.dispatch_table, kind)
 
 
-def encode(obj: object) -> Encoded:
+def encode(obj: object, *, same_program: bool = True) -> Encoded:
     """Pickle `obj` with its buffers out of band.
+
+    Args:
+        same_program: whether those who decode it run this process's program: see `lazycast.script`.
 
     Plain pickle comes first, being an order of magnitude faster; what it cannot do (lambdas, local classes) is left to
     cloudpickle. Raises CannotEncode naming the part that neither can pickle.
     """
+    pickler = _SharedCloudPickler if same_program else _CloudPickler
     try:
-        return encode_by_name(obj)
+        encoded = encode_by_name(obj)
+        if same_program or not _names_program(encoded):
+            return encoded
+        return _pickled(obj, pickler, cloudpickle.Pickler.dispatch_table)
     except Exception as plain_error:
         try:
-            return _pickled(obj, _CloudPickler, cloudpickle.Pickler.dispatch_table)
+            return _pickled(obj, pickler, cloudpickle.Pickler.dispatch_table)
         except Exception as exc:
             raise CannotEncode(describe_unpicklable(obj, exc)) from (plain_error if exc is plain_error else exc)
+
+
+def _names_program(encoded: Encoded) -> bool:
+    """Whether a stream may name something of `__main__`. Bytes of a payload can look like it."""
+    return any(b"__main__" in piece or b"__mp_main__" in piece for piece in encoded.pieces)
+
+
+class ProgramCodec:
+    """This module's codec, for ranks of which it is known whether they run one program. Thread-safe."""
+
+    def __init__(self, same_program: bool) -> None:
+        self._same_program = same_program
+
+    def encode(self, obj: object) -> Encoded:
+        """See the module's function."""
+        return encode(obj, same_program=self._same_program)
+
+    def is_plain(self, body: memoryview, layout: Layout) -> bool:
+        """See the module's function."""
+        return is_plain(body, layout)
+
+    def decode(self, body: memoryview, layout: Layout) -> Any:
+        """See the module's function."""
+        return decode(body, layout)
 
 
 class Codec(Protocol):

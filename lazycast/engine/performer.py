@@ -10,6 +10,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
+from types import CoroutineType
 from typing import Any, NamedTuple
 
 from lazycast import failures
@@ -33,6 +34,7 @@ class Group(NamedTuple):
     hosts: Sequence[str]
     cores: Sequence[Cores]
     clocks: Sequence[str] = ()  # ranks with the same have the same monotonic clock
+    same_program: bool = False  # whether all run one: see `lazycast.script`
     ident: str = ""  # of the object, the same on all its ranks, and no other object's
 
     def clock_of(self, rank: int) -> str:
@@ -77,7 +79,13 @@ class Performer:
         """Call a materializer, or a stage of one, in this thread."""
         try:
             with unforked():
-                return Result(call_out(fn, *args))
+                value = call_out(fn, *args)
+            if isinstance(value, CoroutineType):
+                value.close()
+                raise TypeError(
+                    "it returned a coroutine, which nobody awaits; return the value: asyncio.run() gives it"
+                )
+            return Result(value)
         except BaseException as exc:  # KeyboardInterrupt and SystemExit too: every rank must learn of it
             return Result(failure=self.failure("materialize", f"materializer {name_of(fn)!r} raised", exc), cause=exc)
 

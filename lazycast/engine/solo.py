@@ -22,6 +22,7 @@ from lazycast.errors import TrustError
 from lazycast.future import CastFuture
 from lazycast.materializers import objection
 from lazycast.missing import MISSING
+from lazycast.staged import unusable
 from lazycast.wire import Key
 
 
@@ -61,8 +62,9 @@ class SoloLane(Desk):
         fn: Any = materialize if materialize is not None else self._options.materialize
         if payload is MISSING:
             raise TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
-        if fn is not None and not callable(fn):
-            raise TypeError(f"{self._label(key, None)}: materialize must be callable, got {type(fn).__name__}")
+        wrong = unusable(fn) if fn is not None else None
+        if wrong is not None:
+            raise TypeError(f"{self._label(key, None)}: {wrong}")
         refused = objection(fn, self._policy) if fn is not None else None
         if refused is not None:
             raise TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
