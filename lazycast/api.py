@@ -40,7 +40,8 @@ class LazyBroadcast(Generic[P, V]):
 
     Args:
         materialize: `callable(payload) -> value`, or a `Staged` of two; None casts the payload itself. The root's
-            rules; other ranks need not have it.
+            rules; other ranks need not have it. It runs as in a new thread: what a caller has set for itself (gradient
+            modes of torch, context variables) does not reach it.
         backend: "auto" (torch.distributed if its default group is initialised, else MPI if started by its launcher,
             else local), a name found among the entry points `lazycast.backends`, or a `Backend`.
         root: the rank that owns the payloads, 0-based, local to the backend's group.

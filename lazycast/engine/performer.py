@@ -19,6 +19,7 @@ from lazycast.engine.interrupts import Uninterrupted
 from lazycast.engine.workers import Workers, inside, unforked
 from lazycast.here import call_out
 from lazycast.materializers import name_of
+from lazycast.surroundings import apart
 from lazycast.tracebacks import forget_our_locals
 from lazycast.wire import Failure, FailureKind
 
@@ -76,10 +77,10 @@ class Performer:
         return failure
 
     def materialize(self, fn: Callable[..., Any], *args: object) -> Result:
-        """Call a materializer, or a stage of one, in this thread."""
+        """Call a materializer, or a stage of one, in this thread and a context of its own."""
         try:
             with unforked():
-                value = call_out(fn, *args)
+                value = call_out(apart, fn, *args)
             if isinstance(value, CoroutineType):
                 value.close()
                 raise TypeError(
