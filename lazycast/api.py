@@ -209,7 +209,8 @@ class LazyBroadcast(Generic[P, V]):
         Collective: every rank, in any order (matched by key) or in the same order (without).
         Blocking: until the value is here, up to `timeout_s`.
         Threads: safe; calls without a key from one thread per rank.
-        Memory: `payload` must not change until the call returns. The value is the caller's, to write to as well.
+        Memory: `payload` must not change until the call returns; to resize it meanwhile can crash the process. The
+            value is the caller's, to write to as well.
         """
         counted: list[bool] = []
         try:
@@ -250,7 +251,7 @@ class LazyBroadcast(Generic[P, V]):
         Collective: every rank, in any order (matched by key) or in the same order (without).
         Blocking: never, short of back-pressure on the root (`max_inflight`).
         Threads: safe; calls without a key from one thread per rank.
-        Memory: `payload` must not change until the future is done.
+        Memory: `payload` must not change until the future is done; to resize it meanwhile can crash the process.
         """
         counted: list[bool] = []
         try:
