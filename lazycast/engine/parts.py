@@ -21,7 +21,7 @@ from lazycast.engine.performer import Performer, Result
 from lazycast.engine.workers import unforked
 from lazycast.errors import TrustError
 from lazycast.failures import clip
-from lazycast.fingerprint import fingerprint
+from lazycast.fingerprint import fingerprint, first_difference
 from lazycast.materializers import Loader, Materializer
 from lazycast.missing import MISSING
 from lazycast.relay import Relay
@@ -190,7 +190,9 @@ class _Part:
             if isinstance(mark, Exception):
                 raise mark
             if mark != expected:
-                raise ValueError("its payload is not the root's; the ranks' calls are out of step, or payloads differ")
+                where = first_difference(own.payload, expected)
+                text = "its payload is not the root's; the ranks' calls are out of step, or payloads differ"
+                raise ValueError(f"{text}: {where}" if where else text)
         except Exception as exc:
             raise _Failed(self._parts.failed("mismatch", "a replicated payload was refused", exc)) from exc
 

@@ -226,10 +226,10 @@ def a_replicated_payload_that_differs_fails_that_cast_on_every_rank(rank: Rank) 
     for placement in ("every", "shard", "root"):
         with rank.executor() as pool, rank.lazy(total, placement=placement, executor=pool, replicated=True) as lazy:
             for odd in range(1, rank.size):
-                good, other = {"x": np.ones(50_000)}, {"x": np.ones(50_001)}
+                good, other = {"n": 1, "x": np.ones(50_000)}, {"n": 1, "x": np.ones(50_001)}
                 exc = raises(
                     PayloadMismatchError,
-                    "not the root's",
+                    r"not the root's.*: the first part that differs is \['x'\]",
                     partial(lazy.broadcast, other if rank.rank == odd else good),
                 )
                 same(exc.rank, odd)
