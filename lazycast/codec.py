@@ -76,9 +76,10 @@ class Encoded:
     Attributes:
         layout: what a receiver must know.
         nbytes: size of the whole in bytes, as `write_into` lays it out.
+        cut: whether what arrives is less than what was encoded: tensors leave their history behind.
     """
 
-    __slots__ = ("frames", "layout", "nbytes", "pieces", "write")
+    __slots__ = ("cut", "frames", "layout", "nbytes", "pieces", "write")
 
     def __init__(self) -> None:
         self.pieces: list[bytes | bytearray] = []
@@ -86,6 +87,7 @@ class Encoded:
         self.write = self.pieces.append  # for a pickler, whose file this is
         self.layout = Layout(0, 0)
         self.nbytes = 0
+        self.cut = False
 
     def keep(self, buffer: pickle.PickleBuffer) -> None:
         """For a pickler: take a buffer that travels out of band."""
@@ -151,6 +153,7 @@ def _pickled(
         encoded = Encoded()
         make_pickler(encoded, reduction).dump(obj)
         if not reduction.again():
+            encoded.cut = reduction.cut()
             encoded.finish()
             return encoded
 
@@ -208,6 +211,13 @@ class ProgramCodec:
     def decode(self, body: memoryview, layout: Layout) -> Any:
         """See the module's function."""
         return decode(body, layout)
+
+
+def as_it_arrives(encoded: Encoded, codec: Codec) -> Any:
+    """Return what the others will get. Raises whatever decoding raises."""
+    body = allocate(encoded.nbytes)
+    encoded.write_into(body)
+    return codec.decode(body, encoded.layout)
 
 
 class Codec(Protocol):

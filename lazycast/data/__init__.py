@@ -55,6 +55,7 @@ def encode(obj: object) -> Encoded:
     except NotData as exc:
         raise CannotEncode(describe_not_data(obj, exc)) from exc
     encoded.pieces += (bytes([packer.kind]), stream)
+    encoded.cut = packer.cut
     encoded.finish()
     return encoded
 

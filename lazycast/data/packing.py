@@ -37,6 +37,11 @@ class Packer:
         self._frames: dict[int, tuple[int, object]] = {}  # by id: the frame's number, and the object, kept alive
         return self.pack(obj)
 
+    @property
+    def cut(self) -> bool:
+        """Whether what arrives is less than what is sent."""
+        return self._tensors is not None and self._tensors.cut
+
     def again(self) -> bool:
         """After a pass: whether another is needed, now that all tensors have been seen."""
         return self._tensors is not None and self._tensors.again()

@@ -45,6 +45,7 @@ def install(reduction: Reduction) -> None:
     reducer = TensorReducer()
     reduction[sys.modules["torch"].Tensor] = reducer.reduce
     reduction.plans.append(reducer.plan)
+    reduction.cuts.append(lambda: reducer.cut)
 
 
 class Stretch:
@@ -70,11 +71,13 @@ class TensorReducer:
     """Takes apart the tensors of one payload; knows after the first pass which of them share memory."""
 
     def __init__(self) -> None:
+        self.cut = False  # whether some tensor has a history, which does not travel
         self._storages: dict[int, torch.UntypedStorage] = {}  # kept alive: another one must not get the same address
         self._ranges: defaultdict[int, list[Range]] = defaultdict(list)
         self._shared: dict[tuple[int, Range], Stretch] = {}
 
     def reduce(self, tensor: torch.Tensor) -> Reduced:
+        self.cut |= not tensor.is_leaf
         if not _is_bytes_and_strides(tensor):
             return _as_torch_does(tensor)
         shown = tensor.detach().resolve_conj().resolve_neg()

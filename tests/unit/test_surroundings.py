@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lazycast import LazyBroadcast, launch
+from lazycast import LazyBroadcast, Staged, launch, register_materializer
 from lazycast.surroundings import nothing_set
 
 MODES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
@@ -47,3 +47,39 @@ def test_a_thread_in_a_mode_is_not_as_a_new_one(mode: str) -> None:
     with MODES[mode]():
         assert not nothing_set()
     assert nothing_set()
+
+
+WEIGHT = torch.ones(3, requires_grad=True)
+
+
+def scaled(payload: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A value with a history."""
+    return {"y": payload * WEIGHT}
+
+
+def again(payload: torch.Tensor, hint: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return hint
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("placement", ["every", "demand", "shard", "root"])
+@pytest.mark.parametrize("staged", [False, True], ids=["plain", "staged"])
+@pytest.mark.parametrize("trust", ["pickle", "data"])
+@pytest.mark.parametrize("replicated", [False, True], ids=["root's", "replicated"])
+def test_a_tensor_has_a_history_on_all_ranks_or_on_none(
+    replicated: bool, trust: str, staged: bool, placement: str, ranks: int
+) -> None:
+    fn = register_materializer("scaled twice", Staged(scaled, again)) if staged else scaled
+    register_materializer("scaled", scaled)
+
+    def rank() -> list[tuple[Any, ...]]:
+        with LazyBroadcast(fn, placement=placement, trust=trust, replicated=replicated) as lazy:
+            found = []
+            for _ in range(ranks):
+                y = lazy.broadcast(torch.arange(3.0) if lazy.is_root or replicated else None)["y"]
+                found.append((y.requires_grad, y.is_leaf, y.tolist()))
+            return found
+
+    shared = ranks > 1 and placement in ("shard", "root")
+    seen = launch(rank, ranks=ranks, backend="threads", timeout_s=60)
+    assert seen == [[(True, shared, [0.0, 1.0, 2.0])] * ranks] * ranks
