@@ -80,6 +80,13 @@ class Encoder:
         else:
             call.hint = made if call.mark is not None else made[1]
 
+    def check(self, cast: Cast, room: Room) -> None:
+        """Make sure that what was encoded can be rebuilt, here at least. Raises whatever decoding raises."""
+        if not cast.stream_nbytes:
+            return
+        with unforked():
+            self.codec.decode(room.view, codec.Layout(cast.stream_nbytes, cast.frames))
+
     def _next_turn(self) -> int:
         self._turn += 1
         return self._turn - 1
