@@ -6,7 +6,8 @@ Guarantees:
   64-byte boundary. Writable in is writable out, and read-only stays so.
 * `encode` copies nothing that can travel out of band, nor `bytes` and `bytearray` of 64 KiB and more;
   `Encoded.write_into` copies everything once.
-* `decode` copies nothing out of band: the object's arrays are views of the buffer it was given, and keep it alive.
+* `decode` copies nothing out of band: the object's arrays are views of the buffer it was given, and keep it alive. Each
+  frame is a buffer of its own: its memoryview's `obj` is the frame, not the message.
 * Copies release the GIL (NumPy's do; assigning a memoryview slice does not, and 64 MiB would stall all other threads
   for some 10 ms), but for those of up to 64 KiB: a slice takes less than 2 µs, and is faster than NumPy by as much.
 """
@@ -246,15 +247,23 @@ def stream_of(body: memoryview, layout: Layout) -> memoryview:
 
 
 def frames_of(body: memoryview, layout: Layout) -> Iterator[memoryview]:
-    """Yield the frames of an encoded object. Raises ValueError for one that does not fit."""
+    """Yield the frames of an encoded object. Raises ValueError for one that does not fit.
+
+    Each is a buffer of its own, which holds the body: what a memoryview is of (`obj`) is taken for the whole by types
+    that get their memory back that way, and of a slice of the body that would be all of the message.
+    """
     sizes = body[: 8 * layout.frames].cast("Q").tolist()
     offset = aligned(8 * layout.frames) + aligned(layout.stream_nbytes)
     for nbytes in sizes:
-        frame = body[offset : offset + nbytes]
-        if frame.nbytes != nbytes:
+        if offset + nbytes > body.nbytes and nbytes:
             raise ValueError(f"frame of {nbytes} bytes at {offset} does not fit into {body.nbytes} bytes")
-        yield frame  # pickle itself makes those read-only that were
+        # An array that ends a chain at once: what is made of it holds the view below, and with it the lease.
+        yield np.frombuffer(body, np.uint8, nbytes, offset).data if nbytes else _no_bytes()
         offset += aligned(nbytes)
+
+
+def _no_bytes() -> memoryview:
+    return memoryview(bytearray())
 
 
 # How protocol 5 names classes and functions: two strings, each memoized, and STACK_GLOBAL; or an extension code.
