@@ -94,6 +94,11 @@ class Encoded:
         """For a pickler: take a buffer that travels out of band."""
         self.frames.append(buffer.raw())
 
+    def discard(self) -> None:
+        """Let go of everything: a `bytearray` that is looked at cannot be resized."""
+        self.pieces.clear()
+        self.frames.clear()
+
     def finish(self) -> None:
         """Everything has been pickled: add it up."""
         stream_nbytes = 0
@@ -152,7 +157,13 @@ def _pickled(
     reduction = kind(base)
     while True:
         encoded = Encoded()
-        make_pickler(encoded, reduction).dump(obj)
+        pickler = make_pickler(encoded, reduction)
+        try:
+            pickler.dump(obj)
+        except BaseException:  # its traceback is kept with it, and refers to all of these
+            encoded.discard()
+            pickler.clear_memo()
+            raise
         if not reduction.again():
             encoded.cut = reduction.cut()
             encoded.finish()

@@ -39,6 +39,7 @@ from numpy.lib.stride_tricks import as_strided
 
 if TYPE_CHECKING:
     from typing import TypeGuard
+from lazycast.tensor_memory import items_of
 
 _DIGESTED_NBYTES = 512  # shorter than this, what is read is digested as it is; else a sum of it
 _WORD = 8  # bytes
@@ -399,7 +400,7 @@ class _Reader:
         if tensor.dtype not in (torch.float32, torch.int64):  # the ones that count: a view costs twice as much
             whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size())
             tensor = torch.view_as_real(tensor) if whole is None else tensor.view(whole)  # complex128 has 16 bytes
-        self._array(tensor.numpy())
+        self._array(items_of(tensor))
 
 
 def fingerprint(payload: object) -> bytes:

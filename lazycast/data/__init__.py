@@ -35,7 +35,12 @@ _atoms_decoder = msgspec.msgpack.Decoder(ext_hook=no_mark)
 def _packed(obj: object, packer: Packer) -> tuple[Encoded, bytes]:
     while True:
         encoded = Encoded()
-        packed = packer.begin(encoded, obj)
+        try:
+            packed = packer.begin(encoded, obj)
+        except BaseException:  # its traceback is kept with it, and refers to here
+            encoded.discard()
+            packer.discard()
+            raise
         if not packer.again():
             return encoded, _encoder.encode(packed)
 

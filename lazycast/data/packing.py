@@ -42,6 +42,11 @@ class Packer:
         """Whether what arrives is less than what is sent."""
         return self._tensors is not None and self._tensors.cut
 
+    def discard(self) -> None:
+        """Let go of what has been packed so far."""
+        self._frames.clear()
+        self._tensors = None
+
     def again(self) -> bool:
         """After a pass: whether another is needed, now that all tensors have been seen."""
         return self._tensors is not None and self._tensors.again()

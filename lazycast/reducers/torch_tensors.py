@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lazycast.tensor_memory import items_of
+
 if TYPE_CHECKING:
     import torch
 
@@ -64,7 +66,7 @@ class Stretch:
             # Encoding runs on a thread of its own, whose stream knows nothing of the work that fills the tensor.
             getattr(torch, device.type).synchronize(device)
             flat = flat.cpu()
-        return receive, (pickle.PickleBuffer(flat.numpy().data), device.type)
+        return receive, (pickle.PickleBuffer(items_of(flat).data), device.type)
 
 
 class TensorReducer:
@@ -168,7 +170,7 @@ def receive(buffer: Any, kind: str) -> torch.Tensor:
 
     if memoryview(buffer).readonly:
         flat = torch.empty(len(buffer), dtype=torch.uint8, device="cpu")
-        np.copyto(flat.numpy(), np.frombuffer(buffer, np.uint8))
+        np.copyto(items_of(flat), np.frombuffer(buffer, np.uint8))
     else:
         flat = torch.frombuffer(buffer, dtype=torch.uint8)
     return flat if kind == "cpu" else flat.to(own_device(kind))
