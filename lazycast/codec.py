@@ -32,6 +32,7 @@ from lazycast.reducers import Reduce, Reduction
 ALIGNMENT = 64
 
 _SLICE_NBYTES = 64 << 10
+_PICKLES_OWN = (pickle.PicklingError, TypeError, AttributeError)  # raised for lambdas, local classes and the like
 
 
 class CannotEncode(Exception):
@@ -186,7 +187,7 @@ def encode(obj: object, *, same_program: bool = True) -> Encoded:
         same_program: whether those who decode it run this process's program: see `lazycast.script`.
 
     Plain pickle comes first, being an order of magnitude faster; what it cannot do (lambdas, local classes) is left to
-    cloudpickle. Raises CannotEncode naming the part that neither can pickle.
+    cloudpickle. Raises CannotEncode naming the part that neither can pickle, and what was wrong with it first.
     """
     pickler = _SharedCloudPickler if same_program else _CloudPickler
     try:
@@ -198,7 +199,12 @@ def encode(obj: object, *, same_program: bool = True) -> Encoded:
         try:
             return _pickled(obj, pickler, cloudpickle.Pickler.dispatch_table)
         except Exception as exc:
-            raise CannotEncode(describe_unpicklable(obj, exc)) from (plain_error if exc is plain_error else exc)
+            # What a payload's own code has raised was not for cloudpickle to mend, and may not be raised twice.
+            # (No name of its own for the cause: its traceback leads here, so it would keep the payload.)
+            first = not isinstance(plain_error, _PICKLES_OWN)
+            raise CannotEncode(describe_unpicklable(obj, plain_error if first else exc)) from (
+                plain_error if first else exc
+            )
 
 
 def _names_program(encoded: Encoded) -> bool:

@@ -209,11 +209,18 @@ def _items_of(obj: object) -> Iterator[tuple[str, object]]:
     return items_of(obj) if type(obj) in (dict, list, tuple, set, frozenset) else iter(())
 
 
+class _Looking(Packer):
+    """Packs nothing, and only finds out whether it could."""
+
+    def _frame(self, owner: object, view: Callable[[], memoryview]) -> int:
+        return 0
+
+
 def _error_of(obj: object) -> Exception | None:
     try:
-        Packer(careful=True).begin(Encoded(), obj)
+        _Looking(careful=True).begin(Encoded(), obj)
     except NotData as exc:
-        return exc
+        return exc.with_traceback(None)  # by way of which its frames would keep each other, and the payload
     return None
 
 

@@ -80,7 +80,7 @@ class TensorReducer:
 
     def reduce(self, tensor: torch.Tensor) -> Reduced:
         self.cut |= not tensor.is_leaf
-        if not _is_bytes_and_strides(tensor):
+        if not is_bytes_and_strides(tensor):
             return _as_torch_does(tensor)
         shown = tensor.detach().resolve_conj().resolve_neg()
         stretch, offset = None, 0
@@ -132,7 +132,8 @@ def join(ranges: Iterable[Range]) -> list[list[Range]]:
     return groups
 
 
-def _is_bytes_and_strides(tensor: torch.Tensor) -> bool:
+def is_bytes_and_strides(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is taken apart here, and not by torch's own pickling."""
     import torch
 
     return (
