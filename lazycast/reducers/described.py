@@ -52,7 +52,10 @@ def reduce_dtype(dtype: np.dtype[Any]) -> Reduced:
 
 def reduce_scalar(scalar: np.generic) -> Reduced:
     if type(scalar) is not scalar.dtype.type:
-        raise ValueError(f"{type(scalar).__name__} is a subclass of a NumPy scalar: send {scalar.dtype.type.__name__}")
+        raise ValueError(
+            f"{type(scalar).__name__} is a subclass of a NumPy scalar: send numpy.array(it)[()], and beside it what "
+            "its class adds"
+        )
     return arrays.rebuild_scalar, (dtypes.describe(scalar.dtype), scalar.tobytes())
 
 
