@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import pickle
 import sys
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,12 +63,20 @@ def reduce_scalar(scalar: np.generic) -> Reduced:
 def reduce_image(image: Image) -> Reduced:
     from lazycast.reducers import pil_images
 
-    reduced = pil_images.reduce_image(image)
+    frames = vars(image).get("n_frames", 1)
+    if isinstance(frames, int) and frames > 1:
+        raise ValueError(
+            f"an image of {frames} frames: with allow= only one travels. Send the bytes of its file, or it.copy() for "
+            "the one frame"
+        )
+    image = pil_images.to_load(image)
+    reduced = pil_images.reduce_pixels(image)
     kind = type(image)
     known = _IMAGES.get(kind.__qualname__) == kind.__module__
     if not known or isinstance(reduced, str) or reduced[-1] is not pil_images.set_state:
         return reduced  # then its class must be allowed
-    return image_of, (kind.__qualname__, reduced[2])
+    text = {str(key): str.__str__(value) for key, value in (getattr(image, "_text", None) or {}).items()}
+    return image_of, (kind.__qualname__, reduced[2], text)
 
 
 # On the receiver
@@ -109,13 +118,19 @@ def set_attributes_of_tensor(tensor: Any, attributes: Any) -> None:
     tensor.__dict__.update(attributes)
 
 
-def image_of(name: object, state: object) -> Image:
-    """Make an image of one of the classes above. Raises ValueError unless its pixels are there."""
-    if type(name) is not str or name not in _IMAGES:
+def image_of(name: object, state: object, text: object = None) -> Image:
+    """Make an image of one of the classes above. Raises ValueError unless its pixels are there.
+
+    Args:
+        text: of a PNG.
+    """
+    if type(name) is not str or name not in _IMAGES or type(text) not in (dict, NoneType):
         raise ValueError(f"no image: {name!r:.40}")
     kind = getattr(importlib.import_module(_IMAGES[name]), name)
     image: Image = kind.__new__(kind)
     set_state_of_image(image, state)
+    if name == "PngImageFile":
+        vars(image)["_text"] = text or {}
     return image
 
 

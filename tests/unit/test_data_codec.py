@@ -243,7 +243,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"f": dict}, r"it can be called"),
     (np.array([1, None], object), r"ndarray \(a ndarray\).*dtype object has objects in it"),
     (np.zeros(2, [("a", "O")]), r"has objects in it"),
-    (np.zeros(2).view(np.recarray), r"send it.data, numpy.ma.getmaskarray\(it\)"),
+    (np.zeros(2).view(np.recarray), r"send numpy.asarray\(it\), and beside it what its class adds"),
     (np.ma.masked_array([1]), r"send it.data, numpy.ma.getmaskarray\(it\)"),
     ({1: {Point(1): 2}}, r"dict\[1\].*a subclass of tuple"),
     ({"t": torch.ones(2).to_sparse()}, r"dict\['t'\] \(a Tensor\).*not bytes and strides.*send its parts"),
