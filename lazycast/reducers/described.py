@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lazycast.careful import check_attributes
 from lazycast.data import arrays, dtypes
 
 if TYPE_CHECKING:
@@ -83,8 +84,38 @@ def reduce_image(image: Image) -> Reduced:
 
 
 def array_of(buffer: Any, description: object, shape: object, writable: object, fortran: object) -> arrays.Array:
-    frame = memoryview(buffer).cast("B")
+    frame = memoryview(_own_bytes(buffer)).cast("B")
     return arrays.rebuild(frame, description, shape, writable is True and not frame.readonly, fortran)
+
+
+def _own_bytes(buffer: Any) -> Any:
+    """Refuse what only says that it is a buffer."""
+    if type(buffer) not in (bytes, bytearray, memoryview, pickle.PickleBuffer):
+        raise ValueError(f"a {type(buffer).__name__} where bytes should be")
+    return buffer
+
+
+def view_of(array: object) -> memoryview:
+    """As `builtin_bytes.data_of`, of arrays alone."""
+    if type(array) is not np.ndarray:
+        raise ValueError(f"a view of a {type(array).__name__}")
+    return array.data
+
+
+def bytes_of_tensor(buffer: Any, kind: object) -> torch.Tensor:
+    """As `torch_tensors.receive`, of bytes alone."""
+    from lazycast.data import tensors
+
+    made: torch.Tensor = tensors.receive(memoryview(_own_bytes(buffer)).cast("B"), kind)
+    return made
+
+
+def parameter_of(tensor: Any, requires_grad: object, hooks: object) -> Any:
+    """As torch's own `_rebuild_parameter`, of tensors, and without hooks, which would be called later."""
+    torch = sys.modules.get("torch")
+    if torch is None or type(tensor) is not torch.Tensor or type(requires_grad) is not bool or hooks:
+        raise ValueError(f"no parameter of a {type(tensor).__name__}, or one with hooks")
+    return torch.nn.Parameter(tensor, requires_grad)
 
 
 def array_of_objects(shape: object, items: object, writable: object) -> arrays.Array:
@@ -115,6 +146,7 @@ def set_attributes_of_tensor(tensor: Any, attributes: Any) -> None:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(tensor, torch.Tensor) or type(attributes) is not dict:
         raise ValueError(f"attributes for a {type(tensor).__name__}, which is no tensor")
+    check_attributes(attributes)
     tensor.__dict__.update(attributes)
 
 
