@@ -1,0 +1,231 @@
+"""Plants defects one at a time and says which of them the tests find.
+
+    python -m tests.mutants --list
+    python -m tests.mutants --tests tests/unit --out build/mutants    # writes build/mutants.md and build/mutants.json
+    python -m tests.mutants --resume --out build/mutants              # what `make test` runs, for those still alive
+    python -m tests.mutants --select "" --resume --out build/mutants  # what `make test-all` runs, for the last ones
+
+Each run works in a copy of the checkout in a temporary folder, and stops at the first test that fails. Those that lie
+nearest to the defect come first, so most runs take seconds; a survivor takes as long as all tests. First of all they
+run without any defect: they must pass, or nothing that follows means anything. What takes longer than `--limit` counts
+as caught: a defect that makes the tests hang is one that somebody notices.
+
+`--resume` keeps what has been found, whatever the selection was (a defect that a few tests catch, more catch as well),
+and what survived the very same selection. So go from the small selection to the large.
+
+Before and after a change of the tests: a defect that is caught after it by a test that was there before was caught
+before, too. Only what new or changed tests catch, and what survives, needs a run of the old tests: make a worktree of
+the old commit and name these defects with `--only`, and the worktree with `--source`. A snippet that the old sources
+do not have is an error that names the mutant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import json
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.mutants import checkout, children, engine, transport, values
+from tests.mutants.mutant import Mutant, plant, planted
+
+MUTANTS = engine.MUTANTS + transport.MUTANTS + values.MUTANTS
+NONE = "none"  # the name of the run without a defect
+FOLDERS = ("tests/unit", "tests/conformance", "tests/launch", "tests/faults")
+_LATE = ("docs", "bench", "page", "doctor", "sglang", "prometheus", "package", "demo", "soak", "examples", "site")
+
+
+class Row(NamedTuple):
+    """What came of one defect."""
+
+    name: str
+    state: str  # "caught", "hang" or "survived"
+    test: str  # the first that failed, or that did not end
+    seconds: float
+    selection: str
+
+
+class How(NamedTuple):
+    """How the tests are run."""
+
+    tests: tuple[str, ...]
+    select: str
+    limit_s: float
+    more: tuple[str, ...]
+
+    @property
+    def selection(self) -> str:
+        return " ".join([*self.tests, "-m", repr(self.select), *self.more])
+
+
+def in_order(root: Path, tests: Sequence[str], file: str) -> list[str]:
+    """Return the files of tests: folder by folder, those first whose names have words of the defect's file in them."""
+    words = set(re.findall(r"[a-z]+", file.removeprefix("lazycast/").removesuffix(".py")))
+
+    def place(path: Path) -> tuple[int, bool, str]:
+        name = path.stem.removeprefix("test_")
+        return -len(words & set(name.split("_"))), name.startswith(_LATE), name
+
+    found: list[str] = []
+    for given in tests:
+        path = root / given
+        files = sorted(path.rglob("test_*.py"), key=place) if path.is_dir() else [path]
+        found += (str(one.relative_to(root)) for one in files)
+    return found
+
+
+def judged(code: int | None, said: str) -> tuple[str, str]:
+    """Return the state and the test that tells, of how pytest ended and what it wrote with `-v`."""
+    if code == 0:
+        return "survived", ""
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+::.*?)(?: - .*)?$", said, re.MULTILINE)
+    if failed is None:
+        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
+    if code in (1, 2) and failed is not None:
+        return "caught", failed[1]
+    begun = re.findall(r"^(tests/\S+::.*?)(?: (?:PASSED|SKIPPED|XFAIL).*)?$", said, re.MULTILINE)
+    if code is None or "+++ Timeout +++" in said:
+        return "hang", begun[-1] if begun else "before the first test"
+    if code in (1, 2) or code < 0:  # it died
+        return "caught", begun[-1] if begun else "before the first test"
+    raise RuntimeError(f"pytest ended with {code}, which says nothing of the tests:\n{said[-3000:]}")
+
+
+class _Worker:
+    """One process with a copy of its own."""
+
+    def __init__(self, source: Path, folder: Path) -> None:
+        children.adopt()
+        self._root = folder / str(os.getpid())
+        self._root.mkdir()
+        self._python = checkout.copy(source, self._root)
+
+    def run(self, mutant: Mutant | None, how: How) -> Row:
+        command = [str(self._python), "-m", "pytest", "-x", "-v", "-rfE", "--tb=line", "-p", "no:cacheprovider"]
+        command += ["-m", how.select, *how.more]
+        command += in_order(self._root, how.tests, mutant.file if mutant is not None else "")
+        began_s = time.monotonic()
+        with plant(mutant, self._root) if mutant is not None else contextlib.nullcontext():
+            code, said = children.run(command, cwd=self._root, timeout_s=how.limit_s)
+        state, test = judged(code, said)
+        name = mutant.name if mutant is not None else NONE
+        return Row(name, state, test, round(time.monotonic() - began_s, 1), how.selection)
+
+
+_worker: _Worker  # of a process of the pool
+
+
+def _begin(source: Path, folder: Path) -> None:
+    global _worker
+    _worker = _Worker(source, folder)
+
+
+def _run(mutant: Mutant | None, how: How) -> Row:
+    return _worker.run(mutant, how)
+
+
+def read(path: Path) -> dict[str, Row]:
+    return {row["name"]: Row(**row) for row in json.loads(path.read_text())} if path.exists() else {}
+
+
+def settled(row: Row | None, how: How) -> bool:
+    """Whether what is known of a defect need not be found out again."""
+    return row is not None and ((row.state != "survived" and row.name != NONE) or row.selection == how.selection)
+
+
+def write(rows: dict[str, Row], out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps([row._asdict() for row in rows.values()], indent=1) + "\n")
+    out.with_suffix(".md").write_text(table(rows))
+
+
+def table(rows: dict[str, Row]) -> str:
+    """Return the table for people, survivors first."""
+    known = [(mutant, rows[mutant.name]) for mutant in MUTANTS if mutant.name in rows]
+    known.sort(key=lambda pair: pair[1].state != "survived")
+    caught = [row for _, row in known if row.state != "survived"]
+    lines = [f"{len(caught)} of {len(known)} planted defects are caught:"]
+    for selection in dict.fromkeys(row.selection for row in caught):
+        of_these = [row for row in caught if row.selection == selection]
+        hangs = sum(row.state == "hang" for row in of_these)
+        lines.append(f"- {len(of_these)} with `{selection}`" + (f", {hangs} of them by a hang" if hangs else ""))
+    lines += ["", "| defect | in | breaks | | first test that fails | s |", "|---|---|---|---|---|---|"]
+    for mutant, row in known:
+        test = f"`{row.test.replace('|', chr(92) + '|')}`" if row.test else ""
+        state = f"**{row.state}**" if row.state == "survived" else row.state
+        lines.append(f"| {mutant.name} | `{mutant.file}` | {mutant.breaks} | {state} | {test} | {row.seconds:g} |")
+    return "\n".join(lines) + "\n"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.mutants", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--list", action="store_true", help="show the defects, and check that each finds its place")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these defects alone")
+    parser.add_argument("--tests", nargs="+", default=list(FOLDERS), metavar="PATH", help="folders or files, in order")
+    parser.add_argument("--select", default="not exhaustive", metavar="MARKERS", help="as pytest's -m; '' for all")
+    parser.add_argument("--limit", type=float, default=3600.0, metavar="S", help="of one run; then it hangs")
+    parser.add_argument("--jobs", type=int, default=1, help="how many run beside each other, each in its copy")
+    parser.add_argument("--resume", action="store_true", help="keep what --out has: see above")
+    parser.add_argument("--source", type=Path, default=checkout.ROOT, help="another checkout")
+    parser.add_argument("--out", type=Path, default=Path("build/mutants"), help="where to write, without a suffix")
+    parser.add_argument("--pytest", nargs=argparse.REMAINDER, default=[], metavar="ARG", help="more for pytest, last")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    given: Any = parser.parse_args(argv)
+    unknown = set(given.only) - {mutant.name for mutant in MUTANTS}
+    if unknown:
+        parser.error(f"there is no mutant {', '.join(sorted(unknown))}")
+    source = given.source.resolve()
+    chosen = [mutant for mutant in MUTANTS if not given.only or mutant.name in given.only]
+    lost = []
+    for mutant in chosen:
+        try:
+            planted(mutant, source)
+        except ValueError as exc:
+            lost.append(str(exc))
+        if given.list:
+            print(f"{mutant.name:32} {mutant.file:36} {mutant.breaks}")
+    if lost:
+        parser.error("\n".join(lost))
+    if given.list:
+        return 0
+    how = How(tuple(given.tests), given.select, given.limit, tuple(given.pytest))
+    rows = read(given.out.with_suffix(".json")) if given.resume else {}
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder,
+        concurrent.futures.ProcessPoolExecutor(given.jobs, spawn, _begin, (source, Path(folder))) as pool,
+    ):
+        if not settled(rows.get(NONE), how):
+            rows[NONE] = row = pool.submit(_run, None, how).result()
+            print(f"{NONE}: {row.state} {row.test} ({row.seconds:g} s)", flush=True)
+            if row.state != "survived":
+                print("the tests fail without a defect: mend that first", file=sys.stderr)
+                return 1
+            write(rows, given.out)
+        left = [mutant for mutant in chosen if not settled(rows.get(mutant.name), how)]
+        for done in concurrent.futures.as_completed([pool.submit(_run, mutant, how) for mutant in left]):
+            row = done.result()
+            rows[row.name] = row
+            write(rows, given.out)
+            print(f"{row.name}: {row.state} {row.test} ({row.seconds:g} s)", flush=True)
+    print(table(rows).partition("\n\n")[0])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,317 @@
+"""Defects of `lazycast/engine`."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+_CALLS = "lazycast/engine/calls.py"
+_LEDGER = "lazycast/engine/ledger.py"
+_MAILBOX = "lazycast/engine/mailbox.py"
+_READS = "lazycast/engine/reads.py"
+_WINDOW = "lazycast/engine/window.py"
+_WAITS = "lazycast/engine/waits.py"
+_AWAITED = "lazycast/engine/awaited.py"
+_SUCCESSION = "lazycast/engine/succession.py"
+_FOLLOWER = "lazycast/engine/follower.py"
+_SENDING = "lazycast/engine/sending.py"
+_ROOT = "lazycast/engine/root.py"
+_LANE = "lazycast/engine/lane.py"
+_DESK = "lazycast/engine/desk.py"
+_PLACING = "lazycast/engine/placing.py"
+
+MUTANTS = (
+    Mutant(
+        "calls-out-of-turn",
+        _CALLS,
+        "if self._lines[call.key][0] is call:",
+        "if self._lines[call.key]:",
+        "casts of one key are sent in the order of their calls",
+    ),
+    Mutant(
+        "calls-next-forgotten",
+        _CALLS,
+        "elif line[0].ready:",
+        "elif not line[0].ready:",
+        "every call that was added is sent",
+    ),
+    Mutant(
+        "calls-refused-make-room",
+        _CALLS,
+        "self._entered -= call.takes_room",
+        "self._entered -= 1",
+        "max_inflight bounds how far the root is ahead: a refused call took no room, and gives none",
+    ),
+    Mutant(
+        "ledger-verdict-early",
+        _LEDGER,
+        "(first and not entry.unreported)",
+        "(first and len(entry.unreported) <= 1)",
+        "success only when all ranks have reported",
+    ),
+    Mutant(
+        "ledger-dead-rank-awaited",
+        _LEDGER,
+        "if rank in entry.unreported and not entry.decided:",
+        "if rank in entry.unread and not entry.decided:",
+        "a rank that dies after it has asked for a cast fails it on all others",
+    ),
+    Mutant(
+        "ledger-bytes-stay",
+        _LEDGER,
+        "        load.nbytes -= entry.nbytes\n",
+        "",
+        "what has been read does not hold the root back any more",
+    ),
+    Mutant(
+        "ledger-read-twice",
+        _LEDGER,
+        "if entry is None or rank not in entry.unread:",
+        "if entry is None:",
+        "max_inflight counts each read once, however often it is told",
+    ),
+    Mutant(
+        "mailbox-last-first",
+        _MAILBOX,
+        "first = waiting.popleft()",
+        "first = waiting.pop()",
+        "per key, a rank's n-th call gets the root's n-th cast",
+    ),
+    Mutant(
+        "reads-never-at-once",
+        _READS,
+        "due_s = 0.0 if many else now_s + DELAY_S",
+        "due_s = now_s + DELAY_S",
+        "the root is told at once of reads that may hold it back",
+    ),
+    Mutant(
+        "reads-one-dropped",
+        _READS,
+        "yield seqs[start : start + _PER_MESSAGE]",
+        "yield seqs[start : start + _PER_MESSAGE - 1]",
+        "every read reaches the root, also of a long backlog",
+    ),
+    Mutant(
+        "window-one-more",
+        _WINDOW,
+        "casts + len(self._calls) < options.max_inflight",
+        "casts + len(self._calls) <= options.max_inflight",
+        "max_inflight bounds how far the root is ahead",
+    ),
+    Mutant(
+        "window-bytes-unbounded",
+        _WINDOW,
+        "return nbytes < self._options.max_inflight_nbytes",
+        "return True",
+        "what is queued waits for room too, in bytes",
+    ),
+    Mutant(
+        "waits-never-given-up",
+        _WAITS,
+        "if wait.passed < len(wait.due_s):",
+        "if wait.passed < len(wait.due_s) - 1:",
+        "every wait has a limit",
+    ),
+    Mutant(
+        "waits-asked-too-late",
+        _WAITS,
+        "last = (end[0] - min(",
+        "last = (end[0] + min(",
+        "the root is asked before the time is over, so that the error names who is missing",
+    ),
+    Mutant(
+        "awaited-anybody-owns",
+        _AWAITED,
+        "if message.rank != arrival.owner and arrival.message.fingerprint is None:",
+        "if False:",
+        "nobody but its owner makes the value of a cast",
+    ),
+    Mutant(
+        "awaited-early-dropped",
+        _AWAITED,
+        "self._early.setdefault(message.seq, []).append((message, body))",
+        "pass",
+        "a value counts also when it comes before its cast",
+    ),
+    Mutant(
+        "awaited-wrong-owner-gone",
+        _AWAITED,
+        "if arrival.owner == owner]",
+        "if arrival.owner != owner]",
+        "the casts of an owner that dies fail, and no others",
+    ),
+    Mutant(
+        "awaited-passes-sign",
+        _AWAITED,
+        "message.passes - arrival.passes",
+        "arrival.passes - message.passes",
+        "news that a value has overtaken is not taken for news of a cast to come",
+    ),
+    Mutant(
+        "succession-others-left-out",
+        _SUCCESSION,
+        " + [rank for rank in host if rank not in eligible]",
+        "",
+        "a cast that no owner takes is made by another rank of the host",
+    ),
+    Mutant(
+        "follower-reads-dropped",
+        _FOLLOWER,
+        "self._relay.up(Read(self._group.rank, seqs))",
+        "pass",
+        "what has been read does not hold the root back any more",
+    ),
+    Mutant(
+        "follower-early-verdict-dropped",
+        _FOLLOWER,
+        "self._early_verdicts[message.seq] = message",
+        "pass",
+        "a failure that overtakes its cast reaches the call at once",
+    ),
+    Mutant(
+        "follower-cast-after-loss",
+        _FOLLOWER,
+        "return  # the call that it is for has failed, or will",
+        "pass  # the call that it is for has failed, or will",
+        "after a loss no call gets the cast that was for an earlier one",
+    ),
+    Mutant(
+        "follower-code-unlocked",
+        _FOLLOWER,
+        "with self._lock:\n            parked = self._parked.pop(message.ident, [])",
+        "if True:\n            parked = self._parked.pop(message.ident, [])",
+        "one lock guards all state: a cast that is parked meanwhile is not forgotten",
+    ),
+    Mutant(
+        "sending-failure-untold",
+        _SENDING,
+        "self._relay.down(cast)\n        self._conclude(",
+        "self._conclude(",
+        "every call counts on every rank, also one that fails on the root",
+    ),
+    Mutant(
+        "sending-bytes-unbooked",
+        _SENDING,
+        "self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree)",
+        "self._ledger.sent(cast.seq, cast.key, 0, agree=cast.agree)",
+        "max_inflight_nbytes bounds how far the root is ahead",
+    ),
+    Mutant(
+        "sending-failure-swallowed",
+        _SENDING,
+        "call.failure, call.cause = result.failure, result.cause",
+        "pass",
+        "no silent loss: the root's materializer has raised, so no rank gets a value",
+    ),
+    Mutant(
+        "sending-stuck-at-the-end",
+        _SENDING,
+        "has_room=self._window.has_room_for_bytes() or end is not None",
+        "has_room=self._window.has_room_for_bytes()",
+        "calls that wait for room fail as soon as a rank is lost",
+    ),
+    Mutant(
+        "root-read-unheard",
+        _ROOT,
+        "self._ledger.read(message.rank, message.seq)",
+        "pass",
+        "a report that says so counts as a read",
+    ),
+    Mutant(
+        "root-cut-off-awaited",
+        _ROOT,
+        "cut_off = [message.rank, *self._topology.below(message.rank)]",
+        "cut_off = [message.rank]",
+        "a rank that closes takes those with it that it passed casts on to: nobody waits for them",
+    ),
+    Mutant(
+        "lane-failure-unreported",
+        _LANE,
+        "Report(self._group.rank, message.seq, read, result.failure, arrival.cost)",
+        "Report(self._group.rank, message.seq, read, None, arrival.cost)",
+        "with agree=True, what fails on one rank fails on every rank",
+    ),
+    Mutant(
+        "lane-given-up-untold",
+        _LANE,
+        "        self._relay.up(Report(rank, arrival.message.seq, read))\n",
+        "",
+        "a rank that has been told of a cast always reports on it",
+    ),
+    Mutant(
+        "lane-part-twice",
+        _LANE,
+        "arrival.begun = True\n            takes =",
+        "takes =",
+        "a rank does its part of a cast once",
+    ),
+    Mutant(
+        "lane-owners-ignored",
+        _LANE,
+        "heir(host, self._options.owners, message.turn, passed)",
+        "heir(host, None, message.turn, passed)",
+        "with owners= these ranks materialize, and no others",
+    ),
+    Mutant(
+        "lane-loss-kept-to-itself",
+        _LANE,
+        "flood=peer == topology.parent or peer in topology.children",
+        "flood=False",
+        "every rank learns at once of one that dies, also those of other hosts",
+    ),
+    Mutant(
+        "lane-passed-to-itself",
+        _LANE,
+        "self._relay.share(Pass(rank, seq, to, passed))",
+        "self._relay.share(Pass(rank, seq, rank, passed))",
+        "a cast that its owner leaves is materialized by the next rank of the host",
+    ),
+    Mutant(
+        "desk-settled-twice",
+        _DESK,
+        "if ask.taken:\n            return False\n        ask.taken = True",
+        "ask.taken = True",
+        "a future is settled exactly once",
+    ),
+    Mutant(
+        "desk-key-stays-in-use",
+        _DESK,
+        "del self._pending[ask.key]",
+        "pass",
+        "a key can be used again when its future is done",
+    ),
+    Mutant(
+        "desk-closes-at-once",
+        _DESK,
+        "while self._busy() and (left_s",
+        "while False and (left_s",
+        "close() waits for pending calls",
+    ),
+    Mutant(
+        "desk-late-untold",
+        _DESK,
+        "ask.late = failure",
+        "ask.late = None",
+        "the root's time-out is everybody's",
+    ),
+    Mutant(
+        "placing-learns-too-early",
+        _PLACING,
+        "if len(trial.busy_s) < self._size:",
+        "if len(trial.busy_s) < self._size - 1:",
+        "costs are learnt from once all ranks have reported",
+    ),
+    Mutant(
+        "placing-trials-unbounded",
+        _PLACING,
+        "if len(self._trials) > _MAX_TRIALS:",
+        "if False:",
+        "whatever ranks do not report, memory is bounded",
+    ),
+    Mutant(
+        "placing-proves-too-much",
+        _PLACING,
+        'if trial.placement != "every" and trial.unshared is None:',
+        "if trial.unshared is None:",
+        "a value that has never been shared is not known to pickle: the cast has a spare",
+    ),
+)
