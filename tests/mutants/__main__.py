@@ -23,114 +23,20 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import contextlib
 import json
 import multiprocessing
-import os
-import re
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from tests.mutants import checkout, children, engine, transport, values
-from tests.mutants.mutant import Mutant, plant, planted
+from tests.mutants import checkout, engine, transport, values
+from tests.mutants.mutant import planted
+from tests.mutants.runs import NONE, How, Row, begin, run
 
 MUTANTS = engine.MUTANTS + transport.MUTANTS + values.MUTANTS
-NONE = "none"  # the name of the run without a defect
 FOLDERS = ("tests/unit", "tests/conformance", "tests/launch", "tests/faults")
-_LATE = ("docs", "bench", "page", "doctor", "sglang", "prometheus", "package", "demo", "soak", "examples", "site")
-
-
-class Row(NamedTuple):
-    """What came of one defect."""
-
-    name: str
-    state: str  # "caught", "hang" or "survived"
-    test: str  # the first that failed, or that did not end
-    seconds: float
-    selection: str
-
-
-class How(NamedTuple):
-    """How the tests are run."""
-
-    tests: tuple[str, ...]
-    select: str
-    limit_s: float
-    more: tuple[str, ...]
-
-    @property
-    def selection(self) -> str:
-        return " ".join([*self.tests, "-m", repr(self.select), *self.more])
-
-
-def in_order(root: Path, tests: Sequence[str], file: str) -> list[str]:
-    """Return the files of tests: folder by folder, those first whose names have words of the defect's file in them."""
-    words = set(re.findall(r"[a-z]+", file.removeprefix("lazycast/").removesuffix(".py")))
-
-    def place(path: Path) -> tuple[int, bool, str]:
-        name = path.stem.removeprefix("test_")
-        return -len(words & set(name.split("_"))), name.startswith(_LATE), name
-
-    found: list[str] = []
-    for given in tests:
-        path = root / given
-        files = sorted(path.rglob("test_*.py"), key=place) if path.is_dir() else [path]
-        found += (str(one.relative_to(root)) for one in files)
-    return found
-
-
-def judged(code: int | None, said: str) -> tuple[str, str]:
-    """Return the state and the test that tells, of how pytest ended and what it wrote with `-v`."""
-    if code == 0:
-        return "survived", ""
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+::.*?)(?: - .*)?$", said, re.MULTILINE)
-    if failed is None:
-        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
-    if code in (1, 2) and failed is not None:
-        return "caught", failed[1]
-    begun = re.findall(r"^(tests/\S+::.*?)(?: (?:PASSED|SKIPPED|XFAIL).*)?$", said, re.MULTILINE)
-    if code is None or "+++ Timeout +++" in said:
-        return "hang", begun[-1] if begun else "before the first test"
-    if code in (1, 2) or code < 0:  # it died
-        return "caught", begun[-1] if begun else "before the first test"
-    raise RuntimeError(f"pytest ended with {code}, which says nothing of the tests:\n{said[-3000:]}")
-
-
-class _Worker:
-    """One process with a copy of its own."""
-
-    def __init__(self, source: Path, folder: Path) -> None:
-        children.adopt()
-        self._root = folder / str(os.getpid())
-        self._root.mkdir()
-        self._python = checkout.copy(source, self._root)
-
-    def run(self, mutant: Mutant | None, how: How) -> Row:
-        command = [str(self._python), "-m", "pytest", "-x", "-v", "-rfE", "--tb=line", "-p", "no:cacheprovider"]
-        command += ["-m", how.select, *how.more]
-        command += in_order(self._root, how.tests, mutant.file if mutant is not None else "")
-        began_s = time.monotonic()
-        with plant(mutant, self._root) if mutant is not None else contextlib.nullcontext():
-            code, said = children.run(command, cwd=self._root, timeout_s=how.limit_s)
-        state, test = judged(code, said)
-        name = mutant.name if mutant is not None else NONE
-        return Row(name, state, test, round(time.monotonic() - began_s, 1), how.selection)
-
-
-_worker: _Worker  # of a process of the pool
-
-
-def _begin(source: Path, folder: Path) -> None:
-    global _worker
-    _worker = _Worker(source, folder)
-
-
-def _run(mutant: Mutant | None, how: How) -> Row:
-    return _worker.run(mutant, how)
 
 
 def read(path: Path) -> dict[str, Row]:
@@ -208,17 +114,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     spawn = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder,
-        concurrent.futures.ProcessPoolExecutor(given.jobs, spawn, _begin, (source, Path(folder))) as pool,
+        concurrent.futures.ProcessPoolExecutor(given.jobs, spawn, begin, (source, Path(folder))) as pool,
     ):
         if not settled(rows.get(NONE), how):
-            rows[NONE] = row = pool.submit(_run, None, how).result()
+            rows[NONE] = row = pool.submit(run, None, how).result()
             print(f"{NONE}: {row.state} {row.test} ({row.seconds:g} s)", flush=True)
             if row.state != "survived":
                 print("the tests fail without a defect: mend that first", file=sys.stderr)
                 return 1
             write(rows, given.out)
         left = [mutant for mutant in chosen if not settled(rows.get(mutant.name), how)]
-        for done in concurrent.futures.as_completed([pool.submit(_run, mutant, how) for mutant in left]):
+        for done in concurrent.futures.as_completed([pool.submit(run, mutant, how) for mutant in left]):
             row = done.result()
             rows[row.name] = row
             write(rows, given.out)

@@ -28,13 +28,6 @@ MUTANTS = (
         "casts of one key are sent in the order of their calls",
     ),
     Mutant(
-        "calls-next-forgotten",
-        _CALLS,
-        "elif line[0].ready:",
-        "elif not line[0].ready:",
-        "every call that was added is sent",
-    ),
-    Mutant(
         "calls-refused-make-room",
         _CALLS,
         "self._entered -= call.takes_room",
@@ -56,32 +49,11 @@ MUTANTS = (
         "a rank that dies after it has asked for a cast fails it on all others",
     ),
     Mutant(
-        "ledger-bytes-stay",
-        _LEDGER,
-        "        load.nbytes -= entry.nbytes\n",
-        "",
-        "what has been read does not hold the root back any more",
-    ),
-    Mutant(
-        "ledger-read-twice",
-        _LEDGER,
-        "if entry is None or rank not in entry.unread:",
-        "if entry is None:",
-        "max_inflight counts each read once, however often it is told",
-    ),
-    Mutant(
         "mailbox-last-first",
         _MAILBOX,
         "first = waiting.popleft()",
         "first = waiting.pop()",
         "per key, a rank's n-th call gets the root's n-th cast",
-    ),
-    Mutant(
-        "reads-never-at-once",
-        _READS,
-        "due_s = 0.0 if many else now_s + DELAY_S",
-        "due_s = now_s + DELAY_S",
-        "the root is told at once of reads that may hold it back",
     ),
     Mutant(
         "reads-one-dropped",
@@ -98,25 +70,11 @@ MUTANTS = (
         "max_inflight bounds how far the root is ahead",
     ),
     Mutant(
-        "window-bytes-unbounded",
-        _WINDOW,
-        "return nbytes < self._options.max_inflight_nbytes",
-        "return True",
-        "what is queued waits for room too, in bytes",
-    ),
-    Mutant(
         "waits-never-given-up",
         _WAITS,
         "if wait.passed < len(wait.due_s):",
         "if wait.passed < len(wait.due_s) - 1:",
         "every wait has a limit",
-    ),
-    Mutant(
-        "waits-asked-too-late",
-        _WAITS,
-        "last = (end[0] - min(",
-        "last = (end[0] + min(",
-        "the root is asked before the time is over, so that the error names who is missing",
     ),
     Mutant(
         "awaited-anybody-owns",
@@ -210,13 +168,6 @@ MUTANTS = (
         "calls that wait for room fail as soon as a rank is lost",
     ),
     Mutant(
-        "root-read-unheard",
-        _ROOT,
-        "self._ledger.read(message.rank, message.seq)",
-        "pass",
-        "a report that says so counts as a read",
-    ),
-    Mutant(
         "root-cut-off-awaited",
         _ROOT,
         "cut_off = [message.rank, *self._topology.below(message.rank)]",
@@ -245,13 +196,6 @@ MUTANTS = (
         "a rank does its part of a cast once",
     ),
     Mutant(
-        "lane-owners-ignored",
-        _LANE,
-        "heir(host, self._options.owners, message.turn, passed)",
-        "heir(host, None, message.turn, passed)",
-        "with owners= these ranks materialize, and no others",
-    ),
-    Mutant(
         "lane-loss-kept-to-itself",
         _LANE,
         "flood=peer == topology.parent or peer in topology.children",
@@ -273,13 +217,6 @@ MUTANTS = (
         "a future is settled exactly once",
     ),
     Mutant(
-        "desk-key-stays-in-use",
-        _DESK,
-        "del self._pending[ask.key]",
-        "pass",
-        "a key can be used again when its future is done",
-    ),
-    Mutant(
         "desk-closes-at-once",
         _DESK,
         "while self._busy() and (left_s",
@@ -292,13 +229,6 @@ MUTANTS = (
         "ask.late = failure",
         "ask.late = None",
         "the root's time-out is everybody's",
-    ),
-    Mutant(
-        "placing-learns-too-early",
-        _PLACING,
-        "if len(trial.busy_s) < self._size:",
-        "if len(trial.busy_s) < self._size - 1:",
-        "costs are learnt from once all ranks have reported",
     ),
     Mutant(
         "placing-trials-unbounded",

@@ -10,10 +10,8 @@ _TORCH = "lazycast/reducers/torch_tensors.py"
 _PIL = "lazycast/reducers/pil_images.py"
 _DESCRIBED = "lazycast/reducers/described.py"
 _ALLOWED = "lazycast/allowed.py"
-_TRUST = "lazycast/trust.py"
 _MATERIALIZERS = "lazycast/materializers.py"
 _DTYPES = "lazycast/data/dtypes.py"
-_ARRAYS = "lazycast/data/arrays.py"
 _PACKING = "lazycast/data/packing.py"
 _UNPACKING = "lazycast/data/unpacking.py"
 _MODEL = "lazycast/placement/model.py"
@@ -28,27 +26,6 @@ MUTANTS = (
         "ALIGNMENT = 64",
         "ALIGNMENT = 8",
         "arrays arrive on a 64-byte boundary",
-    ),
-    Mutant(
-        "codec-alignment-sign",
-        _CODEC,
-        "start = -ctypes.addressof(",
-        "start = ctypes.addressof(",
-        "memory for a body is 64-byte aligned",
-    ),
-    Mutant(
-        "codec-frame-unchecked",
-        _CODEC,
-        "if frame.nbytes != nbytes:",
-        "if False:",
-        "a body that is too short for its frames is refused",
-    ),
-    Mutant(
-        "codec-extension-codes",
-        _CODEC,
-        "if pickle.EXT1 in stream or pickle.EXT2 in stream or pickle.EXT4 in stream:",
-        "if False:",
-        "what may run somebody's code is not decoded on the thread that receives",
     ),
     Mutant(
         "numpy-read-only-lost",
@@ -72,13 +49,6 @@ MUTANTS = (
         "a tensor shows the bytes that it showed on the root",
     ),
     Mutant(
-        "torch-views-parted",
-        _TORCH,
-        "end = max(end, stop)",
-        "end = stop",
-        "tensors that share memory on the root share it on the other ranks",
-    ),
-    Mutant(
         "pil-palette-lost",
         _PIL,
         'return None if mode == "RGB" else',
@@ -100,25 +70,11 @@ MUTANTS = (
         "with allow=, a stream sets the state of instances of listed classes, and of nothing else",
     ),
     Mutant(
-        "allowed-extension-codes",
-        _ALLOWED,
-        "if copyreg._inverted_registry:",
-        "if False:",
-        "with allow=, extension codes do not bypass the names",
-    ),
-    Mutant(
         "allowed-code-by-name",
         _ALLOWED,
         'if name.startswith(_BY_VALUE):\n        return "would',
         'if False:\n        return "would',
         "what makes code of bytes cannot stand in allow=",
-    ),
-    Mutant(
-        "trust-any-path",
-        _TRUST,
-        '(path is not None and ".".join(path) in self.paths)',
-        "path is not None",
-        "with allow=, a materializer travels by a listed name only",
     ),
     Mutant(
         "materializers-loaded-unasked",
@@ -135,25 +91,11 @@ MUTANTS = (
         "a function travels by its path only if that leads to it",
     ),
     Mutant(
-        "materializers-code-unbounded",
-        _MATERIALIZERS,
-        "or (self._nbytes > self._capacity_nbytes and len(self._things) > 1)",
-        "",
-        "what is remembered of code is bounded in bytes",
-    ),
-    Mutant(
         "data-negative-sizes",
         _DTYPES,
         "type(n) is int and 0 <= n < 1 << 63",
         "type(n) is int and n < 1 << 63",
         "with trust='data', a shape with a size below 0 is refused",
-    ),
-    Mutant(
-        "data-array-unchecked",
-        _ARRAYS,
-        " or math.prod(dims) * dtype.itemsize != frame.nbytes:",
-        ":",
-        "with trust='data', an array fits the bytes that came for it",
     ),
     Mutant(
         "data-bytes-twice",
@@ -170,25 +112,11 @@ MUTANTS = (
         "with trust='data', a frame that there is not is refused",
     ),
     Mutant(
-        "model-wait-sign",
-        _MODEL,
-        "formula.hop_s + wait_s + cpu_s * formula.slowdown",
-        "formula.hop_s - wait_s + cpu_s * formula.slowdown",
-        "the figure called latency_s is how long a cast takes that is alone, its waiting included",
-    ),
-    Mutant(
         "model-least-bound",
         _MODEL,
         "return max(self.latency_s, casts * self.bottleneck_s)",
         "return min(self.latency_s, casts * self.bottleneck_s)",
         "placements are compared by the time of a cast under the present load",
-    ),
-    Mutant(
-        "model-root-elsewhere",
-        _MODEL,
-        "at_root = host == site.root_host",
-        "at_root = host != site.root_host",
-        "under \"root\" the work is the root's host's",
     ),
     Mutant(
         "record-ban-sign",
@@ -205,25 +133,11 @@ MUTANTS = (
         "what a cast took beside others is not taken for what it takes alone",
     ),
     Mutant(
-        "fingerprint-end-unread",
-        _FINGERPRINT,
-        "self._sum(blocks, raw[-_WORD:])",
-        "self._sum(blocks, raw[:0])",
-        "buffers of up to 64 KiB are read whole, to the last byte",
-    ),
-    Mutant(
         "fingerprint-sets-in-order",
         _FINGERPRINT,
         "self._facts += sorted(marks)",
         "self._facts += marks",
         "equal sets have equal fingerprints on every rank",
-    ),
-    Mutant(
-        "fingerprint-strides-sign",
-        _FINGERPRINT,
-        "(further - step * count) % _MODULUS",
-        "(further + step * count) % _MODULUS",
-        "an array's fingerprint is that of its elements, however they lie",
     ),
     Mutant(
         "fingerprint-even-weights",

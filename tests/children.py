@@ -25,7 +25,7 @@ def die_with_parent() -> None:
 
 
 def run(command: Sequence[str], *, cwd: Path, timeout_s: float) -> tuple[int | None, str]:
-    """Return the exit code, None after the time limit, and what it said. To be used in a process that has adopted."""
+    """Return the exit code, None after the time limit, and what it said. For a process that has adopted."""
     with (
         (cwd / ".said").open("w+", errors="replace") as said,
         subprocess.Popen(
