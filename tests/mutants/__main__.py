@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these defects alone")
     parser.add_argument("--tests", nargs="+", default=list(FOLDERS), metavar="PATH", help="folders or files, in order")
     parser.add_argument("--select", default="not exhaustive", metavar="MARKERS", help="as pytest's -m; '' for all")
+    parser.add_argument("--near", action="store_true", help="those tests alone that lie near the defect: a first look")
     parser.add_argument("--limit", type=float, default=3600.0, metavar="S", help="of one run; then it hangs")
     parser.add_argument("--jobs", type=int, default=1, help="how many run beside each other, each in its copy")
     parser.add_argument("--resume", action="store_true", help="keep what --out has: see above")
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("\n".join(lost))
     if given.list:
         return 0
-    how = How(tuple(given.tests), given.select, given.limit, tuple(given.pytest))
+    how = How(tuple(given.tests), given.select, given.limit, tuple(given.pytest), given.near)
     rows = read(given.out.with_suffix(".json")) if given.resume else {}
     spawn = multiprocessing.get_context("spawn")
     with (

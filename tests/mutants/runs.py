@@ -17,6 +17,8 @@ from tests.mutants.mutant import Mutant, plant
 _NO_TESTS = 5  # how pytest ends where the selection leaves none of the files given
 NONE = "none"  # the name of the run without a defect
 _LATE = ("docs", "bench", "page", "doctor", "sglang", "prometheus", "package", "demo", "soak", "examples", "site")
+#: Folders whose parts are tested together, and by which tests.
+_WHOLE = {"engine": ("lane", "protocol")}
 
 
 class Row(NamedTuple):
@@ -36,21 +38,23 @@ class How(NamedTuple):
     select: str
     limit_s: float
     more: tuple[str, ...]
+    near: bool = False
 
     @property
     def selection(self) -> str:
-        return " ".join([*self.tests, "-m", repr(self.select), *self.more])
+        near = ["near ones of"] if self.near else []
+        return " ".join([*near, *self.tests, "-m", repr(self.select), *self.more])
 
 
 def in_order(root: Path, tests: Sequence[str], file: str) -> tuple[list[str], list[str]]:
-    """Return the files of tests that share a word with the name of the defect's file, and the others.
-
-    Both folder by folder, and those first that share more.
-    """
-    words = set(re.findall(r"[a-z]+", file.removeprefix("lazycast/").removesuffix(".py")))
+    """Return the files of tests that lie near a defect's file, by their names, and the others: folder by folder."""
+    *folders, name = file.removeprefix("lazycast/").removesuffix(".py").split("/")
+    words = {*name.split("_"), *folders} - set(_WHOLE)
+    also = {word for folder in folders for word in _WHOLE.get(folder, ())}
 
     def shared(path: Path) -> int:
-        return len(words & set(path.stem.removeprefix("test_").split("_")))
+        of_test = path.stem.removeprefix("test_").split("_")
+        return 2 * len(words & set(of_test)) + len(also & set(of_test))
 
     def place(path: Path) -> tuple[int, bool, str]:
         return -shared(path), path.stem.removeprefix("test_").startswith(_LATE), path.stem
@@ -95,7 +99,8 @@ class _Worker:
         state, test = "survived", ""
         with plant(mutant, self._root) if mutant is not None else contextlib.nullcontext():
             # Those nearby first by themselves: to collect all tests takes longer than most defects live.
-            for files in in_order(self._root, how.tests, file):
+            near, others = in_order(self._root, how.tests, file)
+            for files in (near, others if mutant is None or not how.near else []):
                 if files and state == "survived":
                     state, test = self._pytest(files, how)
         return Row(name, state, test, round(time.monotonic() - began_s, 1), how.selection)
