@@ -20,7 +20,7 @@ def adopt() -> None:
 
 
 def die_with_parent() -> None:
-    """For `preexec_fn`: end with the process that starts this one."""
+    """From now on, or as a `preexec_fn`: end with the process that has started this one."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

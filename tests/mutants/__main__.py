@@ -25,14 +25,15 @@ import argparse
 import concurrent.futures
 import json
 import multiprocessing
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.mutants import checkout, engine, transport, values
-from tests.mutants.mutant import planted
+from tests.mutants.mutant import Mutant, planted
 from tests.mutants.runs import NONE, How, Row, begin, run
 
 MUTANTS = engine.MUTANTS + transport.MUTANTS + values.MUTANTS
@@ -70,6 +71,17 @@ def table(rows: dict[str, Row]) -> str:
         state = f"**{row.state}**" if row.state == "survived" else row.state
         lines.append(f"| {mutant.name} | `{mutant.file}` | {mutant.breaks} | {state} | {test} | {row.seconds:g} |")
     return "\n".join(lines) + "\n"
+
+
+def results(
+    pool: concurrent.futures.Executor, chosen: Sequence[Mutant], how: How, rows: Mapping[str, Row]
+) -> Iterator[Row]:
+    """Run what is not settled, without a defect first."""
+    if not settled(rows.get(NONE), how):
+        yield pool.submit(run, None, how).result()
+    left = [mutant for mutant in chosen if not settled(rows.get(mutant.name), how)]
+    for done in concurrent.futures.as_completed([pool.submit(run, mutant, how) for mutant in left]):
+        yield done.result()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -113,23 +125,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     how = How(tuple(given.tests), given.select, given.limit, tuple(given.pytest), given.near)
     rows = read(given.out.with_suffix(".json")) if given.resume else {}
     spawn = multiprocessing.get_context("spawn")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with (
         tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder,
         concurrent.futures.ProcessPoolExecutor(given.jobs, spawn, begin, (source, Path(folder))) as pool,
     ):
-        if not settled(rows.get(NONE), how):
-            rows[NONE] = row = pool.submit(run, None, how).result()
-            print(f"{NONE}: {row.state} {row.test} ({row.seconds:g} s)", flush=True)
-            if row.state != "survived":
-                print("the tests fail without a defect: mend that first", file=sys.stderr)
-                return 1
-            write(rows, given.out)
-        left = [mutant for mutant in chosen if not settled(rows.get(mutant.name), how)]
-        for done in concurrent.futures.as_completed([pool.submit(run, mutant, how) for mutant in left]):
-            row = done.result()
-            rows[row.name] = row
-            write(rows, given.out)
-            print(f"{row.name}: {row.state} {row.test} ({row.seconds:g} s)", flush=True)
+        try:
+            for row in results(pool, chosen, how, rows):
+                rows[row.name] = row
+                print(f"{row.name}: {row.state} {row.test} ({row.seconds:g} s)", flush=True)
+                if row.name == NONE and row.state != "survived":
+                    parser.exit(1, "the tests fail without a defect: mend that first\n")
+                write(rows, given.out)
+        except BaseException:  # nobody waits for what is running; it ends with its worker
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
     print(table(rows).partition("\n\n")[0])
     return 0
 

@@ -89,6 +89,7 @@ class _Worker:
 
     def __init__(self, source: Path, folder: Path) -> None:
         children.adopt()
+        children.die_with_parent()
         self._root = folder / str(os.getpid())
         self._root.mkdir()
         self._python = checkout.copy(source, self._root)
