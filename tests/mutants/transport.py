@@ -102,9 +102,9 @@ MUTANTS = (
     Mutant(
         "mesh-unlocked",
         _MESH,
-        "with peer.lock:\n                self._put(peer, packet, [])",
-        "if True:\n                self._put(peer, packet, [])",
-        "any thread may send: messages arrive once, in order",
+        "with peer.lock:\n                if peer.gone:",
+        "if True:\n                if peer.gone:",
+        "any thread may send: nothing in an arena is told of before the arena itself",
     ),
     Mutant(
         "relay-last-byte",
