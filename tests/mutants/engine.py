@@ -156,8 +156,8 @@ MUTANTS = (
     Mutant(
         "sending-failure-swallowed",
         _SENDING,
-        "call.failure, call.cause = result.failure, result.cause",
-        "pass",
+        "if result.failure is not None and call.failure is None:",
+        "if False:",
         "no silent loss: the root's materializer has raised, so no rank gets a value",
     ),
     Mutant(
@@ -219,8 +219,8 @@ MUTANTS = (
     Mutant(
         "desk-closes-at-once",
         _DESK,
-        "while self._busy() and (left_s",
-        "while False and (left_s",
+        "return self._watch() if self._busy() else None",
+        "return None",
         "close() waits for pending calls",
     ),
     Mutant(

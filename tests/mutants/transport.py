@@ -102,6 +102,13 @@ MUTANTS = (
     Mutant(
         "mesh-unlocked",
         _MESH,
+        "with peer.lock:\n                self._put(peer, packet, [])",
+        "if True:\n                self._put(peer, packet, [])",
+        "any thread may send: messages arrive once, in order",
+    ),
+    Mutant(
+        "mesh-arena-unlocked",
+        _MESH,
         "with peer.lock:\n                if peer.gone:",
         "if True:\n                if peer.gone:",
         "any thread may send: nothing in an arena is told of before the arena itself",
