@@ -46,7 +46,7 @@ MUTANTS = (
     Mutant(
         "arena-unlocked",
         _ARENA,
-        "with self.lock:\n            if self._closed:",
+        "with self._lock:\n            if self._closed:",
         "if True:\n            if self._closed:",
         "an arena is thread-safe: two threads never get the same room",
     ),
