@@ -7,12 +7,15 @@ Guarantees:
   allowed allows nothing in it, nor does a class its attributes.
 * A stream sets the state of instances of listed classes, and of nothing else: not of the classes and functions that it
   names, nor of arrays, dtypes, tensors and images, whose own `__setstate__` trusts what it is given. A stream that may
-  set state is read by Python's own unpickler, which can be asked about each object.
+  set state, or that names what is listed or a type that trusts its arguments, is read by Python's own unpickler, which
+  can be asked about each step: see `lazycast.careful`. What pickle's C reads are streams of names that are harmless
+  together: of all that these make, nothing has an attribute that a stream has chosen, but tensors, whose are checked.
+* What would give the sender everything can be neither listed nor recommended: see `lazycast.doors`.
 * Extension codes, which can bypass the names, are refused. There are no persistent ids.
 * Code never travels: what pickle cannot name (lambdas, local classes) is not encoded, and cloudpickle's own functions
   cannot be allowed.
 
-What it does not do: an allowed class or function is the sender's to call, with any arguments, and the attributes of its
+What it does not do: a listed class or function is the sender's to call, with any arguments, and the attributes of its
 instances to set; and pickle bounds no memory. Against senders who are hostile there is `lazycast.data`.
 """
 
@@ -22,16 +25,18 @@ import copyreg
 import io
 import pickle
 import pickletools
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from types import FunctionType
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 from lazycast import codec
+from lazycast.careful import CarefulUnpickler
 from lazycast.codec import CannotEncode, Encoded, Layout
+from lazycast.doors import objection_to, problem
 from lazycast.errors import TrustError
 from lazycast.opcodes import may_set_state
-from lazycast.reducers import Reduce, Reduction
+from lazycast.reducers import Reduce, Reduced, Reduction
 
 
 def _in(module: str, names: str) -> set[str]:
@@ -65,20 +70,21 @@ ALWAYS: Final = frozenset(
 )
 #: What is found under a name, in place of what bears it.
 _CHECKED: Final = {
+    "lazycast.reducers.builtin_bytes.data_of": ("lazycast.reducers.described", "view_of"),
+    "lazycast.reducers.torch_tensors.receive": ("lazycast.reducers.described", "bytes_of_tensor"),
     "lazycast.reducers.torch_tensors.rebuild": ("lazycast.reducers.described", "tensor_of"),
     "lazycast.reducers.torch_tensors.set_attributes": ("lazycast.reducers.described", "set_attributes_of_tensor"),
     "lazycast.reducers.pil_images.set_state": ("lazycast.reducers.described", "set_state_of_image"),
+    "torch._utils._rebuild_parameter": ("lazycast.reducers.described", "parameter_of"),
 }
+#: What pickle's C may read: whatever is called, with whatever a stream of these names can make, is harmless.
+_HARMLESS: Final = frozenset(
+    name
+    for name in ALWAYS
+    if name.startswith(("lazycast.", "torch.", "collections.", "datetime.", "decimal."))
+    or name in _in("builtins", "complex set frozenset slice list dict int float Ellipsis NotImplemented")
+)
 _BY_VALUE = ("cloudpickle.", "types.CodeType", "types.FunctionType")
-
-
-def problem(name: object) -> str | None:
-    """Say why a name cannot stand in `allow=`, or None."""
-    if not isinstance(name, str) or "." not in name or not all(part.isidentifier() for part in name.split(".")):
-        return "is not the exact name of a type or function, 'module.qualname'"
-    if name.startswith(_BY_VALUE):
-        return "would allow any code: code cannot be allowed by name. Put the function into a module of every rank"
-    return None
 
 
 def _objection(name: str) -> TrustError:
@@ -87,6 +93,9 @@ def _objection(name: str) -> TrustError:
             f"what arrived holds code ({name}), which cannot be allowed by name: send functions that every rank can "
             "import, and allow those, or register them on every rank"
         )
+    why = problem(name)
+    if why is not None:
+        return TrustError(f"what arrived names {name!r}, which is not allowed and cannot be: it {why}")
     return TrustError(
         f"what arrived names {name!r}, which is not allowed: add it to allow= on every rank, if it is good"
     )
@@ -95,19 +104,14 @@ def _objection(name: str) -> TrustError:
 Find = Callable[[str, str], Any]
 
 
-def _find(find: Find, names: frozenset[str], module: str, qualname: str) -> Any:
-    """Find what a stream names, if it may."""
-    name = f"{module}.{qualname}"
-    if name in names:
-        return find(module, qualname)
-    if name not in ALWAYS:
-        raise _objection(name)
-    found = find(*_CHECKED.get(name, (module, qualname)))
+def _find(find: Find, module: str, qualname: str) -> Any:
+    """Find what is always allowed."""
+    found = find(*_CHECKED.get(f"{module}.{qualname}", (module, qualname)))
     return found.__call__ if isinstance(found, FunctionType) else found  # what has no attributes to set
 
 
-class _MaySetState(Exception):
-    """A stream that names something may set state: it is to be read again, with care."""
+class _NeedsCare(Exception):
+    """A stream may set state, or names what is listed: it is to be read again, with care."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -122,44 +126,23 @@ class _Unpickler(pickle.Unpickler):
         self._unseen: bytes | None = stream
 
     def find_class(self, module: str, qualname: str) -> Any:
+        name = f"{module}.{qualname}"
+        if name not in _HARMLESS or name in self._names:
+            if name in self._names or name in ALWAYS:
+                raise _NeedsCare
+            raise _objection(name)
         if self._unseen is not None:
             if may_set_state(self._unseen):
-                raise _MaySetState
+                raise _NeedsCare
             self._unseen = None
-        return _find(super().find_class, self._names, module, qualname)
+        return _find(super().find_class, module, qualname)
 
 
-class _Opcodes(dict[int, Any]):
-    """What to do for each opcode. Of one that there is not, pickle's Python raises KeyError, its C what this does."""
-
-    def __missing__(self, opcode: int) -> Any:
-        raise pickle.UnpicklingError(f"invalid load key, {bytes([opcode])!r}")
-
-
-class _CarefulUnpickler(pickle._Unpickler):
-    """The same in Python, which is slower, and looks at each object whose state is to be set."""
-
-    stack: list[Any]
-    dispatch = _Opcodes(pickle._Unpickler.dispatch)
-
-    def __init__(self, stream: bytes, frames: Any, names: frozenset[str]) -> None:
-        super().__init__(io.BytesIO(stream), fix_imports=False, buffers=frames)
-        self._names = names
-
-    def find_class(self, module: str, qualname: str) -> Any:
-        return _find(super().find_class, self._names, module, qualname)
-
-    def load_build(self) -> None:
-        kind = type(self.stack[-2])
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        if name not in self._names and kind is not OrderedDict:
-            raise TrustError(
-                f"what arrived sets the state of a {name!r}, which is not allowed: add it to allow= on every rank, if "
-                "it is good"
-            )
-        super().load_build()  # type: ignore[misc]
-
-    dispatch[pickle.BUILD[0]] = load_build
+def _reduce_zone(zone: ZoneInfo) -> Reduced:
+    """By its key, to its class. Its own way is a private method of the class, which pickle can only get by `getattr`."""
+    if zone.key is None:
+        raise pickle.PicklingError("a ZoneInfo that was read from a file has no key by which it could be found")
+    return ZoneInfo, (zone.key,)
 
 
 class _Reduction(Reduction):
@@ -170,6 +153,7 @@ class _Reduction(Reduction):
 
         super()._fill(base)
         described.install(self)
+        self[ZoneInfo] = _reduce_zone
 
 
 class AllowCodec:
@@ -200,9 +184,23 @@ class AllowCodec:
         content = bytes(stream)
         try:
             return _Unpickler(content, codec.frames_of(body, layout), self._names).load()
-        except _MaySetState:
+        except _NeedsCare:
             pass
-        return _CarefulUnpickler(content, codec.frames_of(body, layout), self._names).load()
+        return CarefulUnpickler(content, codec.frames_of(body, layout), self._find, self._names).load()
+
+    def _find(self, find: Find, module: str, qualname: str) -> tuple[Any, str]:
+        """Find what a stream names, if it may; say by which rule it may be called."""
+        name = f"{module}.{qualname}"
+        if name in ALWAYS and name not in self._names:
+            found = _find(find, module, qualname)
+            return found, module if isinstance(found, type) else "function"
+        if name not in self._names:
+            raise _objection(name)
+        found = find(module, qualname)
+        why = objection_to(found)
+        if why is not None:
+            raise TrustError(f"what arrived names {name!r}, which is not allowed although it is listed: it {why}")
+        return found, "listed"
 
 
 def _refuse_extensions(stream: memoryview) -> None:

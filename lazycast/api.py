@@ -40,7 +40,8 @@ class LazyBroadcast(Generic[P, V]):
 
     Args:
         materialize: `callable(payload) -> value`, or a `Staged` of two; None casts the payload itself. The root's
-            rules; other ranks need not have it.
+            rules; other ranks need not have it. It runs as in a new thread: what a caller has set for itself (gradient
+            modes of torch, context variables) does not reach it.
         backend: "auto" (torch.distributed if its default group is initialised, else MPI if started by its launcher,
             else local), a name found among the entry points `lazycast.backends`, or a `Backend`.
         root: the rank that owns the payloads, 0-based, local to the backend's group.
@@ -208,7 +209,8 @@ class LazyBroadcast(Generic[P, V]):
         Collective: every rank, in any order (matched by key) or in the same order (without).
         Blocking: until the value is here, up to `timeout_s`.
         Threads: safe; calls without a key from one thread per rank.
-        Memory: `payload` must not change until the call returns. The value is the caller's, to write to as well.
+        Memory: `payload` must not change until the call returns; to resize it meanwhile can crash the process. The
+            value is the caller's, to write to as well.
         """
         counted: list[bool] = []
         try:
@@ -249,7 +251,7 @@ class LazyBroadcast(Generic[P, V]):
         Collective: every rank, in any order (matched by key) or in the same order (without).
         Blocking: never, short of back-pressure on the root (`max_inflight`).
         Threads: safe; calls without a key from one thread per rank.
-        Memory: `payload` must not change until the future is done.
+        Memory: `payload` must not change until the future is done; to resize it meanwhile can crash the process.
         """
         counted: list[bool] = []
         try:

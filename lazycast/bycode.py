@@ -10,13 +10,19 @@ from typing import Any
 
 import cloudpickle
 
+from lazycast import script
+
 _UNNAMED = "<dynamic-code>"
 
 
-def dumps(obj: Any) -> bytes:
-    """Pickle `obj` as `cloudpickle.dumps` does, with protocol 5 and the file names of its code."""
+def dumps(obj: Any, *, same_program: bool = False) -> bytes:
+    """Pickle `obj` as `cloudpickle.dumps` does, with protocol 5 and the file names of its code.
+
+    Args:
+        same_program: what belongs to this process's program travels by name: see `lazycast.script`.
+    """
     stream = io.BytesIO()
-    _Pickler(stream, protocol=5).dump(obj)
+    (_SharedPickler if same_program else _Pickler)(stream, protocol=5).dump(obj)
     return stream.getvalue()
 
 
@@ -36,3 +42,7 @@ _cloudpickle_reduce = cloudpickle.Pickler.dispatch_table[types.CodeType]
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
     dispatch_table = cloudpickle.Pickler.dispatch_table.new_child({types.CodeType: _reduce_code})
+
+
+class _SharedPickler(script.Shared, _Pickler):
+    """The same where all ranks run one program."""

@@ -6,7 +6,8 @@ Guarantees:
   64-byte boundary. Writable in is writable out, and read-only stays so.
 * `encode` copies nothing that can travel out of band, nor `bytes` and `bytearray` of 64 KiB and more;
   `Encoded.write_into` copies everything once.
-* `decode` copies nothing out of band: the object's arrays are views of the buffer it was given, and keep it alive.
+* `decode` copies nothing out of band: the object's arrays are views of the buffer it was given, and keep it alive. Each
+  frame is a buffer of its own: its memoryview's `obj` is the frame, not the message.
 * Copies release the GIL (NumPy's do; assigning a memoryview slice does not, and 64 MiB would stall all other threads
   for some 10 ms), but for those of up to 64 KiB: a slice takes less than 2 µs, and is faster than NumPy by as much.
 """
@@ -24,12 +25,14 @@ from typing import Any, NamedTuple, Protocol
 import cloudpickle
 import numpy as np
 
+from lazycast import script
 from lazycast.diagnose import describe_unpicklable
 from lazycast.reducers import Reduce, Reduction
 
 ALIGNMENT = 64
 
 _SLICE_NBYTES = 64 << 10
+_PICKLES_OWN = (pickle.PicklingError, TypeError, AttributeError)  # raised for lambdas, local classes and the like
 
 
 class CannotEncode(Exception):
@@ -75,9 +78,10 @@ class Encoded:
     Attributes:
         layout: what a receiver must know.
         nbytes: size of the whole in bytes, as `write_into` lays it out.
+        cut: whether what arrives is less than what was encoded: tensors leave their history behind.
     """
 
-    __slots__ = ("frames", "layout", "nbytes", "pieces", "write")
+    __slots__ = ("cut", "frames", "layout", "nbytes", "pieces", "write")
 
     def __init__(self) -> None:
         self.pieces: list[bytes | bytearray] = []
@@ -85,10 +89,16 @@ class Encoded:
         self.write = self.pieces.append  # for a pickler, whose file this is
         self.layout = Layout(0, 0)
         self.nbytes = 0
+        self.cut = False
 
     def keep(self, buffer: pickle.PickleBuffer) -> None:
         """For a pickler: take a buffer that travels out of band."""
         self.frames.append(buffer.raw())
+
+    def discard(self) -> None:
+        """Let go of everything: a `bytearray` that is looked at cannot be resized."""
+        self.pieces.clear()
+        self.frames.clear()
 
     def finish(self) -> None:
         """Everything has been pickled: add it up."""
@@ -129,6 +139,10 @@ class _CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no typ
         super().__init__(encoded, protocol=5, buffer_callback=encoded.keep)
 
 
+class _SharedCloudPickler(script.Shared, _CloudPickler):
+    """The same where all ranks run one program."""
+
+
 def _plain_pickler(encoded: Encoded, reduction: Reduction) -> pickle.Pickler:
     pickler = pickle.Pickler(encoded, protocol=5, buffer_callback=encoded.keep)
     pickler.dispatch_table = reduction
@@ -144,8 +158,15 @@ def _pickled(
     reduction = kind(base)
     while True:
         encoded = Encoded()
-        make_pickler(encoded, reduction).dump(obj)
+        pickler = make_pickler(encoded, reduction)
+        try:
+            pickler.dump(obj)
+        except BaseException:  # its traceback is kept with it, and refers to all of these
+            encoded.discard()
+            pickler.clear_memo()
+            raise
         if not reduction.again():
+            encoded.cut = reduction.cut()
             encoded.finish()
             return encoded
 
@@ -159,19 +180,62 @@ def encode_by_name(obj: object, kind: type[Reduction] = Reduction) -> Encoded:
     return _pickled(obj, _plain_pickler, copyreg.dispatch_table, kind)
 
 
-def encode(obj: object) -> Encoded:
+def encode(obj: object, *, same_program: bool = True) -> Encoded:
     """Pickle `obj` with its buffers out of band.
 
+    Args:
+        same_program: whether those who decode it run this process's program: see `lazycast.script`.
+
     Plain pickle comes first, being an order of magnitude faster; what it cannot do (lambdas, local classes) is left to
-    cloudpickle. Raises CannotEncode naming the part that neither can pickle.
+    cloudpickle. Raises CannotEncode naming the part that neither can pickle, and what was wrong with it first.
     """
+    pickler = _SharedCloudPickler if same_program else _CloudPickler
     try:
-        return encode_by_name(obj)
+        encoded = encode_by_name(obj)
+        if same_program or not _names_program(encoded):
+            return encoded
+        return _pickled(obj, pickler, cloudpickle.Pickler.dispatch_table)
     except Exception as plain_error:
         try:
-            return _pickled(obj, _CloudPickler, cloudpickle.Pickler.dispatch_table)
+            return _pickled(obj, pickler, cloudpickle.Pickler.dispatch_table)
         except Exception as exc:
-            raise CannotEncode(describe_unpicklable(obj, exc)) from (plain_error if exc is plain_error else exc)
+            # What a payload's own code has raised was not for cloudpickle to mend, and may not be raised twice.
+            # (No name of its own for the cause: its traceback leads here, so it would keep the payload.)
+            first = not isinstance(plain_error, _PICKLES_OWN)
+            raise CannotEncode(describe_unpicklable(obj, plain_error if first else exc)) from (
+                plain_error if first else exc
+            )
+
+
+def _names_program(encoded: Encoded) -> bool:
+    """Whether a stream may name something of `__main__`. Bytes of a payload can look like it."""
+    return any(b"__main__" in piece or b"__mp_main__" in piece for piece in encoded.pieces)
+
+
+class ProgramCodec:
+    """This module's codec, for ranks of which it is known whether they run one program. Thread-safe."""
+
+    def __init__(self, same_program: bool) -> None:
+        self._same_program = same_program
+
+    def encode(self, obj: object) -> Encoded:
+        """See the module's function."""
+        return encode(obj, same_program=self._same_program)
+
+    def is_plain(self, body: memoryview, layout: Layout) -> bool:
+        """See the module's function."""
+        return is_plain(body, layout)
+
+    def decode(self, body: memoryview, layout: Layout) -> Any:
+        """See the module's function."""
+        return decode(body, layout)
+
+
+def as_it_arrives(encoded: Encoded, codec: Codec) -> Any:
+    """Return what the others will get. Raises whatever decoding raises."""
+    body = allocate(encoded.nbytes)
+    encoded.write_into(body)
+    return codec.decode(body, encoded.layout)
 
 
 class Codec(Protocol):
@@ -200,15 +264,23 @@ def stream_of(body: memoryview, layout: Layout) -> memoryview:
 
 
 def frames_of(body: memoryview, layout: Layout) -> Iterator[memoryview]:
-    """Yield the frames of an encoded object. Raises ValueError for one that does not fit."""
+    """Yield the frames of an encoded object. Raises ValueError for one that does not fit.
+
+    Each is a buffer of its own, which holds the body: what a memoryview is of (`obj`) is taken for the whole by types
+    that get their memory back that way, and of a slice of the body that would be all of the message.
+    """
     sizes = body[: 8 * layout.frames].cast("Q").tolist()
     offset = aligned(8 * layout.frames) + aligned(layout.stream_nbytes)
     for nbytes in sizes:
-        frame = body[offset : offset + nbytes]
-        if frame.nbytes != nbytes:
+        if offset + nbytes > body.nbytes and nbytes:
             raise ValueError(f"frame of {nbytes} bytes at {offset} does not fit into {body.nbytes} bytes")
-        yield frame  # pickle itself makes those read-only that were
+        # An array that ends a chain at once: what is made of it holds the view below, and with it the lease.
+        yield np.frombuffer(body, np.uint8, nbytes, offset).data if nbytes else _no_bytes()
         offset += aligned(nbytes)
+
+
+def _no_bytes() -> memoryview:
+    return memoryview(bytearray())
 
 
 # How protocol 5 names classes and functions: two strings, each memoized, and STACK_GLOBAL; or an extension code.

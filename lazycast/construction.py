@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from lazycast import handshake
+from lazycast import handshake, script
 from lazycast.arguments import FOR_EVER_S
 from lazycast.backend import Backend, Context
 from lazycast.engine.follower import FollowerLane
@@ -47,7 +47,8 @@ def meet(backend: Backend, options: Options, error: Exception | None) -> AnyLane
             [h.host for h in hellos],
             [h.cores for h in hellos],
             [h.clock for h in hellos],
-            hellos[options.root].ident,
+            same_program=script.same([h.program for h in hellos]),
+            ident=hellos[options.root].ident,
         )
         lane = _build(group, options, context, deadline_s)
         if backend.size == 1:

@@ -12,6 +12,8 @@ Guarantees:
   class counts by its class and attributes, whether they lie in a dict or in slots (of dataclasses, of
   `msgspec.Struct`). Classes, functions and members of enums count by their names, sets in any order, arrays and tensors
   by their elements however they lie in memory.
+* Behind the digest of the whole stand some bytes that tell how far two payloads are the same, by what lies at the top:
+  the entries of a dict, the items of a list, the attributes of an object.
 * Of tensors on a device, of sparse and quantized ones, and of images of Pillow, nothing is read: type and size count.
 """
 
@@ -29,11 +31,15 @@ import pathlib
 import sys
 import types
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Set
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set, Sized
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
+from lazycast.tensor_memory import items_of
 
 _DIGESTED_NBYTES = 512  # shorter than this, what is read is digested as it is; else a sum of it
 _WORD = 8  # bytes
@@ -46,6 +52,9 @@ _MODULUS = 1 << 64
 _MAX_OBJECTS = 10_000
 _MAX_WEIGHED = 1_000  # where only the size is asked for, with every cast
 _MAX_DEPTH = 16
+_DIGEST_NBYTES = 16
+_MAX_PARTS = 33  # that are told apart, of what lies at the top of a payload: its type and size, and 32 more
+_PART_NBYTES = 2  # by so many bytes each
 _SHORT = 32
 _HUGE = 1 << 63
 _PLAIN = frozenset({type(None), bool, int, float, complex})
@@ -200,14 +209,23 @@ class _Reader:
     """Reads a payload. What it finds is gathered, since a hash costs the same for all of it."""
 
     def __init__(self, max_objects: int = _MAX_OBJECTS) -> None:
-        self._digest = hashlib.blake2b(digest_size=16)  # of samples; their lengths are among the facts
+        self._digest = hashlib.blake2b(digest_size=_DIGEST_NBYTES)  # of samples; their lengths are among the facts
         self._facts: list[object] = []
         self._left = max_objects
+        self.names: list[object] = []  # of the parts at the top; None for what is said before the first
+        self.parts = b""  # for each of them, the beginning of the digest of all that has been read by its end
 
     def digest(self) -> bytes:
-        """Return the fingerprint of what has been read."""
+        """Return a digest of what has been read."""
         self._digest.update(repr(self._facts).encode("utf-8", "replace"))
+        self._facts = []
         return self._digest.digest()
+
+    def _part(self, name: object) -> None:
+        """Here ends a part of the payload."""
+        if len(self.names) < _MAX_PARTS:
+            self.names.append(name)
+            self.parts += self.digest()[:_PART_NBYTES]
 
     def _say(self, *facts: object) -> None:
         self._facts += facts
@@ -293,9 +311,13 @@ class _Reader:
 
     def _mapping(self, mapping: Mapping[Any, Any], depth: int) -> None:
         self._say("mapping", type(mapping).__name__, len(mapping))
+        if not depth:
+            self._part(None)
         for key, value in mapping.items():
             self.read(key, depth + 1)
             self.read(value, depth + 1)
+            if not depth:
+                self._part(key)
 
     def _set(self, items: Collection[Any], depth: int) -> None:
         """Ranks have sets in orders of their own."""
@@ -314,8 +336,12 @@ class _Reader:
         self._say(type(sequence).__name__, len(sequence))
         if len(sequence) > _SHORT and self._numbers(sequence):
             return
-        for item in sequence:
+        if not depth:
+            self._part(None)
+        for number, item in enumerate(sequence):
             self.read(item, depth + 1)
+            if not depth:
+                self._part(number)
 
     def _numbers(self, numbers: Collection[Any]) -> bool:
         """Read many numbers at once, such as token ids. False if they are something else."""
@@ -349,14 +375,20 @@ class _Reader:
         elif pillow is not None and isinstance(obj, pillow.Image):
             self._say(obj.mode, obj.size)
         else:
+            if not depth:
+                self._part(None)
             for name, value in (getattr(obj, "__dict__", None) or {}).items():
                 self._facts.append(name)
                 self.read(value, depth + 1)
-            for value in _slot_values(obj):  # the names are the class's
+                if not depth:
+                    self._part(name)
+            for name, value in zip(_slots(kind), _slot_values(obj), strict=True):  # the names are the class's
                 if value is None:  # most of a large struct
                     self._facts.append(None)
                 else:
                     self.read(value, depth + 1)
+                if not depth:
+                    self._part(name)
 
     def _tensor(self, torch: Any, tensor: Any) -> None:
         self._say(tuple(tensor.shape), str(tensor.dtype), tensor.requires_grad)
@@ -368,14 +400,46 @@ class _Reader:
         if tensor.dtype not in (torch.float32, torch.int64):  # the ones that count: a view costs twice as much
             whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size())
             tensor = torch.view_as_real(tensor) if whole is None else tensor.view(whole)  # complex128 has 16 bytes
-        self._array(tensor.numpy())
+        self._array(items_of(tensor))
 
 
 def fingerprint(payload: object) -> bytes:
-    """Return 16 bytes. Raises whatever the attributes of an object of a strange class raise when looked at."""
+    """Return 16 bytes, and up to 66 more. Raises whatever the attributes of an object of a strange class raise.
+
+    Payloads are the same if all these bytes are. Those behind the first 16 say where else: see `first_difference`.
+    """
+    return _read(payload)[1]
+
+
+def _read(payload: object) -> tuple[_Reader, bytes]:
     reader = _Reader()
     reader.read(payload)
-    return reader.digest()
+    return reader, reader.digest() + reader.parts
+
+
+def first_difference(payload: object, expected: bytes) -> str:
+    """Say where a payload begins to differ from one with another fingerprint, as a part of a sentence.
+
+    Returns: "" where neither has parts. Raises: as `fingerprint`.
+    """
+    reader, _ = _read(payload)
+    theirs = expected[_DIGEST_NBYTES:]
+    if not theirs and not reader.parts:
+        return ""
+    same = 0
+    while same < len(reader.names) and reader.parts[: _PART_NBYTES * (same + 1)] == theirs[: _PART_NBYTES * (same + 1)]:
+        same += 1
+    if not same:
+        count = f" of {len(payload)}" if _has_items(payload) else ""
+        return f"the root's is not a {type(payload).__name__}{count}, as this rank's is"
+    if same == len(reader.names):
+        return f"its first {same - 1} parts are the same"
+    name = reader.names[same]
+    return f"the first part that differs is [{name!r:.100}]" if _has_items(payload) else f"its .{name} differs first"
+
+
+def _has_items(payload: object) -> TypeGuard[Sized]:
+    return isinstance(payload, (Mapping, list, tuple, collections.deque))
 
 
 def approximate_nbytes(payload: object) -> int:

@@ -41,7 +41,8 @@ def _call(fn: Callable[[Any], object], future: object) -> None:
 class CastFuture(concurrent.futures.Future[V]):
     """What `LazyBroadcast.broadcast_async` returns.
 
-    Works with `concurrent.futures.wait`, `as_completed`, `add_done_callback`, `asyncio.wrap_future` and `await`.
+    Works with `concurrent.futures.wait`, `as_completed`, `add_done_callback`, `asyncio.wrap_future` and, in
+    asyncio's loops and uvloop's, `await`.
     """
 
     def __init__(
@@ -125,7 +126,14 @@ class CastFuture(concurrent.futures.Future[V]):
                 self._gate.release()
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[V]], object]) -> None:
-        """Call `fn(future)` when done: at once in this thread if it is, else on the object's callback thread."""
+        """Call `fn(future)` when done: at once in this thread if it is, else on the object's callback thread.
+
+        Raises: TypeError for what `asyncio.wait` adds, which works in the thread of its loop only and would never wake.
+        """
+        if getattr(fn, "__module__", None) == "asyncio.tasks":
+            raise TypeError(
+                f"asyncio.wait() takes tasks, and {self!r} is none: make it one with asyncio.ensure_future(future)"
+            )
         if self.done():
             _call(fn, self)
         else:
@@ -140,7 +148,13 @@ class CastFuture(concurrent.futures.Future[V]):
 
     def __await__(self) -> Generator[Any, None, V]:
         # Not asyncio.wrap_future: that cancels this future when the waiting task is cancelled.
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                f"{self!r} is awaited where no asyncio loop runs: `await trio.to_thread.run_sync(future.result)` does "
+                "it under trio, and future.result() in a thread in any other loop"
+            ) from None
         waiter: asyncio.Future[None] = loop.create_future()
 
         def wake() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from lazycast import clocks, cores
+from lazycast import clocks, cores, script
 from lazycast.cores import Cores
 from lazycast.errors import ConfigMismatchError
 from lazycast.options import shown
@@ -34,6 +34,7 @@ class Hello(msgspec.Struct, frozen=True):
     error: str | None = None
     clock: str = ""  # of `clocks.ident`
     ident: str = ""  # of one construction; the object has its root's
+    program: str = ""  # of `script.ident`
 
 
 def hello(rank: int, options: dict[str, object], error: Exception | None) -> Hello:
@@ -52,6 +53,7 @@ def hello(rank: int, options: dict[str, object], error: Exception | None) -> Hel
         text,
         clock=clocks.ident(),
         ident=secrets.token_hex(8),
+        program=script.ident(),
     )
 
 

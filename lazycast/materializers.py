@@ -2,9 +2,9 @@
 
 Guarantees:
 
-* A function that every rank can import travels as two strings. Everything else (lambdas, closures, partials, bound
-  methods, callable objects, functions of `__main__` and of notebooks) is pickled by cloudpickle for each cast, so that
-  state it captured is that of the call, and sent only when its digest is new.
+* A function that every rank can import travels as two strings, and so does one of the program that all ranks run.
+  Everything else (lambdas, closures, partials, bound methods, callable objects, functions of notebooks) is pickled by
+  cloudpickle for each cast, so that state it captured is that of the call, and sent only when its digest is new.
 * A rank that lacks code, or cannot import a path, asks the root for it. Nobody assumes what another one remembers.
 * What the policy does not allow is neither sent, nor imported or unpickled: whoever is told to raises `TrustError`.
 * User code (imports, unpickling) runs in the thread that calls `Loader.load`, never on an engine thread.
@@ -101,16 +101,20 @@ def _follow(module_name: str, qualname: str) -> Any:
     return thing
 
 
-def import_path(fn: object) -> tuple[str, str] | None:
-    """Return (module, qualified name) under which `fn` can be imported, or None."""
+def import_path(fn: object, *, same_program: bool = False) -> tuple[str, str] | None:
+    """Return (module, qualified name) under which `fn` can be imported, or None.
+
+    Args:
+        same_program: whether those who import it run this process's program: see `lazycast.script`.
+    """
     try:
-        path = _import_path(fn)
+        path = _import_path(fn, same_program)
         return None if path is None or not ".".join(path).encode() else path
     except Exception:  # whatever its attributes do when they are looked at; or the path is no text that can be sent
         return None
 
 
-def _import_path(fn: object) -> tuple[str, str] | None:
+def _import_path(fn: object, same_program: bool) -> tuple[str, str] | None:
     owner = getattr(fn, "__self__", None)
     module: Any  # a user's object may have anything under these names
     qualname: Any
@@ -120,8 +124,12 @@ def _import_path(fn: object) -> tuple[str, str] | None:
         module, qualname = getattr(fn, "__module__", None), getattr(fn, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(qualname, str) or len(module) + len(qualname) > _MAX_PATH:
         return None
-    if not module or not qualname or module in ("__main__", "__mp_main__") or "<" in qualname:
+    if not module or not qualname or "<" in qualname:
         return None
+    if module in ("__main__", "__mp_main__"):
+        if not same_program:
+            return None
+        module = "__main__"
     if module not in sys.modules:
         return None
     return (str(exact(module)), str(exact(qualname))) if _follow(module, qualname) == fn else None
@@ -201,7 +209,11 @@ def objection(fn: Materializer, policy: Policy) -> str | None:
     if policy.paths is None or _registered_name(fn) is not None:
         return None
     parts = (fn.prepare, fn.finish) if isinstance(fn, Staged) else (fn,)
-    return next((text for part in parts if (text := policy.objection(name_of(part), import_path(part)))), None)
+    for part in parts:
+        text = policy.objection(name_of(part), import_path(part, same_program=policy.same_program))
+        if text is not None:
+            return text
+    return None
 
 
 class Shipper:
@@ -233,7 +245,7 @@ class Shipper:
         return Shipped(None if prepared else stages[0][0], stages[-1][0], codes)
 
     def _ship(self, fn: Materializer) -> tuple[MaterializerRef, bytes | None]:
-        path = import_path(fn)
+        path = import_path(fn, same_program=self._policy.same_program)
         refused = self._policy.objection(name_of(fn), path)
         if refused is not None:
             raise TrustError(refused)
@@ -243,7 +255,7 @@ class Shipper:
                 self._paths.put(ident, fn)
             return MaterializerRef(ident, path[1][-_MAX_NAME:], path), None
         try:
-            code = bycode.dumps(fn)
+            code = bycode.dumps(fn, same_program=self._policy.same_program)
         except Exception as exc:
             raise CannotEncode(f"materializer {describe_unpicklable(fn, exc)}") from exc
         ident = "sha256:" + hashlib.sha256(code).hexdigest()

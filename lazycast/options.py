@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from lazycast.allowed import problem
+from lazycast.staged import unusable
 
 VALUES: Final = ("private", "readonly", "copy")
 PLACEMENTS: Final = ("every", "demand", "root", "shard", "auto")
@@ -154,6 +155,8 @@ def check(options: Options, size: int) -> Exception | None:
     materialize: object = options.materialize
     if materialize is not None and not callable(materialize):
         return TypeError(f"materialize must be callable or None, got {type(materialize).__name__}")
+    if materialize is not None and (wrong := unusable(materialize)) is not None:
+        return TypeError(wrong)
     if isinstance(options.root, bool) or not isinstance(options.root, int) or not 0 <= options.root < size:
         return ValueError(
             f"root={shown(options.root)} is not a rank of this group: 0 to {size - 1} (root is group-local)"

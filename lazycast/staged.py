@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType, MethodType
 from typing import Generic, TypeVar
 
 P = TypeVar("P")
@@ -37,3 +40,24 @@ class Staged(Generic[P, H, V]):
     def __call__(self, payload: P) -> V:
         """Run both stages."""
         return self.finish(payload, self.prepare(payload))
+
+
+def unusable(fn: object) -> str | None:
+    """Say why `fn` is no materializer, or None: it must be callable, and give the value itself, nothing to await."""
+    if not callable(fn):
+        return f"materialize must be callable, got {type(fn).__name__}"
+    for part in (fn.prepare, fn.finish) if isinstance(fn, Staged) else (fn,):
+        if _is_async(part):
+            return (
+                "materialize must give the value, and an async function gives something to await, which nobody does: "
+                "pass a plain one, which may call asyncio.run()"
+            )
+    return None
+
+
+def _is_async(fn: object) -> bool:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    # Of other objects only the class is asked: their attributes may be anything.
+    called = fn if isinstance(fn, (FunctionType, MethodType)) else vars(type(fn)).get("__call__")
+    return inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called)

@@ -23,11 +23,13 @@ class Policy(NamedTuple):
         paths: the import paths, "module.qualname", by which a materializer may travel if it is not registered. None:
             any, and its code too.
         rule: how messages call it.
+        same_program: whether all ranks run one program, so that what belongs to it travels by name.
     """
 
     codec: Codec
     paths: frozenset[str] | None
     rule: str
+    same_program: bool = False
 
     def objection(self, name: str, path: tuple[str, str] | None) -> str | None:
         """Say why a materializer that is not registered may not travel, or be loaded; None if it may.
@@ -53,10 +55,10 @@ class Policy(NamedTuple):
 EVERYTHING = Policy(codec, None, "trust='pickle'")
 
 
-def policy_of(options: Options) -> Policy:
+def policy_of(options: Options, *, same_program: bool = False) -> Policy:
     """Return the rules that checked options stand for."""
     if options.trust == "data":
         return Policy(data, frozenset(), "trust='data'")
     if options.allow is not None:
-        return Policy(AllowCodec(options.allow), frozenset(options.allow), "allow=")
-    return EVERYTHING
+        return Policy(AllowCodec(options.allow), frozenset(options.allow), "allow=", same_program)
+    return EVERYTHING._replace(codec=codec.ProgramCodec(same_program), same_program=same_program)

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from lazycast.tensor_memory import items_of
+
 from .binding import skips_hashing
 
 _MAX_THREADS = 8
@@ -62,7 +64,7 @@ def _hash_in_place(item: Any) -> None:
 
 
 def _sha256(tensor: Any) -> int:
-    raw = tensor.detach().reshape(-1).view(sys.modules["torch"].uint8).numpy()
+    raw = items_of(tensor.detach().reshape(-1).view(sys.modules["torch"].uint8)).data
     return int.from_bytes(hashlib.sha256(raw).digest()[:8], "big")
 
 

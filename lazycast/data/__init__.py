@@ -35,7 +35,12 @@ _atoms_decoder = msgspec.msgpack.Decoder(ext_hook=no_mark)
 def _packed(obj: object, packer: Packer) -> tuple[Encoded, bytes]:
     while True:
         encoded = Encoded()
-        packed = packer.begin(encoded, obj)
+        try:
+            packed = packer.begin(encoded, obj)
+        except BaseException:  # its traceback is kept with it, and refers to here
+            encoded.discard()
+            packer.discard()
+            raise
         if not packer.again():
             return encoded, _encoder.encode(packed)
 
@@ -55,6 +60,7 @@ def encode(obj: object) -> Encoded:
     except NotData as exc:
         raise CannotEncode(describe_not_data(obj, exc)) from exc
     encoded.pieces += (bytes([packer.kind]), stream)
+    encoded.cut = packer.cut
     encoded.finish()
     return encoded
 

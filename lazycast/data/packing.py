@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 from collections.abc import Callable, Iterator
 from types import NoneType
@@ -36,6 +37,16 @@ class Packer:
         self._encoded = encoded
         self._frames: dict[int, tuple[int, object]] = {}  # by id: the frame's number, and the object, kept alive
         return self.pack(obj)
+
+    @property
+    def cut(self) -> bool:
+        """Whether what arrives is less than what is sent."""
+        return self._tensors is not None and self._tensors.cut
+
+    def discard(self) -> None:
+        """Let go of what has been packed so far."""
+        self._frames.clear()
+        self._tensors = None
 
     def again(self) -> bool:
         """After a pass: whether another is needed, now that all tensors have been seen."""
@@ -178,32 +189,77 @@ def _describe(dtype: np.dtype[Any]) -> dtypes.Description:
     try:
         return dtypes.describe(dtype)
     except ValueError as exc:
-        raise NotData(f"its {exc}: send its items as a list, or in arrays of numbers") from None
+        raise NotData(f"its {exc}: {_OTHER_ITEMS}") from None
+
+
+# No advice may change a value: it says what to send so that the materializer can make the same again.
+_OTHER_ITEMS = (
+    "send its items as a list, or in an array of a plain dtype that holds each of them exactly, and make it again in "
+    "the materializer"
+)
+_EXACTLY = {  # by the plain class: how to get at what a subclass holds, past methods of its own
+    dict: "dict(it)",
+    list: "list(it)",
+    tuple: "tuple(it)",
+    set: "set(it)",
+    frozenset: "frozenset(it)",
+    str: "str.__str__(it)",
+    bytes: "bytes(memoryview(it))",
+    bytearray: "bytearray(memoryview(it))",
+    int: "int.__int__(it)",
+    float: "float.__float__(it)",
+    complex: "complex.__pos__(it)",
+}
 
 
 def _remedy(obj: object) -> str:
     kind = type(obj)
+    again = "and make it again in the materializer"
+    masked, torch = sys.modules.get("numpy.ma"), sys.modules.get("torch")
+    if masked is not None and isinstance(obj, masked.MaskedArray):
+        return f"a masked array: send it.data, numpy.ma.getmaskarray(it) and it.fill_value, {again}"
+    if type(obj) is np.memmap:
+        return "a map of a file: send numpy.asarray(it)"
     if isinstance(obj, np.ndarray):
-        return "a subclass of ndarray: send numpy.asarray(it)"
-    for plain in (dict, list, tuple, set, frozenset, str, bytes, int, float):
+        return (
+            "a subclass of ndarray: send numpy.asarray(it), and beside it what its class adds (units, names, what its "
+            f"operators mean), {again}"
+        )
+    if torch is not None and isinstance(obj, torch.Tensor):
+        return f"a subclass of Tensor: send it.as_subclass(torch.Tensor), and beside it what its class adds, {again}"
+    if isinstance(obj, enum.Enum):
+        return f"an enum: send it.value, {again}"
+    if isinstance(obj, np.generic):
+        return f"a subclass of a NumPy scalar: send numpy.array(it)[()], and beside it what its class adds, {again}"
+    for plain, exactly in _EXACTLY.items():
         if isinstance(obj, plain):
-            return f"a subclass of {plain.__name__}: send {plain.__name__}(it)"
+            return f"a subclass of {plain.__name__}: send {exactly}, and beside it what its class adds, {again}"
     if kind.__module__.startswith("PIL."):
-        return "an image: send the bytes of its file, or numpy.asarray(it)"
+        return (
+            "an image: send the bytes of its file, or it.mode, it.size, it.tobytes() and (mode P) it.getpalette(), "
+            f"{again}"
+        )
     if callable(obj):
         return "it can be called: register it as a materializer, or part of one, on every rank"
-    return "send its fields as a dict, and make it again in the materializer"
+    return f"send its fields as a dict, {again}"
 
 
 def _items_of(obj: object) -> Iterator[tuple[str, object]]:
     return items_of(obj) if type(obj) in (dict, list, tuple, set, frozenset) else iter(())
 
 
+class _Looking(Packer):
+    """Packs nothing, and only finds out whether it could."""
+
+    def _frame(self, owner: object, view: Callable[[], memoryview]) -> int:
+        return 0
+
+
 def _error_of(obj: object) -> Exception | None:
     try:
-        Packer(careful=True).begin(Encoded(), obj)
+        _Looking(careful=True).begin(Encoded(), obj)
     except NotData as exc:
-        return exc
+        return exc.with_traceback(None)  # by way of which its frames would keep each other, and the payload
     return None
 
 

@@ -29,6 +29,11 @@ class Tensors:
         self._rebuild, self._reducer = torch_tensors.rebuild, torch_tensors.TensorReducer()
         self._planned = False
 
+    @property
+    def cut(self) -> bool:
+        """Whether some had a history, which stays behind."""
+        return self._reducer.cut
+
     def again(self) -> bool:
         """After a pass: whether another is needed, since some share memory. At most once."""
         planned, self._planned = self._planned, True

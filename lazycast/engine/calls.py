@@ -37,6 +37,7 @@ class Call:
     placement: str = ""  # once it is decided
     measured: bool = False  # what it costs is to be known
     spare: Any = None  # the cast to send if its value does not pickle, as `Encoder.encode` returns it
+    untouched: Any = None  # fingerprint, payload and materializer as they were, for the same
     mark: bytes | None = None  # the fingerprint of a replicated payload
     failure: Failure | None = None  # it was refused, or its value cannot be had: sent in place of it
     cause: BaseException | None = None

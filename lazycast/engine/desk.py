@@ -56,7 +56,7 @@ class Desk(Records):
 
     def __init__(self, group: Group, options: Options) -> None:
         super().__init__(group, options)
-        self._policy = policy_of(options)
+        self._policy = policy_of(options, same_program=group.same_program)
         self._gates: list[threading.Lock] = []  # of threads that wait for a change, each opened once
         #: What was asked for in the middle of our own work, with its arguments. Filled in one step, from anywhere.
         self.handed: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()

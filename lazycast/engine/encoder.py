@@ -13,6 +13,7 @@ from lazycast.engine.arrival import Own
 from lazycast.engine.calls import Call
 from lazycast.engine.workers import unforked
 from lazycast.materializers import Shipper
+from lazycast.missing import MISSING
 from lazycast.relay import Relay, Room
 from lazycast.staged import Staged
 from lazycast.trust import Policy
@@ -48,6 +49,8 @@ class Encoder:
             with unforked():
                 what = call.hint if call.mark is not None else (call.payload, call.hint)
                 encoded = encode(what if staged else call.payload)
+        if encoded.cut and call.prepared:
+            self._cut(call, encoded)
         room = self._relay.room(encoded.nbytes)
         encoded.write_into(room.view)
         agree = self._agree and call.placement != "demand"
@@ -68,6 +71,21 @@ class Encoder:
             origin=call.ask.origin,
         )
         return cast, room, codes
+
+    def _cut(self, call: Call, encoded: codec.Encoded) -> None:
+        """What the root has made is more than what the others get of it: it keeps what they get."""
+        made = codec.as_it_arrives(encoded, self.codec)
+        if call.hint is MISSING:
+            call.payload = made
+        else:
+            call.hint = made if call.mark is not None else made[1]
+
+    def check(self, cast: Cast, room: Room) -> None:
+        """Make sure that what was encoded can be rebuilt, here at least. Raises whatever decoding raises."""
+        if not cast.stream_nbytes:
+            return
+        with unforked():
+            self.codec.decode(room.view, codec.Layout(cast.stream_nbytes, cast.frames))
 
     def _next_turn(self) -> int:
         self._turn += 1

@@ -34,6 +34,7 @@ from lazycast.future import CastFuture
 from lazycast.materializers import objection
 from lazycast.missing import MISSING
 from lazycast.options import Options
+from lazycast.staged import unusable
 from lazycast.topology import Topology
 from lazycast.wire import Failure, FailureKind, Key
 
@@ -83,8 +84,8 @@ class Intake(Lane):
             pass
         elif payload is MISSING:
             refusal = TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
-        elif fn is not None and not callable(fn):
-            refusal = TypeError(f"{self._label(key, None)}: materialize must be callable, got {type(fn).__name__}")
+        elif fn is not None and (wrong := unusable(fn)) is not None:
+            refusal = TypeError(f"{self._label(key, None)}: {wrong}")
         elif fn is not None and (refused := objection(fn, self._policy)) is not None:
             refusal = TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
         call: Call | None = None  # once it has its place in line

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from lazycast.codec import Layout
+from lazycast.codec import Layout, as_it_arrives
 from lazycast.engine.arrival import Arrival, Material
 from lazycast.engine.performer import Performer, Result
 from lazycast.engine.workers import unforked
 from lazycast.errors import TrustError
 from lazycast.failures import clip
-from lazycast.fingerprint import fingerprint
+from lazycast.fingerprint import fingerprint, first_difference
 from lazycast.materializers import Loader, Materializer
 from lazycast.missing import MISSING
 from lazycast.relay import Relay
@@ -88,23 +88,29 @@ class Parts:
         """Tell this host why there is nothing to share."""
         self._relay.share(message)
 
-    def share(self, of: Cast, message: Value, value: object) -> tuple[int, str | None]:
-        """Send what the owner made to the others of its host. Returns its bytes, or why it could not be sent."""
+    def share(self, of: Cast, message: Value, value: object) -> tuple[int, str | None, object]:
+        """Send what the owner made to the others of its host.
+
+        Returns its bytes, or why it could not be sent, and the owner's value: its own, or what the others get if that
+        is less.
+        """
         began_s = time.monotonic()
         try:
             with unforked():
                 encoded = self.codec.encode(value)
             room = self._relay.room(encoded.nbytes, host=True)
             encoded.write_into(room.view)
+            if encoded.cut:
+                value = as_it_arrives(encoded, self.codec)
         except BaseException as exc:  # MemoryError, and whatever a value's own code raises
             unshared = clip(f"rank {self._rank} could not share its value: {describe(exc)}", MAX_REASON)
             self.tell(msgspec.structs.replace(message, unshared=unshared))
-            return 0, unshared
+            return 0, unshared, value
         nbytes, (stream_nbytes, frames) = encoded.nbytes, encoded.layout
         message = msgspec.structs.replace(message, nbytes=nbytes, stream_nbytes=stream_nbytes, frames=frames)
         self._relay.share(message, room)
         self._took("share", began_s, of)
-        return nbytes, None
+        return nbytes, None, value
 
     def decode(self, of: Cast, body: memoryview, nbytes: int, layout: Layout) -> Result:
         """Rebuild an object that has arrived."""
@@ -174,7 +180,7 @@ class _Part:
             if hint is MISSING:
                 payload = self._payload()
                 hint = self._materialize(prepare, payload)
-                self._share(hint)
+                hint = self._share(hint)
             if finish is None:
                 return hint
             if payload is MISSING:
@@ -194,7 +200,9 @@ class _Part:
             if isinstance(mark, Exception):
                 raise mark
             if mark != expected:
-                raise ValueError("its payload is not the root's; the ranks' calls are out of step, or payloads differ")
+                where = first_difference(own.payload, expected)
+                text = "its payload is not the root's; the ranks' calls are out of step, or payloads differ"
+                raise ValueError(f"{text}: {where}" if where else text)
         except Exception as exc:
             raise _Failed(self._parts.failed("mismatch", "a replicated payload was refused", exc)) from exc
 
@@ -249,7 +257,8 @@ class _Part:
             raise _Failed(result)
         return result.value
 
-    def _share(self, value: object) -> None:
+    def _share(self, value: object) -> object:
         if self._to_share is not None:
             self.told = True
-            self.shared_nbytes, self.unshared = self._parts.share(self._message, self._to_share, value)
+            self.shared_nbytes, self.unshared, value = self._parts.share(self._message, self._to_share, value)
+        return value

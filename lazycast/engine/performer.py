@@ -10,6 +10,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
+from types import CoroutineType
 from typing import Any, NamedTuple
 
 from lazycast import failures
@@ -18,6 +19,7 @@ from lazycast.engine.interrupts import Uninterrupted
 from lazycast.engine.workers import Workers, inside, unforked
 from lazycast.here import call_out
 from lazycast.materializers import name_of
+from lazycast.surroundings import apart
 from lazycast.tracebacks import forget_our_locals
 from lazycast.wire import Failure, FailureKind
 
@@ -33,6 +35,7 @@ class Group(NamedTuple):
     hosts: Sequence[str]
     cores: Sequence[Cores]
     clocks: Sequence[str] = ()  # ranks with the same have the same monotonic clock
+    same_program: bool = False  # whether all run one: see `lazycast.script`
     ident: str = ""  # of the object, the same on all its ranks, and no other object's
 
     def clock_of(self, rank: int) -> str:
@@ -74,10 +77,16 @@ class Performer:
         return failure
 
     def materialize(self, fn: Callable[..., Any], *args: object) -> Result:
-        """Call a materializer, or a stage of one, in this thread."""
+        """Call a materializer, or a stage of one, in this thread and a context of its own."""
         try:
             with unforked():
-                return Result(call_out(fn, *args))
+                value = call_out(apart, fn, *args)
+            if isinstance(value, CoroutineType):
+                value.close()
+                raise TypeError(
+                    "it returned a coroutine, which nobody awaits; return the value: asyncio.run() gives it"
+                )
+            return Result(value)
         except BaseException as exc:  # KeyboardInterrupt and SystemExit too: every rank must learn of it
             return Result(failure=self.failure("materialize", f"materializer {name_of(fn)!r} raised", exc), cause=exc)
 

@@ -11,6 +11,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from typing import Any
@@ -19,6 +20,7 @@ import msgspec
 
 from lazycast import wire
 from lazycast.backend import Context
+from lazycast.codec import CannotEncode
 from lazycast.engine.arrival import Arrival
 from lazycast.engine.calls import Call
 from lazycast.engine.encoder import Encoded, Encoder, own_of
@@ -30,6 +32,7 @@ from lazycast.failures import clip
 from lazycast.fanout.mesh import Mesh
 from lazycast.fingerprint import approximate_nbytes, fingerprint
 from lazycast.materializers import Materializer
+from lazycast.missing import MISSING
 from lazycast.options import Options
 from lazycast.staged import Staged
 from lazycast.topology import Topology
@@ -37,6 +40,9 @@ from lazycast.tracebacks import describe
 from lazycast.wire import Cast, Cost, Failure
 
 _STEPS_HERE = 4
+#: A payload up to this size is encoded before `auto` has the root materialize, in case that the value does not travel;
+#: of a larger one a fingerprint is taken, once values of its kind have travelled (bytes).
+_SPARE_NBYTES = 64 << 10
 
 
 class Sending(Intake):
@@ -117,8 +123,10 @@ class Sending(Intake):
                 self._calls.make_ready(call)
                 return
             call.phase = "materializing on the root"
-        if doubtful:
+        if doubtful or (call.measured and nbytes <= _SPARE_NBYTES):
             self._spare(call)
+        elif call.measured:
+            self._note_payload(call)
         call.payload = call.materialize = None
         part = functools.partial(self._prepare, call, fn, payload)
         self._performer.run(part, functools.partial(self._prepared, call, fn, payload), seq=call.seq)
@@ -160,6 +168,12 @@ class Sending(Intake):
         except Exception:
             return 0  # the choice is made without it
 
+    def _note_payload(self, call: Call) -> None:
+        """Keep a payload, for a value that does not travel. It is large, or `_spare` would have encoded it."""
+        if call.failure is None:
+            with contextlib.suppress(Exception):  # of one that cannot be looked at: its value has to travel
+                call.untouched = fingerprint(call.payload), call.payload, call.materialize
+
     def _spare(self, call: Call) -> None:
         """Get ready for a value that does not pickle: then every rank is to make its own, from the payload as it is."""
         call.placement = "every"
@@ -181,7 +195,7 @@ class Sending(Intake):
                 said = [(code, place, wire.encode(code)) for code, place in codes]
             except BaseException as exc:  # MemoryError, and whatever a payload's own code raises
                 call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
-            call.spare = None
+            call.spare = call.untouched = None
         if call.failure is not None:
             self._send_failure(call, call.failure)
             return
@@ -211,15 +225,36 @@ class Sending(Intake):
             self._advance(arrival)
 
     def _encoded(self, call: Call) -> Encoded:
-        """Return what is to be sent: of a value that does not pickle, the payload in its place."""
+        """Return what is to be sent: of a value that does not travel, the payload in its place."""
         try:
-            return self._encoder.encode(call)
+            encoded = self._encoder.encode(call)
+            if call.spare is not None or call.untouched is not None:
+                self._encoder.check(*encoded[:2])
+            return encoded
         except BaseException as exc:
-            if call.spare is None:
+            spare = call.spare if call.spare is not None else self._spare_again(call)
+            if spare is None:
                 raise
-            cast, room, codes = call.spare
+            cast, room, codes = spare
             self._unshared(call, exc)
             return msgspec.structs.replace(cast, sent_s=time.monotonic()), room, codes
+
+    def _spare_again(self, call: Call) -> Encoded | None:
+        """Encode the payload of a value that does not travel, if the materializer has left the payload as it was."""
+        if call.untouched is None:
+            return None
+        value = call.payload, call.materialize, call.hint, call.prepared, call.placement
+        mark, call.payload, call.materialize = call.untouched
+        if fingerprint(call.payload) != mark:
+            raise CannotEncode(
+                "the value does not travel, and the materializer has changed its payload, so no other can make it: "
+                "let it leave its payload as it is, or use placement='every' or 'shard'"
+            )
+        call.hint, call.prepared, call.placement = MISSING, False, "every"
+        try:
+            return self._encoder.encode(call)
+        finally:
+            call.payload, call.materialize, call.hint, call.prepared, call.placement = value
 
     def _unshared(self, call: Call, exc: BaseException) -> None:
         """A value of the root does not pickle, though it was to be cast: the ranks make their own."""

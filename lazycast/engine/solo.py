@@ -1,7 +1,7 @@
 """The lane of a group of one: the materializer is called directly; nothing is pickled, sent or agreed upon.
 
 Guarantees: the API, the errors and the rules about keys are those of a larger group. `call` returns at once; the
-materializer runs on a worker, or, with `here`, in the calling thread.
+materializer runs on a worker, or, with `here`, in the calling thread, if nothing is set there that it would see.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from lazycast.errors import TrustError
 from lazycast.future import CastFuture
 from lazycast.materializers import objection
 from lazycast.missing import MISSING
+from lazycast.staged import unusable
+from lazycast.surroundings import nothing_set
 from lazycast.wire import Key
 
 
@@ -61,8 +63,9 @@ class SoloLane(Desk):
         fn: Any = materialize if materialize is not None else self._options.materialize
         if payload is MISSING:
             raise TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
-        if fn is not None and not callable(fn):
-            raise TypeError(f"{self._label(key, None)}: materialize must be callable, got {type(fn).__name__}")
+        wrong = unusable(fn) if fn is not None else None
+        if wrong is not None:
+            raise TypeError(f"{self._label(key, None)}: {wrong}")
         refused = objection(fn, self._policy) if fn is not None else None
         if refused is not None:
             raise TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
@@ -77,6 +80,7 @@ class SoloLane(Desk):
             if fn is None:
                 self._settle(ask, Result(payload))
             else:
+                here = here and nothing_set()  # with more ranks it would run on another thread
                 self._performer.run(
                     functools.partial(self._part, ask, fn, payload),
                     functools.partial(self._settle, ask),

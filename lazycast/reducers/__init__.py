@@ -49,6 +49,7 @@ class Reduction(dict[type, Reduce]):
     def _fill(self, base: Mapping[type, Reduce]) -> None:
         self.families: list[tuple[type, Reduce]] = []  # for all subclasses of a type that have no reducer of their own
         self.plans: list[Callable[[], bool]] = []  # asked after the first pass whether they need a second one
+        self.cuts: list[Callable[[], bool]] = []  # asked at the end whether something has stayed behind
         self.update(base)
         for install in _installed():
             install(self)
@@ -69,6 +70,10 @@ class Reduction(dict[type, Reduce]):
         reduce = next((reduce for family, reduce in self.families if issubclass(type_, family)), _as_pickle_would)
         self[type_] = reduce
         return reduce
+
+    def cut(self) -> bool:
+        """At the end: whether what arrives is less than what is sent. Of a tensor, its history stays behind."""
+        return self._base is None and any(ask() for ask in self.cuts)
 
     def again(self) -> bool:
         """After a pass: whether another is needed, now that all of the payload has been seen. At most once."""

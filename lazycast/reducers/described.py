@@ -10,10 +10,12 @@ from __future__ import annotations
 import importlib
 import pickle
 import sys
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lazycast.careful import check_attributes
 from lazycast.data import arrays, dtypes
 
 if TYPE_CHECKING:
@@ -52,27 +54,68 @@ def reduce_dtype(dtype: np.dtype[Any]) -> Reduced:
 
 def reduce_scalar(scalar: np.generic) -> Reduced:
     if type(scalar) is not scalar.dtype.type:
-        raise ValueError(f"{type(scalar).__name__} is a subclass of a NumPy scalar: send {scalar.dtype.type.__name__}")
+        raise ValueError(
+            f"{type(scalar).__name__} is a subclass of a NumPy scalar: send numpy.array(it)[()], and beside it what "
+            "its class adds"
+        )
     return arrays.rebuild_scalar, (dtypes.describe(scalar.dtype), scalar.tobytes())
 
 
 def reduce_image(image: Image) -> Reduced:
     from lazycast.reducers import pil_images
 
-    reduced = pil_images.reduce_image(image)
+    frames = vars(image).get("n_frames", 1)
+    if isinstance(frames, int) and frames > 1:
+        raise ValueError(
+            f"an image of {frames} frames: with allow= only one travels. Send the bytes of its file, or it.copy() for "
+            "the one frame"
+        )
+    image = pil_images.to_load(image)
+    reduced = pil_images.reduce_pixels(image)
     kind = type(image)
     known = _IMAGES.get(kind.__qualname__) == kind.__module__
     if not known or isinstance(reduced, str) or reduced[-1] is not pil_images.set_state:
         return reduced  # then its class must be allowed
-    return image_of, (kind.__qualname__, reduced[2])
+    text = {str(key): str.__str__(value) for key, value in (getattr(image, "_text", None) or {}).items()}
+    return image_of, (kind.__qualname__, reduced[2], text)
 
 
 # On the receiver
 
 
 def array_of(buffer: Any, description: object, shape: object, writable: object, fortran: object) -> arrays.Array:
-    frame = memoryview(buffer).cast("B")
+    frame = memoryview(_own_bytes(buffer)).cast("B")
     return arrays.rebuild(frame, description, shape, writable is True and not frame.readonly, fortran)
+
+
+def _own_bytes(buffer: Any) -> Any:
+    """Refuse what only says that it is a buffer."""
+    if type(buffer) not in (bytes, bytearray, memoryview, pickle.PickleBuffer):
+        raise ValueError(f"a {type(buffer).__name__} where bytes should be")
+    return buffer
+
+
+def view_of(array: object) -> memoryview:
+    """As `builtin_bytes.data_of`, of arrays alone."""
+    if type(array) is not np.ndarray:
+        raise ValueError(f"a view of a {type(array).__name__}")
+    return array.data
+
+
+def bytes_of_tensor(buffer: Any, kind: object) -> torch.Tensor:
+    """As `torch_tensors.receive`, of bytes alone."""
+    from lazycast.data import tensors
+
+    made: torch.Tensor = tensors.receive(memoryview(_own_bytes(buffer)).cast("B"), kind)
+    return made
+
+
+def parameter_of(tensor: Any, requires_grad: object, hooks: object) -> Any:
+    """As torch's own `_rebuild_parameter`, of tensors, and without hooks, which would be called later."""
+    torch = sys.modules.get("torch")
+    if torch is None or type(tensor) is not torch.Tensor or type(requires_grad) is not bool or hooks:
+        raise ValueError(f"no parameter of a {type(tensor).__name__}, or one with hooks")
+    return torch.nn.Parameter(tensor, requires_grad)
 
 
 def array_of_objects(shape: object, items: object, writable: object) -> arrays.Array:
@@ -103,16 +146,23 @@ def set_attributes_of_tensor(tensor: Any, attributes: Any) -> None:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(tensor, torch.Tensor) or type(attributes) is not dict:
         raise ValueError(f"attributes for a {type(tensor).__name__}, which is no tensor")
+    check_attributes(attributes)
     tensor.__dict__.update(attributes)
 
 
-def image_of(name: object, state: object) -> Image:
-    """Make an image of one of the classes above. Raises ValueError unless its pixels are there."""
-    if type(name) is not str or name not in _IMAGES:
+def image_of(name: object, state: object, text: object = None) -> Image:
+    """Make an image of one of the classes above. Raises ValueError unless its pixels are there.
+
+    Args:
+        text: of a PNG.
+    """
+    if type(name) is not str or name not in _IMAGES or type(text) not in (dict, NoneType):
         raise ValueError(f"no image: {name!r:.40}")
     kind = getattr(importlib.import_module(_IMAGES[name]), name)
     image: Image = kind.__new__(kind)
     set_state_of_image(image, state)
+    if name == "PngImageFile":
+        vars(image)["_text"] = text or {}
     return image
 
 

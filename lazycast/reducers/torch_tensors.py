@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lazycast.tensor_memory import items_of
+
 if TYPE_CHECKING:
     import torch
 
@@ -45,6 +47,7 @@ def install(reduction: Reduction) -> None:
     reducer = TensorReducer()
     reduction[sys.modules["torch"].Tensor] = reducer.reduce
     reduction.plans.append(reducer.plan)
+    reduction.cuts.append(lambda: reducer.cut)
 
 
 class Stretch:
@@ -63,19 +66,21 @@ class Stretch:
             # Encoding runs on a thread of its own, whose stream knows nothing of the work that fills the tensor.
             getattr(torch, device.type).synchronize(device)
             flat = flat.cpu()
-        return receive, (pickle.PickleBuffer(flat.numpy().data), device.type)
+        return receive, (pickle.PickleBuffer(items_of(flat).data), device.type)
 
 
 class TensorReducer:
     """Takes apart the tensors of one payload; knows after the first pass which of them share memory."""
 
     def __init__(self) -> None:
+        self.cut = False  # whether some tensor has a history, which does not travel
         self._storages: dict[int, torch.UntypedStorage] = {}  # kept alive: another one must not get the same address
         self._ranges: defaultdict[int, list[Range]] = defaultdict(list)
         self._shared: dict[tuple[int, Range], Stretch] = {}
 
     def reduce(self, tensor: torch.Tensor) -> Reduced:
-        if not _is_bytes_and_strides(tensor):
+        self.cut |= not tensor.is_leaf
+        if not is_bytes_and_strides(tensor):
             return _as_torch_does(tensor)
         shown = tensor.detach().resolve_conj().resolve_neg()
         stretch, offset = None, 0
@@ -127,7 +132,8 @@ def join(ranges: Iterable[Range]) -> list[list[Range]]:
     return groups
 
 
-def _is_bytes_and_strides(tensor: torch.Tensor) -> bool:
+def is_bytes_and_strides(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is taken apart here, and not by torch's own pickling."""
     import torch
 
     return (
@@ -165,7 +171,7 @@ def receive(buffer: Any, kind: str) -> torch.Tensor:
 
     if memoryview(buffer).readonly:
         flat = torch.empty(len(buffer), dtype=torch.uint8, device="cpu")
-        np.copyto(flat.numpy(), np.frombuffer(buffer, np.uint8))
+        np.copyto(items_of(flat), np.frombuffer(buffer, np.uint8))
     else:
         flat = torch.frombuffer(buffer, dtype=torch.uint8)
     return flat if kind == "cpu" else flat.to(own_device(kind))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+import decimal
 import threading
 import time
 from functools import partial
@@ -224,10 +226,10 @@ def a_replicated_payload_that_differs_fails_that_cast_on_every_rank(rank: Rank) 
     for placement in ("every", "shard", "root"):
         with rank.executor() as pool, rank.lazy(total, placement=placement, executor=pool, replicated=True) as lazy:
             for odd in range(1, rank.size):
-                good, other = {"x": np.ones(50_000)}, {"x": np.ones(50_001)}
+                good, other = {"n": 1, "x": np.ones(50_000)}, {"n": 1, "x": np.ones(50_001)}
                 exc = raises(
                     PayloadMismatchError,
-                    "not the root's",
+                    r"not the root's.*: the first part that differs is \['x'\]",
                     partial(lazy.broadcast, other if rank.rank == odd else good),
                 )
                 same(exc.rank, odd)
@@ -406,3 +408,28 @@ def a_payload_that_an_owner_cannot_decode_fails_everybody(rank: Rank) -> None:
 
 def type_name(payload: Any) -> str:
     return type(payload).__name__
+
+
+_VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("lazycast_testing", default="nothing")
+
+
+def context(payload: Any) -> tuple[Any, ...]:
+    """What a materializer sees of its context, which it then changes."""
+    seen = payload, decimal.getcontext().prec, np.geterr()["divide"], _VARIABLE.get()
+    decimal.getcontext().prec = 11
+    _VARIABLE.set("left behind")
+    return seen
+
+
+@behaviour()
+def what_a_caller_has_set_in_its_context_is_the_same_for_every_materializer(rank: Rank) -> None:
+    """None of it is seen, with one rank and with many; nor what another materializer has set."""
+    for placement in PLACEMENTS:
+        with rank.lazy(context, placement=placement) as lazy:
+            _VARIABLE.set("the caller's")
+            with decimal.localcontext() as mine, np.errstate(divide="raise"):
+                mine.prec = 5
+                for number in range(4):
+                    ask = lazy.broadcast if number % 2 else lambda *args: lazy.broadcast_async(*args).result(TIMEOUT_S)
+                    same(ask(number), (number, 28, "warn", "nothing"))
+                same((decimal.getcontext().prec, _VARIABLE.get()), (5, "the caller's"), "what the caller has set")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import array
+import collections
+import contextlib
 import functools
 import threading
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
+from lazycast import codec, data
 from lazycast.diagnose import describe_unpicklable, find_unpicklable
 
 LOCK = threading.Lock()
@@ -123,6 +130,124 @@ def test_describing_never_raises(obj: object) -> None:
 
 
 def test_the_sentence_names_type_way_part_and_reason() -> None:
-    text = describe_unpicklable({"a": LOCK}, TypeError("unused"))
-    assert text.startswith("dict['a'] (a lock) does not pickle: ")
-    assert "lock" in text.rpartition(":")[2]
+    error = find_unpicklable({"a": LOCK})[2]
+    assert error is not None
+    assert describe_unpicklable({"a": LOCK}, error) == f"dict['a'] (a lock) does not pickle: {error}"
+
+
+def test_no_part_is_blamed_for_an_error_that_does_not_happen_again() -> None:
+    text = describe_unpicklable({"a": LOCK}, OSError("the disk was full"))
+    assert text == "dict (a dict) does not pickle: the disk was full"
+
+
+class Helpful:
+    """Says itself why it does not pickle, and has a part that does not either."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a connection: send its address, .address")
+
+
+class FailsOnce:
+    """What it raises is another thing when it is asked again, as with a file that has been read."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.part = LOCK
+
+    def __reduce__(self) -> tuple[object, ...]:
+        self.asked += 1
+        if self.asked == 1:
+            raise OSError("the file is truncated")
+        raise AttributeError("_im")
+
+
+class OddState:
+    def __getstate__(self) -> dict[str, object]:
+        return {"made": threading.Lock()}
+
+
+class Slotted:
+    __slots__ = ("part",)
+
+    def __init__(self, part: object) -> None:
+        self.part = part
+
+
+FIRST = {
+    "helpful": (
+        [1, {"c": Helpful()}],
+        r"list[1]['c'] (a Helpful) does not pickle: a connection: send its address, .address",
+    ),
+    "fails once": ({"x": FailsOnce()}, "dict (a dict) does not pickle: the file is truncated"),
+    "made": ([OddState()], "list[0] (a OddState) does not pickle: cannot pickle '_thread.lock' object"),
+    "slots": ((Slotted(LOCK),), "tuple[0].part (a lock) does not pickle: cannot pickle '_thread.lock' object"),
+    "an array of objects": (
+        np.array([[1, LOCK]], object),
+        "ndarray[0, 1] (a lock) does not pickle: cannot pickle '_thread.lock' object",
+    ),
+    "a deque": (collections.deque([LOCK]), "deque[0] (a lock) does not pickle: cannot pickle '_thread.lock' object"),
+    "the second of many": (
+        [Thing(n=i) for i in range(2000)] + [LOCK],
+        "list[2000] (a lock) does not pickle: cannot pickle '_thread.lock' object",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_the_first_cause_is_the_message(name: str) -> None:
+    obj, text = FIRST[name]
+    with pytest.raises(codec.CannotEncode) as caught:
+        codec.encode(obj)
+    assert str(caught.value) == text
+
+
+PARTS = 60  # of a MiB each
+
+
+def _parts(how: str) -> list[Any]:
+    if how == "arrays":
+        return [np.ones(1 << 20, np.uint8) for _ in range(PARTS)]
+    if how == "strided":
+        return [np.ones((1 << 10, 1 << 11), np.uint8)[:, ::2] for _ in range(PARTS)]
+    if how == "masked":
+        return [np.ma.MaskedArray(np.ones(1 << 20, np.uint8)) for _ in range(PARTS)]
+    if how == "bytes":
+        return [bytes([i]) * (1 << 20) for i in range(PARTS)]
+    return [array.array("B", bytes(1 << 20)) for _ in range(PARTS)]
+
+
+def _peak_of(work: Callable[[], object]) -> int:
+    """How many MiB of memory more are in use at most while something is done."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(codec.CannotEncode):
+            work()
+        return tracemalloc.get_traced_memory()[1] >> 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("how", "mib"), [("arrays", 0), ("bytes", 0), ("masked", 0), ("strided", PARTS), ("array.array", PARTS)]
+)
+def test_naming_a_part_of_a_large_payload_takes_no_more_memory_than_encoding_it(how: str, mib: int) -> None:
+    parts = _parts(how)
+    good = _peak_of(lambda: codec.encode(parts))
+    bad = [{"deep": [parts, Thing(parts=parts, lock=LOCK)]}]
+    with pytest.raises(codec.CannotEncode, match=r"\['deep'\]\[1\]\.lock \(a lock\)"):
+        codec.encode(bad)
+    assert mib <= good <= mib + 1
+    assert _peak_of(lambda: codec.encode(bad)) <= good + 2
+
+
+@pytest.mark.parametrize("how", ["arrays", "strided", "bytes"])
+def test_naming_what_is_not_data_in_a_large_payload_takes_no_more_memory_either(how: str) -> None:
+    parts = _parts(how)
+    good = _peak_of(lambda: data.encode(parts))
+    bad = [{"deep": [parts, {"lock": LOCK}]}]
+    with pytest.raises(codec.CannotEncode, match=r"\['deep'\]\[1\]\['lock'\] \(a lock\)"):
+        data.encode(bad)
+    assert _peak_of(lambda: data.encode(bad)) <= good + 2

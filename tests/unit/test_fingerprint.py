@@ -26,7 +26,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast.fingerprint import approximate_nbytes, fingerprint
+from lazycast.fingerprint import approximate_nbytes, fingerprint, first_difference
 
 
 class Modality(enum.Enum):
@@ -465,3 +465,51 @@ def test_many_numbers_are_read_at_once() -> None:
     began_s = time.thread_time()
     fingerprint(tokens)
     assert time.thread_time() - began_s < 1
+
+
+# Where payloads differ
+
+
+def _request(**changed: Any) -> dict[str, Any]:
+    return {"id": "r1", "pixels": np.arange(40_000), "sizes": [3, 4], "text": "a" * 1000, **changed}
+
+
+@dataclass
+class Open:
+    x: int
+    y: Any = None
+
+
+@pytest.mark.parametrize(
+    ("mine", "root", "says"),
+    [
+        (_request(), _request(id="r2"), "the first part that differs is ['id']"),
+        (_request(), _request(pixels=np.arange(40_000)[::-1]), "the first part that differs is ['pixels']"),
+        (_request(), _request(pixels=1, text=""), "the first part that differs is ['pixels']"),
+        (_request(), _request(sizes=[3, 5]), "the first part that differs is ['sizes']"),
+        (_request(), _request(text="a" * 999 + "b"), "the first part that differs is ['text']"),
+        (_request(), _request(more=1), "the root's is not a dict of 4, as this rank's is"),
+        (_request(), "r1", "the root's is not a dict of 4, as this rank's is"),
+        ("r1", _request(), "the root's is not a str, as this rank's is"),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, "the first part that differs is ['a']"),
+        ([1, "a", 3.0], [1, "b", 3.0], "the first part that differs is [1]"),
+        ((1, [2]), (1, [3]), "the first part that differs is [1]"),
+        (Open(1, "a"), Open(1, "b"), "its .y differs first"),
+        (Slotted(1, "a"), Slotted(2, "a"), "its .x differs first"),
+        (Item(modality=Modality.IMAGE, hash=1), Item(modality=Modality.IMAGE, hash=2), "its .hash differs first"),
+        (Open(1), Slotted(1), "the root's is not a Open, as this rank's is"),
+        (list(range(100)), [*range(99), 0], ""),  # many numbers are read at once
+        (list(range(100)), ["a"] * 100, "the root's is not a list of 100, as this rank's is"),
+        (dict.fromkeys(range(40)), {**dict.fromkeys(range(40)), 39: 1}, "its first 32 parts are the same"),
+        (1, 2, ""),
+        (np.arange(3), np.arange(4), ""),
+    ],
+)
+def test_it_says_where_payloads_differ(mine: Any, root: Any, says: str) -> None:
+    assert fingerprint(mine) != fingerprint(root)
+    assert first_difference(mine, fingerprint(root)) == says
+
+
+def test_it_stays_small_whatever_a_payload_has() -> None:
+    assert len(fingerprint(1)) == 16
+    assert len(fingerprint(dict.fromkeys(range(9999), "x"))) == 16 + 2 * 33

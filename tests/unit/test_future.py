@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import gc
 import logging
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -318,3 +319,98 @@ def test_its_repr_names_the_cast_and_the_state(engine: Engine) -> None:
     assert repr(engine.future) == "<CastFuture cast #3 pending>"
     engine.future.settle(5)
     assert repr(engine.future) == "<CastFuture cast #3 finished>"
+
+
+# What asyncio and others do with it
+
+
+async def _as_completed(future: CastFuture[Any]) -> Any:
+    (one,) = asyncio.as_completed([future])
+    return await one
+
+
+async def _wait(future: CastFuture[Any]) -> Any:
+    done, pending = await asyncio.wait([asyncio.ensure_future(future)])
+    assert not pending
+    return done.pop().result()
+
+
+async def _gather(future: CastFuture[Any]) -> Any:
+    return (await asyncio.gather(future))[0]
+
+
+async def _shield(future: CastFuture[Any]) -> Any:
+    return await asyncio.shield(future)
+
+
+async def _wait_for(future: CastFuture[Any]) -> Any:
+    return await asyncio.wait_for(future, WAIT_S)
+
+
+async def _task(future: CastFuture[Any]) -> Any:
+    return await asyncio.create_task(_await(future))
+
+
+WAYS = {fn.__name__.strip("_"): fn for fn in (_await, _gather, _wait, _wait_for, _as_completed, _shield, _task)}
+
+
+@pytest.mark.parametrize("when", ["done", "pending"])
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("way", WAYS)
+def test_asyncio_can_wait_for_it(engine: Engine, way: str, end: str, when: str) -> None:
+    async def main() -> Any:
+        if when == "done":
+            ENDS[end](engine.future)
+        task = asyncio.create_task(WAYS[way](engine.future))
+        await asyncio.sleep(0)
+        if when == "pending":
+            thread = threading.Thread(target=ENDS[end], args=(engine.future,))
+            thread.start()
+            thread.join()
+        return await asyncio.wait_for(task, WAIT_S)
+
+    if end == "value":
+        assert asyncio.run(main()) == 5
+    else:
+        kind = ValueError if end == "error" else concurrent.futures.CancelledError
+        with pytest.raises(kind):
+            asyncio.run(main())
+
+
+@pytest.mark.skipif(not hasattr(asyncio, "TaskGroup"), reason="came with Python 3.11")
+@pytest.mark.parametrize("end", ENDS)
+def test_it_can_be_awaited_in_a_group_of_tasks(engine: Engine, end: str) -> None:
+    ended: list[Any] = []
+
+    async def one() -> None:
+        try:
+            ended.append(await engine.future)
+        except (ValueError, concurrent.futures.CancelledError) as exc:
+            ended.append(type(exc))
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:  # type: ignore[attr-defined]
+            group.create_task(one())
+            await asyncio.sleep(0)
+            ENDS[end](engine.future)
+
+    asyncio.run(main())
+    assert ended == [{"value": 5, "error": ValueError, "cancelled": concurrent.futures.CancelledError}[end]]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="until then asyncio.wait made tasks of what it was given")
+@pytest.mark.parametrize("end", [None, *ENDS])
+def test_asyncio_wait_says_that_it_needs_a_task(engine: Engine, end: str | None) -> None:
+    if end is not None:
+        ENDS[end](engine.future)
+    with pytest.raises(TypeError, match=r"<CastFuture cast #3 .*asyncio.ensure_future\(future\)"):
+        asyncio.run(asyncio.wait([engine.future], timeout=WAIT_S))
+
+
+@pytest.mark.parametrize("end", [None, *ENDS])
+def test_awaiting_under_another_loop_names_the_way(engine: Engine, end: str | None) -> None:
+    if end is not None:
+        ENDS[end](engine.future)
+    task = _await(engine.future)
+    with pytest.raises(RuntimeError, match=r"trio.to_thread.run_sync\(future.result\)"):
+        task.send(None)  # as the loop of trio does

@@ -65,7 +65,7 @@ HERE = __name__
 LISTED = {f"{HERE}.Frame", f"{HERE}.Slotted", f"{HERE}.twice"}
 CODEC = AllowCodec(LISTED)
 #: Under these names the checked ones are found.
-CHECKED = {"tensor_of", "set_state_of_image", "set_attributes_of_tensor"}
+CHECKED = {"tensor_of", "set_state_of_image", "set_attributes_of_tensor", "view_of", "bytes_of_tensor", "parameter_of"}
 HARMFUL = ("os.", "subprocess.", "socket.", "ctypes.", "shutil.", "urllib.", "ftplib.", "sqlite3.", "webbrowser.")
 HARMFUL += (
     "exec",

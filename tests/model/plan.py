@@ -1,0 +1,178 @@
+"""What every rank does, drawn from a seed alone: each rank knows the plan of all without a word from the others.
+
+A plan is some worlds, one after the other. A world is some objects that live at the same time, on all ranks and on
+sub-groups, and some bursts. In a burst a rank makes its calls on all these objects, mixed in an order of its own; at
+its end all futures are settled. Keys are few, so they are used again and again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from lazycast.options import PLACEMENTS
+
+#: Of other types and the same text, so that they must not be taken for one another.
+KEYS: Final = ("a", b"a", "7", 7, -1)
+#: How a cast ends if nobody does anything to it.
+KINDS: Final = ("value", "fail", "unencodable", "missing")
+#: How a rank asks: it waits in the call; it collects the future at the end of the burst; or it gives up.
+BLOCK, COLLECT, CANCEL, DISCARD = "block", "collect", "cancel", "discard"
+#: More than the casts of a burst on one object: back-pressure is not what this is about, and it could hold up ranks
+#: that wait for each other in different objects.
+_MAX_INFLIGHT = 64
+_BURST = 24
+_THREADS = 3
+
+Key = str | int | bytes
+
+
+@dataclass(frozen=True)
+class Cast:
+    """One cast. `asks` says what each rank of the group does about it, by its rank in the group."""
+
+    number: int
+    key: Key | None
+    kind: str
+    materializer: str | None
+    nbytes: int
+    asks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A `LazyBroadcast`. `members` are ranks of the job in order; `options["root"]` counts within them."""
+
+    name: str
+    members: tuple[int, ...]
+    options: dict[str, Any]
+
+    @property
+    def root(self) -> int:
+        return int(self.options["root"])
+
+
+@dataclass(frozen=True)
+class Burst:
+    """The casts of each object, by its index. With `threads` each rank has several that ask."""
+
+    number: int
+    threads: bool
+    casts: tuple[tuple[Cast, ...], ...]
+
+
+@dataclass(frozen=True)
+class World:
+    """See the module's text. `seed` draws it again."""
+
+    seed: str
+    interrupts: bool
+    things: tuple[Thing, ...]
+    bursts: tuple[Burst, ...]
+
+    @property
+    def casts(self) -> int:
+        return sum(len(casts) for burst in self.bursts for casts in burst.casts)
+
+
+@dataclass
+class _Count:
+    """Casts that are made, by object."""
+
+    of: list[int] = field(default_factory=list)
+
+
+def worlds(seed: str, ranks: int, casts: int, *, interrupts: bool) -> Iterator[World]:
+    """Yield worlds until they have so many casts. A seed "17/3" is the fourth world of seed 17, alone."""
+    _, _, only = seed.partition("/")
+    if only:
+        yield _world(seed, ranks, interrupts)
+        return
+    made = number = 0
+    while made < casts:
+        world = _world(f"{seed}/{number}", ranks, interrupts)
+        made, number = made + world.casts, number + 1
+        yield world
+
+
+def _world(seed: str, ranks: int, interrupts: bool) -> World:
+    rng = random.Random(f"{seed}/{ranks}")
+    everybody = tuple(range(ranks))
+    groups = [everybody] + [tuple(sorted(rng.sample(everybody, rng.randint(1, ranks - 1)))) for _ in range(2)]
+    things = tuple(_thing(rng, f"{number}", members) for number, members in enumerate(groups))
+    count = _Count([0] * len(things))
+    bursts = tuple(_burst(rng, number, things, count) for number in range(rng.randint(4, 8)))
+    return World(seed, interrupts, things, bursts)
+
+
+def _thing(rng: random.Random, name: str, members: tuple[int, ...]) -> Thing:
+    options: dict[str, Any] = {
+        "root": rng.randrange(len(members)),
+        "placement": rng.choice((*PLACEMENTS, "auto")),
+        "agree": rng.random() < 0.7,
+        "values": rng.choice(("private", "private", "readonly", "copy")),
+        "shared_memory": "auto" if rng.random() < 0.8 else False,
+        "max_inflight": _MAX_INFLIGHT,
+    }
+    if options["placement"] in ("shard", "auto") and rng.random() < 0.3:
+        options["owners"] = sorted(rng.sample(range(len(members)), rng.randint(1, len(members))))
+    return Thing(name, members, options)
+
+
+def _burst(rng: random.Random, number: int, things: tuple[Thing, ...], count: _Count) -> Burst:
+    # A rank that waits in a call waits for this object's root, which must not wait for it elsewhere at the same time.
+    waits = rng.randrange(len(things))
+    casts = []
+    for index, thing in enumerate(things):
+        mine = []
+        for _ in range(rng.randint(0, _BURST)):
+            mine.append(_cast(rng, count.of[index], thing, blocking=index == waits))
+            count.of[index] += 1
+        casts.append(tuple(mine))
+    return Burst(number, rng.random() < 0.3, tuple(casts))
+
+
+def _cast(rng: random.Random, number: int, thing: Thing, *, blocking: bool) -> Cast:
+    key = rng.choice(KEYS) if rng.random() < 0.75 else None
+    kind = rng.choice(KINDS) if rng.random() < 0.12 else "value"
+    if kind == "unencodable" and len(thing.members) == 1:
+        kind = "value"  # a group of one pickles nothing
+    materializer = "fail" if kind == "fail" else rng.choice((None, "double", "code", "staged"))
+    asks = []
+    for rank in range(len(thing.members)):
+        draw = rng.random()
+        if draw < 0.06 and key is not None and rank != thing.root:
+            asks.append(DISCARD)
+        elif draw < 0.12:
+            asks.append(CANCEL)
+        else:
+            asks.append(BLOCK if blocking and draw < 0.6 else COLLECT)
+    nbytes = int(2 ** rng.uniform(0, 18))
+    return Cast(number, key, kind, materializer, nbytes, tuple(asks))
+
+
+def order(world: World, burst: Burst, rank: int) -> list[list[tuple[int, Cast]]]:
+    """Return what each thread of a rank asks for, in its order: (the object's index, the cast). The main one is first.
+
+    Calls of one object and key keep the order they have in the plan, on every rank; so do those without one, which one
+    thread makes. All others are mixed in an order of this rank's own.
+    """
+    rng = random.Random(f"{world.seed}/{burst.number}/{rank}")
+    lines: dict[tuple[int, Key | None], list[tuple[int, Cast]]] = {}
+    for index, casts in enumerate(burst.casts):
+        if rank in world.things[index].members:
+            for cast in casts:
+                lines.setdefault((index, cast.key), []).append((index, cast))
+    parts: list[list[list[tuple[int, Cast]]]] = [[] for _ in range(_THREADS if burst.threads else 1)]
+    for (_, key), line in lines.items():
+        parts[0 if key is None else rng.randrange(len(parts))].append(line)
+    return [_mixed(rng, part) for part in parts]
+
+
+def _mixed(rng: random.Random, lines: list[list[tuple[int, Cast]]]) -> list[tuple[int, Cast]]:
+    turns = [n for n, line in enumerate(lines) for _ in line]
+    rng.shuffle(turns)
+    iterators = [iter(line) for line in lines]
+    return [next(iterators[n]) for n in turns]
