@@ -137,6 +137,10 @@ class Relay:
             return "unix socket"
         return self._link.kind if self._link is not None and rank in self.away else None
 
+    def shortage(self) -> str:
+        """Return what this rank lacked when it could not take a body, last."""
+        return (self._mesh.shortage if self._mesh is not None else None) or "there was no memory for it"
+
     def is_far(self, rank: int) -> bool:
         """Whether messages of a rank come by way of others."""
         return rank not in self._near and rank not in self.away

@@ -301,15 +301,19 @@ class FollowerLane(Lane):
             self._advance(arrival)
 
     def _on_code(self, message: Code, body: memoryview) -> None:
-        if message.failure is None:
+        failure = message.failure
+        if failure is None and body.nbytes != message.nbytes:
+            short = self._parts.short(message.nbytes)
+            failure = self._performer.failure("decode", "the code of a materializer could not be taken", short)
+        if failure is None:
             self._parts.loader.learn(message.ident, bytes(body))
         with self._lock:
             parked = self._parked.pop(message.ident, [])
         for arrival in parked:
-            if message.failure is None:
+            if failure is None:
                 self._advance(arrival)
             else:
-                self._code_missing(arrival, message.failure)
+                self._code_missing(arrival, failure)
 
     def _handle_gone(self, message: Gone) -> None:
         if message.failure.kind == "lost" or message.rank in self._topology.upstream:

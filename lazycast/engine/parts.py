@@ -117,13 +117,17 @@ class Parts:
         began_s = time.monotonic()
         try:
             if body.nbytes != nbytes:
-                raise MemoryError(f"{nbytes} bytes could not be allocated")
+                raise self.short(nbytes)
             with unforked():
                 value = self.codec.decode(body.toreadonly() if self._readonly else body, layout)
         except BaseException as exc:
             return self.failed("decode", "what arrived could not be decoded", exc)
         self._took("decode", began_s, of)
         return Result(value)
+
+    def short(self, nbytes: int) -> MemoryError:
+        """Return the error for a body that came, and that this rank could not take."""
+        return MemoryError(f"{nbytes} bytes could not be allocated: {self._relay.shortage()}")
 
     def failed(self, kind: Any, what: str, exc: BaseException) -> Result:
         if isinstance(exc, TrustError):

@@ -172,16 +172,23 @@ class Arena:
         for rank in readers:
             flags[self._index[rank]] = 1
 
-    def handed_over(self, slot: Slot) -> None:
-        """Close the descriptor of a segment: whoever needs it has it."""
+    def hand_over(self, slot: Slot) -> int | None:
+        """Return the descriptor of a segment, which is the caller's from now on; None for a slot of the arena."""
         if slot.segment_fd is None:
-            return
+            return None
         slot.segment_fd = None
         with self._lock:
             extent = self._extents.get(slot.row)  # none once this rank has closed: then the descriptor is closed too
-            if extent is not None and extent.fd is not None:
-                os.close(extent.fd)
-                extent.fd = None
+            if extent is None:
+                return None
+            fd, extent.fd = extent.fd, None
+            return fd
+
+    def take_back(self, row: int, reader: int) -> None:
+        """Book that a reader holds nothing of a slot, since it could not take it. Raises ValueError for no slot."""
+        if row >= CAPACITY or not hasattr(self, "_ledger"):
+            raise ValueError(f"rank {reader} gives back row {row}, which it cannot have")
+        self._ledger[row, self._index[reader]] = 0
 
     def _let_go(self, row: int) -> None:
         self._ledger[row, self._me] = 0

@@ -7,6 +7,8 @@ Guarantees:
   same thread receives. It sleeps in `poll` and wakes for nothing else.
 * A dead process is an end-of-file at once. All descriptors are close-on-exec; a forked child closes its copies.
 * A body below `COPY_NBYTES` is copied to memory of its own and its slot is free at once.
+* A rank that lacks memory or descriptors for a body gives the slot back, and gets the message with an empty body: what
+  it lacks is that message's failure, and no peer is lost for it. An arena that was lost so is brought again.
 * Lock order: a peer's lock may be taken while nothing else is held; nothing is called under it.
 """
 
@@ -28,6 +30,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lazycast.codec import allocate, copy
+from lazycast.fanout import limits
 from lazycast.fanout.arena import Arena, Slot
 from lazycast.fanout.views import Views
 from lazycast.here import own_thread
@@ -41,7 +44,7 @@ COPY_NBYTES = 64 << 10
 
 # kind, header bytes; then for bodies elsewhere: row, offset, bytes, the arena's bytes
 _PREFIX = struct.Struct("<BxxxIIxxxxQQQ")
-_MESSAGE, _FAREWELL = 1, 2
+_MESSAGE, _FAREWELL, _GIVES_BACK = 1, 2, 4
 _IN_ARENA, _IN_SEGMENT, _BRINGS_ARENA = 16, 32, 64
 _KINDS = _MESSAGE | _IN_ARENA | _IN_SEGMENT | _BRINGS_ARENA
 _PACKET_NBYTES = 64 << 10
@@ -51,9 +54,21 @@ _FULL = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)  # of the machine, not
 # As plain numbers: socket's own are enums, and to combine two of those takes 1.5 µs, half of what sending does.
 _SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _RECV_FLAGS = int(socket.MSG_CMSG_CLOEXEC)
-_CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
+_CUT_OFF, _FDS_CUT_OFF = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
 _ANCILLARY_NBYTES = socket.CMSG_SPACE(4 * _MAX_FDS)
 _EMPTY = memoryview(b"")
+
+
+class _Descriptor:
+    """A descriptor that is closed when nobody needs it any more: a copy for each who waits could fail (EMFILE)."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
 
 
 def _check(header: bytes, inline_nbytes: int) -> None:
@@ -82,8 +97,9 @@ class _Peer:
     rank: int
     sock: socket.socket
     lock: threading.Lock = field(default_factory=threading.Lock)
-    outbox: deque[tuple[bytes, list[int]]] = field(default_factory=deque)  # packets with descriptors of their own
+    outbox: deque[tuple[bytes, list[int], _Descriptor | None]] = field(default_factory=deque)  # see `_put`
     knows_arena: bool = False
+    lost_arena: str | None = None  # why its arena could not be taken here, until it brings it again
     gone: bool = False
 
 
@@ -103,6 +119,8 @@ class Mesh:
         self._views = Views(ranks, me)
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._leaving = self._closing = False
+        #: What this rank lacked when a body could not be taken last.
+        self.shortage: str | None = None
         self._thread: threading.Thread | None = None
         # A number of a descriptor may be another's as soon as it is closed: so never while the thread may use it.
         self._serving = self._left_to_thread = False
@@ -133,6 +151,8 @@ class Mesh:
         live = [rank for rank in peers if not self._peers[rank].gone]
         self._arena.share(slot, live)
         place = (slot.row, slot.offset, slot.nbytes, self._arena.nbytes)
+        fd = self._arena.hand_over(slot)
+        segment = _Descriptor(fd) if fd is not None else None
         for rank in live:
             peer, kind = self._peers[rank], _MESSAGE | _IN_ARENA
             fds: list[int] = []
@@ -143,11 +163,10 @@ class Mesh:
                     peer.knows_arena = True
                     kind |= _BRINGS_ARENA
                     fds += self._arena.fds
-                if slot.segment_fd is not None:
+                if segment is not None:
                     kind |= _IN_SEGMENT
-                    fds.append(slot.segment_fd)
-                self._put(peer, _PREFIX.pack(kind, len(header), *place) + header, fds)
-        self._arena.handed_over(slot)
+                    fds.append(segment.fd)
+                self._put(peer, _PREFIX.pack(kind, len(header), *place) + header, fds, segment)
 
     def send(self, rank: int, header: bytes, body: memoryview = _EMPTY) -> None:
         """Send a message whose body, of up to `INLINE_NBYTES`, rides along."""
@@ -162,13 +181,16 @@ class Mesh:
             with peer.lock:
                 self._put(peer, packet, [])
 
-    def _put(self, peer: _Peer, packet: bytes, fds: list[int]) -> None:
-        """With the peer's lock held: send a packet, or queue it behind what waits."""
+    def _put(self, peer: _Peer, packet: bytes, fds: list[int], segment: _Descriptor | None = None) -> None:
+        """With the peer's lock held: send a packet, or queue it behind what waits.
+
+        Of its descriptors the arena's live as long as the queue; that of a segment is kept by `segment`.
+        """
         if peer.gone:
             return
         if not peer.outbox and self._try(peer, packet, fds):
             return
-        peer.outbox.append((packet, [os.dup(fd) for fd in fds]))
+        peer.outbox.append((packet, fds, segment))
         os.eventfd_write(self._wake_fd, 1)
 
     @staticmethod
@@ -191,9 +213,8 @@ class Mesh:
     def _flush(self, peer: _Peer) -> bool:
         """Send what waits for a peer; return whether something still does."""
         with peer.lock:
-            while peer.outbox and (peer.gone or self._try(peer, *peer.outbox[0])):
-                for fd in peer.outbox.popleft()[1]:
-                    os.close(fd)
+            while peer.outbox and (peer.gone or self._try(peer, *peer.outbox[0][:2])):
+                peer.outbox.popleft()
             return bool(peer.outbox)
 
     # The thread
@@ -248,10 +269,13 @@ class Mesh:
                 # Whoever has our farewell need not answer it.
                 return self._end(peer, None if self._leaving else "it ended without a farewell", sink)
             if flags & _CUT_OFF:
-                return self._end(peer, "a packet did not fit, or its descriptors did not (RLIMIT_NOFILE)", sink)
+                return self._end(peer, "a packet did not fit", sink)
             if buffer[0] == _FAREWELL:
                 return self._end(peer, None, sink)
-            header, body = self._take(peer.rank, memoryview(buffer)[:n], fds)
+            if buffer[0] & _GIVES_BACK:
+                self._take_back(peer, memoryview(buffer)[:n])
+                return True
+            header, body = self._take(peer, memoryview(buffer)[:n], fds, cut=bool(flags & _FDS_CUT_OFF))
             sink.host_message(peer.rank, header, body)
             return True
         except Exception as exc:  # a sink must not raise; if it does, this peer can no longer be served
@@ -261,12 +285,13 @@ class Mesh:
             for fd in fds:
                 os.close(fd)
 
-    def _take(self, rank: int, packet: memoryview, fds: list[int]) -> tuple[bytes, memoryview]:
+    def _take(self, peer: _Peer, packet: memoryview, fds: list[int], *, cut: bool) -> tuple[bytes, memoryview]:
         kind, header_nbytes, row, offset, nbytes, arena_nbytes = _PREFIX.unpack_from(packet)
         end = _PREFIX.size + header_nbytes
         header = bytes(packet[_PREFIX.size : end])
         brings = (2 if kind & _BRINGS_ARENA else 0) + (1 if kind & _IN_SEGMENT else 0)
-        if end > packet.nbytes or len(fds) != brings or kind & ~_KINDS or not kind & _MESSAGE:
+        whole = len(fds) < brings if cut else len(fds) == brings  # the kernel cuts off what the table has no room for
+        if end > packet.nbytes or not whole or kind & ~_KINDS or not kind & _MESSAGE:
             raise ValueError(f"a packet of {packet.nbytes} bytes and {len(fds)} descriptors makes no sense")
         if not kind & _IN_ARENA:
             if nbytes != packet.nbytes - end:
@@ -276,14 +301,46 @@ class Mesh:
             body = allocate(nbytes)
             copy(body, packet[end : end + nbytes])
             return header, body
+        try:
+            if cut:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return header, self._look_at(peer, kind, (row, offset, nbytes, arena_nbytes), fds)
+        except (MemoryError, OSError) as exc:
+            self._give_back(peer, kind, row, limits.lacked(exc))
+            return header, _EMPTY
+
+    def _look_at(self, peer: _Peer, kind: int, place: tuple[int, int, int, int], fds: list[int]) -> memoryview:
+        """Return a body in shared memory. Raises MemoryError or OSError for what this rank lacks."""
+        rank, (row, offset, nbytes, arena_nbytes) = peer.rank, place
         if kind & _BRINGS_ARENA:
             self._views.learn(rank, fds[0], fds[1], arena_nbytes)
+            peer.lost_arena = None
+        elif peer.lost_arena is not None:
+            raise MemoryError(peer.lost_arena)  # sent before it could know
         if nbytes < self._copy_below and not kind & _IN_SEGMENT:
             body = allocate(nbytes)
             self._views.copy_into(body, rank, row, offset)
-            return header, body
-        view = self._views.view(rank, row, offset, nbytes, fds[-1] if kind & _IN_SEGMENT else None)
-        return header, self._settle(view)
+            return body
+        return self._settle(self._views.view(rank, row, offset, nbytes, fds[-1] if kind & _IN_SEGMENT else None))
+
+    def _give_back(self, peer: _Peer, kind: int, row: int, why: str) -> None:
+        """Tell a writer that this rank cannot take what it has shared, and holds nothing of it."""
+        self.shortage = why
+        answer = _GIVES_BACK
+        if kind & _BRINGS_ARENA and not self._views.knows(peer.rank):
+            peer.lost_arena = why
+            answer |= _BRINGS_ARENA
+        with peer.lock:
+            self._put(peer, _PREFIX.pack(answer, 0, row, 0, 0, 0), [])
+
+    def _take_back(self, peer: _Peer, packet: memoryview) -> None:
+        if packet.nbytes != _PREFIX.size:
+            raise ValueError(f"a packet of {packet.nbytes} bytes gives nothing back")
+        kind, _, row, *_ = _PREFIX.unpack(packet)
+        self._arena.take_back(row, peer.rank)
+        if kind & _BRINGS_ARENA:
+            with peer.lock:
+                peer.knows_arena = False
 
     def _settle(self, view: memoryview) -> memoryview:
         """Copy what is not worth a slot, or what the user wants in memory of its own."""

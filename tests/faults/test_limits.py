@@ -62,22 +62,27 @@ def descriptors_limited_to(count: int) -> Iterator[None]:
 
 
 def has_no_descriptor_left(victim: int, folder: str) -> str:
-    """A rank has no descriptor left when the first large payload brings some. Nobody hangs, and a new group works."""
-    said = "value"
+    """A rank has no descriptor left when the first large payload brings some. That cast fails, the next ones work."""
     with LazyBroadcast(timeout_s=20) as lazy:
         lazy.broadcast("small")
         meet_in(folder)  # listing it takes a descriptor
         with descriptors_limited_to(0 if this_rank() == victim else 100):
-            time.sleep(0.3 if lazy.is_root else 0)
-            try:
+            lazy.broadcast("all are limited")
+            with pytest.raises(LazycastError) as raised:
                 lazy.broadcast(np.zeros(MIB, np.uint8))
-            except LazycastError as exc:
-                said = f"{type(exc).__name__}: {exc.message}"
-            else:
-                lazy.broadcast("small again")
-    with LazyBroadcast(timeout_s=20) as lazy:
-        assert len(lazy.broadcast(np.zeros(MIB, np.uint8))) == MIB
-    return said
+            lazy.broadcast("small again")
+        for n in range(3):
+            assert lazy.broadcast(np.full(MIB, n, np.uint8)).sum() == n * MIB
+        wait_until_no_slot_is_held(lazy)
+    return f"{type(raised.value).__name__}: {raised.value.message}"
+
+
+def wait_until_no_slot_is_held(lazy: LazyBroadcast[Any, Any]) -> None:
+    """Wait until no slot is held, also none of a cast that failed."""
+    until_s = time.monotonic() + 20
+    while lazy.stats().shared_slots:
+        assert time.monotonic() < until_s, lazy.dump()
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -90,9 +95,9 @@ def test_a_rank_without_descriptors_is_a_clear_error_and_nobody_hangs(
         assert said[0].startswith("EncodeError"), said
         assert "Too many open files" in said[0], said
         assert all(s.startswith("RemoteError") and "Too many open files" in s for s in said[1:]), said
-    else:  # a reader cannot take it: it is of no more use, and says why
-        assert all("RLIMIT_NOFILE" in s for s in said), said
-        assert all(s.startswith("PeerLostError") for s in said), said
+    else:  # a reader cannot take it, and says why
+        assert all("RLIMIT_NOFILE" in s and "rank 1" in s for s in said), said
+        assert all(s.startswith("DecodeError") for s in said), said
 
 
 def constructs_without_descriptors() -> tuple[str, tuple[tuple[int, ...], ...]]:
@@ -182,6 +187,38 @@ def test_a_reader_without_memory_fails_that_cast_for_all_and_the_next_works(back
     for said in launch(reader_lacks_memory, ranks=3, backend=backend, args=(str(tmp_path),), timeout_s=90):
         assert "rank 1" in said, said
         assert "MemoryError" in said, said
+
+
+def reader_cannot_map(folder: str, which: int) -> str:
+    with LazyBroadcast(timeout_s=20, arena_nbytes=512 * MIB) as lazy:
+        lazy.broadcast("small")
+        meet_in(folder)
+        old = resource.getrlimit(which)
+        if this_rank() == 2:
+            field = "VmSize:" if which == resource.RLIMIT_AS else "VmData:"
+            lines = Path("/proc/self/status").read_text().splitlines()
+            used_kib = next(int(line.split()[1]) for line in lines if line.startswith(field))
+            resource.setrlimit(which, ((used_kib << 10) + 64 * MIB, old[1]))
+        try:
+            lazy.broadcast("all are limited")
+            with pytest.raises(DecodeError) as raised:
+                lazy.broadcast(np.zeros(MIB, np.uint8) if lazy.is_root else None)
+            assert raised.value.rank == 2
+            assert lazy.broadcast("next") == "next"
+        finally:
+            resource.setrlimit(which, old)
+        for n in range(3):
+            assert lazy.broadcast(np.full(MIB, n, np.uint8)).sum() == n * MIB
+        wait_until_no_slot_is_held(lazy)
+    return raised.value.message
+
+
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_a_reader_that_cannot_map_an_arena_fails_that_cast_alone(limit: str, tmp_path: Path) -> None:
+    which = getattr(resource, limit)
+    for said in launch(reader_cannot_map, ranks=3, args=(str(tmp_path), which), timeout_s=90):
+        assert "rank 2" in said, said
+        assert f"{limit}" in said, said
 
 
 def cgroup_of(nbytes: int) -> Path | str:

@@ -22,6 +22,13 @@ RANKS = [3, 5, 8]
 ME, READER, OTHER = 5, 3, 8
 
 
+def handed_over(arena: Arena, slot: Slot) -> None:
+    """Do as whoever has sent a slot does."""
+    fd = arena.hand_over(slot)
+    if fd is not None:
+        os.close(fd)
+
+
 @pytest.fixture
 def arena() -> Iterator[Arena]:
     made = Arena(RANKS, ME, 8 * PAGE)
@@ -75,7 +82,7 @@ def test_the_arena_takes_what_was_written_to_at_most_and_keeps_it(arena: Arena) 
     assert arena.taken_nbytes() == 3 * PAGE
     beside = arena.allocate(6 * PAGE)  # does not fit
     assert arena.taken_nbytes() == 9 * PAGE
-    arena.handed_over(beside)
+    handed_over(arena, beside)
     del beside, again
     assert arena.taken_nbytes() == 3 * PAGE
 
@@ -252,7 +259,7 @@ def test_what_does_not_fit_gets_a_segment_that_goes_with_its_last_view(arena: Ar
     views = reader(arena)
     value = views.view(ME, slot.row, slot.offset, slot.nbytes, slot.segment_fd)
     mine = reader(arena, ME).own(slot)
-    arena.handed_over(slot)
+    handed_over(arena, slot)
     del slot
     assert bytes(value) == bytes(mine) == b"\2" * (3 * PAGE - 5)
     value[:] = b"\3" * (3 * PAGE - 5)
@@ -278,18 +285,18 @@ def test_segments_take_as_much_as_the_arena_and_then_the_holders_are_named(arena
     assert f"rank {READER} holds 2 values, {8 * PAGE} bytes; rank {ME} holds 4 values, {16 * PAGE} bytes" in message
     assert f"rank {OTHER} holds 1 values, {4 * PAGE} bytes" in message
     assert "drop values, or copy what you keep, or raise arena_nbytes" in message
-    arena.handed_over(held[2])
-    arena.handed_over(held.pop())
+    handed_over(arena, held[2])
+    handed_over(arena, held.pop())
     held.pop()
     again = arena.allocate(PAGE)  # the segment that nobody shares is gone
     assert again.segment_fd is not None
-    arena.handed_over(again)
+    handed_over(arena, again)
 
 
 def test_a_message_larger_than_the_arena_gets_a_segment(arena: Arena) -> None:
     slot = written(arena, 20 * PAGE, 6)
     assert slot.segment_fd is not None
-    arena.handed_over(slot)
+    handed_over(arena, slot)
 
 
 def test_slots_can_run_out(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:

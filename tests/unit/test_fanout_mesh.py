@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import gc
 import os
+import resource
 import socket
 import struct
 import threading
@@ -484,7 +485,7 @@ HOSTILE: dict[str, tuple[tuple[int, int, int, int, int], Callable[[], list[int]]
     "no descriptors": ((BRINGS, 0, 0, 65536, 1 << 20), list, "makes no sense"),
     "one too few": ((BRINGS, 0, 0, 65536, 1 << 20), lambda: [memory(1 << 20)], "makes no sense"),
     "descriptors with nothing": ((_MESSAGE, 0, 0, 0, 0), lambda: [pipe()], "makes no sense"),
-    "more than can be": ((BRINGS, 0, 0, 65536, 1 << 20), lambda: [pipe() for _ in range(9)], "did not fit"),
+    "more than can be": ((BRINGS, 0, 0, 65536, 1 << 20), lambda: [pipe() for _ in range(9)], "makes no sense"),
     "a pipe": ((BRINGS, 0, 0, 65536, 1 << 20), lambda: [pipe(), memory(LEDGER_NBYTES)], "no anonymous memory"),
     "zeros without end": (
         (BRINGS, 0, 0, 65536, 1 << 20),
@@ -566,3 +567,36 @@ def test_a_mesh_that_was_never_started_closes() -> None:
     host = Hosted([0, 1], arena_nbytes=ARENA_NBYTES, copy_all=False)
     for mesh in host.meshes.values():
         mesh.close(timeout_s=0.1)
+
+
+def test_a_queue_of_segments_takes_no_descriptors_beside_theirs() -> None:
+    """Three readers that are slow, and no descriptor to be had: each gets all bodies in the end."""
+    readers = [1, 2, 3]
+    body = pattern(2 * ARENA_NBYTES)
+    with hosted(0, *readers) as host:
+        share(host.meshes[0], readers, b"first", body)
+        for rank in readers:
+            host.sinks[rank].take(1)
+            host.sinks[rank].open.clear()
+            host.meshes[0].send(rank, b"held")
+            assert host.sinks[rank].entered.wait(WAIT_S)
+        for n in range(1000):  # more than sockets take
+            host.meshes[0].send_all(readers, struct.pack("<I", n), memoryview(bytes(INLINE_NBYTES)))
+        slot = host.meshes[0].allocate(len(body))
+        slot.view[:] = body
+        old = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest_free = os.open(os.devnull, os.O_RDONLY)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, old[1]))  # not lower: `poll` takes no more than that
+        try:
+            host.meshes[0].share(readers, b"last", slot)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, old)
+        del slot
+        for rank in readers:
+            host.sinks[rank].open.set()
+        for rank in readers:
+            *_, (_, header, got) = host.sinks[rank].take(1002)
+            assert (header, bytes(got)) == (b"last", body)
+            del got, _
+        until_free(host.meshes[0])

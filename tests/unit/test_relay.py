@@ -316,7 +316,7 @@ def test_a_rank_with_children_gets_a_copy_since_the_links_still_read_the_origina
 
 BAD: dict[str, list[tuple[AnyMessage | bytes, bytes]]] = {
     "garbage": [(b"\x01garbage", b"")],
-    "another version": [(b"\x07" + wire.encode(Verdict(1))[1:], b"")],
+    "another version": [(bytes([wire.WIRE_VERSION + 1]) + wire.encode(Verdict(1))[1:], b"")],
     "a body for a message without one": [(Verdict(1), b"x")],
     "a body beyond what was announced": [(cast(1, 10), b"x" * 11)],
     "a body that was not announced": [(cast(1, 0), b"x")],

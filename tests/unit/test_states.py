@@ -99,9 +99,8 @@ class Arenas(RuleBasedStateMachine):
         readers = [reader for reader in READERS if reader not in self.dead]
         self.arena.share(slot, readers)
         for reader in readers:
-            fd = None if slot.segment_fd is None else os.dup(slot.segment_fd)  # as a message carries it
+            fd = self.arena.hand_over(slot)  # as a message carries it
             self.told.append(Told(reader, slot.row, slot.offset, fd, item.content))
-        self.arena.handed_over(slot)
 
     @precondition(lambda self: any(item.reader not in self.dead for item in self.told))
     @rule(index=INDEX)
