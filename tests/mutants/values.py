@@ -11,7 +11,6 @@ _PIL = "lazycast/reducers/pil_images.py"
 _DESCRIBED = "lazycast/reducers/described.py"
 _ALLOWED = "lazycast/allowed.py"
 _MATERIALIZERS = "lazycast/materializers.py"
-_DTYPES = "lazycast/data/dtypes.py"
 _PACKING = "lazycast/data/packing.py"
 _UNPACKING = "lazycast/data/unpacking.py"
 _MODEL = "lazycast/placement/model.py"
@@ -89,13 +88,6 @@ MUTANTS = (
         "if _follow(module, qualname) == fn else None",
         "if _follow(module, qualname) is not None else None",
         "a function travels by its path only if that leads to it",
-    ),
-    Mutant(
-        "data-negative-sizes",
-        _DTYPES,
-        "type(n) is int and 0 <= n < 1 << 63",
-        "type(n) is int and n < 1 << 63",
-        "with trust='data', a shape with a size below 0 is refused",
     ),
     Mutant(
         "data-bytes-twice",
