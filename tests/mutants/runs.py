@@ -101,7 +101,7 @@ class _Worker:
         with plant(mutant, self._root) if mutant is not None else contextlib.nullcontext():
             # Those nearby first by themselves: to collect all tests takes longer than most defects live.
             near, others = in_order(self._root, how.tests, file)
-            for files in (near, others if mutant is None or not how.near else []):
+            for files in (near, [] if near and how.near else others):  # without any nearby, all
                 if files and state == "survived":
                     state, test = self._pytest(files, how)
         return Row(name, state, test, round(time.monotonic() - began_s, 1), how.selection)
