@@ -24,7 +24,18 @@ from lazycast.errors import TrustError
 
 #: What says where memory is, as an attribute: to NumPy, torch, Numba and CuPy, DLPack, the buffer protocol, ctypes.
 MEMORY_NAMES: Final = frozenset(
-    ["__array_interface__", "__array_struct__", "__array__", "__cuda_array_interface__", "__sycl_usm_array_interface__", "__dlpack__", "__dlpack_device__", "__buffer__", "__release_buffer__", "_as_parameter_"]
+    [
+        "__array_interface__",
+        "__array_struct__",
+        "__array__",
+        "__cuda_array_interface__",
+        "__sycl_usm_array_interface__",
+        "__dlpack__",
+        "__dlpack_device__",
+        "__buffer__",
+        "__release_buffer__",
+        "_as_parameter_",
+    ]
 )
 _NUMBERS = frozenset({NoneType, bool, int, float, complex})
 _PLAIN = _NUMBERS | {str, bytes}
