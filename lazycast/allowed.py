@@ -139,7 +139,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _reduce_zone(zone: ZoneInfo) -> Reduced:
-    """By its key, to its class. Its own way is a private method of the class, which pickle can only get by `getattr`."""
+    """By its key, to its class. Its own way is a private method, which pickle gets by `getattr`."""
     if zone.key is None:
         raise pickle.PicklingError("a ZoneInfo that was read from a file has no key by which it could be found")
     return ZoneInfo, (zone.key,)

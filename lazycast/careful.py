@@ -22,21 +22,10 @@ from typing import Any, Final
 
 from lazycast.errors import TrustError
 
+_OF_MEMORY = ("array", "array_interface", "array_struct", "cuda_array_interface", "sycl_usm_array_interface", "dlpack")
+_OF_MEMORY += ("dlpack_device", "buffer", "release_buffer")
 #: What says where memory is, as an attribute: to NumPy, torch, Numba and CuPy, DLPack, the buffer protocol, ctypes.
-MEMORY_NAMES: Final = frozenset(
-    [
-        "__array_interface__",
-        "__array_struct__",
-        "__array__",
-        "__cuda_array_interface__",
-        "__sycl_usm_array_interface__",
-        "__dlpack__",
-        "__dlpack_device__",
-        "__buffer__",
-        "__release_buffer__",
-        "_as_parameter_",
-    ]
-)
+MEMORY_NAMES: Final = frozenset({f"__{name}__" for name in _OF_MEMORY} | {"_as_parameter_"})
 _NUMBERS = frozenset({NoneType, bool, int, float, complex})
 _PLAIN = _NUMBERS | {str, bytes}
 _HOLDERS = frozenset({list, tuple, set, frozenset, dict})
@@ -55,8 +44,8 @@ def check_attributes(attributes: Mapping[Any, Any]) -> None:
     for name in attributes:
         if type(name) is not str or (name[:2] == "__" == name[-2:]) or name in MEMORY_NAMES:
             raise TrustError(
-                f"what arrived sets the attribute {name!r:.60}, which Python or a library looks up by itself: no stream "
-                "may set it"
+                f"what arrived sets the attribute {name!r:.60}, which Python or a library looks up by itself: no "
+                "stream may set it"
             )
 
 

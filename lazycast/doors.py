@@ -36,9 +36,9 @@ def _names(module: str, names: str) -> str:
 _MODULES: Final = (
     "os posix nt posixpath subprocess _posixsubprocess pty shutil sys importlib _frozen_importlib imp _imp zipimport "
     "runpy pkgutil site pickle _pickle pickletools dill jsonpickle shelve marshal copyreg code codeop ctypes _ctypes "
-    "cffi socket _socket socketserver webbrowser multiprocessing threading _thread signal gc inspect operator _operator "
-    "functools _functools timeit pdb bdb trace profile cProfile doctest pydoc unittest tempfile io _io mmap fcntl "
-    "atexit sqlite3 _sqlite3 tracemalloc"
+    "cffi socket _socket socketserver webbrowser multiprocessing threading _thread signal gc inspect operator "
+    "_operator functools _functools timeit pdb bdb trace profile cProfile doctest pydoc unittest tempfile io _io mmap "
+    "fcntl atexit sqlite3 _sqlite3 tracemalloc"
 )
 #: Why a name is refused, by what it begins with.
 _REFUSED: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
@@ -51,9 +51,9 @@ _REFUSED: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (
             _names(
                 "(builtins|__builtin__|__builtins__)",
-                "getattr setattr delattr hasattr eval exec execfile compile open input raw_input __import__ __build_class__ "
-                "globals locals vars dir type super property classmethod staticmethod map filter apply reload "
-                "breakpoint help exit quit memoryview next",
+                "getattr setattr delattr hasattr eval exec execfile compile open input raw_input __import__ "
+                "__build_class__ globals locals vars dir type super property classmethod staticmethod map filter apply "
+                "reload breakpoint help exit quit memoryview next",
             ),
             _EVERYTHING,
         ),
@@ -62,9 +62,10 @@ _REFUSED: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (
             _names(
                 "numpy",
-                "_core core ndarray dtype generic object_ void memmap recarray record matrix chararray nditer load loadtxt "
-                "genfromtxt fromfile save savez savez_compressed savetxt frompyfunc vectorize apply_along_axis "
-                "apply_over_axes piecewise fromfunction fromregex ctypeslib lib testing f2py ma rec char from_dlpack frombuffer",
+                "_core core ndarray dtype generic object_ void memmap recarray record matrix chararray nditer load "
+                "loadtxt genfromtxt fromfile save savez savez_compressed savetxt frompyfunc vectorize "
+                "apply_along_axis apply_over_axes piecewise fromfunction fromregex ctypeslib lib testing f2py ma rec "
+                "char from_dlpack frombuffer",
             ),
             _MEMORY,
         ),
@@ -72,8 +73,8 @@ _REFUSED: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (
             _names(
                 "torch",
-                "load save storage serialization hub jit package ops classes multiprocessing distributed fx export compile "
-                "library utils Tensor FloatTensor DoubleTensor HalfTensor BFloat16Tensor ByteTensor CharTensor "
+                "load save storage serialization hub jit package ops classes multiprocessing distributed fx export "
+                "compile library utils Tensor FloatTensor DoubleTensor HalfTensor BFloat16Tensor ByteTensor CharTensor "
                 "ShortTensor IntTensor LongTensor BoolTensor UntypedStorage TypedStorage from_file from_numpy "
                 "frombuffer as_strided from_dlpack asarray as_tensor",
             ),

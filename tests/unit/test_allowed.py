@@ -25,8 +25,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazycast import codec
-from lazycast.allowed import ALWAYS, AllowCodec, problem
+from lazycast.allowed import ALWAYS, AllowCodec
 from lazycast.codec import CannotEncode, Layout
+from lazycast.doors import problem
 from lazycast.errors import TrustError
 from lazycast.opcodes import may_set_state
 from lazycast.reducers import torch_tensors
