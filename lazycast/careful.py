@@ -22,8 +22,10 @@ from typing import Any, Final
 
 from lazycast.errors import TrustError
 
-_OF_MEMORY: tuple[str, ...] = ("array", "array_interface", "array_struct", "cuda_array_interface", "sycl_usm_array_interface", "dlpack")
-_OF_MEMORY += ("dlpack_device", "buffer", "release_buffer")
+_OF_MEMORY: tuple[str, ...] = (
+    *("array", "array_interface", "array_struct", "cuda_array_interface", "sycl_usm_array_interface"),
+    *("dlpack", "dlpack_device", "buffer", "release_buffer"),
+)
 #: What says where memory is, as an attribute: to NumPy, torch, Numba and CuPy, DLPack, the buffer protocol, ctypes.
 MEMORY_NAMES: Final = frozenset({f"__{name}__" for name in _OF_MEMORY} | {"_as_parameter_"})
 _NUMBERS = frozenset({NoneType, bool, int, float, complex})
