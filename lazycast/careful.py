@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Mapping
 from types import NoneType
 from typing import Any, Final
 
+from lazycast.doors import is_array_class, not_allowed
 from lazycast.errors import TrustError
 
 _OF_MEMORY: tuple[str, ...] = (
@@ -123,6 +124,11 @@ class CarefulUnpickler(pickle._Unpickler):
             )
         if rule in ("listed", "function"):
             return
+        if rule == "named":
+            raise TrustError(
+                f"what arrived calls {_named(called)}, a class of arrays, which is not allowed: it takes any bytes for "
+                "pointers. Arrays are looked at as one, by lazycast.reducers.numpy_arrays.view_as"
+            )
         if type(arguments) is not tuple or keywords or not _good_arguments(called, rule, arguments):
             raise TrustError(
                 f"what arrived calls {_named(called) if isinstance(called, type) else called!r} with what no honest "
@@ -150,11 +156,8 @@ class CarefulUnpickler(pickle._Unpickler):
     def load_build(self) -> None:
         made, state = self.stack[-2], self.stack[-1]
         kind = type(made)
-        if _named(kind) not in self._listed and kind is not collections.OrderedDict:
-            raise TrustError(
-                f"what arrived sets the state of a {_named(kind)!r}, which is not allowed: add it to allow= on every "
-                "rank, if it is good"
-            )
+        if is_array_class(kind) or (_named(kind) not in self._listed and kind is not collections.OrderedDict):
+            raise TrustError(f"what arrived sets the state of a {_named(kind)!r}, which {not_allowed(_named(kind))}")
         own = hasattr(kind, "__setstate__")
         if not own:
             parts = state if type(state) is tuple and len(state) == 2 else (state,)

@@ -36,7 +36,8 @@ class Hello(msgspec.Struct, frozen=True):
     ident: str = ""  # of one construction; the object has its root's
     program: str = ""  # of `script.ident`
 
-    __post_init__ = clean
+    def __post_init__(self) -> None:
+        clean(self)
 
 
 def hello(rank: int, options: dict[str, object], error: Exception | None) -> Hello:

@@ -75,7 +75,8 @@ class Loss(msgspec.Struct, frozen=True, array_like=True):
     reason: str
     heard_s: float | None = None
 
-    __post_init__ = clean
+    def __post_init__(self) -> None:
+        clean(self)
 
 
 class Silence(msgspec.Struct, frozen=True, array_like=True):
@@ -95,7 +96,8 @@ class Overdue(msgspec.Struct, frozen=True, array_like=True):
     silences: tuple[Silence, ...] = ()
     nbytes: Count | None = None
 
-    __post_init__ = clean
+    def __post_init__(self) -> None:
+        clean(self)
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
@@ -128,7 +130,8 @@ class Origin(msgspec.Struct, frozen=True, array_like=True):
     place: bytes
     nth: Count
 
-    __post_init__ = clean
+    def __post_init__(self) -> None:
+        clean(self)
 
 
 class MaterializerRef(msgspec.Struct, frozen=True, array_like=True):
@@ -297,7 +300,8 @@ class Status(Message, frozen=True, tag="status"):
     calls: Count = 0
     recent: list[str] = []
 
-    __post_init__ = clean
+    def __post_init__(self) -> None:
+        clean(self)
 
 
 class Relayed(Message, frozen=True, tag="relayed"):
@@ -322,7 +326,8 @@ class Present(Message, frozen=True, tag="present"):
     rank: int
     holders: str = ""
 
-    __post_init__ = clean
+    def __post_init__(self) -> None:
+        clean(self)
 
 
 class Beat(Message, frozen=True, tag="beat"):
@@ -356,7 +361,8 @@ class Figures(Message, frozen=True, tag="figures"):
     timings: dict[str, Spread]
     unshared_reason: str | None = None
 
-    __post_init__ = clean
+    def __post_init__(self) -> None:
+        clean(self)
 
 
 class Gone(Message, frozen=True, tag="gone"):

@@ -162,6 +162,14 @@ def set_attributes_of_tensor(tensor: Any, attributes: Any) -> None:
     tensor.__dict__.update(attributes)
 
 
+def set_attributes_of_array(array: Any, attributes: Any) -> None:
+    """As `numpy_arrays.set_attributes`, of attributes that nobody else looks up."""
+    from lazycast.reducers import numpy_arrays
+
+    check_attributes(attributes)
+    numpy_arrays.set_attributes(array, attributes)
+
+
 def image_of(name: object, state: object, text: object = None) -> Image:
     """Make an image of one of the classes above. Raises ValueError unless its pixels are there.
 

@@ -20,7 +20,7 @@ import pytest
 
 from lazycast import data
 from lazycast.allowed import ALWAYS, AllowCodec
-from lazycast.codec import Layout
+from lazycast.codec import CannotEncode, Layout
 from lazycast.doors import problem
 from lazycast.errors import TrustError
 from lazycast.fanout import memory
@@ -395,3 +395,200 @@ def test_huge_pages_end_no_process() -> None:
         "memory.Region(fd, 2 << 20).whole()[0]\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+# Tensors, and what they show
+
+
+TENSORS = "lazycast.reducers.torch_tensors"
+
+
+def _tensor(size: Any = (4,), stride: Any = (1,), nbytes: int = 64) -> Call:
+    torch = pytest.importorskip("torch")
+    flat = Call(Name(TENSORS, "receive"), (bytearray(nbytes), "cpu"))
+    dtype = Name("torch", str(torch.uint8).partition(".")[2])
+    return Call(Name(TENSORS, "rebuild"), (flat, dtype, 0, size, stride, False, "cpu"))
+
+
+@pytest.mark.parametrize("attribute", [*MEMORY, "__cuda_array_interface__", "_as_parameter_", "__class__", 7])
+def test_no_stream_gives_a_tensor_what_others_look_up(attribute: Any) -> None:
+    setter = Name(TENSORS, "set_attributes")
+    with pytest.raises(TrustError, match="looks up by itself"):
+        arrives(Call(setter, (_tensor(), {"note": 1, attribute: _interface()})))
+    with pytest.raises(TrustError, match="which is not allowed"):
+        arrives(Call(Name("numpy", "uint8"), (_tensor(),)))
+
+
+def test_a_tensor_keeps_its_honest_attributes() -> None:
+    torch = pytest.importorskip("torch")
+    tensor = torch.ones(3)
+    tensor.note = {"who": "root"}
+    encoded = AllowCodec([]).encode(tensor)
+    room = memoryview(bytearray(encoded.nbytes))
+    encoded.write_into(room)
+    back = AllowCodec([]).decode(room, encoded.layout)
+    assert (back.note, back.tolist()) == (tensor.note, [1, 1, 1])
+
+
+EXPANDED: dict[str, tuple[list[int], list[int]]] = {
+    "one row": ([1 << 40], [0]),
+    "rows": ([1 << 30, 64], [0, 1]),
+    "columns": ([64, 1 << 30], [1, 0]),
+    "both": ([1 << 20, 1 << 20], [0, 0]),
+    "the last of three": ([2, 2, 1 << 30], [1, 1, 0]),
+    "all of three": ([1 << 14] * 3, [0] * 3),
+    "just too much": ([(64 << 20) + 1], [0]),
+    "windows that overlap": ([1 << 30, 1], [0, 1]),
+    "many dimensions": ([2] * 30, [0] * 30),
+    "the most there is": ([(1 << 62)], [0]),
+    "more than there is": ([1 << 40, 1 << 40], [0, 0]),
+}
+
+
+@pytest.mark.parametrize(("size", "stride"), EXPANDED.values(), ids=EXPANDED)
+def test_a_tensor_shows_no_more_than_a_bounded_amount(size: list[int], stride: list[int]) -> None:
+    from lazycast.data import tensors
+
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ValueError, match=r"shown too often"):
+        tensors.rebuild(torch.zeros(64, dtype=torch.uint8), "uint8", 0, size, stride, False, "cpu")
+    with pytest.raises(ValueError, match=r"shown too often"):
+        arrives(_tensor(tuple(size), tuple(stride)))
+
+
+@pytest.mark.parametrize("allowing", [True, False])
+def test_the_root_does_not_send_what_nobody_would_take(allowing: bool) -> None:
+    torch = pytest.importorskip("torch")
+    codec = AllowCodec([]) if allowing else data
+    tensor = torch.zeros(1).expand(100, 1 << 20)
+    with pytest.raises(CannotEncode, match="expanded from 4: send what it was before expand"):
+        codec.encode({"t": tensor})  # type: ignore[attr-defined]
+    codec.encode({"t": tensor[:1]})  # type: ignore[attr-defined]
+
+
+# Classes of arrays
+
+
+class Grid(np.ndarray[Any, Any]):
+    """A class of arrays that users list."""
+
+
+GRID = Name(HERE, "Grid")
+ARRAYS: dict[str, Any] = {
+    "called": Call(GRID, ((8,),)),
+    "made": Call(GRID, ((8,),), new=True),
+    "of pointers": Call(GRID, ((1,), "O", bytearray(8))),
+    "made of pointers": Call(GRID, ((1,), "O", bytearray(8)), new=True),
+    "of other strides": Call(GRID, ((8,), "|u1", bytearray(8), 0, (1,))),
+    "a state": Call(Name(HERE, "looked_at"), (), (1, (2,), "<f8", False, b"y" * 16)),
+    "attributes as a state": Call(Name(HERE, "looked_at"), (), {"note": 1}),
+    "items": Call(Name(HERE, "looked_at"), (), items=(1, 2)),
+    "pairs": Call(Name(HERE, "looked_at"), (), pairs=((0, 1), (1, 2))),
+    "added": Call(Name(HERE, "looked_at"), (), added=(1,)),
+}
+
+
+def looked_at() -> Any:
+    """Listed: gives an array of the class."""
+    return np.zeros(2).view(Grid)
+
+
+@pytest.mark.parametrize("attack", ARRAYS.values(), ids=ARRAYS)
+def test_a_listed_class_of_arrays_is_looked_through_and_not_called(attack: Any) -> None:
+    with pytest.raises(TrustError, match="which is not allowed"):
+        arrives(attack, f"{HERE}.Grid", f"{HERE}.looked_at")
+
+
+# Names
+
+
+class Named(type):
+    """Gives classes names with parameters, as pydantic does."""
+
+
+Parametrised = Named("Parametrised[int]", (), {"__module__": HERE, "__qualname__": "Parametrised[int]"})
+globals()["Parametrised[int]"] = Parametrised
+ALIAS = getattr
+
+
+def _refusal(obj: Any, *allow: str) -> str:
+    with pytest.raises(TrustError) as caught:
+        arrives(obj, *allow)
+    return str(caught.value)
+
+
+def test_a_name_that_is_recommended_can_be_listed() -> None:
+    name = f"{HERE}.Parametrised[int]"
+    call = Call(Name(HERE, "Parametrised[int]"), new=True)
+    assert f"names {name!r}, which is not allowed: add it to allow=" in _refusal(call)
+    assert problem(name) is None
+    assert type(arrives(call, name)) is Parametrised
+
+
+@pytest.mark.parametrize("name", ["m.Box[int]", "m.Box[Item, str]", "m.A.Box[int | None]", "m.Box[list[int]]"])
+def test_names_with_parameters_are_names(name: str) -> None:
+    assert problem(name) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["m.Box[", "m.Box[int].x", "m.[int]", "Box[int]", "m.Box[a.b]", "m.Box[int];x", "m..x"]
+)
+def test_what_is_no_name_is_none(name: str) -> None:
+    assert problem(name) == "is not the exact name of a type or function, 'module.qualname'"
+
+
+def test_another_name_for_the_same_is_no_way_around() -> None:
+    text = _refusal(Call(Name(HERE, "ALIAS"), ("x", "upper")), f"{HERE}.ALIAS")
+    assert "is builtins.getattr, which gives the sender everything" in text
+
+
+@pytest.mark.parametrize("name", ["os", "ctypes.c_long", "memory.ctypes.c_char", "pickle._Pickler", "Forger.mro"])
+def test_nor_is_what_a_listed_name_leads_to(name: str) -> None:
+    text = _refusal([Name(HERE, name)], f"{HERE}.Grid")
+    assert "which is not allowed" in text
+
+
+def test_time_zones_travel_by_their_key() -> None:
+    import datetime
+    import zoneinfo
+
+    at = datetime.datetime(2026, 7, 1, tzinfo=zoneinfo.ZoneInfo("UTC"))
+    encoded = AllowCodec([]).encode([at])
+    room = memoryview(bytearray(encoded.nbytes))
+    encoded.write_into(room)
+    with pytest.raises(TrustError, match=r"names 'zoneinfo\.ZoneInfo', which is not allowed: add it to allow="):
+        AllowCodec([]).decode(room, encoded.layout)
+    (back,) = AllowCodec(["zoneinfo.ZoneInfo"]).decode(room, encoded.layout)
+    assert (back, back.tzinfo.key) == (at, "UTC")
+
+
+def _honest() -> dict[str, tuple[Any, tuple[str, ...]]]:
+    import collections
+    import fractions
+    import pathlib
+    import uuid
+
+    ordered: Any = collections.OrderedDict(a=1)
+    ordered._metadata = {"version": 1}  # as the state of a torch module has
+    return {
+        "ordered": (ordered, ()),
+        "factory": (collections.defaultdict(int, a=1), ()),
+        "types": ([np.float32, int, collections.OrderedDict], ()),
+        "scalars": ([np.float32(1.5), np.int8(1), np.bool_(True), np.datetime64("2026-01-01")], ()),
+        "fraction": (fractions.Fraction(1, 3), ("fractions.Fraction",)),
+        "path": (pathlib.PurePosixPath("/a/b"), ("pathlib.PurePosixPath", "pathlib._local.PurePosixPath")),
+        "uuid": (uuid.UUID(int=7), ("uuid.UUID",)),
+        "counter": (collections.Counter("aab"), ("collections.Counter",)),
+        "error": (KeyError("x", 1).args, ()),
+    }
+
+
+@pytest.mark.parametrize("name", list(_honest()))
+def test_honest_objects_come_back(name: str) -> None:
+    value, allow = _honest()[name]
+    encoded = AllowCodec(allow).encode(value)
+    room = memoryview(bytearray(encoded.nbytes))
+    encoded.write_into(room)
+    back = AllowCodec(allow).decode(room, encoded.layout)
+    assert (type(back), back) == (type(value), value)
+    assert getattr(back, "_metadata", None) == getattr(value, "_metadata", None)
