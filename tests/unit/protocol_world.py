@@ -30,6 +30,7 @@ from lazycast.errors import ClosedError, KeyInUseError, LazycastError
 from lazycast.options import Options
 from lazycast.relay import Relay
 from lazycast.topology import place
+from lazycast.tracebacks import forget_frames
 
 #: A step: what kind, and of which rank it changes the state. Steps of different ranks do not depend on each other.
 Step = tuple[str, int, int]
@@ -87,6 +88,7 @@ class StepPerformer(Performer):
 
     def step(self) -> None:
         self._do(*self.tasks.popleft())
+        forget_frames()  # as a worker does
 
     def stop(self) -> None:
         """What is queued is still run, as a worker would that was not quick enough."""
