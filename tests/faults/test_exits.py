@@ -76,4 +76,3 @@ def test_a_death_is_told_although_a_forked_child_lives() -> None:
         if rank != 2:
             assert code == 0, (rank, code, events)
             assert [e["kind"] for e in errors(events)] == ["PeerLostError"], (rank, events)
-            assert errors(events)[0]["ms"] < 5000

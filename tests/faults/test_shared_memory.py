@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 
 from lazycast import EncodeError, LazyBroadcast, RemoteError, launch
+from tests.own_shm import own_shm
 
 SHARED_NBYTES = 100_000  # above what is copied, not a multiple of a page
 MIB = 1 << 20
@@ -441,13 +442,15 @@ def test_a_rank_without_memfd_gets_everything_through_the_network(root: int) -> 
 
 
 @contextlib.contextmanager
-def started(ranks: int, backend: str, folder: Path, temporary: Path, victim: int) -> Iterator[list[subprocess.Popen]]:
+def started(
+    ranks: int, backend: str, folder: Path, temporary: Path, victim: int, within: list[str]
+) -> Iterator[list[subprocess.Popen]]:
     script = Path(__file__).with_name("shared_memory_scenarios.py")
     common = {"WORLD_SIZE": str(ranks), "FOLDER": str(folder), "GLOO_SOCKET_IFNAME": "lo", "VICTIM": str(victim)}
     common |= {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(script), backend],
+            [*within, sys.executable, str(script), backend],
             env={**os.environ, **common, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -465,12 +468,10 @@ def started(ranks: int, backend: str, folder: Path, temporary: Path, victim: int
             process.communicate()
 
 
-@pytest.mark.alone  # in /dev/shm, where other tests' MPI comes and goes
 @pytest.mark.parametrize(("backend", "victim"), [("local", 0), ("local", 1), ("local", 2), ("torch", 1)])
 def test_nothing_is_left_of_a_killed_rank_and_what_the_others_hold_lasts(backend: str, victim: int) -> None:
-    shm = set(os.listdir("/dev/shm"))
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as temporary:
-        with started(3, backend, Path(folder), Path(temporary), victim) as processes:
+    with own_shm() as shm, tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as temporary:
+        with started(3, backend, Path(folder), Path(temporary), victim, shm.within) as processes:
             for rank, process in enumerate(processes):
                 stdout, stderr = process.communicate(timeout=90)
                 if rank == victim:
@@ -486,4 +487,4 @@ def test_nothing_is_left_of_a_killed_rank_and_what_the_others_hold_lasts(backend
                 with pytest.raises(ProcessLookupError):
                     os.killpg(process.pid, 0)
         assert os.listdir(temporary) == []
-    assert set(os.listdir("/dev/shm")) == shm
+        assert shm.files() == []
