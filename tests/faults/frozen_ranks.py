@@ -50,11 +50,22 @@ def freeze() -> None:
     Whoever wakes it has none of its descriptors.
     """
     wait_for(*(mark("ready", rank) for rank in range(SIZE)))
+    mark("pid").symlink_to(str(os.getpid()))  # whole as soon as it is there
     seen = " && ".join(f"test -e {mark('saw', rank)}" for rank in range(SIZE) if rank != RANK)
-    wait = f"sleep {FROZEN_S}; until {seen}; do sleep 0.05; done; kill -CONT {os.getpid()}"
+    over = f"! test -d {os.environ['FOLDER']}"  # of a test that has failed
+    wait = f"sleep {FROZEN_S}; until {seen} || {over}; do sleep 0.05; done; kill -CONT {os.getpid()}"
     waker = subprocess.Popen(["sh", "-c", wait])
     os.kill(os.getpid(), signal.SIGSTOP)
     waker.wait()
+
+
+def wait_until_frozen() -> None:
+    """Wait for the victim to be stopped: its state, as the system has it."""
+    while not mark("pid", VICTIM).is_symlink():
+        time.sleep(0.02)
+    stat = Path("/proc", os.readlink(mark("pid", VICTIM)), "stat")
+    while stat.read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.02)
 
 
 def goes_on(lazy: LazyBroadcast[Any, Any]) -> None:
@@ -62,7 +73,7 @@ def goes_on(lazy: LazyBroadcast[Any, Any]) -> None:
     if RANK == VICTIM:
         freeze()
     else:
-        time.sleep(0.5)
+        wait_until_frozen()
         outcome("dump", lambda: lazy.dump())
     payload = "while it was frozen" if lazy.is_root else None
     outcome("meanwhile", lambda: lazy.broadcast(payload, timeout_s=1.5 if RANK != VICTIM else 10))
@@ -90,10 +101,10 @@ def is_left_behind(lazy: LazyBroadcast[Any, Any]) -> None:
     if RANK == VICTIM:
         freeze()
         outcome("after", lambda: lazy.broadcast("x" if lazy.is_root else None, timeout_s=20))
-        mark("saw").touch()
         lazy.close()
+        mark("saw").touch()
     else:
-        time.sleep(0.5)
+        wait_until_frozen()
         lazy.close(timeout_s=1.0)
         say("closed")
         mark("saw").touch()

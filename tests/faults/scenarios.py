@@ -121,6 +121,11 @@ def fork_while_open(lazy: LazyBroadcast[Any, Any]) -> None:
     lazy.close()
 
 
+def _runs(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 def death_with_a_child_alive(lazy: LazyBroadcast[Any, Any]) -> None:
     """A child forked by the victim lives on with copies of its descriptors; the death is told all the same."""
     folder = Path(os.environ["FOLDER"])
@@ -137,7 +142,10 @@ def death_with_a_child_alive(lazy: LazyBroadcast[Any, Any]) -> None:
         multiprocessing.get_context("fork").Process(target=child).start()
         while not (folder / "child").exists():
             time.sleep(0.01)
+        (folder / "victim").symlink_to(str(os.getpid()))
         os.kill(os.getpid(), signal.SIGKILL)
+    while not (folder / "victim").is_symlink() or _runs(int(os.readlink(folder / "victim"))):
+        time.sleep(0.01)
     outcome(lambda: lazy.broadcast("x", timeout_s=30))
 
 
