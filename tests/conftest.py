@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import sys
 
 import pytest
+
+from tests import warm
 
 #: The tests in `sglang` run inside environments of their own (`make test-sglang`).
 collect_ignore = ["sglang"]
@@ -16,3 +20,24 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.import_plugin("tests.skips")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What is there before the first test is there after the last: the collections of the tests need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def warm_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is started with `sys.executable` has imported torch already, `launch`'s ranks too."""
+    monkeypatch.setattr(sys, "executable", warm.python())
+
+
+@pytest.fixture(autouse=True)
+def _warm_torch(request: pytest.FixtureRequest) -> None:
+    """Ranks that would wait for torch above all do not, but where a test needs interpreters of its own (`cold`)."""
+    callspec = getattr(request.node, "callspec", None)
+    if callspec and callspec.params.get("backend") == "torch" and not request.node.get_closest_marker("cold"):
+        request.getfixturevalue("warm_python")

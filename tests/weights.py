@@ -1,15 +1,16 @@
 """What tests cost: `make test PYTEST_ARGS="-p tests.weights"` prints it by folder, by file, and of the heaviest tests.
 
-First the processor time, of the test's process and of the children it has waited for, which other programs hardly
-change; then the time in all. What `-n`'s processes need to start and to collect is not in it.
+First the processor time, of the test's process and of its children, which other programs hardly change; then the time in all. What `-n`'s processes need to start and to collect is not in it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import defaultdict
 from collections.abc import Generator, Iterable
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +21,14 @@ _WEIGHTS: dict[str, tuple[float, float]] = {}
 
 
 def _spent() -> tuple[float, float]:
-    """Processor time of this process and its children, and the clock."""
-    return sum(os.times()[:4]), time.monotonic()
+    """Processor time of this process, of its children, and of theirs that these have waited for; and the clock."""
+    processor_s, ticks_s = sum(os.times()[:4]), 1 / os.sysconf("SC_CLK_TCK")
+    for children in Path("/proc/self/task").glob("*/children"):
+        for pid in children.read_text().split():
+            with contextlib.suppress(FileNotFoundError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                processor_s += sum(map(int, fields[11:15])) * ticks_s
+    return processor_s, time.monotonic()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from lazycast import __version__, cli
+from tests import warm
 
 from .command import run
 
@@ -26,7 +27,7 @@ MPIRUN = [str(BIN / "mpirun"), "--oversubscribe", *(["--allow-run-as-root"] if o
 
 
 def torchrun(ranks: int) -> list[str]:
-    return [str(BIN / "torchrun"), "--nproc-per-node", str(ranks)]
+    return [warm.torchrun(), "--nproc-per-node", str(ranks)]
 
 
 def mpirun(ranks: int) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lazycast.testing.kit import behaviours, name_of
+from tests import warm
 
 from .command import run
 
@@ -20,7 +21,7 @@ BACKENDS = ("local", "torch", "mpi")
 
 def command(backend: str, ranks: int) -> list[str]:
     if backend == "torch":
-        return [str(BIN / "torchrun"), "--nproc_per_node", str(ranks), *SUITE, "--backend", "torch"]
+        return [warm.torchrun(), "--nproc_per_node", str(ranks), *SUITE, "--backend", "torch"]
     if backend == "mpi":
         mpirun = [str(BIN / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-n", str(ranks)]
         return [*mpirun, PYTHON, *SUITE, "--backend", "mpi"]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy  # noqa: F401
-import torch.distributed.run  # noqa: F401
+import torch.distributed.run
 
 Order = dict[str, Any]
 _HIGH = 700  # above the numbers that programs have inherited
@@ -145,7 +145,9 @@ def _run(order: Order) -> None:
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     if Path(executable).name == "torchrun":
-        argv = ["-m", "torch.distributed.run", *argv]
+        sys.argv = ["torchrun", *argv]
+        torch.distributed.run.main()
+        return
     while argv and argv[0] in ("-u", "-S"):
         if argv.pop(0) == "-u":
             sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
@@ -155,7 +157,8 @@ def _run(order: Order) -> None:
 def _warn(filters: str) -> None:
     """As `PYTHONWARNINGS`, of which the tests need the action and the category."""
     warnings.resetwarnings()
-    for one in ["ignore::DeprecationWarning", "ignore::ResourceWarning", *filter(None, filters.split(","))]:
+    silent = ("DeprecationWarning", "PendingDeprecationWarning", "ImportWarning", "ResourceWarning")
+    for one in [*(f"ignore::{name}" for name in silent), *filter(None, filters.split(","))]:
         action, _, category = [*one.split(":"), "", ""][:3]
         warnings.simplefilter(action, getattr(__builtins__, category or "Warning"))  # type: ignore[arg-type]
 
