@@ -29,15 +29,20 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def _backend(request: pytest.FixtureRequest) -> object:
+    callspec = getattr(request.node, "callspec", None)
+    return callspec and callspec.params.get("backend")
+
+
 @pytest.fixture
-def warm_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is started with `sys.executable` has imported torch already, `launch`'s ranks too."""
-    monkeypatch.setattr(sys, "executable", warm.python())
+def warm_python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is started with `sys.executable` has imported torch already, `launch`'s ranks too; MPI's have not."""
+    if _backend(request) != "mpi":
+        monkeypatch.setattr(sys, "executable", warm.python())
 
 
 @pytest.fixture(autouse=True)
 def _warm_torch(request: pytest.FixtureRequest) -> None:
     """Ranks that would wait for torch above all do not, but where a test needs interpreters of its own (`cold`)."""
-    callspec = getattr(request.node, "callspec", None)
-    if callspec and callspec.params.get("backend") == "torch" and not request.node.get_closest_marker("cold"):
+    if _backend(request) == "torch" and not request.node.get_closest_marker("cold"):
         request.getfixturevalue("warm_python")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("warm_python")
 SCENARIOS = Path(__file__).parent / "scenarios.py"
 SIZE = 5  # the tree is three wide, so rank 1 passes on to rank 4
 

@@ -12,13 +12,14 @@ import pytest
 
 from tests.faults.test_exits import run
 
+pytestmark = pytest.mark.usefixtures("warm_python")
 SCENARIOS = Path(__file__).parent / "frozen_ranks.py"
 Events = list[dict[str, Any]]
 
 WAYS = [
     pytest.param("local", "auto", id="local-shared"),
     pytest.param("local", "off", id="local-network"),
-    pytest.param("torch", "off", id="torch-network"),
+    pytest.param("torch", "off", id="torch-network", marks=pytest.mark.exhaustive),
 ]
 
 

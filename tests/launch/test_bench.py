@@ -23,6 +23,7 @@ from lazycast.bench.sync import Sync, WrongValueError
 
 from .command import run
 
+SELDOM = pytest.mark.exhaustive
 KIB, MIB = 1 << 10, 1 << 20
 EVERYWHERE = ["lazycast", "lazycast agree=False", "lazycast values=copy", "one memcpy"]
 PEERS = {
@@ -51,7 +52,7 @@ TINY = ["--ranks", "2", "--sizes", "1KiB,64KiB", "--rounds", "3", "--cell-s", "5
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("backend", PEERS)
+@pytest.mark.parametrize("backend", ["torch", *(pytest.param(it, marks=SELDOM) for it in ("local", "mpi"))])
 def test_bench(backend: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lazycast.bench", "--backend", backend, *TINY, "--out", str(tmp_path)]
     command += ["--ways", ",".join(EVERYWHERE + LIGHT[backend])]
@@ -122,6 +123,7 @@ def test_a_peer_that_is_not_always_there(way: str, tmp_path: Path) -> None:
     assert said["absent"] == {}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(200)
 def test_bench_memory(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lazycast.bench", "--backend", "local", "--ranks", "3", "--sizes", "1KiB,64MiB"]

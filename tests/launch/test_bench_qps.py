@@ -60,6 +60,7 @@ def test_bench_qps(tmp_path: Path) -> None:
         assert (way["collective_s"][0] > 0) is (way["way"] in {"root-value", "raw-all", "raw-pool"})
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(100)
 def test_options_may_stand_before_the_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--ranks", "2", "--backend", "local", "--no-figures", "--out", str(tmp_path)]

@@ -17,6 +17,7 @@ from tests import warm
 
 from .command import run
 
+pytestmark = pytest.mark.usefixtures("warm_python")
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"(?:<!-- run: (?P<launcher>[^>]+?) -->\s*)?^```python\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)

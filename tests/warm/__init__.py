@@ -1,4 +1,5 @@
-"""A warm Python: programs that start in milliseconds, since one process has imported torch for all of them.
+"""A warm Python: programs that start in milliseconds, since one process has imported torch for all of them,
+and what else takes them long.
 
 `python()` is the path of an executable to be used like `sys.executable`, and `torchrun()` like torchrun. Neither has
 imported anything of lazycast. What they start is a fork of that process, with the descriptors, the environment, the

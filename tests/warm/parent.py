@@ -1,11 +1,13 @@
-"""The process that has imported torch and forks programs: `python parent.py FOLDER`. It ends with its standard input.
+"""The process that forks programs, and has imported torch and what else many need: `python parent.py FOLDER`.
 
-A caller connects to the socket in the folder, hands over its descriptors and says what to run. It is told the process
-id of the fork, and at last how that has ended; if it is killed before, so is the fork, with its process group.
+It ends with its standard input. A caller connects to the socket in the folder, hands over its descriptors and says what
+to run. It is told the process id of the fork, and at last how that has ended; if it is killed before, so is the fork,
+with its process group.
 """
 
 from __future__ import annotations
 
+import asyncio  # noqa: F401
 import contextlib
 import json
 import os
@@ -16,9 +18,12 @@ import socket
 import sys
 import types
 import warnings
+from importlib import metadata  # noqa: F401
 from pathlib import Path
 from typing import Any
 
+import cloudpickle  # noqa: F401
+import msgspec  # noqa: F401
 import numpy  # noqa: F401
 import torch.distributed.run
 
