@@ -1,7 +1,6 @@
 """The site of the documentation: it builds strictly, asks for nothing from elsewhere, and works in a browser.
 
-Needs mkdocs (the extra `docs`). Without it these tests are skipped, or fail where `LAZYCAST_REQUIRE_BROWSER` or `CI` is
-set.
+Needs mkdocs (the extra `docs`). Without it these tests are skipped, which fails them in CI (`tests/skips.py`).
 """
 
 from __future__ import annotations
