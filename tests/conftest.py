@@ -36,13 +36,16 @@ def _backend(request: pytest.FixtureRequest) -> object:
 
 @pytest.fixture
 def warm_python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is started with `sys.executable` has imported torch already, `launch`'s ranks too; MPI's have not."""
-    if _backend(request) != "mpi":
+    """Whatever is started with `sys.executable` has imported torch already, `launch`'s ranks too; MPI's have not.
+
+    A test that is `cold` has interpreters of its own.
+    """
+    if _backend(request) != "mpi" and not request.node.get_closest_marker("cold"):
         monkeypatch.setattr(sys, "executable", warm.python())
 
 
 @pytest.fixture(autouse=True)
 def _warm_torch(request: pytest.FixtureRequest) -> None:
-    """Ranks that would wait for torch above all do not, but where a test needs interpreters of its own (`cold`)."""
-    if _backend(request) == "torch" and not request.node.get_closest_marker("cold"):
+    """Ranks that would wait for torch above all do not."""
+    if _backend(request) == "torch":
         request.getfixturevalue("warm_python")

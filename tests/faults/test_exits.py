@@ -58,7 +58,8 @@ def test_interrupts_of_the_root_at_any_moment_leave_nobody_out_of_step() -> None
             assert events[0]["times"] > 10
 
 
-@pytest.mark.parametrize("backend", ["local", "torch"])
+@pytest.mark.cold  # also what C++ does at the end
+@pytest.mark.parametrize("backend", ["local", pytest.param("torch", marks=pytest.mark.exhaustive)])
 def test_an_interpreter_that_exits_without_close_ends_cleanly(backend: str) -> None:
     for rank, (code, events) in enumerate(run("exit_without_close", backend)):
         assert (code, [e["event"] for e in events]) == (0, ["leaving", "done"]), (rank, code, events)
