@@ -70,8 +70,8 @@ soak: $(NEEDED)
 soak-local soak-torch soak-mpi: soak-%:
 	$(MAKE) --no-print-directory soak BACKEND=$*
 
-# A process for each core: many tests wait for ranks more than they compute. JOBS=0 runs them one after another.
-JOBS   ?= auto
+# A process more than there are cores: many tests wait for ranks more than they compute. JOBS=0: one after another.
+JOBS   ?= $(shell expr $$(nproc) + 1)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 
 test: $(VENV)/.dev

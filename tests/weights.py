@@ -1,4 +1,4 @@
-"""What tests cost: `make test PYTEST_ARGS="-p tests.weights"` prints it by folder, by file, and of the heaviest tests.
+"""What tests cost: `make test PYTEST_ARGS=-ptests.weights` prints it by folder, by file, and of the heaviest tests.
 
 First the processor time, of the test's process and of its children, which other programs hardly change; then the time
 in all. What `-n`'s processes need to start and to collect is not in it.

@@ -127,6 +127,8 @@ def _check_cut(outcome: Event, rank: int, about: str) -> None:
     if outcome["what"] == "after":  # the wire is there again
         assert outcome["kind"] == "value", about
         return
+    if outcome["what"] == "cast" and outcome["kind"] == "value":
+        raise TooLate(f"all had crossed before the wire was cut: {about}")
     assert outcome["kind"] == "CastTimeoutError", about
     there = {"2", "3"} if rank < 2 else {"0", "1"}
     assert there & _missing(outcome), about
