@@ -33,7 +33,7 @@ from zoneinfo import ZoneInfo
 from lazycast import codec
 from lazycast.careful import CarefulUnpickler
 from lazycast.codec import CannotEncode, Encoded, Layout
-from lazycast.doors import objection_to, problem
+from lazycast.doors import is_array_class, not_allowed, objection_to
 from lazycast.errors import TrustError
 from lazycast.opcodes import may_set_state
 from lazycast.reducers import Reduce, Reduced, Reduction
@@ -71,6 +71,7 @@ ALWAYS: Final = frozenset(
 #: What is found under a name, in place of what bears it.
 _CHECKED: Final = {
     "lazycast.reducers.builtin_bytes.data_of": ("lazycast.reducers.described", "view_of"),
+    "lazycast.reducers.numpy_arrays.set_attributes": ("lazycast.reducers.described", "set_attributes_of_array"),
     "lazycast.reducers.torch_tensors.receive": ("lazycast.reducers.described", "bytes_of_tensor"),
     "lazycast.reducers.torch_tensors.rebuild": ("lazycast.reducers.described", "tensor_of"),
     "lazycast.reducers.torch_tensors.set_attributes": ("lazycast.reducers.described", "set_attributes_of_tensor"),
@@ -93,12 +94,7 @@ def _objection(name: str) -> TrustError:
             f"what arrived holds code ({name}), which cannot be allowed by name: send functions that every rank can "
             "import, and allow those, or register them on every rank"
         )
-    why = problem(name)
-    if why is not None:
-        return TrustError(f"what arrived names {name!r}, which is not allowed and cannot be: it {why}")
-    return TrustError(
-        f"what arrived names {name!r}, which is not allowed: add it to allow= on every rank, if it is good"
-    )
+    return TrustError(f"what arrived names {name!r}, which {not_allowed(name)}")
 
 
 Find = Callable[[str, str], Any]
@@ -139,7 +135,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _reduce_zone(zone: ZoneInfo) -> Reduced:
-    """By its key, to its class. Its own way is a private method of the class, which pickle can only get by `getattr`."""
+    """By its key, to its class. Its own way is a private method, which pickle gets by `getattr`."""
     if zone.key is None:
         raise pickle.PicklingError("a ZoneInfo that was read from a file has no key by which it could be found")
     return ZoneInfo, (zone.key,)
@@ -196,7 +192,11 @@ class AllowCodec:
             return found, module if isinstance(found, type) else "function"
         if name not in self._names:
             raise _objection(name)
+        if name in _CHECKED:
+            return _find(find, module, qualname), "function"
         found = find(module, qualname)
+        if is_array_class(found):
+            return found, "named"
         why = objection_to(found)
         if why is not None:
             raise TrustError(f"what arrived names {name!r}, which is not allowed although it is listed: it {why}")

@@ -20,12 +20,15 @@ from collections.abc import Callable, Collection, Mapping
 from types import NoneType
 from typing import Any, Final
 
+from lazycast.doors import is_array_class, not_allowed
 from lazycast.errors import TrustError
 
-#: What says where memory is, as an attribute: to NumPy, torch, Numba and CuPy, DLPack, the buffer protocol, ctypes.
-MEMORY_NAMES: Final = frozenset(
-    ["__array_interface__", "__array_struct__", "__array__", "__cuda_array_interface__", "__sycl_usm_array_interface__", "__dlpack__", "__dlpack_device__", "__buffer__", "__release_buffer__", "_as_parameter_"]
+_OF_MEMORY: tuple[str, ...] = (
+    *("array", "array_interface", "array_struct", "cuda_array_interface", "sycl_usm_array_interface"),
+    *("dlpack", "dlpack_device", "buffer", "release_buffer"),
 )
+#: What says where memory is, as an attribute: to NumPy, torch, Numba and CuPy, DLPack, the buffer protocol, ctypes.
+MEMORY_NAMES: Final = frozenset({f"__{name}__" for name in _OF_MEMORY} | {"_as_parameter_"})
 _NUMBERS = frozenset({NoneType, bool, int, float, complex})
 _PLAIN = _NUMBERS | {str, bytes}
 _HOLDERS = frozenset({list, tuple, set, frozenset, dict})
@@ -44,8 +47,8 @@ def check_attributes(attributes: Mapping[Any, Any]) -> None:
     for name in attributes:
         if type(name) is not str or (name[:2] == "__" == name[-2:]) or name in MEMORY_NAMES:
             raise TrustError(
-                f"what arrived sets the attribute {name!r:.60}, which Python or a library looks up by itself: no stream "
-                "may set it"
+                f"what arrived sets the attribute {name!r:.60}, which Python or a library looks up by itself: no "
+                "stream may set it"
             )
 
 
@@ -121,6 +124,11 @@ class CarefulUnpickler(pickle._Unpickler):
             )
         if rule in ("listed", "function"):
             return
+        if rule == "named":
+            raise TrustError(
+                f"what arrived calls {_named(called)}, a class of arrays, which is not allowed: it takes any bytes for "
+                "pointers. Arrays are looked at as one, by lazycast.reducers.numpy_arrays.view_as"
+            )
         if type(arguments) is not tuple or keywords or not _good_arguments(called, rule, arguments):
             raise TrustError(
                 f"what arrived calls {_named(called) if isinstance(called, type) else called!r} with what no honest "
@@ -148,11 +156,8 @@ class CarefulUnpickler(pickle._Unpickler):
     def load_build(self) -> None:
         made, state = self.stack[-2], self.stack[-1]
         kind = type(made)
-        if _named(kind) not in self._listed and kind is not collections.OrderedDict:
-            raise TrustError(
-                f"what arrived sets the state of a {_named(kind)!r}, which is not allowed: add it to allow= on every "
-                "rank, if it is good"
-            )
+        if is_array_class(kind) or (_named(kind) not in self._listed and kind is not collections.OrderedDict):
+            raise TrustError(f"what arrived sets the state of a {_named(kind)!r}, which {not_allowed(_named(kind))}")
         own = hasattr(kind, "__setstate__")
         if not own:
             parts = state if type(state) is tuple and len(state) == 2 else (state,)

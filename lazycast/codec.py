@@ -209,7 +209,8 @@ def encode(obj: object, *, same_program: bool = True) -> Encoded:
 
 def _names_program(encoded: Encoded) -> bool:
     """Whether a stream may name something of `__main__`. Bytes of a payload can look like it."""
-    return any(b"__main__" in piece or b"__mp_main__" in piece for piece in encoded.pieces)
+    small = [piece for piece in encoded.pieces if len(piece) < _SLICE_NBYTES]  # larger ones are `bytes` of the payload
+    return any(b"__main__" in piece or b"__mp_main__" in piece for piece in small)
 
 
 class ProgramCodec:

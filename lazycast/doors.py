@@ -1,7 +1,7 @@
 """Names and types that may not stand in `allow=`: with one of them, whoever sends a stream has everything.
 
-Guarantees: `problem` looks at a name alone and imports nothing. `objection_to` looks at what is found under a name, so
-that another name for the same thing is no way around.
+Guarantees: no error recommends to list what `problem` refuses. `problem` looks at a name alone and imports nothing.
+`objection_to` looks at what is found under a name, so that another name for the same thing is no way around.
 
 No list of this kind is complete, and none need be: nothing is allowed but what the user writes down. It keeps us from
 recommending a name, and a hurried user from writing one down, that undoes all others.
@@ -36,9 +36,9 @@ def _names(module: str, names: str) -> str:
 _MODULES: Final = (
     "os posix nt posixpath subprocess _posixsubprocess pty shutil sys importlib _frozen_importlib imp _imp zipimport "
     "runpy pkgutil site pickle _pickle pickletools dill jsonpickle shelve marshal copyreg code codeop ctypes _ctypes "
-    "cffi socket _socket socketserver webbrowser multiprocessing threading _thread signal gc inspect operator _operator "
-    "functools _functools timeit pdb bdb trace profile cProfile doctest pydoc unittest tempfile io _io mmap fcntl "
-    "atexit sqlite3 _sqlite3 tracemalloc"
+    "cffi socket _socket socketserver webbrowser multiprocessing threading _thread signal gc inspect operator "
+    "_operator functools _functools timeit pdb bdb trace profile cProfile doctest pydoc unittest tempfile io _io mmap "
+    "fcntl atexit sqlite3 _sqlite3 tracemalloc"
 )
 #: Why a name is refused, by what it begins with.
 _REFUSED: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
@@ -51,9 +51,9 @@ _REFUSED: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (
             _names(
                 "(builtins|__builtin__|__builtins__)",
-                "getattr setattr delattr hasattr eval exec execfile compile open input raw_input __import__ __build_class__ "
-                "globals locals vars dir type super property classmethod staticmethod map filter apply reload "
-                "breakpoint help exit quit memoryview next",
+                "getattr setattr delattr hasattr eval exec execfile compile open input raw_input __import__ "
+                "__build_class__ globals locals vars dir type super property classmethod staticmethod map filter apply "
+                "reload breakpoint help exit quit memoryview next",
             ),
             _EVERYTHING,
         ),
@@ -62,18 +62,19 @@ _REFUSED: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (
             _names(
                 "numpy",
-                "_core core ndarray dtype generic object_ void memmap recarray record matrix chararray nditer load loadtxt "
-                "genfromtxt fromfile save savez savez_compressed savetxt frompyfunc vectorize apply_along_axis "
-                "apply_over_axes piecewise fromfunction fromregex ctypeslib lib testing f2py ma rec char from_dlpack frombuffer",
+                "_core core ndarray dtype generic object_ void memmap nditer load loadtxt genfromtxt fromfile save "
+                "savez savez_compressed savetxt frompyfunc vectorize apply_along_axis apply_over_axes piecewise "
+                "fromfunction fromregex ctypeslib lib testing f2py ma char from_dlpack frombuffer",
             ),
             _MEMORY,
         ),
+        (r"numpy\.rec\.(?!recarray$)", _MEMORY),
         (r"torch\.(?!_utils\._rebuild_parameter$)(\w+\.)*_", _INNER),
         (
             _names(
                 "torch",
-                "load save storage serialization hub jit package ops classes multiprocessing distributed fx export compile "
-                "library utils Tensor FloatTensor DoubleTensor HalfTensor BFloat16Tensor ByteTensor CharTensor "
+                "load save storage serialization hub jit package ops classes multiprocessing distributed fx export "
+                "compile library utils Tensor FloatTensor DoubleTensor HalfTensor BFloat16Tensor ByteTensor CharTensor "
                 "ShortTensor IntTensor LongTensor BoolTensor UntypedStorage TypedStorage from_file from_numpy "
                 "frombuffer as_strided from_dlpack asarray as_tensor",
             ),
@@ -91,6 +92,20 @@ def problem(name: object) -> str | None:
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         return "is not the exact name of a type or function, 'module.qualname'"
     return next((why for pattern, why in _REFUSED if pattern.match(name)), None)
+
+
+def not_allowed(name: str) -> str:
+    """Say that a name is not allowed, and what to do about it; never to list what `problem` refuses."""
+    why = problem(name)
+    if why is not None:
+        return f"is not allowed and cannot be: it {why}"
+    return "is not allowed: add it to allow= on every rank, if it is good"
+
+
+def is_array_class(found: Any) -> bool:
+    """Whether this is a subclass of `numpy.ndarray`: to look at an array as one is harmless, to call it is not."""
+    array = getattr(sys.modules.get("numpy"), "ndarray", None)
+    return array is not None and isinstance(found, type) and issubclass(found, array) and found is not array
 
 
 def objection_to(found: Any) -> str | None:

@@ -18,7 +18,7 @@ from lazycast.cores import Cores
 from lazycast.errors import ConfigMismatchError
 from lazycast.options import shown
 from lazycast.version import __version__
-from lazycast.wire import WIRE_VERSION
+from lazycast.wire import WIRE_VERSION, clean
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -35,6 +35,9 @@ class Hello(msgspec.Struct, frozen=True):
     clock: str = ""  # of `clocks.ident`
     ident: str = ""  # of one construction; the object has its root's
     program: str = ""  # of `script.ident`
+
+    def __post_init__(self) -> None:
+        clean(self)
 
 
 def hello(rank: int, options: dict[str, object], error: Exception | None) -> Hello:

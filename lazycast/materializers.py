@@ -154,6 +154,16 @@ def _pickle_by_value(fn: Materializer) -> bytes:
                 cloudpickle.unregister_pickle_by_value(module)
 
 
+def _digest(code: bytes) -> str:
+    return "sha256:" + hashlib.sha256(code).hexdigest()
+
+
+#: Before the digest of code that names things of the program: the same without such names.
+_WHOLE = "whole:"
+_BY_NAME = (
+    "put it into a module that every rank can import, or call lazycast.register_materializer(name, fn) on every rank: "
+    "then its name alone travels"
+)
 _registered: dict[str, Materializer] = {}
 _REGISTERED = "registered:"
 
@@ -224,6 +234,7 @@ class Shipper:
         self._lock = threading.Lock()
         self._paths: _Recent[Materializer] = _Recent()
         self._codes: _Recent[bytes] = _Recent()
+        self._sources: _Recent[Materializer] = _Recent()  # what code was made of, for ranks that lack what it names
 
     def ship(self, fn: Materializer, *, prepared: bool = False) -> Shipped:
         """Return the references to send with a cast, and the code to send before it if it is new.
@@ -257,17 +268,21 @@ class Shipper:
         try:
             code = bycode.dumps(fn, same_program=self._policy.same_program)
         except Exception as exc:
-            raise CannotEncode(f"materializer {describe_unpicklable(fn, exc)}") from exc
-        ident = "sha256:" + hashlib.sha256(code).hexdigest()
+            raise CannotEncode(f"materializer {describe_unpicklable(fn, exc)}; {_BY_NAME}") from exc
+        ident = _digest(code)
         with self._lock:
             known = self._codes.get(ident) is not None
             self._codes.put(ident, code, len(code))
+            if self._policy.same_program:
+                self._sources.put(ident, fn, len(code))
         return MaterializerRef(ident, name_of(fn)), None if known else code
 
     def code_for(self, ident: str) -> bytes:
         """Return the code a rank asked for. Raises CannotEncode if it cannot be had."""
         if self._policy.paths is not None:
             raise CannotEncode(f"the code of a materializer does not travel with {self._policy.rule}")
+        if ident.startswith(_WHOLE):
+            return self._whole(ident)
         with self._lock:
             code, fn = self._codes.get(ident), self._paths.get(ident)
         if code is not None:
@@ -281,6 +296,28 @@ class Shipper:
                 f"materializer {ident} cannot be imported by some rank and its code cannot be sent either: "
                 f"{describe_unpicklable(fn, exc)}; install its module on every rank"
             ) from exc
+
+    def _whole(self, ident: str) -> bytes:
+        """Return code that names nothing of the program, for a rank that lacks something that is named."""
+        with self._lock:
+            fn = self._sources.get(ident.removeprefix(_WHOLE))
+        if fn is None or _digest(bycode.dumps(fn, same_program=True)) != ident.removeprefix(_WHOLE):
+            raise CannotEncode(
+                "a materializer names something of the program that some rank lacks, and has changed since it was "
+                "sent: define what it names on every rank, outside of conditions"
+            )
+        return bycode.dumps(fn)
+
+
+def _unpickled(code: bytes, ref: MaterializerRef) -> Materializer:
+    """Rebuild a callable from its code. Raises CodeMissing if it names what this rank's program lacks."""
+    try:
+        fn: Materializer = pickle.loads(code)
+    except AttributeError as exc:
+        if not any(name in str(exc) for name in ("'__main__'", "'__mp_main__'")):
+            raise
+        raise CodeMissing(f"{ref.name}: {exc}", _WHOLE + ref.ident) from exc
+    return fn
 
 
 class Loader:
@@ -312,11 +349,12 @@ class Loader:
             raise TrustError(refused)
         with self._lock:
             loaded, code = self._loaded.get(ref.ident), self._codes.get(ref.ident)
+            whole = self._codes.get(_WHOLE + ref.ident)
             self.hits += loaded is not None
         if loaded is not None:
             return loaded
         if code is not None:
-            fn: Materializer = pickle.loads(code)
+            fn: Materializer = _unpickled(code, ref) if whole is None else pickle.loads(whole)
         elif ref.path is not None:
             try:
                 fn = _follow(*ref.path)

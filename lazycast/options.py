@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from lazycast.allowed import problem
+from lazycast.doors import problem
 from lazycast.staged import unusable
 
 VALUES: Final = ("private", "readonly", "copy")

@@ -11,12 +11,16 @@ Guarantees: what is "the same" is decided once, at construction, for all ranks.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FunctionType
 from typing import Any
+
+from lazycast import clocks
 
 _MAIN = "__main__"
 #: What a child that multiprocessing has spawned calls its parent's program.
@@ -24,14 +28,12 @@ _NAMES = frozenset({_MAIN, "__mp_main__"})
 
 
 def ident() -> str:
-    """Return the digest of this process's program; "" if it has no file that could be compared."""
+    """Return the digest of this process's program, or, if that has no file to be compared, a name of this process."""
     file = getattr(sys.modules.get(_MAIN), "__file__", None)
-    if not isinstance(file, str):
-        return ""
-    try:
-        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    except OSError:
-        return ""
+    with contextlib.suppress(OSError):
+        if isinstance(file, str):
+            return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return f"process {os.getpid()} of {clocks.ident()}"  # ranks that are threads of it run one program
 
 
 def same(idents: Sequence[str]) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lazycast import codec, data
 from lazycast.allowed import AllowCodec
 from lazycast.codec import Codec
+from lazycast.doors import problem
 
 if TYPE_CHECKING:
     from lazycast.options import Options
@@ -44,7 +45,9 @@ class Policy(NamedTuple):
         elif path is None:
             why = "by name only, and this one has none that can be imported (code cannot be allowed):"
         else:
-            why = f"by allowed names only, and {'.'.join(path)!r} is not one: add it to allow= on every rank, or"
+            refused = problem(".".join(path))
+            way = "add it to allow= on every rank, or" if refused is None else f"and cannot be, for it {refused}:"
+            why = f"by allowed names only, and {'.'.join(path)!r} is not one: {way}"
         return (
             f"materializer {name!r} is not registered, and with {self.rule} materializers travel {why} call "
             "lazycast.register_materializer(name, fn) with it on every rank"

@@ -37,12 +37,34 @@ FailureKind = Literal[
     "diverged",
 ]
 
+#: What a rank is heard to be, and does not report of itself.
+ENDS: Final = frozenset({"lost", "closed"})
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class WireError(ValueError):
     """A header that this version of lazycast cannot read."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return a text without what moves a cursor or forges a line of a log: such characters become escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def clean(struct: msgspec.Struct) -> None:
+    """Make the texts of a struct printable."""
+    for name in struct.__struct_fields__:
+        value: object = getattr(struct, name)
+        if isinstance(value, str) and not value.isprintable():
+            msgspec.structs.force_setattr(struct, name, printable(value))
+        elif isinstance(value, list) and value and isinstance(value[0], str):
+            msgspec.structs.force_setattr(struct, name, [printable(text) for text in value])
+        elif isinstance(value, dict):
+            cleaned = {printable(key): printable(v) if isinstance(v, str) else v for key, v in value.items()}
+            msgspec.structs.force_setattr(struct, name, cleaned)
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True):
@@ -52,6 +74,9 @@ class Loss(msgspec.Struct, frozen=True, array_like=True):
     link: str
     reason: str
     heard_s: float | None = None
+
+    def __post_init__(self) -> None:
+        clean(self)
 
 
 class Silence(msgspec.Struct, frozen=True, array_like=True):
@@ -71,6 +96,9 @@ class Overdue(msgspec.Struct, frozen=True, array_like=True):
     silences: tuple[Silence, ...] = ()
     nbytes: Count | None = None
 
+    def __post_init__(self) -> None:
+        clean(self)
+
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
     """What went wrong on one rank, as text: it arrives even if the exception itself could not."""
@@ -83,6 +111,13 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     loss: Loss | None = None
     overdue: Overdue | None = None
 
+    def __post_init__(self) -> None:
+        """An exception's text and a traceback have lines; who was lost or has closed is said in one."""
+        message = printable(self.message, "" if self.kind in ENDS else "\n\t")
+        traceback = None if self.traceback is None else printable(self.traceback, "\n\t")
+        for name, text in (("message", message), ("traceback", traceback), ("host", printable(self.host))):
+            msgspec.structs.force_setattr(self, name, text)
+
 
 class Origin(msgspec.Struct, frozen=True, array_like=True):
     """Where a call was made, in debug mode: the site as text, and which of the calls without a key it was (or 0).
@@ -94,6 +129,9 @@ class Origin(msgspec.Struct, frozen=True, array_like=True):
     label: bytes
     place: bytes
     nth: Count
+
+    def __post_init__(self) -> None:
+        clean(self)
 
 
 class MaterializerRef(msgspec.Struct, frozen=True, array_like=True):
@@ -262,6 +300,9 @@ class Status(Message, frozen=True, tag="status"):
     calls: Count = 0
     recent: list[str] = []
 
+    def __post_init__(self) -> None:
+        clean(self)
+
 
 class Relayed(Message, frozen=True, tag="relayed"):
     """To a rank that asks, from each that has passed its query on: whoever is next, and silent, stands in the way."""
@@ -284,6 +325,9 @@ class Present(Message, frozen=True, tag="present"):
     route = "up"
     rank: int
     holders: str = ""
+
+    def __post_init__(self) -> None:
+        clean(self)
 
 
 class Beat(Message, frozen=True, tag="beat"):
@@ -316,6 +360,9 @@ class Figures(Message, frozen=True, tag="figures"):
     failed: dict[str, Count]
     timings: dict[str, Spread]
     unshared_reason: str | None = None
+
+    def __post_init__(self) -> None:
+        clean(self)
 
 
 class Gone(Message, frozen=True, tag="gone"):

@@ -25,7 +25,7 @@ import msgspec
 from lazycast.codec import CannotEncode, Encoded, Layout, aligned, frames_of, stream_of
 from lazycast.data.marks import Kind, mark_of, no_mark
 from lazycast.data.packing import NotData, Packer, describe_not_data
-from lazycast.data.unpacking import Unpacker
+from lazycast.data.unpacking import Unpacker, check_atoms, is_flat
 
 _encoder = msgspec.msgpack.Encoder()
 _marks_decoder = msgspec.msgpack.Decoder(ext_hook=mark_of)
@@ -80,7 +80,11 @@ def decode(body: memoryview, layout: Layout) -> Any:
         stream = stream_of(body, layout)
         kind = Kind(stream[0] if stream else -1)
         if kind is Kind.ATOMS:
-            return _atoms_decoder.decode(stream[1:])
+            atoms = bytes(stream[1:])
+            made = _atoms_decoder.decode(atoms)
+            if not is_flat(atoms):
+                check_atoms(made)
+            return made
         return Unpacker(frames_of(body, layout)).unpack(_marks_decoder.decode(stream[1:]))
     except (msgspec.DecodeError, ValueError, TypeError, ArithmeticError, RuntimeError) as exc:
         raise ValueError(f"what arrived is not plain data: {exc}") from exc

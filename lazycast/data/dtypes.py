@@ -13,7 +13,10 @@ Description = str | list[Any]
 
 _MAX_DEPTH = 16
 _MAX_LENGTH = 4096  # of a list of sizes or offsets: to multiply many long numbers takes long
-_SIMPLE = re.compile(r"[<>|][biufcmMSUV]\d{1,10}(\[\d{0,10}[a-zA-Z]{1,2}\])?")
+_UNIT = r"(\[([1-9]\d{0,8})?(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?"  # without is without; division by 0 of one is SIGFPE
+_SIMPLE = re.compile(
+    r"\|(b1|[iu]1|[SV][1-9]\d{0,9})|[<>]([iu][248]|f(2|4|8|12|16)|c(8|16|24|32)|U[1-9]\d{0,9}|[mM]8" + _UNIT + ")"
+)
 _STRUCTURE, _SUBARRAY = "{}", "[]"
 
 

@@ -5,6 +5,7 @@ That module is loaded with the first tensor, as for all that need no torch.
 
 from __future__ import annotations
 
+import math
 import pickle
 import sys
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,26 @@ _DTYPES = {"bool", "bfloat16", "float16", "float32", "float64", "complex32", "co
 _DTYPES |= {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 _DTYPES |= {f"float8_{kind}" for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")}
 _DEVICES = ("cpu", "cuda", "xpu")
+#: Tensors that show bytes more than once (`expand`) show at most so many times as many, or so many at all. They cost
+#: nothing until somebody copies them, and then everything.
+_MAX_EXPANSION, _MAX_EXPANDED_NBYTES = 256, 64 << 20
+
+
+def expands_too_much(shown_nbytes: int, nbytes: int) -> bool:
+    """Whether a tensor shows far more than it has: no rank takes it."""
+    return shown_nbytes > max(_MAX_EXPANSION * nbytes, _MAX_EXPANDED_NBYTES)
+
+
+def check_expansion(tensor: Any) -> None:
+    """Raise ValueError for a tensor that no rank would take."""
+    if tensor.is_contiguous() or not tensor.numel():
+        return
+    items = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    shown, nbytes = tensor.numel() * tensor.itemsize, items * tensor.itemsize
+    if expands_too_much(shown, nbytes):
+        raise ValueError(
+            f"a tensor of {shown} bytes expanded from {nbytes}: send what it was before expand(), or a copy"
+        )
 
 
 class Tensors:
@@ -49,6 +70,7 @@ class Tensors:
             )
         if len(reduced) > 2:
             raise ValueError("a tensor with Python attributes: send them beside it")
+        check_expansion(tensor)
         stretch, _, offset, size, stride, requires_grad, kind = reduced[1]
         return stretch, (name, offset, size, stride, requires_grad, kind)
 
@@ -87,6 +109,8 @@ def rebuild(
     stop = 0 if empty else start + 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
     if empty != (flat is None) or (flat is not None and stop * dtype.itemsize > flat.numel()):
         raise ValueError(f"a tensor of size {shape} and stride {steps} looks beyond its bytes")
+    if not empty and expands_too_much(math.prod(shape) * dtype.itemsize, flat.numel()):
+        raise ValueError(f"a tensor of size {shape} in {flat.numel()} bytes, each shown too often")
     from lazycast.reducers import torch_tensors
 
     return torch_tensors.rebuild(flat, dtype, start, shape, steps, requires_grad, str(kind))

@@ -3,6 +3,8 @@
 Guarantees:
 
 * A cast gets exactly one verdict: a failure as soon as the first is reported, success when all ranks have.
+* A rank's report is its word on itself. What it says of another (an owner that did not share) counts once that one says
+  so too, or has gone; if it says the opposite, the two do not agree, and that is what the verdict says.
 * An entry goes when its last report and its last read are in, so memory follows what is under way.
 * Every answer is a function of what was told before; the caller acts on it outside any lock.
 """
@@ -10,11 +12,13 @@ Guarantees:
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import msgspec
 
 from lazycast.engine.dump import named
 from lazycast.engine.situation import ranks
-from lazycast.wire import Failure, Key, Verdict
+from lazycast.wire import ENDS, Failure, Key, Verdict
 
 
 @dataclass(slots=True)
@@ -24,6 +28,7 @@ class _Entry:
     unread: set[int]
     unreported: set[int]
     decided: bool = False
+    hearsay: dict[int, Failure] = field(default_factory=dict)  # by rank: what it says of another
 
 
 @dataclass(slots=True)
@@ -42,6 +47,7 @@ class Ledger:
         self._others = set(others)
         self._load = {rank: _Load() for rank in others}
         self._entries: dict[int, _Entry] = {}
+        self._gone: dict[int, Failure] = {}
 
     def sent(self, seq: int, key: Key | None, nbytes: int, *, agree: bool) -> None:
         """Book a cast that goes out now."""
@@ -62,14 +68,24 @@ class Ledger:
         load.nbytes -= entry.nbytes
         self._forget_if_done(seq, entry)
 
-    def report(self, rank: int, seq: int, failure: Failure | None) -> Verdict | None:
+    def report(self, rank: int, seq: int, failure: Failure | None, *, known: bool = False) -> Verdict | None:
         """Book a rank's report; return the verdict if it follows from it.
 
         A rank that has done its part may still report a failure: that it has waited too long for the others.
+
+        Args:
+            known: the failure is the root's own word.
         """
         entry = self._entries.get(seq)
         if entry is None or (rank not in self._others and rank != self._root):
             return None
+        said_of_another = failure is not None and failure.rank != rank and failure.kind != "withdrawn"
+        if failure is not None and said_of_another and not known and not entry.decided:
+            failure = self._credible(entry, rank, failure)
+            if failure is None:
+                return None
+        elif failure is None and not entry.decided:
+            failure = self._contradicted(entry, rank)
         first = rank in entry.unreported
         entry.unreported.discard(rank)
         verdict = None
@@ -79,12 +95,30 @@ class Ledger:
         self._forget_if_done(seq, entry)
         return verdict
 
+    def _credible(self, entry: _Entry, rank: int, failure: Failure) -> Failure | None:
+        """Return what the root makes of a rank's word on another; None while that one has not spoken for itself."""
+        about = failure.rank
+        if about in self._gone:
+            return self._gone[about]
+        if failure.kind in ENDS or about in entry.unreported:
+            entry.hearsay[rank] = failure
+            return None
+        return _disagreement(rank, failure)
+
+    @staticmethod
+    def _contradicted(entry: _Entry, rank: int) -> Failure | None:
+        """Return the failure that follows if a rank has done its part, and another has said that it failed."""
+        said = ((by, failure) for by, failure in entry.hearsay.items() if failure.rank == rank)
+        return next((_disagreement(by, failure) for by, failure in said if failure.kind not in ENDS), None)
+
     def gone(self, rank: int, failure: Failure) -> list[Verdict]:
         """Book that a rank answers no more; return the verdicts that follow: failure, wherever it had not reported."""
         self._others.discard(rank)
+        self._gone[rank] = failure
         verdicts = []
         for seq, entry in list(self._entries.items()):
-            if rank in entry.unreported and not entry.decided:
+            heard_of = any(said.rank == rank for said in entry.hearsay.values())
+            if (rank in entry.unreported or heard_of) and not entry.decided:
                 entry.decided = True
                 verdicts.append(Verdict(seq, failure))
             entry.unread.discard(rank)
@@ -94,6 +128,9 @@ class Ledger:
         return verdicts
 
     def _forget_if_done(self, seq: int, entry: _Entry) -> None:
+        if entry.decided and entry.hearsay:
+            entry.unreported.difference_update(entry.hearsay)
+            entry.hearsay.clear()
         if not entry.unread and not entry.unreported:
             del self._entries[seq]
 
@@ -148,3 +185,9 @@ def _line(seq: int, entry: _Entry) -> str:
     unreported = f", not reported by {ranks(entry.unreported.copy())}" if entry.unreported else ""
     decided = ", decided" if entry.decided else ""
     return f"#{seq}{named(entry.key)}: {entry.nbytes} bytes{unread}{unreported}{decided}"
+
+
+def _disagreement(by: int, failure: Failure) -> Failure:
+    """What rank `by` says of another, which says that it did its part: that `by` says so is all that is known."""
+    text = f"rank {by} says of rank {failure.rank}, which has done its part: {failure.message}"
+    return msgspec.structs.replace(failure, kind="refused", rank=by, host="", message=text, loss=None, overdue=None)

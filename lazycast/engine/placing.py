@@ -19,7 +19,7 @@ from lazycast.placement.sample import Sample
 from lazycast.placement.site import Site
 from lazycast.staged import Staged
 from lazycast.topology import Topology
-from lazycast.wire import Cost
+from lazycast.wire import Cost, printable
 
 _MAX_TRIALS = 1024
 _MAX_PROVEN = 256
@@ -121,7 +121,7 @@ class Placing:
         if cost.shared_nbytes:
             trial.value_nbytes = cost.shared_nbytes
         if cost.unshared is not None:
-            trial.unshared = cost.unshared
+            trial.unshared = printable(cost.unshared)
 
     def reported(self, seq: int, rank: int, cost: Cost | None) -> None:
         """Note what its part of a cast cost a rank. Once all have reported, this is learnt from."""

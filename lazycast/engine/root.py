@@ -8,6 +8,8 @@ Guarantees:
 
 from __future__ import annotations
 
+from collections import deque
+
 from lazycast.backend import Context
 from lazycast.engine.arrival import Arrival
 from lazycast.engine.ask import Ask
@@ -22,7 +24,7 @@ from lazycast.placement.chooser import Standing
 from lazycast.stats import Stats
 from lazycast.topology import Topology
 from lazycast.tracing.tracer import Named
-from lazycast.wire import AnyMessage, Code, Figures, Gone, Need, Pass, Present, Query, Read, Report, Value
+from lazycast.wire import AnyMessage, Code, Failure, Figures, Gone, Need, Pass, Present, Query, Read, Report, Value
 
 
 class RootLane(Sending):
@@ -31,6 +33,7 @@ class RootLane(Sending):
     def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
         super().__init__(group, options, context, topology, mesh)
         self._reported = Reported()
+        self._without_code: deque[Failure] = deque(maxlen=100)
 
     # Messages
 
@@ -69,7 +72,8 @@ class RootLane(Sending):
             else:
                 self._placing.failed(message.seq)
             self._inquiries.heard(message.rank)
-            verdict = self._ledger.report(message.rank, message.seq, message.failure)
+            known = message.failure is not None and message.failure in self._without_code
+            verdict = self._ledger.report(message.rank, message.seq, message.failure, known=known)
         if verdict is not None:
             self._relay.down(verdict)
             self._on_verdict(verdict)
@@ -85,6 +89,7 @@ class RootLane(Sending):
             code, room = self._encoder.code(message.ident)
         except Exception as exc:  # whatever a callable's own code raises: the rank that asks is not to blame
             failure = self._performer.failure("encode", "a materializer's code could not be sent", exc)
+            self._without_code.append(failure)  # what the ranks that wait for it will report
             self._relay.down(Code(next(self._seqs), message.ident, failure=failure))
         else:
             self._relay.down(code, room)

@@ -17,6 +17,7 @@ import ctypes
 import functools
 import mmap
 import os
+import stat
 from collections.abc import Callable
 from typing import Any
 
@@ -71,20 +72,36 @@ def seal_against_writers(fd: int) -> None:
     seal(fd, _F_SEAL_FUTURE_WRITE | _F_SEAL_SEAL)
 
 
+@functools.cache
+def _own_device() -> int:
+    """Return the number of the file system that anonymous memory of pages of the usual size lies on."""
+    fd = os.memfd_create("lazycast", os.MFD_CLOEXEC)
+    try:
+        return os.fstat(fd).st_dev
+    finally:
+        os.close(fd)
+
+
 def check_foreign(fd: int, nbytes: int) -> None:
     """Raise ValueError unless a descriptor that somebody has sent is memory of at least `nbytes` that cannot shrink.
 
-    To read behind the end of what it maps kills a process.
+    To read behind the end of what it maps kills a process, and so does reading huge pages of which there are none left.
+    Huge pages, secret memory, files and devices lie on other file systems than the memory that `create` makes.
     """
     import fcntl
 
+    known = os.fstat(fd)
+    if known.st_dev != _own_device() or not stat.S_ISREG(known.st_mode):
+        raise ValueError("a descriptor arrived that is no anonymous memory of ordinary pages")
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+        raise ValueError("a descriptor arrived of memory that cannot be written to")
     try:
         seals = fcntl.fcntl(fd, _F_GET_SEALS)
     except OSError as exc:
         raise ValueError("a descriptor arrived that is no anonymous memory") from exc
     if not seals & _F_SEAL_SHRINK:
         raise ValueError("a descriptor arrived of memory that can be cut off")
-    has_nbytes = os.fstat(fd).st_size
+    has_nbytes = known.st_size
     if not 0 < nbytes <= has_nbytes:
         raise ValueError(f"a descriptor arrived of {has_nbytes} bytes of memory, said to be {nbytes}")
 

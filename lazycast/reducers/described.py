@@ -7,6 +7,7 @@ buffer, and the classes of images open the file whose name they are given. What 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pickle
 import sys
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from lazycast.reducers import Reduced, Reduction
+    from lazycast.reducers import Reduce, Reduced, Reduction
 
 
 #: The classes of images that are rebuilt: their module, by their name.
@@ -38,7 +39,18 @@ def install(reduction: Reduction) -> None:
     reduction[np.ndarray] = reduce_array
     if "PIL.Image" in sys.modules:
         reduction.families.insert(0, (sys.modules["PIL.Image"].Image, reduce_image))
+    if "torch" in sys.modules:
+        kind = sys.modules["torch"].Tensor
+        reduction[kind] = functools.partial(_reduce_tensor, reduction[kind])
     reduction.families += [(np.dtype, reduce_dtype), (np.generic, reduce_scalar)]
+
+
+def _reduce_tensor(reduce: Reduce, tensor: Any) -> Reduced:
+    from lazycast.data import tensors
+
+    if tensor.layout is sys.modules["torch"].strided:
+        tensors.check_expansion(tensor)
+    return reduce(tensor)
 
 
 def reduce_array(array: arrays.Array) -> Reduced:
@@ -148,6 +160,14 @@ def set_attributes_of_tensor(tensor: Any, attributes: Any) -> None:
         raise ValueError(f"attributes for a {type(tensor).__name__}, which is no tensor")
     check_attributes(attributes)
     tensor.__dict__.update(attributes)
+
+
+def set_attributes_of_array(array: Any, attributes: Any) -> None:
+    """As `numpy_arrays.set_attributes`, of attributes that nobody else looks up."""
+    from lazycast.reducers import numpy_arrays
+
+    check_attributes(attributes)
+    numpy_arrays.set_attributes(array, attributes)
 
 
 def image_of(name: object, state: object, text: object = None) -> Image:

@@ -1,4 +1,4 @@
-"""What failed calls leave behind, and what odd exceptions, forks and endless materializers do to others: in processes."""
+"""What failed calls leave behind, and what odd exceptions, forks and endless materializers do to others."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lazycast import LazyBroadcast, PeerLostError, launch, wire
+from lazycast import LazyBroadcast, LazycastError, PeerLostError, launch, wire
 from lazycast.backends.local import LocalBackend
 from lazycast.testing.trust import Bomb, harmed
 
@@ -47,6 +47,12 @@ def forged_key() -> bytes:
 
 
 FAILURE = wire.Failure("lost", 0, "h", "said by somebody else")
+
+
+def failed(kind: Any, rank: int) -> wire.Failure:
+    return wire.Failure(kind, rank, "h\x1b[2J", "said by\x1b[2J rank 2\r")
+
+
 #: What the rank that has been taken over sends to the root.
 HEADERS: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
@@ -62,6 +68,11 @@ HEADERS: dict[str, Callable[[], bytes]] = {
     "a report in another's name": lambda: wire.encode(wire.Report(1, 2, True)),
     "a report of a rank that is none": lambda: wire.encode(wire.Report(10**6, 2, True)),
     "a failure in another's name": lambda: wire.encode(wire.Report(1, 2, True, FAILURE)),
+    "a report that it is lost itself": lambda: wire.encode(wire.Report(2, 2, True, failed("lost", 2))),
+    "a report that it has closed itself": lambda: wire.encode(wire.Report(2, 2, True, failed("closed", 2))),
+    "a report on a rank that is none": lambda: wire.encode(wire.Report(2, 2, True, failed("materialize", 10**6))),
+    "a value that fails in another's name": lambda: wire.encode(wire.Value(2, 2, failure=failed("materialize", 1))),
+    "a value that says that another is lost": lambda: wire.encode(wire.Value(2, 2, failure=failed("lost", 1))),
     "a cast to the root": lambda: wire.encode(wire.Cast(7, None, "every", False, None)),
     "a verdict to the root": lambda: wire.encode(wire.Verdict(2)),
     "code to the root": lambda: wire.encode(wire.Code(7, "ident")),
@@ -205,6 +216,43 @@ def test_who_says_that_another_was_lost_is_named_or_not_believed() -> None:
         assert seen[0].startswith(f"{ATTACKER}: "), (rank, seen)
         assert f"was lost; so says rank {ATTACKER}" in seen[0], (rank, seen)
         assert seen[1:] == ["usable"] * 2, (rank, seen)
+
+
+BLAMED = [
+    (kind, rank) for rank in (0, 1) for kind in ("lost", "closed", "materialize", "decode", "untrusted", "encode")
+]
+
+
+def blames() -> list[str]:
+    """A rank reports that another failed, was lost, or has closed, which has done its part; of each second cast."""
+    seen = []
+    with LazyBroadcast(timeout_s=30) as lazy:
+        relay: Any = lazy._lane._relay
+        honest = relay.up
+
+        def lies(message: wire.AnyMessage) -> None:
+            if isinstance(message, wire.Report) and message.failure is None and message.seq % 2:
+                message = msgspec.structs.replace(message, failure=failed(*BLAMED[message.seq // 2]))
+            honest(message)
+
+        if lazy.rank == ATTACKER:
+            relay.up = lies
+        for kind, _ in BLAMED:
+            try:
+                lazy.broadcast(kind, timeout_s=1.5 if kind in ("lost", "closed") else None)
+                seen.append("a value")
+            except LazycastError as exc:
+                seen.append(f"{type(exc).__name__} {exc.rank}: {exc}")
+            assert lazy.broadcast("honest") == "honest"
+    return seen
+
+
+def test_nobody_is_blamed_for_what_another_rank_says() -> None:
+    for rank, seen in enumerate(launch(blames, ranks=3, timeout_s=90)[:ATTACKER]):
+        for (kind, _), text in zip(BLAMED, seen, strict=True):
+            assert not text.startswith(("PeerLostError", "ClosedError", "a value")), (rank, kind, seen)
+            assert text.startswith(("RemoteError 2: ", "CastTimeoutError")), (rank, kind, seen)
+            assert text.replace("\n", "").isprintable(), (rank, kind, text)
 
 
 def floods() -> str:

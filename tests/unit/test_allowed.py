@@ -25,8 +25,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazycast import codec
-from lazycast.allowed import ALWAYS, AllowCodec, problem
+from lazycast.allowed import ALWAYS, AllowCodec
 from lazycast.codec import CannotEncode, Layout
+from lazycast.doors import problem
 from lazycast.errors import TrustError
 from lazycast.opcodes import may_set_state
 from lazycast.reducers import torch_tensors
@@ -400,7 +401,7 @@ FORGED: dict[str, bytes] = {
 @pytest.mark.parametrize("what", FORGED)
 def test_a_stream_sets_the_state_of_instances_of_listed_classes_only(what: str) -> None:
     before = (Frame.twice, doubled.__defaults__)
-    with pytest.raises(TrustError, match=r"what arrived sets the state of a '.*', which is not allowed: add it to"):
+    with pytest.raises(TrustError, match=r"what arrived sets the state of a '.*', which is not allowed"):
         decode(FORGED[what], FRAME, DOUBLED)
     assert (Frame.twice, doubled.__defaults__) == before
     assert round_trip([Frame(np.ones(3)), collections.OrderedDict(a=1)], FRAME)[0].pixels.sum() == 3

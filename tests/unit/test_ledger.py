@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -174,7 +176,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("sent"), st.integers(0, 50), st.booleans()),
         st.tuples(st.just("read"), st.integers(1, 2), SEQS),
-        st.tuples(st.just("report"), st.integers(0, 2), SEQS, st.sampled_from([None, None, FAILED])),
+        st.tuples(st.just("report"), st.integers(0, 2), SEQS, st.booleans()),
     ),
     max_size=60,
 )
@@ -195,7 +197,8 @@ def test_the_ledger_answers_as_the_naive_model_does(steps: list[tuple[object, ..
                 model.reads.add((rank, seq))  # type: ignore[arg-type]
             books.read(rank, seq)  # type: ignore[arg-type]
         else:
-            rank, seq, failure = args
+            rank, seq, good = args
+            failure = None if good else msgspec.structs.replace(FAILED, rank=rank)  # of itself
             if seq in model.sent:
                 assert books.report(rank, seq, failure) == model.verdict_after(rank, seq, failure)  # type: ignore[arg-type]
         assert books.unread() == model.largest_unread()
@@ -219,3 +222,68 @@ def test_a_rank_that_has_done_its_part_may_still_find_that_its_time_is_over() ->
     assert books.report(1, 1, FAILED) == Verdict(1, FAILED)
     assert books.report(0, 1, None) is None  # there is one verdict
     assert books.report(1, 1, FAILED) is None
+
+
+# What a rank says of another
+
+
+def of(rank: int, kind: Any = "materialize") -> Failure:
+    return Failure(kind, rank, "h", "no")
+
+
+def agreeing(size: int = 3) -> Ledger:
+    books = ledger(size=size)
+    books.sent(1, None, 0, agree=True)
+    for rank in range(1, size):
+        books.read(rank, 1)
+    return books
+
+
+@pytest.mark.parametrize("kind", ["materialize", "decode", "untrusted", "encode", "lost", "closed"])
+def test_what_a_rank_says_of_another_waits_for_the_word_of_that_one(kind: Any) -> None:
+    books = agreeing()
+    assert books.report(2, 1, of(1, kind)) is None
+    assert books.report(0, 1, None) is None
+    assert books.undecided(1)
+    assert books.report(1, 1, of(1)) == Verdict(1, of(1))
+    assert len(books) == 0
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_two_ranks_that_contradict_each_other_are_both_named(before: bool) -> None:
+    books = agreeing()
+    reports: list[tuple[int, Failure | None]] = [(1, None), (2, of(1))]
+    verdicts = [books.report(rank, 1, failure) for rank, failure in (reports if before else reversed(reports))]
+    (verdict,) = (verdict for verdict in verdicts if verdict is not None)
+    assert verdict.failure is not None
+    assert (verdict.failure.kind, verdict.failure.rank) == ("refused", 2)
+    assert verdict.failure.message == "rank 2 says of rank 1, which has done its part: no"
+    assert books.report(0, 1, None) is None
+    assert len(books) == 0
+
+
+@pytest.mark.parametrize("kind", ["lost", "closed"])
+def test_nobody_is_lost_because_another_reports_so(kind: Any) -> None:
+    books = agreeing()
+    for rank in (0, 1):
+        assert books.report(rank, 1, None) is None
+    assert books.report(2, 1, of(1, kind)) is None
+    assert books.undecided(1)
+    gone = of(1, kind)
+    assert books.gone(1, gone) == [Verdict(1, gone)]
+    assert len(books) == 0
+
+
+def test_what_is_said_of_who_has_gone_is_what_the_root_knows_of_it() -> None:
+    books = agreeing()
+    gone = Failure("lost", 1, "h", "the root has seen it")
+    books.sent(2, None, 0, agree=True)
+    books.gone(1, gone)
+    books.sent(3, None, 0, agree=True)
+    assert books.report(2, 3, of(1, "closed")) == Verdict(3, gone)
+
+
+def test_the_roots_own_word_is_taken_from_whoever_repeats_it() -> None:
+    books = agreeing()
+    said = of(0, "encode")
+    assert books.report(1, 1, said, known=True) == Verdict(1, said)

@@ -43,6 +43,12 @@ HONEST: list[tuple[int, int, AnyMessage]] = [  # to, from, what
     (0, 1, Pass(1, 1, 0, [1])),
     (0, 1, Gone(5, LOST)),
     (3, 2, Gone(5, LOST)),
+    (0, 2, Report(3, 1, True, Failure("materialize", 3, "h", "of itself"))),
+    (0, 2, Report(3, 1, True, Failure("decode", 2, "h", "of the owner on its host"))),
+    (0, 2, Report(3, 1, True, Failure("lost", 2, "h", "the owner on its host ended"))),
+    (0, 2, Report(3, 1, True, Failure("encode", 0, "h", "there is no code"))),
+    (3, 2, Value(2, 1, failure=Failure("materialize", 2, "h", "of itself"))),
+    (3, 2, Value(2, 1, failure=Failure("encode", 0, "h", "there is no code"))),
 ]
 
 
@@ -114,3 +120,35 @@ def test_who_says_that_another_is_lost_is_named() -> None:
 )
 def test_what_a_child_has_only_heard_of_others_is_no_news(message: Gone) -> None:
     assert senders(0).attributed(2, message) is None
+
+
+OF_OTHERS = [
+    *((2, 3, Failure(kind, 3, "h", "of itself")) for kind in ("lost", "closed")),
+    *((2, 3, Failure(kind, 5, "h", "of another host")) for kind in ("lost", "closed", "materialize", "timeout")),
+    *(
+        (2, 3, Failure(kind, 0, "h", "of the root"))
+        for kind in ("lost", "closed", "materialize", "refused", "diverged")
+    ),
+    *((2, 2, Failure(kind, 99, "h", "of nobody")) for kind in ("materialize", "encode")),
+    (2, 2, Failure("mismatch", -1, "h", "of nobody")),
+    (1, 1, Failure("closed", 4, "h", "of another host")),
+]
+
+
+@pytest.mark.parametrize(("peer", "rank", "failure"), OF_OTHERS)
+def test_a_report_says_nothing_of_who_its_sender_cannot_know(peer: int, rank: int, failure: Failure) -> None:
+    with pytest.raises(WireError, match=f"sent a report that says of rank {failure.rank} what rank {rank} cannot know"):
+        senders(0).check(peer, Report(rank, 1, True, failure))
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        *(Failure(kind, 2, "h", "of itself") for kind in ("lost", "closed")),
+        *(Failure(kind, 3, "h", "of another") for kind in ("lost", "closed", "materialize", "encode", "timeout")),
+        *(Failure(kind, 0, "h", "of the root") for kind in ("lost", "closed", "materialize")),
+    ],
+)
+def test_a_value_fails_of_its_sender_alone(failure: Failure) -> None:
+    with pytest.raises(WireError, match=f"rank 2 sent a value with a failure in the name of rank {failure.rank}"):
+        senders(3).check(2, Value(2, 1, failure=failure))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -286,3 +288,37 @@ def test_decoding_runs_no_code() -> None:
     with pytest.raises(WireError):
         wire.decode(evil)
     assert wire.decode(_cast_with_key(msgspec.msgpack.encode(evil))).key == evil
+
+
+#: What moves a cursor, ends a line of a log, or turns the direction of what follows.
+BAD = ["\x1b[2J", "\r", "\x07", "\x00", "\x9b31m", "\u202e", "\u2028", "\x7f", "\x08", "\u200b", "\x0c", "\x85"]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=ascii)
+def test_texts_of_others_are_printable(bad: str) -> None:
+    text, clean = f"a{bad}b", f"a{bad.encode('unicode_escape').decode()}b"
+    loss = ["x", text, text, None]
+    said = ["materialize", 1, text, f"one\n{text}", f"two\n\t{text}", loss, [text, []]]
+    failure = _as_sent(["report", 1, 2, True, said]).failure
+    assert (failure.host, failure.message, failure.traceback) == (clean, f"one\n{clean}", f"two\n\t{clean}")
+    assert failure.overdue.phase == clean
+    ended = _as_sent(["gone", 1, ["lost", 1, text, f"one\n{text}", None, [1, text, f"{text}\n", None]]]).failure
+    assert (ended.host, ended.message) == (clean, f"one\\n{clean}"), "said in one line"
+    assert (ended.loss.link, ended.loss.reason) == (clean, f"{clean}\\n")
+    status = _as_sent(["status", 1, 2, text, [], [], [], 0, [text]])
+    assert (status.phase, status.recent) == (clean, [clean])
+    assert _as_sent(["present", 1, text]).holders == clean
+    figures = _as_sent(["figures", 1, 0.0, 0.0, {text: 1}, {text: 1}, {text: 1}, {}, text])
+    assert (figures.counts, figures.failed, figures.unshared_reason) == ({clean: 1}, {clean: 1}, clean)
+
+
+def _as_sent(fields: list[Any]) -> Any:
+    """What arrives of what somebody has written who does not use our structs."""
+    if fields[0] == "report":
+        fields[4][5] = None  # a report has no loss
+    return wire.decode(bytes([wire.WIRE_VERSION]) + msgspec.msgpack.encode(fields))
+
+
+def test_honest_texts_stay_as_they_are() -> None:
+    failure = wire.Failure("materialize", 1, "höst", "Fehler: „ä“\n\t日本", "Traceback\n  x = 1\n")
+    assert (failure.host, failure.message, failure.traceback) == ("höst", "Fehler: „ä“\n\t日本", "Traceback\n  x = 1\n")
