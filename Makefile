@@ -9,7 +9,7 @@ RANKS  ?= 4
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo doctor docs docs-outputs test test-all test-faults docs/faults.md test-pythons test-sglang package check format bench bench-qps bench-sglang soak soak-local soak-torch soak-mpi trace-picture clean
+.PHONY: demo doctor docs docs-outputs test test-most test-all test-faults docs/faults.md test-pythons test-sglang package check format bench bench-qps bench-sglang soak soak-local soak-torch soak-mpi trace-picture clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -70,14 +70,18 @@ soak: $(NEEDED)
 soak-local soak-torch soak-mpi: soak-%:
 	$(MAKE) --no-print-directory soak BACKEND=$*
 
-# A process for each core: many tests wait for ranks more than they compute. JOBS=0 runs them one after another.
-JOBS   ?= auto
+# A process more than there are cores: many tests wait for ranks more than they compute. JOBS=0: one after another.
+JOBS   ?= $(shell expr $$(nproc) + 1)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 
 test: $(VENV)/.dev
 	$(PYTEST) $(PYTEST_ARGS)
 
-# With what `make test` leaves out: sizes and combinations that seldom tell more, the whole fault matrix among them.
+# With what `make test` leaves out, sizes and combinations that seldom tell more: see tests/README.md. CI runs it.
+test-most: $(VENV)/.dev
+	$(PYTEST) -m "not long" $(PYTEST_ARGS)
+
+# And with what takes long: the whole fault matrix, and 50,000 casts of the model check.
 test-all: $(VENV)/.dev
 	$(PYTEST) -m "" $(PYTEST_ARGS)
 
@@ -96,7 +100,7 @@ docs-outputs: $(VENV)/.dev
 	$(BIN)/python tools/cast_picture.py
 	$(BIN)/python tools/report_picture.py
 
-# The whole fault matrix, of which `make test` runs a part: about half an hour on two cores.
+# The whole fault matrix, of which `make test` and CI run parts: about half an hour on two cores.
 test-faults: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/faults -m "" $(PYTEST_ARGS)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import signal
-from collections.abc import Generator
-from pathlib import Path
+import sys
 
 import pytest
 
-from tests.turns import turn
+from tests import warm
 
 #: The tests in `sglang` run inside environments of their own (`make test-sglang`).
 collect_ignore = ["sglang"]
@@ -18,11 +18,34 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Where `-n` has several processes run tests, have those marked `alone` wait for the others, outside the limit."""
-    if not hasattr(item.config, "workerinput"):
-        return (yield)
-    of_all = Path(item.config.getoption("basetemp")).parent  # this one's own is in it
-    with turn(of_all, alone=item.get_closest_marker("alone") is not None):
-        return (yield)
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.import_plugin("tests.skips")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What is there before the first test is there after the last: the collections of the tests need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
+def _backend(request: pytest.FixtureRequest) -> object:
+    callspec = getattr(request.node, "callspec", None)
+    return callspec and callspec.params.get("backend")
+
+
+@pytest.fixture
+def warm_python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is started with `sys.executable` has imported torch already, `launch`'s ranks too; MPI's have not.
+
+    A test that is `cold` has interpreters of its own.
+    """
+    if _backend(request) != "mpi" and not request.node.get_closest_marker("cold"):
+        monkeypatch.setattr(sys, "executable", warm.python())
+
+
+@pytest.fixture(autouse=True)
+def _warm_torch(request: pytest.FixtureRequest) -> None:
+    """Ranks that would wait for torch above all do not."""
+    if _backend(request) == "torch":
+        request.getfixturevalue("warm_python")

@@ -410,6 +410,7 @@ def kinds(found: list[str]) -> list[str]:
     return [link.partition("[")[0] for link in found]
 
 
+@pytest.mark.cold
 @pytest.mark.parametrize("backend", ["local", "torch"])
 def test_a_program_that_is_started_inherits_nothing(backend: str) -> None:
     for before, after in launch(runs_another_program, ranks=3, backend=backend, timeout_s=60):

@@ -1,28 +1,39 @@
-"""A representative part of the fault matrix; all of it with `-m ""`, or `make test-faults`."""
+"""A part of the fault matrix: some cells in `make test`, some more in CI; all of it with `make test-faults`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 
 from tests import namespaces
 from tests.faults.matrix import start, verdict
-from tests.faults.matrix.combinations import Combination, every, some
+from tests.faults.matrix.combinations import Combination, every, few, some
 from tests.faults.matrix.network import CASES, Network, network
 
-CHOSEN = list(some())
-REST = [it for it in every() if it not in CHOSEN]
+ATTEMPTS = 4
+SELDOM, LONG = pytest.mark.exhaustive, (pytest.mark.exhaustive, pytest.mark.long)
 
 
-def twice(it: Combination, run: Callable[[], start.Seen]) -> None:
-    """Run a combination, and once more if its fault came too late, as on a busy machine; for no other reason."""
-    try:
-        verdict.check(it, run())
-    except verdict.TooLate as exc:
-        sys.stderr.write(f"run again: {exc}\n")
-        verdict.check(it, run())
+def weighed(every: Iterable[Combination], few: Iterable[Combination], some: Iterable[Combination]) -> list[Any]:
+    """Mark what `make test` leaves out, and what CI does."""
+    here, there = set(few), set(some)
+    return [it if it in here else pytest.param(it, marks=SELDOM if it in there else LONG) for it in every]
+
+
+def judge(it: Combination, run: Callable[[], start.Seen]) -> None:
+    """Run a combination; again if its fault came too late, as on a busy machine, and for no other reason."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            verdict.check(it, run())
+        except verdict.TooLate as exc:
+            if attempt == ATTEMPTS:
+                raise
+            sys.stderr.write(f"run again: {exc}\n")
+        else:
+            return
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +49,11 @@ def net() -> Iterator[Network]:
         yield it
 
 
-@pytest.mark.parametrize(
-    "it", [*CHOSEN, *(pytest.param(it, marks=pytest.mark.exhaustive) for it in REST)], ids=lambda it: it.id
-)
+@pytest.mark.parametrize("it", weighed(every(), few(), some()), ids=lambda it: it.id)
 def test_every_survivor_is_told_and_has_nothing_left_over(it: Combination, zygotes: start.Zygotes) -> None:
-    twice(it, lambda: start.run(it, zygotes))
+    judge(it, lambda: start.run(it, zygotes))
 
 
-@pytest.mark.parametrize(
-    "it",
-    [*CASES[::4], *(pytest.param(it, marks=pytest.mark.exhaustive) for it in CASES if it not in CASES[::4])],
-    ids=lambda it: it.id,
-)
+@pytest.mark.parametrize("it", weighed(CASES, (CASES[0], CASES[-2]), CASES[::4]), ids=lambda it: it.id)
 def test_over_a_wire_every_survivor_is_told(it: Combination, net: Network) -> None:
-    twice(it, lambda: net.run(it))
+    judge(it, lambda: net.run(it))

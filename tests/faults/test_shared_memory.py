@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 
 from lazycast import EncodeError, LazyBroadcast, RemoteError, launch
+from tests.own_shm import own_shm
 
 SHARED_NBYTES = 100_000  # above what is copied, not a multiple of a page
 MIB = 1 << 20
@@ -150,7 +151,13 @@ def holds_thousands(arena_nbytes: int) -> None:
         same_bytes(cast(lazy, 1), 1)
 
 
-@pytest.mark.parametrize("arena_nbytes", [512 * MIB, 220 * MIB], ids=["in the arena", "also in segments"])
+@pytest.mark.parametrize(
+    "arena_nbytes",
+    [
+        pytest.param(512 * MIB, id="in the arena", marks=pytest.mark.exhaustive),
+        pytest.param(220 * MIB, id="also in segments"),
+    ],
+)
 def test_five_thousand_values_are_held_with_a_thousand_descriptors(arena_nbytes: int) -> None:
     launch(holds_thousands, ranks=2, args=(arena_nbytes,), timeout_s=100)
 
@@ -329,13 +336,13 @@ def churn(lazy: LazyBroadcast[Any, Any], casts: int, seed: int) -> None:
     droppers.close()
 
 
-def churns() -> None:
+def churns(casts: int) -> None:
     with LazyBroadcast(arena_nbytes=24 * MIB, timeout_s=60) as lazy:
         churn(lazy, 2_000, seed=1)
         lazy.broadcast(0)
         nothing_is_held(lazy)
         descriptors, mappings, anonymous_kb = memory_in_use()
-        churn(lazy, 20_000, seed=2)
+        churn(lazy, casts, seed=2)
         lazy.broadcast(0)
         nothing_is_held(lazy)
         now = memory_in_use()
@@ -344,8 +351,9 @@ def churns() -> None:
 
 
 @pytest.mark.timeout(200)
-def test_no_value_changes_and_nothing_grows_in_twenty_thousand_casts() -> None:
-    launch(churns, ranks=3, timeout_s=180)
+@pytest.mark.parametrize("casts", [4_000, pytest.param(20_000, marks=pytest.mark.exhaustive)])
+def test_no_value_changes_and_nothing_grows_in_thousands_of_casts(casts: int) -> None:
+    launch(churns, ranks=3, args=(casts,), timeout_s=180)
 
 
 # More than fits
@@ -441,13 +449,15 @@ def test_a_rank_without_memfd_gets_everything_through_the_network(root: int) -> 
 
 
 @contextlib.contextmanager
-def started(ranks: int, backend: str, folder: Path, temporary: Path, victim: int) -> Iterator[list[subprocess.Popen]]:
+def started(
+    ranks: int, backend: str, folder: Path, temporary: Path, victim: int, within: list[str]
+) -> Iterator[list[subprocess.Popen]]:
     script = Path(__file__).with_name("shared_memory_scenarios.py")
     common = {"WORLD_SIZE": str(ranks), "FOLDER": str(folder), "GLOO_SOCKET_IFNAME": "lo", "VICTIM": str(victim)}
     common |= {"TMPDIR": str(temporary), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(script), backend],
+            [*within, sys.executable, str(script), backend],
             env={**os.environ, **common, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -465,12 +475,13 @@ def started(ranks: int, backend: str, folder: Path, temporary: Path, victim: int
             process.communicate()
 
 
-@pytest.mark.alone  # in /dev/shm, where other tests' MPI comes and goes
-@pytest.mark.parametrize(("backend", "victim"), [("local", 0), ("local", 1), ("local", 2), ("torch", 1)])
+@pytest.mark.parametrize(
+    ("backend", "victim"),
+    [("local", 0), ("local", 1), ("local", 2), pytest.param("torch", 1, marks=pytest.mark.exhaustive)],
+)
 def test_nothing_is_left_of_a_killed_rank_and_what_the_others_hold_lasts(backend: str, victim: int) -> None:
-    shm = set(os.listdir("/dev/shm"))
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as temporary:
-        with started(3, backend, Path(folder), Path(temporary), victim) as processes:
+    with own_shm() as shm, tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as temporary:
+        with started(3, backend, Path(folder), Path(temporary), victim, shm.within) as processes:
             for rank, process in enumerate(processes):
                 stdout, stderr = process.communicate(timeout=90)
                 if rank == victim:
@@ -486,4 +497,4 @@ def test_nothing_is_left_of_a_killed_rank_and_what_the_others_hold_lasts(backend
                 with pytest.raises(ProcessLookupError):
                     os.killpg(process.pid, 0)
         assert os.listdir(temporary) == []
-    assert set(os.listdir("/dev/shm")) == shm
+        assert shm.files() == []

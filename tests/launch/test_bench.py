@@ -23,6 +23,7 @@ from lazycast.bench.sync import Sync, WrongValueError
 
 from .command import run
 
+SELDOM = pytest.mark.exhaustive
 KIB, MIB = 1 << 10, 1 << 20
 EVERYWHERE = ["lazycast", "lazycast agree=False", "lazycast values=copy", "one memcpy"]
 PEERS = {
@@ -51,7 +52,7 @@ TINY = ["--ranks", "2", "--sizes", "1KiB,64KiB", "--rounds", "3", "--cell-s", "5
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("backend", PEERS)
+@pytest.mark.parametrize("backend", ["torch", *(pytest.param(it, marks=SELDOM) for it in ("local", "mpi"))])
 def test_bench(backend: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lazycast.bench", "--backend", backend, *TINY, "--out", str(tmp_path)]
     command += ["--ways", ",".join(EVERYWHERE + LIGHT[backend])]
@@ -122,6 +123,7 @@ def test_a_peer_that_is_not_always_there(way: str, tmp_path: Path) -> None:
     assert said["absent"] == {}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(200)
 def test_bench_memory(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lazycast.bench", "--backend", "local", "--ranks", "3", "--sizes", "1KiB,64MiB"]
@@ -171,12 +173,17 @@ def test_a_way_whose_values_cannot_be_overwritten_has_no_time_for_it() -> None:
 def test_memory_is_seen_though_it_is_given_back_again() -> None:
     watch = memory.Watch([os.getpid()])
     for payloads in (3, 1):
-        memory.settle()
-        watch.begin()
-        held = [np.full(32 * MIB, 1, np.uint8) for _ in range(payloads)]
-        time.sleep(0.2)  # the child may have to wait for a core
-        del held
-        assert abs(watch.end()[0] / (32 * MIB) - payloads) < 0.2
+        for attempt in range(1, 6):  # the child may have to wait for a core
+            memory.settle()
+            watch.begin()
+            held = [np.full(32 * MIB, 1, np.uint8) for _ in range(payloads)]
+            time.sleep(0.2 * attempt**2)
+            del held
+            seen = watch.end()[0] / (32 * MIB)
+            if abs(seen - payloads) < 0.2:
+                break
+        else:
+            raise AssertionError(f"{seen} payloads were seen, and {payloads} held")
     watch.close()
 
 

@@ -21,6 +21,7 @@ QUICK = ["--seconds", "0.1", "--rounds", "1", "--concurrency", "2", "--workloads
 
 
 @pytest.mark.timeout(100)
+@pytest.mark.usefixtures("warm_python")
 def test_bench_qps(tmp_path: Path) -> None:
     options = ["qps", "--backend", "torch", "--ranks", "2", *QUICK, "--out", str(tmp_path)]
     done = run([sys.executable, "-m", "lazycast.bench", *options], timeout_s=90, COLUMNS="200", NO_COLOR="1")
@@ -59,6 +60,7 @@ def test_bench_qps(tmp_path: Path) -> None:
         assert (way["collective_s"][0] > 0) is (way["way"] in {"root-value", "raw-all", "raw-pool"})
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(100)
 def test_options_may_stand_before_the_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--ranks", "2", "--backend", "local", "--no-figures", "--out", str(tmp_path)]

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import warm
+
 from . import browser
 from .command import run
 
@@ -66,9 +68,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = ["--no-requests", "--sizes", "1KiB,64KiB", "--cell-s", "1", "--kinds", "array,images"]
     load = ["--seconds", "0.1", "--workloads", "thumbnail", "--ways", ",".join(WAYS)]
     for name, more in (("images, 64 KiB", sizes), ("thumbnail", ["qps", *load])):
-        done = run(
-            [sys.executable, "-m", "lazycast.bench", *options, *more], timeout_s=140, COLUMNS="200", NO_COLOR="1"
-        )
+        done = run([warm.python(), "-m", "lazycast.bench", *options, *more], timeout_s=140, COLUMNS="200", NO_COLOR="1")
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.endswith(f"report: {out / 'report.html'}\n")
         for ranks in (2, 3):  # a line for each step, though nobody is at a terminal

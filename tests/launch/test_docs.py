@@ -13,8 +13,11 @@ from typing import NamedTuple
 
 import pytest
 
+from tests import warm
+
 from .command import run
 
+pytestmark = pytest.mark.usefixtures("warm_python")
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"(?:<!-- run: (?P<launcher>[^>]+?) -->\s*)?^```python\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
@@ -49,7 +52,7 @@ def test_block_runs(block: Block, tmp_path: Path) -> None:
         launcher, *options = block.launcher.split()
         if launcher == "mpirun":  # test machines have few cores and, in containers, only root
             options = ["--allow-run-as-root", "--oversubscribe", *options]
-        command = [str(BIN / launcher), *options]
+        command = [warm.torchrun() if launcher == "torchrun" else str(BIN / launcher), *options]
     done = run([*command, str(program)], timeout_s=100, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip(), "a block shows something"

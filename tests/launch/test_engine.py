@@ -26,6 +26,7 @@ from examples.engine.ranks import LocalRanks
 from examples.engine.requests import Announced, Payload, Request
 from lazycast import CastTimeoutError, LaunchError, launch
 from lazycast.errors import MaterializeError, PeerLostError
+from tests import warm
 
 from .command import run
 
@@ -34,17 +35,17 @@ MIX = Mix(qps=10, seconds=1.5, photos=0.7, aborts=0.25, bad=0.15, seed=5)
 LOAD = ["--qps=10", "--seconds=1.5", "--warm-up=0", "--photos=0.7", "--aborts=0.25", "--bad=0.15", "--seed=5"]
 STEPS = ["--step-ms=5", "--busy-ms=0.2"]
 COMMANDS = {
-    "torch-2": [str(BIN / "torchrun"), "--nproc_per_node=2", "-m"],
-    "torch-4": [str(BIN / "torchrun"), "--nproc_per_node=4", "-m"],
-    "mpi-2": [str(BIN / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, "-m"],
-    "local-3": [sys.executable, "-m"],
+    "torch-2": lambda: [warm.torchrun(), "--nproc_per_node=2", "-m"],
+    "torch-4": lambda: [warm.torchrun(), "--nproc_per_node=4", "-m"],
+    "mpi-2": lambda: [str(BIN / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, "-m"],
+    "local-3": lambda: [sys.executable, "-m"],
 }
 
 
 def serve(name: str, tmp_path: Path, *options: str) -> list[dict[str, Any]]:
     """Run the example's command as a user would; return its figures, one dict for each way."""
     figures = tmp_path / "figures.json"
-    command = [*COMMANDS[name], "examples.engine", "--ranks=3", *LOAD, *STEPS, f"--json={figures}", *options]
+    command = [*COMMANDS[name](), "examples.engine", "--ranks=3", *LOAD, *STEPS, f"--json={figures}", *options]
     root = Path(__file__).parents[2]
     here = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     done = run(command, timeout_s=110, GLOO_SOCKET_IFNAME="lo", PYTHONPATH=here, PYTHONWARNINGS="error")
@@ -113,7 +114,7 @@ def check(row: dict[str, Any], ranks: int) -> None:
 @pytest.mark.parametrize(
     "name",
     # Two ranks under torchrun also serve the burst below.
-    [pytest.param(name, marks=pytest.mark.exhaustive) if name == "torch-2" else name for name in COMMANDS],
+    [name if name == "local-3" else pytest.param(name, marks=pytest.mark.exhaustive) for name in COMMANDS],
 )
 def test_every_request_ends_as_it_should_on_every_rank(name: str, tmp_path: Path) -> None:
     ranks = int(name.rpartition("-")[2])

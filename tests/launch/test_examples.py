@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -19,6 +20,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests import warm
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 BIN = Path(sys.executable).parent
@@ -32,11 +35,13 @@ def command_of(example: Path) -> list[str]:
     program, *arguments = shlex.split(line)
     if program == "mpirun":  # test machines have few cores and, in containers, only root
         arguments = ["--allow-run-as-root", "--oversubscribe", *arguments]
-    return [str(BIN / program), *arguments]
+    return [warm.torchrun() if program == "torchrun" else str(BIN / program), *arguments]
 
 
-def run(command: list[str]) -> str:
-    """Run a command in the repository's root and return its standard output. It must exit with 0."""
+@functools.cache
+def output_of(example: Path) -> str:
+    """Run an example in the repository's root and return its standard output. It must exit with 0."""
+    command = command_of(example)
     env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "GLOO_SOCKET_IFNAME": "lo"}
     process = subprocess.Popen(
         command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
@@ -67,7 +72,7 @@ def expected(name: str) -> str:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example(example: Path) -> None:
-    out = run(command_of(example))
+    out = output_of(example)
     seen: dict[str, dict[int, set[str]]] = {}
     for rank, name, digest in LINE.findall(out):
         seen.setdefault(name, {}).setdefault(int(rank), set()).add(digest)
@@ -91,13 +96,13 @@ def test_examples_are_all_here() -> None:
 
 
 def test_local_launch_shows_the_failure_on_every_rank() -> None:
-    out = run(command_of(ROOT / "examples/local_launch.py"))
+    out = output_of(ROOT / "examples/local_launch.py")
     failed = re.findall(r"^rank (\d) of 4: china\.jpg .* raised on rank 2 .*: MemoryError: no room", out, re.MULTILINE)
     assert failed == ["0", "1", "2", "3"], out
 
 
 def test_asyncio_requests_cancels_a_waiting_task_only() -> None:
-    out = run(command_of(ROOT / "examples/asyncio_requests.py"))
+    out = output_of(ROOT / "examples/asyncio_requests.py")
     cancelled = re.findall(r"^rank (\d) of 4: the impatient client of req-2 got CancelledError$", out, re.MULTILINE)
     assert cancelled == ["0", "1", "2", "3"], out
     assert len(re.findall(r"^rank \d of 4: req-2 flower\.jpg ", out, re.MULTILINE)) == 4, out

@@ -7,19 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 from .command import run
 
 BIN = Path(sys.executable).parent
 HERE = Path(__file__).parent
 MPIRUN = [str(BIN / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-n", "4"]
 COMMANDS = {
-    "torch": [str(BIN / "torchrun"), "--nproc_per_node", "4", str(HERE / "groups_torch.py")],
-    "mpi": [*MPIRUN, sys.executable, str(HERE / "groups_mpi.py")],
+    "torch": lambda: [warm.torchrun(), "--nproc_per_node", "4", str(HERE / "groups_torch.py")],
+    "mpi": lambda: [*MPIRUN, sys.executable, str(HERE / "groups_mpi.py")],
 }
 
 
 @pytest.mark.parametrize("backend", COMMANDS)
 def test_groups_of_some_ranks(backend: str) -> None:
-    done = run(COMMANDS[backend], timeout_s=100)
+    done = run(COMMANDS[backend](), timeout_s=100)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(done.stdout.splitlines()) == [f"rank {n} fine" for n in range(4)], done.stdout + done.stderr

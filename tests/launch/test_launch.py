@@ -60,10 +60,8 @@ def test_what_cannot_be_sent_is_named() -> None:
 
 
 def test_a_time_limit_ends_all_ranks() -> None:
-    began_s = time.monotonic()
     with pytest.raises(CastTimeoutError, match="still running after 1 s"):
-        launch(time.sleep, ranks=2, args=(60,), timeout_s=1)
-    assert time.monotonic() - began_s < 30
+        launch(time.sleep, ranks=2, args=(1000,), timeout_s=1)
 
 
 @pytest.mark.parametrize(
@@ -89,26 +87,26 @@ def only_the_root_can_import(folder: str, close_at_once: bool) -> Any:
                 return lazy.broadcast()
             except ClosedError as exc:
                 return exc.message
+            finally:
+                Path(folder, f"done.{lazy.rank}").touch()
         sys.path.append(folder)
         import rootonly  # type: ignore[import-not-found]
 
         if close_at_once:
             lazy._lane.on_message = lambda message, body: None  # type: ignore[attr-defined]  # deaf: nobody is answered
         value = lazy.broadcast(20, materialize=rootonly.double)
-        if not close_at_once:
-            time.sleep(1.0)  # without agreement nobody tells the root that the others are done
+        while not close_at_once and len(list(Path(folder).glob("done.*"))) < lazy.size - 1:
+            time.sleep(0.01)  # without agreement nobody tells the root that the others are done
         return value
 
 
 @pytest.mark.parametrize("close_at_once", [False, True])
 def test_code_that_only_the_root_can_import_is_fetched_or_said_to_be_gone(tmp_path: Path, close_at_once: bool) -> None:
     (tmp_path / "rootonly.py").write_text("FACTOR = 2\n\n\ndef double(n):\n    return FACTOR * n\n")
-    began_s = time.monotonic()
     root, *others = launch(only_the_root_can_import, ranks=3, args=(str(tmp_path), close_at_once), timeout_s=60)
     assert root == 40
     if close_at_once:
         assert all("rank 0 (" in said and "has closed" in said for said in others), others
-        assert time.monotonic() - began_s < 25, "they were told, and did not time out"
     else:
         assert others == [40, 40]
 
@@ -142,13 +140,11 @@ def forks() -> Any:
         pending = lazy.broadcast_async("x", key="k") if not lazy.is_root else None
 
         def child() -> None:
-            began_s = time.monotonic()
             if pending is not None:
                 raises(ClosedError, "parent of this forked process", pending.result)
             for call in (lambda: lazy.broadcast_async(1), lambda: lazy.discard("k")):
                 raises(ClosedError, "parent of this forked process", call)
             lazy.close()
-            assert time.monotonic() - began_s < 5
 
         process = multiprocessing.get_context("fork").Process(target=child)
         process.start()

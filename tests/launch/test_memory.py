@@ -97,8 +97,9 @@ def cases(backend: str) -> Iterator[Any]:
     return (case for case in CASES if backend == "torch" or case[0] is not tensor)
 
 
+@pytest.mark.cold
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("backend", ["local", "torch"])
+@pytest.mark.parametrize("backend", ["local", pytest.param("torch", marks=pytest.mark.exhaustive)])
 def test_a_cast_takes_no_more_private_memory_than_is_promised(backend: str, tmp_path: Path) -> None:
     by_rank = launch(needs, ranks=RANKS, backend=backend, args=(tmp_path, backend), timeout_s=220)
     wrong = []

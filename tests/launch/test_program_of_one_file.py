@@ -21,7 +21,9 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("how", COMMANDS)
+@pytest.mark.parametrize(
+    "how", [pytest.param(how, marks=pytest.mark.exhaustive) if how == "torchrun" else how for how in COMMANDS]
+)
 @pytest.mark.timeout(180)
 def test_a_script_has_its_classes_once_whatever_travels(how: str) -> None:
     done = run(COMMANDS[how], timeout_s=120, GLOO_SOCKET_IFNAME="lo")

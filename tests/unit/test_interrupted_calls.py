@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import itertools
 import math
 import signal
 import sys
@@ -115,10 +116,27 @@ CALLS: dict[str, Callable[[Lazy, Any, Any], object]] = {
 }
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGALRM], ids=["SIGINT", "SIGALRM"])
-@pytest.mark.parametrize("root", [0, 1], ids=["root", "follower"])
-@pytest.mark.parametrize("keyed", [False, True], ids=["unkeyed", "keyed"])
-@pytest.mark.parametrize("kind", ["broadcast", "broadcast_async", "cancel"])
+KINDS, KEYED, ROOTS = ("broadcast", "broadcast_async", "cancel"), (False, True), (0, 1)
+NUMBERS = (signal.SIGINT, signal.SIGALRM)
+#: Each value of one with each of another.
+PAIRS = {
+    ("broadcast", False, 0, signal.SIGINT),
+    ("broadcast", True, 1, signal.SIGALRM),
+    ("broadcast_async", True, 0, signal.SIGINT),
+    ("broadcast_async", False, 1, signal.SIGALRM),
+    ("cancel", False, 1, signal.SIGINT),
+    ("cancel", True, 0, signal.SIGALRM),
+}
+
+
+def _combinations() -> Iterator[Any]:
+    for kind, keyed, root, number in itertools.product(KINDS, KEYED, ROOTS, NUMBERS):
+        name = f"{kind}-{'keyed' if keyed else 'unkeyed'}-{'follower' if root else 'root'}-{number.name}"
+        seldom = [] if (kind, keyed, root, number) in PAIRS else [pytest.mark.exhaustive]
+        yield pytest.param(kind, keyed, root, number, id=name, marks=seldom)
+
+
+@pytest.mark.parametrize(("kind", "keyed", "root", "number"), [*_combinations()])
 def test_a_call_that_is_interrupted_anywhere_counts(
     handlers: None, kind: str, keyed: bool, root: int, number: int
 ) -> None:

@@ -8,7 +8,6 @@ import queue
 import socket
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -263,9 +262,7 @@ def test_callers_that_say_nothing_hold_nobody_up(tmp_path: Path, together: Toget
         assert called.wait(WAIT_S)
         return _meet(tmp_path, 1, 2)
 
-    began_s = time.monotonic()
-    _, mine, theirs = together(strangers, lambda: _meet(tmp_path, 0, 2), late)
-    assert time.monotonic() - began_s < WAIT_S / 2
+    _, mine, theirs = together(strangers, lambda: _meet(tmp_path, 0, 2), late)  # else they raise, after WAIT_S
     assert (list(mine), list(theirs)) == ([1], [0])
     for sock in (*silent, mine[1], theirs[0]):
         sock.close()

@@ -48,6 +48,7 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """No collection in between, which would take most of the time; no word of each of thousands of losses."""
     caplog.set_level(logging.CRITICAL, logger="lazycast")
     gc.collect()
+    gc.freeze()  # for those of `assert_no_slot_held`, which look for what this test has left
     gc.disable()
     yield
     gc.enable()

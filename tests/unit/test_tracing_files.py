@@ -350,14 +350,12 @@ def test_stopping_does_not_wait_for_a_disk_that_takes_for_ever(
     file = one._file
     monkeypatch.setattr(one, "_file", type("Stuck", (), {"write": staticmethod(stuck), "close": file.close})())
     one.took("encode", 1.0, 2.0, None)
-    began_s = time.monotonic()
     stopping = threading.Thread(target=one.stop, daemon=True)
     stopping.start()
     stopping.join(20)
     try:
         assert not stopping.is_alive()
         assert f"the trace {one.path} is not all written after 0.1 s" in caplog.text
-        assert time.monotonic() - began_s < 20
     finally:
         answers.set()
         one._thread.join(20)

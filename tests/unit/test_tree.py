@@ -10,27 +10,25 @@ SIZES = range(1, 41)
 
 
 @pytest.mark.parametrize("fanout", [1, 2, 3, 7])
-@pytest.mark.parametrize("size", SIZES)
-def test_every_rank_is_reached_exactly_once_from_every_root(size: int, fanout: int) -> None:
-    for root in range(size):
+def test_every_rank_is_reached_exactly_once_from_every_root(fanout: int) -> None:
+    for size, root in ((n, root) for n in SIZES for root in range(n)):
         reached, queue = [], [root]
         while queue:
             rank = queue.pop(0)
             reached.append(rank)
             queue += tree.children(rank, size=size, root=root, fanout=fanout)
-        assert sorted(reached) == list(range(size))
+        assert sorted(reached) == list(range(size)), (size, root)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_parent_is_the_inverse_of_children(size: int) -> None:
-    for root in range(size):
+def test_parent_is_the_inverse_of_children() -> None:
+    for size, root in ((n, root) for n in SIZES for root in range(n)):
         for rank in range(size):
             below = tree.children(rank, size=size, root=root)
-            assert len(below) <= tree.FANOUT
-            assert all(tree.parent(child, size=size, root=root) == rank for child in below)
+            assert len(below) <= tree.FANOUT, (size, root, rank)
+            assert all(tree.parent(child, size=size, root=root) == rank for child in below), (size, root, rank)
             above = tree.parent(rank, size=size, root=root)
-            assert (above is None) == (rank == root)
-            assert above is None or rank in tree.children(above, size=size, root=root)
+            assert (above is None) == (rank == root), (size, root, rank)
+            assert above is None or rank in tree.children(above, size=size, root=root), (size, root, rank)
 
 
 @pytest.mark.parametrize(("size", "hops"), [(1, 0), (2, 1), (4, 1), (5, 2), (13, 2), (14, 3), (40, 3), (64, 4)])

@@ -113,6 +113,16 @@ def every() -> Iterator[Combination]:
                             yield it
 
 
+def few() -> Iterator[Combination]:
+    """Of `some`, enough to meet each backend, layout, role, step and fault at least once."""
+    met: set[tuple[str, str]] = set()
+    for it in some():
+        facets = {*asdict(it).items()}
+        if facets - met:
+            met |= facets
+            yield it
+
+
 def some() -> Iterator[Combination]:
     """Enough to meet each fault, role, step and backend, and each pair of a fault and a step, at least once."""
     local = [it for it in every() if it.backend == "local"]

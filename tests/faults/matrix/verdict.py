@@ -1,4 +1,8 @@
-"""What each surviving rank must have seen of a combination, and after how long it has seen it."""
+"""What each surviving rank must have seen of a combination, and after how long it has seen it.
+
+Judged is what it was told, not how soon: who is told of a death or a farewell has not waited for its time to be over
+(`rank.LONG_S`), since then it would have been told that. How long it took is for the page.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,7 @@ import signal
 from dataclasses import dataclass
 
 from tests.faults.matrix.combinations import DEADLY, ORDERLY, Combination
-from tests.faults.matrix.rank import CONSTRUCT_S, TIMEOUT_S
 from tests.faults.matrix.start import Event, Seen
-
-#: Generous, for a machine that does other things besides; the page tells what it was.
-TOLD_WITHIN_MS = 5000.0
-SLACK_MS = 4000.0
 
 
 @dataclass(frozen=True)
@@ -82,13 +81,13 @@ def _check_exits(it: Combination, seen: Seen) -> None:
 
 
 def _check_outcome(it: Combination, rank: int, outcome: Event, struck_s: float, about: str) -> None:
-    kind, ms = outcome["kind"], (outcome["at_s"] - max(struck_s, outcome["began_s"])) * 1e3
+    kind = outcome["kind"]
     if it.step == "constructing":
-        _check_construction(it, outcome, ms, about)
+        _check_construction(it, outcome, about)
     elif it.fault == "freeze":
-        _check_frozen(it, outcome, ms, about)
+        _check_frozen(it, outcome, about)
     elif it.fault == "cut":
-        _check_cut(outcome, rank, ms, about)
+        _check_cut(outcome, rank, about)
     else:
         if kind == "value":  # what could still be finished
             if it.fault not in ORDERLY and outcome["at_s"] <= struck_s:
@@ -99,22 +98,19 @@ def _check_outcome(it: Combination, rank: int, outcome: Event, struck_s: float, 
         assert outcome["rank"] == it.victim, about
         assert f"rank {it.victim} (" in outcome["message"], about
         assert it.fault in ORDERLY or re.search(r"(last|never) heard", outcome["message"]), about
-        assert ms < TOLD_WITHIN_MS, about
 
 
-def _check_construction(it: Combination, outcome: Event, ms: float, about: str) -> None:
+def _check_construction(it: Combination, outcome: Event, about: str) -> None:
     if it.fault == "freeze":
         assert outcome["kind"] == "CastTimeoutError", about
-        assert ms < CONSTRUCT_S * 1e3 + SLACK_MS, about
     else:
         assert outcome["kind"] in ("BackendError", "PeerLostError"), about
-        assert ms < TOLD_WITHIN_MS, about
     # Over local sockets a rank may see first that another has given up, which had seen the victim's end.
     named = "rank \\d" if it.backend == "local" and it.fault != "freeze" else f"rank {it.victim}\\b"
     assert re.search(named, outcome["message"]), about
 
 
-def _check_frozen(it: Combination, outcome: Event, ms: float, about: str) -> None:
+def _check_frozen(it: Combination, outcome: Event, about: str) -> None:
     if outcome["what"] == "after":  # it has thawed
         if it.step == "closing":
             assert (outcome["kind"], outcome.get("rank")) in (("ClosedError", it.victim), ("value", None)), about
@@ -125,17 +121,17 @@ def _check_frozen(it: Combination, outcome: Event, ms: float, about: str) -> Non
         return
     assert outcome["kind"] == "CastTimeoutError", about
     assert str(it.victim) in _missing(outcome), about
-    assert ms < TIMEOUT_S * 1e3 + SLACK_MS, about
 
 
-def _check_cut(outcome: Event, rank: int, ms: float, about: str) -> None:
+def _check_cut(outcome: Event, rank: int, about: str) -> None:
     if outcome["what"] == "after":  # the wire is there again
         assert outcome["kind"] == "value", about
         return
+    if outcome["what"] == "cast" and outcome["kind"] == "value":
+        raise TooLate(f"all had crossed before the wire was cut: {about}")
     assert outcome["kind"] == "CastTimeoutError", about
     there = {"2", "3"} if rank < 2 else {"0", "1"}
     assert there & _missing(outcome), about
-    assert ms < TIMEOUT_S * 1e3 + SLACK_MS, about
 
 
 def _missing(outcome: Event) -> set[str]:

@@ -1,0 +1,82 @@
+"""A warm Python is like a cold one: what it is given, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import warm
+
+SHOW = """
+import os, sys
+print(sys.argv, os.getcwd(), os.environ.get("GIVEN"), sys.stdin.read(), sorted(map(int, os.listdir("/proc/self/fd"))))
+print("to stderr", __name__, __file__, file=sys.stderr)
+print("lazycast" in sys.modules, sys.path[0])
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _started() -> None:
+    """Its parent lasts, which is no leak of the first test."""
+    warm.python()
+
+
+def both(*arguments: str, **options: object) -> list[subprocess.CompletedProcess[str]]:
+    common = {"capture_output": True, "text": True, "timeout": 60, "input": "of stdin", **options}
+    return [
+        subprocess.run([program, *arguments], **common)  # type: ignore[call-overload]
+        for program in (sys.executable, warm.python())
+    ]
+
+
+def test_a_program_has_what_it_was_given(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SHOW)
+    read, write = os.pipe()
+    with open(read), open(write, "w"):
+        env = {**os.environ, "GIVEN": "so"}
+        cold, hot = both(str(script), "one", "-u", cwd=str(tmp_path), env=env, pass_fds=(write,))
+    assert (hot.returncode, hot.stdout, hot.stderr) == (cold.returncode, cold.stdout, cold.stderr)
+    assert cold.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise SystemExit(3)",
+        "import sys; sys.exit('a text')",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        "import atexit; atexit.register(print, 'at exit'); 1 / 0",
+        "import threading, time; threading.Thread(target=lambda: (time.sleep(0.2), print('done'))).start()",
+        "import multiprocessing as m\np = m.get_context('spawn').Process(target=print, args=(1,))\np.start()\np.join()",
+        "import warnings; warnings.warn('x', ResourceWarning)",
+    ],
+)
+def test_it_ends_as_a_program_ends(code: str) -> None:
+    cold, hot = both("-c", code, env={**os.environ, "PYTHONWARNINGS": "error::ResourceWarning"})
+    assert (hot.returncode, hot.stdout) == (cold.returncode, cold.stdout), hot.stderr
+    assert hot.stderr.splitlines()[-1:] == cold.stderr.splitlines()[-1:]
+
+
+def test_a_module_is_run_as_one() -> None:
+    cold, hot = both("-m", "platform", "--terse")
+    assert (hot.returncode, hot.stdout) == (cold.returncode, cold.stdout)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_signals_reach_it(number: int) -> None:
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(1000)"
+    with subprocess.Popen([warm.python(), "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        ended = os.pidfd_open(pid)
+        process.send_signal(number)
+        assert process.wait(20) == -number
+        assert select.select([ended], [], [], 20)[0], "it lives on"
+        os.close(ended)

@@ -1,0 +1,63 @@
+"""A warm Python: programs that start in milliseconds, since one process has imported torch for all of them,
+and what else takes them long.
+
+`python()` is the path of an executable to be used like `sys.executable`, and `torchrun()` like torchrun. Neither has
+imported anything of lazycast. What they start is a fork of that process, with the descriptors, the environment, the
+folder and the signals of whoever has called; it ends as any interpreter does. What is tested of a program's very start
+(what it imports, warnings, options of the interpreter but `-u`, `-m` and `-c`) needs a Python of its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+_BIN = Path(sys.executable).parent
+
+
+@functools.cache
+def _folder(pid: int) -> Path:
+    """Start the parent of this process's programs; return the folder with the executables."""
+    folder = Path(tempfile.mkdtemp(prefix="warm-"))
+    for program in _BIN.iterdir():  # whoever looks beside its Python finds the launchers
+        (folder / program.name).symlink_to(program)
+    for name in ("python", "torchrun"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_text(f"#!{sys.executable} -IS\n{(_HERE / 'caller.py').read_text()}")
+        (folder / name).chmod(0o700)
+    parent = subprocess.Popen(
+        [sys.executable, str(_HERE / "parent.py"), str(folder)],
+        stdin=subprocess.PIPE,  # its end is the end of the parent, and of all that it has started
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,  # Ctrl-C is for the tests
+    )
+    assert parent.stdin is not None
+    assert parent.stdout is not None
+    stdin, stdout = parent.stdin, parent.stdout
+
+    def end() -> None:
+        if os.getpid() == pid:
+            stdin.close()
+            parent.wait()
+            stdout.close()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(end)
+    assert stdout.readline() == b"warm\n", "the warm parent has not started"
+    return folder
+
+
+def python() -> str:
+    return str(_folder(os.getpid()) / "python")
+
+
+def torchrun() -> str:
+    return str(_folder(os.getpid()) / "torchrun")

@@ -1,0 +1,220 @@
+"""The process that forks programs, and has imported torch and what else many need: `python parent.py FOLDER`.
+
+It ends with its standard input. A caller connects to the socket in the folder, hands over its descriptors and says what
+to run. It is told the process id of the fork, and at last how that has ended; if it is killed before, so is the fork,
+with its process group.
+"""
+
+from __future__ import annotations
+
+import asyncio  # noqa: F401
+import atexit
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+import types
+import warnings
+from importlib import metadata  # noqa: F401
+from pathlib import Path
+from typing import Any
+
+import cloudpickle  # noqa: F401
+import msgspec  # noqa: F401
+import numpy  # noqa: F401
+import torch.distributed.run
+
+Order = dict[str, Any]
+_HIGH = 700  # above the numbers that programs have inherited
+
+
+def _receive(sock: socket.socket) -> tuple[Order, list[int]]:
+    head, fds, _, _ = socket.recv_fds(sock, 4, 253)
+    left, said = int.from_bytes(head, "little"), b""
+    while len(said) < left:
+        part = sock.recv(left - len(said))
+        if not part:
+            raise ConnectionError("the caller has gone")
+        said += part
+    order: Order = json.loads(said)
+    assert len(fds) == len(order["fds"]), "more descriptors than can be handed over at once"
+    return order, fds
+
+
+class _Parent:
+    """Waits for callers, forks their programs, and tells how these have ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(folder / "parent"))
+        self._listener.listen(128)
+        self._callers: dict[int, tuple[socket.socket, int]] = {}  # by descriptor of the process
+        self._poller = select.poll()
+        for fd in (0, self._listener.fileno()):
+            self._poller.register(fd, select.POLLIN)
+
+    def serve(self) -> Order | None:
+        """Fork as told. Returns in each fork, with what it is to run, and at the end with nothing."""
+        while True:
+            for fd, _ in self._poller.poll():
+                if fd == 0:
+                    self._end()
+                    return None
+                if fd == self._listener.fileno():
+                    order = self._fork()
+                    if order is not None:
+                        return order
+                elif fd in self._callers:
+                    self._ended(fd)
+                else:
+                    self._left(fd)
+
+    def _fork(self) -> Order | None:
+        sock, _ = self._listener.accept()
+        try:
+            order, fds = _receive(sock)
+        except (ConnectionError, ValueError):
+            sock.close()
+            return None
+        pid = os.fork()
+        if pid == 0:
+            self._become(sock, order, fds)
+            return order
+        for fd in fds:
+            os.close(fd)
+        pidfd = os.pidfd_open(pid)
+        self._callers[pidfd] = sock, pid
+        self._poller.register(pidfd, select.POLLIN)
+        self._poller.register(sock.fileno(), select.POLLIN)
+        with contextlib.suppress(OSError):
+            sock.sendall(pid.to_bytes(4, "little"))
+        return None
+
+    def _become(self, sock: socket.socket, order: Order, fds: list[int]) -> None:
+        """In a fork: nothing of the parent's descriptors is left, and the caller's have their numbers again."""
+        os.setsid()
+        high = [os.dup2(fd, _HIGH + index) for index, fd in enumerate(fds)]
+        sock.detach()
+        self._listener.detach()
+        for other, _ in self._callers.values():
+            other.detach()
+        os.closerange(0, _HIGH)
+        for fd, number in zip(high, order["fds"], strict=True):
+            os.dup2(fd, number, inheritable=True)
+            os.close(fd)
+        for number in order["ignored"]:
+            signal.signal(number, signal.SIG_IGN)
+
+    def _ended(self, pidfd: int) -> None:
+        sock, pid = self._callers.pop(pidfd)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        self._poller.unregister(pidfd)
+        os.close(pidfd)
+        if sock.fileno() >= 0:
+            self._poller.unregister(sock.fileno())
+            with contextlib.suppress(OSError):
+                sock.sendall(code.to_bytes(4, "little", signed=True))
+            sock.close()
+
+    def _left(self, fd: int) -> None:
+        """A caller was killed: so is its program."""
+        for sock, pid in self._callers.values():
+            if sock.fileno() == fd:
+                self._poller.unregister(fd)
+                sock.close()
+                os.killpg(pid, signal.SIGKILL)
+                return
+
+    def _end(self) -> None:
+        for _, pid in self._callers.values():
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _run(order: Order) -> None:
+    """Do what an interpreter does at its start."""
+    executable, *argv = order["argv"]
+    os.chdir(order["cwd"])
+    os.environ.clear()
+    os.environ.update(order["env"])
+    folder = Path(executable).resolve().parent
+    sys.executable = str(folder / "python")
+    os.environ["PYTHON_EXEC"] = sys.executable  # what torchrun starts ranks with
+    _warn(os.environ.get("PYTHONWARNINGS", ""))
+    for name in ("stdin", "stdout", "stderr"):
+        buffering, mode = (-1, "r") if name == "stdin" else (1 if name == "stderr" else -1, "w")
+        stream = open(("stdin", "stdout", "stderr").index(name), mode, buffering, closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    if Path(executable).name == "torchrun":
+        sys.argv = ["torchrun", *argv]
+        torch.distributed.run.main()
+        return
+    while argv and argv[0] in ("-u", "-S"):
+        if argv.pop(0) == "-u":
+            sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+    _start(argv)
+
+
+def _warn(filters: str) -> None:
+    """As `PYTHONWARNINGS`, of which the tests need the action and the category."""
+    warnings.resetwarnings()
+    silent = ("DeprecationWarning", "PendingDeprecationWarning", "ImportWarning", "ResourceWarning")
+    for one in [*(f"ignore::{name}" for name in silent), *filter(None, filters.split(","))]:
+        action, _, category = [*one.split(":"), "", ""][:3]
+        warnings.simplefilter(action, getattr(__builtins__, category or "Warning"))  # type: ignore[arg-type]
+
+
+def _start(argv: list[str]) -> None:
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    beside = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    path = [*beside, *sys.path[1:]]
+    if argv[0] == "-m":
+        sys.argv = argv[1:]
+        sys.path[:] = [os.getcwd(), *path]
+        runpy._run_module_as_main(argv[1])  # type: ignore[attr-defined]
+    elif argv[0] == "-c":
+        sys.argv = ["-c", *argv[2:]]
+        sys.path[:] = ["", *path]
+        exec(compile(argv[1], "<string>", "exec"), main.__dict__)
+    else:
+        sys.argv = argv
+        sys.path[:] = [str(Path(argv[0]).resolve().parent), *path]
+        main.__file__ = argv[0]
+        exec(compile(Path(argv[0]).read_bytes(), argv[0], "exec"), main.__dict__)
+
+
+def _spare_at_the_end() -> None:
+    """Have the ends of programs leave alone what was imported for them: to take torch to pieces takes a second.
+
+    The interpreter ends as ever, threads, `atexit` and modules of the program's own; destructors of C++ are not called.
+    """
+    ours = {name: module for name, module in sys.modules.items() if name.split(".")[0] not in sys.stdlib_module_names}
+
+    def spare() -> None:
+        for name, module in ours.items():
+            if sys.modules.get(name) is module:
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(module))
+                del sys.modules[name]
+        libc = ctypes.CDLL(None)
+        libc.on_exit(libc._exit, None)
+
+    atexit.register(spare)  # the first, so it is called last
+
+
+if __name__ == "__main__":
+    _parent = _Parent(Path(sys.argv[1]))
+    _spare_at_the_end()
+    gc.collect()
+    gc.freeze()  # nor do collections look at all that was imported
+    sys.stdout.write("warm\n")
+    sys.stdout.flush()
+    _order = _parent.serve()
+    if _order is not None:
+        _run(_order)
