@@ -66,6 +66,8 @@ class LazyBroadcast(Generic[P, V]):
             nothing that arrives is unpickled or imported.
         allow: with trust "pickle": the exact names ("module.qualname") of all types and functions that may arrive,
             beside plain data, arrays and images; materializers are listed here, or registered. None: any, and code too.
+            Whoever sends may construct listed classes with any arguments, set any attributes of their instances, and
+            call listed functions: list data classes and pure functions. Names that give everything are refused.
         max_inflight: how many casts the slowest rank may have that it has not asked for; beyond it the root's calls
             block.
         max_inflight_nbytes: the same for bytes of payload.
