@@ -411,7 +411,7 @@ def kinds(found: list[str]) -> list[str]:
 
 
 @pytest.mark.cold
-@pytest.mark.parametrize("backend", ["local", "torch"])
+@pytest.mark.parametrize("backend", ["local", pytest.param("torch", marks=pytest.mark.exhaustive)])
 def test_a_program_that_is_started_inherits_nothing(backend: str) -> None:
     for before, after in launch(runs_another_program, ranks=3, backend=backend, timeout_s=60):
         assert after == before
