@@ -98,9 +98,12 @@ class Arenas(RuleBasedStateMachine):
         slot = item.slot
         readers = [reader for reader in READERS if reader not in self.dead]
         self.arena.share(slot, readers)
+        segment_fd = self.arena.hand_over(slot)
         for reader in readers:
-            fd = self.arena.hand_over(slot)  # as a message carries it
+            fd = None if segment_fd is None else os.dup(segment_fd)  # as a message carries it
             self.told.append(Told(reader, slot.row, slot.offset, fd, item.content))
+        if segment_fd is not None:
+            os.close(segment_fd)
 
     @precondition(lambda self: any(item.reader not in self.dead for item in self.told))
     @rule(index=INDEX)
