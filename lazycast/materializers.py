@@ -149,6 +149,8 @@ def _pickle_by_value(fn: Materializer) -> bytes:
             cloudpickle.register_pickle_by_value(module)
         try:
             return bycode.dumps(fn)
+        except Exception as exc:  # described as what it was to be: as code
+            raise CannotEncode(describe_unpicklable(fn, exc)) from exc
         finally:
             for module in fresh:
                 cloudpickle.unregister_pickle_by_value(module)
@@ -294,7 +296,7 @@ class Shipper:
         except Exception as exc:
             raise CannotEncode(
                 f"materializer {ident} cannot be imported by some rank and its code cannot be sent either: "
-                f"{describe_unpicklable(fn, exc)}; install its module on every rank"
+                f"{exc}; install its module on every rank"
             ) from exc
 
     def _whole(self, ident: str) -> bytes:

@@ -20,7 +20,7 @@ from lazycast.engine.workers import Workers, inside, unforked
 from lazycast.here import call_out
 from lazycast.materializers import name_of
 from lazycast.surroundings import apart
-from lazycast.tracebacks import forget_our_locals
+from lazycast.tracebacks import forget_frames, forget_our_locals
 from lazycast.wire import Failure, FailureKind
 
 _SHOWN_HOLDERS = 3
@@ -55,6 +55,24 @@ def pool_threads(group: Group) -> int:
     """Return how many materializers may run at once on this rank: its share of the cores it may use."""
     beside = [rank for rank, host in enumerate(group.hosts) if host == group.hosts[group.rank]]
     return max(1, int(together([group.cores[rank] for rank in beside])) // len(beside))
+
+
+class _Once:
+    """A task for a given executor, whose threads keep what they have run; it is let go of as it is run."""
+
+    __slots__ = ("_task", "started")
+
+    def __init__(self, task: Callable[[], None]) -> None:
+        self._task: Callable[[], None] | None = task
+        self.started = False
+
+    def __call__(self) -> None:
+        self.started = True
+        task, self._task = self._task, None
+        assert task is not None, "an executor runs what it is given once"
+        task()
+        del task
+        forget_frames()
 
 
 class Performer:
@@ -151,12 +169,8 @@ class Performer:
         done: Callable[[Result], None],
         seq: int,
     ) -> None:
-        started = False
-
-        def tracked() -> None:
-            nonlocal started
-            started = True
-            task()
+        once = _Once(task)
+        del task
 
         def refused(exc: BaseException) -> None:
             self._waiting.discard(seq)
@@ -164,12 +178,12 @@ class Performer:
             done(Result(failure=failure, cause=exc))
 
         def check(future: concurrent.futures.Future[None]) -> None:
-            if not started:
+            if not once.started:
                 cancelled = RuntimeError("cancelled by the executor")
                 refused(cancelled if future.cancelled() else future.exception() or cancelled)
 
         try:
-            future = executor.submit(tracked)
+            future = executor.submit(once)
         except Exception as exc:  # it was shut down, or is no good
             refused(exc)
         else:
