@@ -58,6 +58,7 @@ def test_they_do_without_interrupts(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.exhaustive
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_many_calls_end_as_the_model_says(capsys: pytest.CaptureFixture[str]) -> None:
     casts, interrupted = check(seed_of(str(random.getrandbits(32)), capsys), 50_000, timeout_s=1700)
