@@ -80,7 +80,7 @@ def _receive(peer: socket.socket) -> bytes | bytearray:
     whole[:got] = data
     view = memoryview(whole)
     while got < nbytes:
-        taken = peer.recv_into(view[got:], _PACKET_NBYTES)
+        taken = peer.recv_into(view[got:])
         if not taken:
             raise ConnectionError("the root has gone")
         got += taken
