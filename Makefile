@@ -114,7 +114,7 @@ test-sglang: | $(BIN)/python
 
 SGLANG ?= 0.5.23
 bench-sglang: | $(BIN)/python
-	PYTHONWARNINGS=ignore $$($(BIN)/python tests/sglang/environment.py $(SGLANG)) -m lazycast.bench sglang \
+	PYTHONWARNINGS=ignore $$($(BIN)/python tests/sglang/environment.py $(SGLANG)) -m lazycast bench sglang \
 		--out docs/benchmarks
 
 # The picture in docs/tracing.md, of a run of the demo on this machine.

@@ -1,1 +1,1 @@
-"""Implementations of `lazycast.backend.Backend`, one file and one native library each."""
+"""Implementations of `lazycast.net.backend.Backend`, one file and one native library each."""

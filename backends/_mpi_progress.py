@@ -26,8 +26,8 @@ from collections.abc import Iterable, Sequence
 
 from mpi4py import MPI
 
-from lazycast.backend import MAX_HEADER_NBYTES, Link, Sink
 from lazycast.here import own_thread
+from lazycast.net.backend import MAX_HEADER_NBYTES, Link, Sink
 from lazycast.tracebacks import forget_frames
 
 logger = logging.getLogger("lazycast")

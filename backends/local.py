@@ -24,9 +24,9 @@ from pathlib import Path
 from select import select
 from typing import ClassVar, TypeVar
 
-from lazycast.backend import MAX_HEADER_NBYTES, Backend, Context, Link, Sink
 from lazycast.errors import BackendError, BackendUnavailableError, CastTimeoutError
-from lazycast.threaded_link import Pipe, PipeClosed, ThreadedLink
+from lazycast.net.backend import MAX_HEADER_NBYTES, Backend, Context, Link, Sink
+from lazycast.net.threaded_link import Pipe, PipeClosed, ThreadedLink
 
 _PREFIX = struct.Struct("<IQ")  # header bytes, body bytes
 _PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid

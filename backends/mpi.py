@@ -19,8 +19,8 @@ import os
 import time
 from collections.abc import Sequence
 
-from lazycast.backend import Backend, Context, Link, Sink
 from lazycast.errors import BackendError, BackendUnavailableError, CastTimeoutError
+from lazycast.net.backend import Backend, Context, Link, Sink
 
 try:
     from mpi4py import MPI

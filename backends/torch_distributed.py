@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from lazycast.backend import Backend, Context, Link, Sink
 from lazycast.errors import BackendError, BackendUnavailableError, CastTimeoutError
-from lazycast.threaded_link import Pipe, PipeClosed, ThreadedLink
+from lazycast.net.backend import Backend, Context, Link, Sink
+from lazycast.net.threaded_link import Pipe, PipeClosed, ThreadedLink
 
 try:
     import torch

@@ -4,7 +4,8 @@ See `LazyBroadcast`. Importing this package imports neither torch nor mpi4py.
 """
 
 from lazycast.api import LazyBroadcast
-from lazycast.dumps import dump_all
+from lazycast.codec.reducers import register_reducer
+from lazycast.core.future import CastFuture
 from lazycast.errors import (
     BackendError,
     BackendUnavailableError,
@@ -24,16 +25,15 @@ from lazycast.errors import (
     RemoteError,
     TrustError,
 )
-from lazycast.future import CastFuture
-from lazycast.group_stats import GroupStats
-from lazycast.launcher import launch
-from lazycast.materializers import register_materializer
-from lazycast.placement.chooser import PlacementCost, Standing
-from lazycast.reducers import register_reducer
-from lazycast.staged import Staged
-from lazycast.stats import Stats
-from lazycast.timing import Timing
+from lazycast.materialize.materializers import register_materializer
+from lazycast.materialize.placement.chooser import PlacementCost, Standing
+from lazycast.materialize.staged import Staged
+from lazycast.start.launcher import launch
 from lazycast.version import __version__
+from lazycast.watch.dumps import dump_all
+from lazycast.watch.group_stats import GroupStats
+from lazycast.watch.stats import Stats
+from lazycast.watch.timing import Timing
 
 __all__ = [
     "BackendError",

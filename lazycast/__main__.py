@@ -1,7 +1,8 @@
-"""`python -m lazycast`: the command line."""
+"""`python -m lazycast`: the command line, in the form that launchers take."""
 
 import sys
 
-from lazycast.cli import main
+from lazycast.tools.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,21 +10,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Generic, TypeVar, cast
 
-from lazycast import construction, discovery, lifetime
 from lazycast.arguments import limit, usable_key
-from lazycast.backend import Backend
-from lazycast.engine.workers import role_of
+from lazycast.codec.reducers import note_devices
+from lazycast.core.future import CastFuture
+from lazycast.core.workers import role_of
 from lazycast.errors import BackendError, CastTimeoutError
-from lazycast.future import CastFuture
-from lazycast.group_stats import GroupStats
 from lazycast.here import here
 from lazycast.missing import MISSING, Missing
+from lazycast.net.backend import Backend
+from lazycast.net.wire import Key
 from lazycast.options import DEFAULT_ARENA_NBYTES, DEFAULT_MAX_INFLIGHT_NBYTES, Options, check, debug_wanted
-from lazycast.reducers import note_devices
-from lazycast.stats import Stats
+from lazycast.start import construction, discovery, lifetime
 from lazycast.tracebacks import forget_frames
-from lazycast.tracing.tracer import Tracer
-from lazycast.wire import Key
+from lazycast.watch.group_stats import GroupStats
+from lazycast.watch.stats import Stats
+from lazycast.watch.tracing.tracer import Tracer
 
 P = TypeVar("P")
 V = TypeVar("V")

@@ -7,8 +7,8 @@ from numbers import Real
 from typing import Any
 
 from lazycast.errors import CastTimeoutError
+from lazycast.net.wire import MAX_KEY_NBYTES, Key
 from lazycast.options import exact, shown
-from lazycast.wire import MAX_KEY_NBYTES, Key
 
 #: Longer than anybody waits, and short enough for the platform's waits (seconds).
 FOR_EVER_S = 1e8

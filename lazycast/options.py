@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from lazycast.doors import problem
-from lazycast.staged import unusable
+from lazycast.codec.doors import problem
+from lazycast.materialize.staged import unusable
 
 VALUES: Final = ("private", "readonly", "copy")
 PLACEMENTS: Final = ("every", "demand", "root", "shard", "auto")

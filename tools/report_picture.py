@@ -25,7 +25,7 @@ def main() -> None:
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         sys.exit("no Chromium here; on Debian: apt-get install chromium")
-    subprocess.run([sys.executable, "-m", "lazycast.bench", "report", str(PAGE.parent)], check=True)
+    subprocess.run([sys.executable, "-m", "lazycast", "bench", "report", str(PAGE.parent)], check=True)
     with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as profile:
         options = [*OPTIONS, f"--user-data-dir={profile}", f"--screenshot={TARGET}"]
         subprocess.run([browser, *options, PAGE.as_uri()], check=True, timeout=60, capture_output=True)

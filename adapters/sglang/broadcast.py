@@ -27,14 +27,14 @@ from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Any
 
-from lazycast import discovery
 from lazycast.api import LazyBroadcast
 from lazycast.arguments import checked_key
+from lazycast.core.future import CastFuture
 from lazycast.errors import ClosedError, KeyInUseError, LazycastError, PayloadMismatchError, RemoteError
-from lazycast.future import CastFuture
 from lazycast.missing import MISSING
-from lazycast.stats import Stats
-from lazycast.wire import Key
+from lazycast.net.wire import Key
+from lazycast.start import discovery
+from lazycast.watch.stats import Stats
 
 from .binding import Binding, caught_error, input_error, skips_hashing
 from .futures import InputsFuture

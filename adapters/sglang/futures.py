@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Generator
 from typing import Any
 
-from lazycast.future import CastFuture
+from lazycast.core.future import CastFuture
 
 
 class InputsFuture(concurrent.futures.Future[Any]):

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lazycast.tensor_memory import items_of
+from lazycast.codec.tensor_memory import items_of
 
 from .binding import skips_hashing
 

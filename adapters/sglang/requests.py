@@ -18,9 +18,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lazycast import discovery
 from lazycast.api import LazyBroadcast
-from lazycast.stats import Stats
+from lazycast.start import discovery
+from lazycast.watch.stats import Stats
 
 from .binding import UnsupportedReleaseError, release
 

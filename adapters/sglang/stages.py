@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lazycast.staged import Staged
+from lazycast.materialize.staged import Staged
 
 from .binding import Binding, hashed_fields, uses_feature_buffer
 from .hashing import hash_beforehand

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from lazycast.cli.photos import sample_photos
+from lazycast.tools.cli.photos import sample_photos
 
 from .requests import Payload
 

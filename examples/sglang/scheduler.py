@@ -10,14 +10,14 @@ import time
 
 import torch.distributed as dist
 
-from lazycast.bench.sglang import inputs, without_gpu
+from lazycast.tools.bench.sglang import inputs, without_gpu
 
 without_gpu.prepare()  # only this machine needs it: it makes SGLang importable without CUDA
 
 from sglang.srt.managers.scheduler import Scheduler  # noqa: E402
 
 from lazycast.adapters.sglang import install, uninstall  # noqa: E402
-from lazycast.bench.sglang.scheduler import without_model  # noqa: E402
+from lazycast.tools.bench.sglang.scheduler import without_model  # noqa: E402
 
 
 def show(what: str, scheduler: Scheduler) -> None:

@@ -6,7 +6,7 @@ Start it under the backend's own launcher, on as many ranks as you like::
     mpirun -n 4 python -m lazycast.testing --backend mpi
     python -m lazycast.testing --backend local --launch 4
 
-It checks the contract of `lazycast.backend` (module `contract`) and that `LazyBroadcast` behaves on it (modules
+It checks the contract of `lazycast.net.backend` (module `contract`) and that `LazyBroadcast` behaves on it (modules
 `values`, `placements`, `failures`, `pressure`, `lifecycle`, `load`, `trust`). Or call `run(backend)` on every rank from
 a test of your own.
 """

@@ -6,8 +6,8 @@ import argparse
 import sys
 import threading
 
-from lazycast import discovery
-from lazycast.launcher import launch
+from lazycast.start import discovery
+from lazycast.start.launcher import launch
 from lazycast.testing.runner import Outcome, run
 
 

@@ -1,4 +1,4 @@
-"""The contract of `lazycast.backend`, checked on the backend itself."""
+"""The contract of `lazycast.net.backend`, checked on the backend itself."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lazycast.backend import Context, Link
 from lazycast.errors import CastTimeoutError
+from lazycast.net.backend import Context, Link
 from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same
 
 

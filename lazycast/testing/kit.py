@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lazycast.api import LazyBroadcast
-from lazycast.backend import Backend, Context
+from lazycast.net.backend import Backend, Context
 
 E = TypeVar("E", bound=BaseException)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lazycast.future import CastFuture
+from lazycast.core.future import CastFuture
 from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, same
 
 _CASTS = 1000

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from functools import partial
 
 from lazycast.errors import MaterializeError
-from lazycast.group_stats import GroupStats
-from lazycast.stats import PHASES, Stats
 from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same
+from lazycast.watch.group_stats import GroupStats
+from lazycast.watch.stats import PHASES, Stats
 
 _CASTS = 20
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from lazycast.api import LazyBroadcast
-from lazycast.engine.succession import heir, succession
+from lazycast.core.succession import heir, succession
 from lazycast.errors import CastTimeoutError, DecodeError, MaterializeError, PayloadMismatchError
-from lazycast.materializers import register_materializer
+from lazycast.materialize.materializers import register_materializer
+from lazycast.materialize.staged import Staged
 from lazycast.missing import MISSING
-from lazycast.staged import Staged
 from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same, this_rank
 
 PLACEMENTS = ("every", "demand", "root", "shard", "auto")

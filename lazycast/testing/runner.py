@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from lazycast.backend import Backend
+from lazycast.net.backend import Backend
 from lazycast.testing import (
     contract,
     diagnosis,

@@ -11,15 +11,15 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from lazycast import codec
 from lazycast.api import LazyBroadcast
-from lazycast.codec import Encoded
+from lazycast.codec import pickling
+from lazycast.codec.pickling import Encoded
 from lazycast.errors import ConfigMismatchError, DecodeError, EncodeError, LazycastError, RemoteError, TrustError
-from lazycast.materializers import Shipped, Shipper, register_materializer
-from lazycast.staged import Staged
+from lazycast.materialize.materializers import Shipped, Shipper, register_materializer
+from lazycast.materialize.staged import Staged
+from lazycast.net.wire import MaterializerRef
 from lazycast.testing.kit import Rank, behaviour, check, raises, same
 from lazycast.testing.placements import PLACEMENTS
-from lazycast.wire import MaterializerRef
 
 _HERE = __name__
 
@@ -181,10 +181,10 @@ class _HostileShipper(Shipper):
 class _HostileCodec:
     """Sends a bomb, whatever it is given."""
 
-    decode, is_plain = staticmethod(codec.decode), staticmethod(codec.is_plain)
+    decode, is_plain = staticmethod(pickling.decode), staticmethod(pickling.is_plain)
 
     def encode(self, obj: object) -> Encoded:
-        return codec.encode(Bomb())
+        return pickling.encode(Bomb())
 
 
 def _hostile_refs() -> dict[str, tuple[MaterializerRef, list[tuple[str, bytes]]]]:

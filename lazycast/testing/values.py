@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lazycast.errors import KeyInUseError
-from lazycast.materializers import register_materializer
+from lazycast.materialize.materializers import register_materializer
 from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lazycast import launch
-from lazycast.discovery import resolve
+from lazycast.start.discovery import resolve
 from lazycast.testing import Outcome, run
 from lazycast.testing.kit import behaviours, name_of
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lazycast import LazyBroadcast, wire
-from lazycast.fanout import mesh as mesh_module
+from lazycast import LazyBroadcast
+from lazycast.net import wire
+from lazycast.net.host import mesh as mesh_module
 
 ATTACKER = 2
 MIB = 1 << 20

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lazycast import ClosedError, KeyInUseError, LazyBroadcast, LazycastError
-from lazycast.backend import Backend
+from lazycast.net.backend import Backend
 from lazycast.testing.kit import raises
 
 RANK, SIZE = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -26,8 +26,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from lazycast import LazyBroadcast, LazycastError, PeerLostError, launch, wire
+from lazycast import LazyBroadcast, LazycastError, PeerLostError, launch
 from lazycast.backends.local import LocalBackend
+from lazycast.net import wire
 from lazycast.testing.trust import Bomb, harmed
 
 ATTACKER = 2

@@ -36,11 +36,11 @@ def this_size() -> int:
     return int(os.environ["LAZYCAST_WORLD_SIZE"] if "LAZYCAST_RANK" in os.environ else os.environ["WORLD_SIZE"])
 
 
-def meet_in(folder: str) -> None:
+def meet_in(folder: str, where: str = "here") -> None:
     """Wait until all ranks are here, without lazycast: receivers always listen, so a cast waits for nobody."""
-    Path(folder, str(this_rank())).touch()
+    Path(folder, f"{where}.{this_rank()}").touch()
     until_s = time.monotonic() + 20
-    while len(os.listdir(folder)) < this_size():
+    while len(list(Path(folder).glob(f"{where}.*"))) < this_size():
         assert time.monotonic() < until_s
         time.sleep(0.01)
 
@@ -207,6 +207,7 @@ def reader_cannot_map(folder: str, which: int) -> str:
             assert lazy.broadcast("next") == "next"
         finally:
             resource.setrlimit(which, old)
+        meet_in(folder, "the limit is lifted")
         for n in range(3):
             assert lazy.broadcast(np.full(MIB, n, np.uint8)).sum() == n * MIB
         wait_until_no_slot_is_held(lazy)

@@ -367,7 +367,7 @@ def is_larger_than_the_arena() -> None:
             value[:] = 0
             del value
             same_bytes(cast(lazy, n), n)
-        nothing_is_held(lazy)
+            nothing_is_held(lazy)  # the root may be ahead of those who still look
 
 
 def test_a_payload_larger_than_the_arena_arrives() -> None:

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast import cli, launch
-from lazycast.bench import measure, memory, plan, plot, report, touch, ways
-from lazycast.bench.payloads import SOURCES, ArraySource
-from lazycast.bench.sync import Sync, WrongValueError
+from lazycast import launch
+from lazycast.tools import cli
+from lazycast.tools.bench import measure, memory, plan, plot, report, touch, ways
+from lazycast.tools.bench.payloads import SOURCES, ArraySource
+from lazycast.tools.bench.sync import Sync, WrongValueError
 
 from .command import run
 
@@ -54,7 +55,7 @@ TINY = ["--ranks", "2", "--sizes", "1KiB,64KiB", "--rounds", "3", "--cell-s", "5
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("backend", ["torch", *(pytest.param(it, marks=SELDOM) for it in ("local", "mpi"))])
 def test_bench(backend: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lazycast.bench", "--backend", backend, *TINY, "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "lazycast", "bench", "--backend", backend, *TINY, "--out", str(tmp_path)]
     command += ["--ways", ",".join(EVERYWHERE + LIGHT[backend])]
     done = run(command, timeout_s=180, COLUMNS="200", NO_COLOR="1")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -105,7 +106,8 @@ def test_a_peer_that_is_not_always_there(way: str, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "lazycast.bench",
+        "lazycast",
+        "bench",
         "--backend",
         backend,
         *TINY,
@@ -126,7 +128,18 @@ def test_a_peer_that_is_not_always_there(way: str, tmp_path: Path) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.timeout(200)
 def test_bench_memory(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lazycast.bench", "--backend", "local", "--ranks", "3", "--sizes", "1KiB,64MiB"]
+    command = [
+        sys.executable,
+        "-m",
+        "lazycast",
+        "bench",
+        "--backend",
+        "local",
+        "--ranks",
+        "3",
+        "--sizes",
+        "1KiB,64MiB",
+    ]
     command += ["--rounds", "1", "--kinds", "array,images", "--ways", "lazycast,one memcpy", "--out", str(tmp_path)]
     done = run(command, timeout_s=180, COLUMNS="200", NO_COLOR="1")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -362,5 +375,5 @@ def test_a_missing_matplotlib_is_told_before_the_run(
 
 def test_importing_the_benchmark_brings_in_no_framework() -> None:
     heavy = {"torch", "mpi4py", "rich", "matplotlib", "PIL", "sklearn"}
-    code = f"import sys, lazycast.bench.session, lazycast.cli.bench; print({heavy!r} & set(sys.modules))"
+    code = f"import sys, lazycast.tools.bench.session, lazycast.tools.cli.bench; print({heavy!r} & set(sys.modules))"
     assert run([sys.executable, "-c", code], timeout_s=60).stdout == "set()\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lazycast import cli
-from lazycast.bench import overhead
+from lazycast.tools import cli
+from lazycast.tools.bench import overhead
 
 from .command import run
 
@@ -17,7 +17,16 @@ from .command import run
 @pytest.mark.timeout(100)
 def test_bench_overhead(tmp_path: Path) -> None:
     options = ["--backend", "local", "--ranks", "2", "--rounds", "3", "--casts", "20", "--window", "4"]
-    command = [sys.executable, "-m", "lazycast.bench", "overhead", *options, "--json", str(tmp_path / "out" / "o.json")]
+    command = [
+        sys.executable,
+        "-m",
+        "lazycast",
+        "bench",
+        "overhead",
+        *options,
+        "--json",
+        str(tmp_path / "out" / "o.json"),
+    ]
     done = run(command, timeout_s=90)
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads((tmp_path / "out" / "o.json").read_text())

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from lazycast import cli, launch
-from lazycast.bench.qps import measure, ways
-from lazycast.bench.qps.tally import Tally
-from lazycast.bench.qps.workloads import WORKLOADS
-from lazycast.bench.sync import Sync, WrongValueError
-from lazycast.discovery import resolve
+from lazycast import launch
+from lazycast.start.discovery import resolve
+from lazycast.tools import cli
+from lazycast.tools.bench.qps import measure, ways
+from lazycast.tools.bench.qps.tally import Tally
+from lazycast.tools.bench.qps.workloads import WORKLOADS
+from lazycast.tools.bench.sync import Sync, WrongValueError
 
 from .command import run
 
@@ -24,7 +25,7 @@ QUICK = ["--seconds", "0.1", "--rounds", "1", "--concurrency", "2", "--workloads
 @pytest.mark.usefixtures("warm_python")
 def test_bench_qps(tmp_path: Path) -> None:
     options = ["qps", "--backend", "torch", "--ranks", "2", *QUICK, "--out", str(tmp_path)]
-    done = run([sys.executable, "-m", "lazycast.bench", *options], timeout_s=90, COLUMNS="200", NO_COLOR="1")
+    done = run([sys.executable, "-m", "lazycast", "bench", *options], timeout_s=90, COLUMNS="200", NO_COLOR="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"qps-torch.{e}" for e in ("json", "md", "png")]
 
@@ -126,5 +127,7 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
 
 def test_importing_it_brings_in_no_framework() -> None:
     heavy = {"torch", "mpi4py", "rich", "matplotlib", "PIL", "sklearn"}
-    code = f"import sys, lazycast.bench.qps.session, lazycast.cli.bench; print({heavy!r} & set(sys.modules))"
+    code = (
+        f"import sys, lazycast.tools.bench.qps.session, lazycast.tools.cli.bench; print({heavy!r} & set(sys.modules))"
+    )
     assert run([sys.executable, "-c", code], timeout_s=60).stdout == "set()\n"

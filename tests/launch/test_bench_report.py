@@ -68,7 +68,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = ["--no-requests", "--sizes", "1KiB,64KiB", "--cell-s", "1", "--kinds", "array,images"]
     load = ["--seconds", "0.1", "--workloads", "thumbnail", "--ways", ",".join(WAYS)]
     for name, more in (("images, 64 KiB", sizes), ("thumbnail", ["qps", *load])):
-        done = run([warm.python(), "-m", "lazycast.bench", *options, *more], timeout_s=140, COLUMNS="200", NO_COLOR="1")
+        done = run(
+            [warm.python(), "-m", "lazycast", "bench", *options, *more], timeout_s=140, COLUMNS="200", NO_COLOR="1"
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.endswith(f"report: {out / 'report.html'}\n")
         for ranks in (2, 3):  # a line for each step, though nobody is at a terminal
@@ -162,7 +164,16 @@ def test_a_narrow_window_scrolls_tables_and_nothing_else(folder: Path, tmp_path:
 def test_the_published_runs_make_a_page(tmp_path: Path) -> None:
     browser.find()
     page = tmp_path / "report.html"
-    command = [sys.executable, "-m", "lazycast.bench", "report", str(ROOT / "docs" / "benchmarks"), "--html", str(page)]
+    command = [
+        sys.executable,
+        "-m",
+        "lazycast",
+        "bench",
+        "report",
+        str(ROOT / "docs" / "benchmarks"),
+        "--html",
+        str(page),
+    ]
     done = run(command, timeout_s=60)
     assert done.returncode == 0, done.stderr
     said = [line.split("%  ")[-1] for line in done.stderr.splitlines()]
@@ -178,7 +189,7 @@ def test_the_published_runs_make_a_page(tmp_path: Path) -> None:
 def test_the_browser_would_tell(tmp_path: Path) -> None:
     """That a script, a picture from elsewhere and an error are seen, and refused by the page's own policy."""
     browser.find()
-    template = (ROOT / "lazycast/bench/page/page.html.j2").read_text()
+    template = (ROOT / "lazycast/tools/bench/page/page.html.j2").read_text()
     policy = re.search(r'<meta http-equiv="Content-Security-Policy".*?>', template)
     assert policy
     page = tmp_path / "page.html"

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lazycast import cli
-from lazycast.bench import small
-from lazycast.bench.ways import WAYS, PlainPython
+from lazycast.tools import cli
+from lazycast.tools.bench import small
+from lazycast.tools.bench.ways import WAYS, PlainPython
 
 from .command import run
 
@@ -19,7 +19,7 @@ from .command import run
 @pytest.mark.timeout(100)
 def test_bench_small(tmp_path: Path) -> None:
     options = ["--backend", "local", "--ranks", "2", "--rounds", "2", "--calls", "3", "--casts", "20"]
-    command = [sys.executable, "-m", "lazycast.bench", "small", *options, "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "lazycast", "bench", "small", *options, "--out", str(tmp_path / "out")]
     done = run(command, timeout_s=90)
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads((tmp_path / "out" / "small-local-2.json").read_text())

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image
 
-from lazycast import BackendUnavailableError, LaunchError, __version__, cli
-from lazycast.cli import demo
+from lazycast import BackendUnavailableError, LaunchError, __version__
+from lazycast.tools import cli
+from lazycast.tools.cli import demo
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -80,7 +81,7 @@ def expected() -> dict[str, str]:
 
 @pytest.mark.parametrize(("backend", "ranks"), [("local", 4), ("threads", 3), ("torch", 3), ("mpi", 3)])
 def test_every_rank_gets_the_same_pixels_as_plain_python(backend: str, ranks: int, expected: dict[str, str]) -> None:
-    ended = python("-m", "lazycast.cli", "demo", "--backend", backend, "--ranks", str(ranks), "--json")
+    ended = python("-m", "lazycast", "demo", "--backend", backend, "--ranks", str(ranks), "--json")
     assert ended.code == 0, ended
     said = json.loads(ended.out)
     assert said["equal"] is True
@@ -102,7 +103,7 @@ def test_every_rank_gets_the_same_pixels_as_plain_python(backend: str, ranks: in
 
 
 def test_root_placement_sends_pixels_and_nobody_else_decodes(expected: dict[str, str]) -> None:
-    ended = python("-m", "lazycast.cli", "demo", "--ranks", "2", "--placement", "root", "--json")
+    ended = python("-m", "lazycast", "demo", "--ranks", "2", "--placement", "root", "--json")
     assert ended.code == 0, ended
     root, other = json.loads(ended.out)["runs"][0]["ranks"]
     assert (root["materialized"] > 0, other["materialized"]) == (True, 0)
@@ -112,13 +113,13 @@ def test_root_placement_sends_pixels_and_nobody_else_decodes(expected: dict[str,
 
 
 def test_one_rank() -> None:
-    ended = python("-m", "lazycast.cli", "demo", "--ranks", "1", "--json")
+    ended = python("-m", "lazycast", "demo", "--ranks", "1", "--json")
     assert ended.code == 0, ended
     assert [report["rank"] for report in json.loads(ended.out)["runs"][0]["ranks"]] == [0]
 
 
 def test_table() -> None:
-    ended = python("-m", "lazycast.cli", "demo", "--ranks", "2")
+    ended = python("-m", "lazycast", "demo", "--ranks", "2")
     assert ended.code == 0, ended
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in ended.out.splitlines() if "│ local" in line]
     assert [row[:2] for row in rows] == [["local", "0"], ["local", "1"]], ended.out
@@ -131,7 +132,7 @@ def test_table() -> None:
 
 
 def test_version() -> None:
-    ended = python("-m", "lazycast.cli", "--version")
+    ended = python("-m", "lazycast", "--version")
     assert (ended.code, ended.out) == (0, f"lazycast {__version__}\n")
 
 
@@ -155,7 +156,9 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
 
 def without(module: str, *arguments: str) -> Ended:
     """Run the command where a module is not installed."""
-    code = f"import sys; sys.modules[{module!r}] = None; from lazycast.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = (
+        f"import sys; sys.modules[{module!r}] = None; from lazycast.tools.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
     return python("-c", code, *arguments)
 
 
@@ -226,5 +229,5 @@ def test_one_backend_that_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 def test_importing_lazycast_brings_in_nothing_of_the_command() -> None:
-    code = "import lazycast, sys; print(sorted({'rich', 'PIL', 'sklearn', 'lazycast.cli'} & set(sys.modules)))"
+    code = "import lazycast, sys; print(sorted({'rich', 'PIL', 'sklearn', 'lazycast.tools.cli'} & set(sys.modules)))"
     assert python("-c", code) == (0, "[]\n", "")

@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
-from lazycast import __version__, cli
+from lazycast import __version__
+from lazycast.tools import cli
 from tests import warm
 
 from .command import run
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-DOCTOR = ["-m", "lazycast.doctor"]
+DOCTOR = ["-m", "lazycast", "doctor"]
 PYTHON = [sys.executable]
 MPIRUN = [str(BIN / "mpirun"), "--oversubscribe", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
 
@@ -178,7 +179,7 @@ def wrapped(tmp_path: Path, before: str) -> list[str]:
         "rank = int(os.environ.get('RANK') or os.environ.get('OMPI_COMM_WORLD_RANK')"
         " or os.environ.get('LAZYCAST_RANK') or 0)\n"
         f"{before}\n"
-        "from lazycast.cli import main\n"
+        "from lazycast.tools.cli import main\n"
         "sys.exit(main(['doctor', *sys.argv[1:]]))\n"
     )
     return [str(script)]
@@ -262,7 +263,7 @@ def test_a_rank_that_does_not_answer_is_named(tmp_path: Path) -> None:
 @pytest.mark.exhaustive
 def test_a_rank_that_fails_in_the_middle_is_named(tmp_path: Path) -> None:
     """It answers the roll call, and is gone when it should construct its object."""
-    hang = "from lazycast.doctor import trial\nif rank == 2: trial.run = lambda *args, **kwargs: sys.exit(0)"
+    hang = "from lazycast.tools.doctor import trial\nif rank == 2: trial.run = lambda *args, **kwargs: sys.exit(0)"
     said = local_job(tmp_path, 1, *[[*wrapped(tmp_path, hang), "--timeout-s", "3"]] * 3)
     assert said["silent"] == [2]
     findings = by_name(said)
@@ -274,7 +275,7 @@ def test_a_rank_that_fails_in_the_middle_is_named(tmp_path: Path) -> None:
 def test_a_killed_rank_is_named_before_torchrun_ends_the_others(tmp_path: Path) -> None:
     """torchrun sends SIGTERM to all when one dies; rank 0 is told of the death by nobody else."""
     die = (
-        "from lazycast.doctor import session\n"
+        "from lazycast.tools.doctor import session\n"
         "collect = session.Gathering.collect\n"
         "def slow(self, ranks, timeout_s):\n"
         f"    open({str(tmp_path / 'collecting')!r}, 'w').close()\n"

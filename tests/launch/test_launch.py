@@ -112,18 +112,18 @@ def test_code_that_only_the_root_can_import_is_fetched_or_said_to_be_gone(tmp_pa
 
 
 def lacks_memory() -> Any:
-    import lazycast.relay
+    import lazycast.net.relay
 
     with LazyBroadcast(timeout_s=30, shared_memory=False) as lazy:
         if lazy.rank == 1:
-            whole = lazycast.relay.allocate
+            whole = lazycast.net.relay.allocate
 
             def allocate(nbytes: int) -> memoryview:
                 if nbytes > 8 << 20:
                     raise MemoryError
                 return whole(nbytes)
 
-            lazycast.relay.allocate = allocate
+            lazycast.net.relay.allocate = allocate
         exc = raises(
             DecodeError, r"on rank 1 .*could not be allocated", lambda: lazy.broadcast(np.zeros(20 << 20, "u1"))
         )

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from lazycast import LazyBroadcast, launch
-from lazycast.bench import memory, touch
-from lazycast.bench.sync import Sync
+from lazycast.tools.bench import memory, touch
+from lazycast.tools.bench.sync import Sync
 
 MIB = 1 << 20
 NBYTES = 64 * MIB

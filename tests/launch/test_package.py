@@ -77,7 +77,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(source: Path, wheel: Path
         for path in (source / folder).rglob("*")
         if path.is_file()
     }
-    assert {"lazycast/py.typed", "lazycast/doctor/__main__.py", "lazycast/backends/mpi.py"} <= expected
+    assert {"lazycast/py.typed", "lazycast/tools/doctor/__main__.py", "lazycast/backends/mpi.py"} <= expected
     names = set(contents(wheel))
     info = f"lazycast-{__version__}.dist-info"
     told = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
@@ -115,7 +115,7 @@ def test_the_entry_points(wheel: Path) -> None:
         text = archive.read(f"lazycast-{__version__}.dist-info/entry_points.txt").decode()
     parser = ConfigParser()
     parser.read_string(text)
-    assert dict(parser["console_scripts"]) == {"lazycast": "lazycast.cli:main"}
+    assert dict(parser["console_scripts"]) == {"lazycast": "lazycast.tools.cli:main"}
     assert set(parser["lazycast.backends"]) == {"local", "mpi", "torch"}
     assert "sglang.srt.plugins" in parser
     files = contents(wheel)

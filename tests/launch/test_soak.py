@@ -21,7 +21,7 @@ def soak(
     folder: Path, *options: str, backend: str = "local", timeout_s: float = 200
 ) -> tuple[int, dict[str, Any], str]:
     """Run it; return the exit code, the report, and what was printed."""
-    command = [sys.executable, "-m", "lazycast.soak", "--backend", backend, *options, "--out", str(folder)]
+    command = [sys.executable, "-m", "lazycast", "soak", "--backend", backend, *options, "--out", str(folder)]
     done = run(command, timeout_s=timeout_s)
     assert "Traceback" not in done.stderr, done.stderr
     said = json.loads((folder / f"soak-{backend}.json").read_text())

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from lazycast import LaunchError, LazyBroadcast, PeerLostError, cli, clocks, launch
-from lazycast.backend import Backend
-from lazycast.discovery import resolve
-from lazycast.tracing import events
-from lazycast.tracing.events import Event
-from lazycast.tracing.merge import merge, read_all
+from lazycast import LaunchError, LazyBroadcast, PeerLostError, clocks, launch
+from lazycast.net.backend import Backend
+from lazycast.start.discovery import resolve
+from lazycast.tools import cli
+from lazycast.watch.tracing import events
+from lazycast.watch.tracing.events import Event
+from lazycast.watch.tracing.merge import merge, read_all
 
 RANKS, CASTS = 4, 12
 

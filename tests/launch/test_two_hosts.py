@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lazycast import LazyBroadcast, launch
-from lazycast.discovery import resolve
+from lazycast.start.discovery import resolve
 from lazycast.testing import run
 from lazycast.testing.kit import same
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from lazycast.materialize.staged import Staged
 from lazycast.missing import MISSING
-from lazycast.staged import Staged
 
 from .plan import Cast, Thing
 

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import lazycast
 from lazycast import CastTimeoutError, ClosedError, LazyBroadcast, LazycastError, PeerLostError
 from lazycast.backends.local import LocalBackend
-from lazycast.engine.mailbox import Mailbox
-from lazycast.future import CastFuture
-from lazycast.soak.rank import Meeting
+from lazycast.core.future import CastFuture
+from lazycast.core.mailbox import Mailbox
+from lazycast.tools.soak.rank import Meeting
 
 from . import casting, plan
 from .plan import BLOCK, CANCEL, DISCARD, Cast, World

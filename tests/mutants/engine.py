@@ -1,23 +1,23 @@
-"""Defects of `lazycast/engine`."""
+"""Defects of `lazycast/core`."""
 
 from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-_CALLS = "lazycast/engine/calls.py"
-_LEDGER = "lazycast/engine/ledger.py"
-_MAILBOX = "lazycast/engine/mailbox.py"
-_READS = "lazycast/engine/reads.py"
-_WINDOW = "lazycast/engine/window.py"
-_WAITS = "lazycast/engine/waits.py"
-_AWAITED = "lazycast/engine/awaited.py"
-_SUCCESSION = "lazycast/engine/succession.py"
-_FOLLOWER = "lazycast/engine/follower.py"
-_SENDING = "lazycast/engine/sending.py"
-_ROOT = "lazycast/engine/root.py"
-_LANE = "lazycast/engine/lane.py"
-_DESK = "lazycast/engine/desk.py"
-_PLACING = "lazycast/engine/placing.py"
+_CALLS = "lazycast/core/calls.py"
+_LEDGER = "lazycast/core/ledger.py"
+_MAILBOX = "lazycast/core/mailbox.py"
+_READS = "lazycast/core/reads.py"
+_WINDOW = "lazycast/core/window.py"
+_WAITS = "lazycast/core/waits.py"
+_AWAITED = "lazycast/core/awaited.py"
+_SUCCESSION = "lazycast/core/succession.py"
+_FOLLOWER = "lazycast/core/follower.py"
+_SENDING = "lazycast/core/sending.py"
+_ROOT = "lazycast/core/root.py"
+_LANE = "lazycast/core/lane.py"
+_DESK = "lazycast/core/desk.py"
+_PLACING = "lazycast/core/placing.py"
 
 MUTANTS = (
     Mutant(
@@ -44,8 +44,8 @@ MUTANTS = (
     Mutant(
         "ledger-dead-rank-awaited",
         _LEDGER,
-        "if rank in entry.unreported and not entry.decided:",
-        "if rank in entry.unread and not entry.decided:",
+        "if (rank in entry.unreported or heard_of) and not entry.decided:",
+        "if (rank in entry.unread or heard_of) and not entry.decided:",
         "a rank that dies after it has asked for a cast fails it on all others",
     ),
     Mutant(

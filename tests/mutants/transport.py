@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-_WIRE = "lazycast/wire.py"
-_SENDERS = "lazycast/senders.py"
-_ARENA = "lazycast/fanout/arena.py"
-_SLOTS = "lazycast/fanout/slots.py"
-_HOSTS = "lazycast/fanout/hosts.py"
-_MEETING = "lazycast/fanout/meeting.py"
-_MESH = "lazycast/fanout/mesh.py"
-_RELAY = "lazycast/relay.py"
-_TOPOLOGY = "lazycast/topology.py"
+_WIRE = "lazycast/net/wire.py"
+_SENDERS = "lazycast/net/senders.py"
+_ARENA = "lazycast/net/host/arena.py"
+_SLOTS = "lazycast/net/host/slots.py"
+_HOSTS = "lazycast/net/host/hosts.py"
+_MEETING = "lazycast/start/meeting.py"
+_MESH = "lazycast/net/host/mesh.py"
+_RELAY = "lazycast/net/relay.py"
+_TOPOLOGY = "lazycast/net/topology.py"
 
 MUTANTS = (
     Mutant(

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-_CODEC = "lazycast/codec.py"
-_NUMPY = "lazycast/reducers/numpy_arrays.py"
-_TORCH = "lazycast/reducers/torch_tensors.py"
-_PIL = "lazycast/reducers/pil_images.py"
-_DESCRIBED = "lazycast/reducers/described.py"
-_ALLOWED = "lazycast/allowed.py"
-_CAREFUL = "lazycast/careful.py"
-_MATERIALIZERS = "lazycast/materializers.py"
-_PACKING = "lazycast/data/packing.py"
-_UNPACKING = "lazycast/data/unpacking.py"
-_MODEL = "lazycast/placement/model.py"
-_RECORD = "lazycast/placement/record.py"
-_CHOOSER = "lazycast/placement/chooser.py"
-_FINGERPRINT = "lazycast/fingerprint.py"
+_CODEC = "lazycast/codec/pickling.py"
+_NUMPY = "lazycast/codec/reducers/numpy_arrays.py"
+_TORCH = "lazycast/codec/reducers/torch_tensors.py"
+_PIL = "lazycast/codec/reducers/pil_images.py"
+_DESCRIBED = "lazycast/codec/reducers/described.py"
+_ALLOWED = "lazycast/codec/allowed.py"
+_CAREFUL = "lazycast/codec/careful.py"
+_MATERIALIZERS = "lazycast/materialize/materializers.py"
+_PACKING = "lazycast/codec/data/packing.py"
+_UNPACKING = "lazycast/codec/data/unpacking.py"
+_MODEL = "lazycast/materialize/placement/model.py"
+_RECORD = "lazycast/materialize/placement/record.py"
+_CHOOSER = "lazycast/materialize/placement/chooser.py"
+_FINGERPRINT = "lazycast/codec/fingerprint.py"
 
 MUTANTS = (
     Mutant(
@@ -65,7 +65,7 @@ MUTANTS = (
     Mutant(
         "allowed-state-of-anything",
         _CAREFUL,
-        "if _named(kind) not in self._listed and kind is not collections.OrderedDict:",
+        "if is_array_class(kind) or (_named(kind) not in self._listed and kind is not collections.OrderedDict):",
         "if False:",
         "with allow=, a stream sets the state of instances of listed classes, and of nothing else",
     ),

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import pytest
 
-from lazycast.bench.sglang import without_gpu
+from lazycast.tools.bench.sglang import without_gpu
 
 without_gpu.prepare()
 

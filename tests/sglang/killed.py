@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from lazycast.bench.sglang import without_gpu
+from lazycast.tools.bench.sglang import without_gpu
 
 without_gpu.prepare()
 
@@ -16,8 +16,8 @@ import torch.distributed as dist  # noqa: E402
 from kit import alone, failing, same  # noqa: E402
 
 from lazycast.adapters.sglang import SGLangBroadcast  # noqa: E402
-from lazycast.bench.sglang import inputs  # noqa: E402
 from lazycast.errors import PeerLostError  # noqa: E402
+from lazycast.tools.bench.sglang import inputs  # noqa: E402
 
 
 def request(seed: int) -> Any:

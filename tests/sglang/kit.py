@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from lazycast.adapters.sglang import Binding, install, uninstall
-from lazycast.bench.sglang.scheduler import scheduler_class, without_model
+from lazycast.tools.bench.sglang.scheduler import scheduler_class, without_model
 
 T = TypeVar("T")
 

@@ -75,7 +75,7 @@ def example(python: Path, ranks: int) -> bool:
 def benchmark(python: Path) -> bool:
     """Run the smallest benchmark. Returns whether it has figures of every way, having compared the hashes."""
     with tempfile.TemporaryDirectory() as folder:
-        command = (python, "-m", "lazycast.bench", "sglang", "--ranks", "2", "--images", "1", "--rounds", "1")
+        command = (python, "-m", "lazycast", "bench", "sglang", "--ranks", "2", "--images", "1", "--rounds", "1")
         run = subprocess.run(
             [str(part) for part in (*command, "--out", folder)], cwd=HERE, timeout=LIMIT_S, stdout=subprocess.DEVNULL
         )

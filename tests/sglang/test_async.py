@@ -11,8 +11,8 @@ import pytest
 from kit import BINDING, Ranks, alone, failing, hashes, same
 
 from lazycast.adapters.sglang import SGLangBroadcast
-from lazycast.bench.sglang import inputs
 from lazycast.errors import KeyInUseError
+from lazycast.tools.bench.sglang import inputs
 
 TIMEOUT_S = 20.0
 
@@ -106,7 +106,7 @@ def test_a_request_given_up_on_some_ranks_is_made_on_the_others(ranks: Ranks) ->
 
 def test_the_entry_rank_withdraws_what_is_not_sent(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the first one is being looked at, the second waits in the queue."""
-    from lazycast.engine import sending
+    from lazycast.core import sending
 
     gate, original = threading.Event(), sending.fingerprint
 

@@ -19,8 +19,6 @@ import torch.distributed as dist
 from kit import Ranks, Scheduler, alone, environment, failing, installed, process, same
 
 from lazycast.adapters.sglang import SGLangBroadcast
-from lazycast.bench.sglang import inputs
-from lazycast.bench.sglang.scheduler import FLAG, without_model
 from lazycast.errors import (
     CastTimeoutError,
     ClosedError,
@@ -29,7 +27,9 @@ from lazycast.errors import (
     MaterializeError,
     PayloadMismatchError,
 )
-from lazycast.soak import census
+from lazycast.tools.bench.sglang import inputs
+from lazycast.tools.bench.sglang.scheduler import FLAG, without_model
+from lazycast.tools.soak import census
 
 HANG_S = 3.0
 

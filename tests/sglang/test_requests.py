@@ -16,8 +16,8 @@ from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from lazycast.adapters.sglang import install_requests, requests, uninstall_requests
-from lazycast.bench.sglang import inputs
 from lazycast.errors import EncodeError, RemoteError
+from lazycast.tools.bench.sglang import inputs
 
 
 def request(seed: int) -> Any:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from kit import Ranks, Scheduler, alone, environment, hashes, installed, process, same
 
-from lazycast.bench.sglang import inputs
-from lazycast.bench.sglang.scheduler import without_model
+from lazycast.tools.bench.sglang import inputs
+from lazycast.tools.bench.sglang.scheduler import without_model
 
 REQUESTS: dict[str, Callable[[int], Any]] = {
     "image": lambda seed: inputs.images(1, seed),

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from kit import BINDING, Ranks, Scheduler, alone, environment, failing, hashes, process, same
 
 from lazycast.adapters.sglang import SGLangBroadcast, UnsupportedReleaseError, install, uninstall
-from lazycast.bench.sglang import inputs
-from lazycast.bench.sglang.scheduler import FLAG, without_model
+from lazycast.tools.bench.sglang import inputs
+from lazycast.tools.bench.sglang.scheduler import FLAG, without_model
 
 METHOD = "_process_and_broadcast_mm_inputs"
 

@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lazycast.placement.chooser import Choice, Chooser
-from lazycast.placement.sample import Sample
-from lazycast.placement.site import Site
+from lazycast.materialize.placement.chooser import Choice, Chooser
+from lazycast.materialize.placement.sample import Sample
+from lazycast.materialize.placement.site import Site
 
 COPY_BYTES_PER_S = 3.6e9
 NET_BYTES_PER_S = 2e9

@@ -17,19 +17,19 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-from lazycast import relay as relay_module
-from lazycast.backend import Context, Link, Sink
-from lazycast.cores import Cores
-from lazycast.engine import desk
-from lazycast.engine.desk import Ask
-from lazycast.engine.follower import FollowerLane
-from lazycast.engine.performer import Group, Performer, Result
-from lazycast.engine.root import RootLane
-from lazycast.engine.waits import Stage
+from lazycast.core import desk
+from lazycast.core.desk import Ask
+from lazycast.core.follower import FollowerLane
+from lazycast.core.performer import Group, Performer, Result
+from lazycast.core.root import RootLane
+from lazycast.core.waits import Stage
 from lazycast.errors import ClosedError, KeyInUseError, LazycastError
+from lazycast.materialize.cores import Cores
+from lazycast.net import relay as relay_module
+from lazycast.net.backend import Context, Link, Sink
+from lazycast.net.relay import Relay
+from lazycast.net.topology import place
 from lazycast.options import Options
-from lazycast.relay import Relay
-from lazycast.topology import place
 from lazycast.tracebacks import forget_frames
 
 #: A step: what kind, and of which rank it changes the state. Steps of different ranks do not depend on each other.

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast import data
-from lazycast.codec import CannotEncode
+from lazycast.codec import data
+from lazycast.codec.pickling import CannotEncode
 
 
 class Text(str):

@@ -24,13 +24,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast import codec
-from lazycast.allowed import ALWAYS, AllowCodec
-from lazycast.codec import CannotEncode, Layout
-from lazycast.doors import problem
+from lazycast.codec import pickling
+from lazycast.codec.allowed import ALWAYS, AllowCodec
+from lazycast.codec.doors import problem
+from lazycast.codec.opcodes import may_set_state
+from lazycast.codec.pickling import CannotEncode, Layout
+from lazycast.codec.reducers import torch_tensors
 from lazycast.errors import TrustError
-from lazycast.opcodes import may_set_state
-from lazycast.reducers import torch_tensors
 
 from .test_codec import assert_same
 
@@ -59,7 +59,7 @@ FRAME = f"{HERE}.Frame"
 def round_trip(obj: object, *allow: str) -> Any:
     mine = AllowCodec(allow)
     encoded = mine.encode(obj)
-    body = codec.allocate(encoded.nbytes)
+    body = pickling.allocate(encoded.nbytes)
     encoded.write_into(body)
     return mine.decode(body, encoded.layout)
 
@@ -156,12 +156,12 @@ DANGEROUS = [
     ("torch.hub", "load"),
     ("PIL.Image", "open"),
     ("PIL.Image", "Image.save"),
-    ("lazycast.reducers", "sys.modules"),
-    ("lazycast.reducers.torch_tensors", "sys"),
-    ("lazycast.reducers.torch_tensors", "pickle.loads"),
-    ("lazycast.reducers.torch_tensors", "receive.__globals__"),
-    ("lazycast.reducers.pil_images", "set_state.__globals__.get"),
-    ("lazycast.materializers", "register_materializer"),
+    ("lazycast.codec.reducers", "sys.modules"),
+    ("lazycast.codec.reducers.torch_tensors", "sys"),
+    ("lazycast.codec.reducers.torch_tensors", "pickle.loads"),
+    ("lazycast.codec.reducers.torch_tensors", "receive.__globals__"),
+    ("lazycast.codec.reducers.pil_images", "set_state.__globals__.get"),
+    ("lazycast.materialize.materializers", "register_materializer"),
     ("collections", "OrderedDict.fromkeys"),
     ("collections", "_sys.modules"),
     ("datetime", "sys"),
@@ -217,7 +217,7 @@ def _bombs(marker: Path) -> dict[str, bytes]:
     def harm() -> None:
         marker.touch()
 
-    bombs = {cls.__name__: b"".join(codec.encode([cls()]).pieces) for cls in (System, Exec, Nested, InState, Setter)}
+    bombs = {cls.__name__: b"".join(pickling.encode([cls()]).pieces) for cls in (System, Exec, Nested, InState, Setter)}
     return {
         **bombs,
         "code": cloudpickle.dumps(harm, protocol=5),
@@ -284,9 +284,9 @@ def test_our_own_functions_cannot_be_changed_by_a_stream() -> None:
     state = pickle.dumps((None, {"__defaults__": (1, 2, 3), "__code__": 3}), 5)[2:-1]
     before = (torch_tensors.receive.__defaults__, torch_tensors.receive.__code__)
     with pytest.raises(TrustError, match="sets the state of"):
-        decode(named("lazycast.reducers.torch_tensors", "receive") + state + b"b.")
+        decode(named("lazycast.codec.reducers.torch_tensors", "receive") + state + b"b.")
     with pytest.raises(TrustError, match="sets the state of"):
-        decode(named("lazycast.data.arrays", "rebuild_scalar") + pickle.dumps({"x": 1}, 5)[2:-1] + b"b.")
+        decode(named("lazycast.codec.data.arrays", "rebuild_scalar") + pickle.dumps({"x": 1}, 5)[2:-1] + b"b.")
     assert (torch_tensors.receive.__defaults__, torch_tensors.receive.__code__) == before
 
 
@@ -304,7 +304,7 @@ def _called(module: str, name: str, *args: object) -> bytes:
 
 
 FLAT = b"x" * 64
-DESCRIBED, TENSORS = "lazycast.reducers.described", "lazycast.reducers.torch_tensors"
+DESCRIBED, TENSORS = "lazycast.codec.reducers.described", "lazycast.codec.reducers.torch_tensors"
 
 
 @pytest.mark.parametrize(
@@ -315,8 +315,8 @@ DESCRIBED, TENSORS = "lazycast.reducers.described", "lazycast.reducers.torch_ten
         _called(DESCRIBED, "array_of", FLAT, "<f8", [1 << 40], True, False),
         _called(DESCRIBED, "array_of_objects", [1 << 40], [1], True),
         _called(DESCRIBED, "array_of_objects", [3], "abc", True),
-        _called("lazycast.data.dtypes", "read", "|O"),
-        _called("lazycast.data.arrays", "rebuild_scalar", "|O", b"12345678"),
+        _called("lazycast.codec.data.dtypes", "read", "|O"),
+        _called("lazycast.codec.data.arrays", "rebuild_scalar", "|O", b"12345678"),
         _called(TENSORS, "rebuild", None, "float32", 0, [1 << 40], [1], False, "cpu"),
         _called(TENSORS, "rebuild", FLAT, "float32", 0, [4], [1], False, "cpu"),
     ],
@@ -351,7 +351,7 @@ def test_a_layout_that_does_not_fit_is_a_value_error(layout: Layout) -> None:
 def test_text_that_is_none_is_a_value_error() -> None:
     """NumPy raises SystemError for a character beyond the last one, which nobody expects of data."""
     with pytest.raises(ValueError, match="no scalar of dtype <U1: invalid maximum character"):
-        decode(_called("lazycast.data.arrays", "rebuild_scalar", "<U1", b"a\0\0\1"))
+        decode(_called("lazycast.codec.data.arrays", "rebuild_scalar", "<U1", b"a\0\0\1"))
 
 
 STREAMS = [b"".join(NOTHING.encode(value).pieces) for value in ALWAYS_GOOD.values()]
@@ -382,7 +382,7 @@ def doubled(x: int, by: int = 2) -> int:
 
 DOUBLED = f"{HERE}.doubled"
 ARRAY = _called(DESCRIBED, "array_of", b"x" * 8, "<f8", [1], True, False).removesuffix(b".")
-STRUCTURE = _called("lazycast.data.dtypes", "read", ["{}", 8, False, [["a", None, 0, "<f8"]]]).removesuffix(b".")
+STRUCTURE = _called("lazycast.codec.data.dtypes", "read", ["{}", 8, False, [["a", None, 0, "<f8"]]]).removesuffix(b".")
 TENSOR = named(TENSORS, "rebuild") + b"(" + _called(TENSORS, "receive", bytearray(64), "cpu")[2:].removesuffix(b".")
 TENSOR += b"".join(pickle.dumps(x, 5)[2:-1] for x in (torch.float32, 0, (4,), (1,), False, "cpu")) + b"tR"
 
@@ -409,7 +409,7 @@ def test_a_stream_sets_the_state_of_instances_of_listed_classes_only(what: str) 
 
 def test_what_sets_the_state_of_tensors_and_images_sets_that_of_nothing_else() -> None:
     own = (1, (2,), "<f8", False, b"y" * 16)
-    for module, name in (("lazycast.reducers.pil_images", "set_state"), (TENSORS, "set_attributes")):
+    for module, name in (("lazycast.codec.reducers.pil_images", "set_state"), (TENSORS, "set_attributes")):
         stream = named(module, name) + b"(" + ARRAY[2:] + pickle.dumps((own, None), 5)[2:-1] + b"tR."
         with pytest.raises(ValueError, match=r"the state of an image for a ndarray|attributes for a ndarray"):
             decode(stream)

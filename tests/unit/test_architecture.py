@@ -13,6 +13,19 @@ import lazycast
 ROOT = Path(__file__).resolve().parents[2]
 CORE, BACKENDS, ADAPTERS = (sorted((ROOT / f).rglob("*.py")) for f in ("lazycast", "backends", "adapters"))
 NATIVE = {"torch", "mpi4py"}
+#: The wings of the house, and which others each may import.
+ARROWS: dict[str, set[str]] = {
+    "codec": set(),
+    "net": {"codec"},
+    "materialize": {"codec", "net"},
+    "core": {"codec", "net", "materialize", "watch"},
+    "start": {"codec", "net", "materialize", "core"},
+    "watch": {"materialize", "core", "start"},
+    "testing": {"codec", "net", "materialize", "core", "start", "watch"},
+    "tools": {"codec", "net", "materialize", "core", "start", "watch", "testing"},
+}
+#: What a cast writes as it passes. The rest of that wing looks on from outside.
+WRITTEN = ("lazycast.watch.group_stats", "lazycast.watch.stats", "lazycast.watch.timing", "lazycast.watch.tracing")
 HEAVY = {"torch", "mpi4py", "rich", "PIL", "sklearn", "matplotlib", "prometheus_client"}
 
 
@@ -58,6 +71,40 @@ def test_the_walk_sees_the_house() -> None:
     assert "torch.distributed" in set(_imports(ROOT / "backends" / "torch_distributed.py"))
 
 
+def _wing_of(name: str) -> str | None:
+    """The wing that a dotted name lies in; None on the ground floor, which all wings may use, and outside."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "lazycast" and len(parts) > 1 and parts[1] in ARROWS else None
+
+
+def test_every_package_is_a_wing() -> None:
+    assert {path.parent.name for path in (ROOT / "lazycast").glob("*/__init__.py")} == set(ARROWS)
+
+
+def test_arrows_between_wings_point_one_way() -> None:
+    for path in CORE:
+        wing = _wing_of(_package_of(path))
+        if wing is None:
+            continue
+        reached = {_wing_of(name) for name in _imports(path, at_module_level=True)} - {None, wing}
+        assert reached <= ARROWS[wing], path
+
+
+def test_the_core_knows_of_those_who_watch_what_it_writes_for_them() -> None:
+    for path in CORE:
+        names = set(_imports(path, at_module_level=True))
+        if _wing_of(_package_of(path)) == "core":
+            assert all(name.startswith(WRITTEN) for name in names if _wing_of(name) == "watch"), path
+        if any(".".join(path.relative_to(ROOT).with_suffix("").parts).startswith(written) for written in WRITTEN):
+            assert not [name for name in names if _wing_of(name) in ("core", "start")], path
+
+
+def test_the_library_uses_no_tool() -> None:
+    for path in CORE:
+        if _wing_of(_package_of(path)) != "tools" and path != ROOT / "lazycast" / "__main__.py":
+            assert "tools" not in {_wing_of(name) for name in _imports(path)}, path
+
+
 def test_the_core_imports_no_backend_and_no_adapter() -> None:
     for path in CORE:
         found = [name for name in _imports(path) if name.startswith(("lazycast.backends", "lazycast.adapters"))]
@@ -87,14 +134,14 @@ def test_a_backend_knows_one_native_library_at_most() -> None:
 
 
 def test_a_backend_moves_bytes_and_knows_nothing_of_casts() -> None:
-    inner = ("wire", "codec", "engine", "future", "materializers", "relay", "api", "options")
-    for path in BACKENDS:
-        known = {name.split(".")[1] for name in _imports(path) if name.startswith("lazycast.")}
-        assert not known & set(inner), path
+    offered = {"lazycast.net.backend", "lazycast.net.threaded_link"}
+    for path in [*BACKENDS]:
+        ours = {name for name in _imports(path) if name.startswith("lazycast.") and _wing_of(name) is not None}
+        assert all(any(name.startswith(module) for module in offered) for name in ours), (path, ours)
 
 
 def test_importing_lazycast_brings_in_no_framework(run_python: Callable[..., str]) -> None:
-    code = f"import sys, lazycast, lazycast.cli\nprint(*sorted({HEAVY!r} & set(sys.modules)))\n"
+    code = f"import sys, lazycast, lazycast.tools.cli\nprint(*sorted({HEAVY!r} & set(sys.modules)))\n"
     assert run_python(code).split() == []
 
 

@@ -18,12 +18,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from lazycast import data
-from lazycast.allowed import ALWAYS, AllowCodec
-from lazycast.codec import CannotEncode, Layout
-from lazycast.doors import problem
+from lazycast.codec import data
+from lazycast.codec.allowed import ALWAYS, AllowCodec
+from lazycast.codec.doors import problem
+from lazycast.codec.pickling import CannotEncode, Layout
 from lazycast.errors import TrustError
-from lazycast.fanout import memory
+from lazycast.net.host import memory
 
 HERE = __name__
 
@@ -297,7 +297,7 @@ DTYPES = (
 
 @pytest.mark.parametrize("text", DTYPES)
 def test_a_dtype_is_of_a_strict_form(text: str) -> None:
-    from lazycast.data import dtypes
+    from lazycast.codec.data import dtypes
 
     with pytest.raises(ValueError, match=r"."):
         dtypes.read(text)
@@ -384,7 +384,7 @@ def test_what_is_honest_is_mapped() -> None:
 def test_huge_pages_end_no_process() -> None:
     """In a process of its own: the first look at such memory, where there is none, is SIGBUS."""
     code = (
-        "import os, fcntl\nfrom lazycast.fanout import memory\n"
+        "import os, fcntl\nfrom lazycast.net.host import memory\n"
         "try:\n"
         "    fd = os.memfd_create('x', os.MFD_ALLOW_SEALING | os.MFD_HUGETLB)\n"
         "    os.ftruncate(fd, 2 << 20)\n"
@@ -400,7 +400,7 @@ def test_huge_pages_end_no_process() -> None:
 # Tensors, and what they show
 
 
-TENSORS = "lazycast.reducers.torch_tensors"
+TENSORS = "lazycast.codec.reducers.torch_tensors"
 
 
 def _tensor(size: Any = (4,), stride: Any = (1,), nbytes: int = 64) -> Call:
@@ -447,7 +447,7 @@ EXPANDED: dict[str, tuple[list[int], list[int]]] = {
 
 @pytest.mark.parametrize(("size", "stride"), EXPANDED.values(), ids=EXPANDED)
 def test_a_tensor_shows_no_more_than_a_bounded_amount(size: list[int], stride: list[int]) -> None:
-    from lazycast.data import tensors
+    from lazycast.codec.data import tensors
 
     torch = pytest.importorskip("torch")
     with pytest.raises(ValueError, match=r"shown too often"):

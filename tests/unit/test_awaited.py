@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from lazycast.engine.arrival import Arrival
-from lazycast.engine.awaited import Awaited
-from lazycast.wire import Cast, Failure, MaterializerRef, Pass, Value
+from lazycast.core.arrival import Arrival
+from lazycast.core.awaited import Awaited
+from lazycast.net.wire import Cast, Failure, MaterializerRef, Pass, Value
 
 ME, FIRST, SECOND = 3, 1, 2
 NOTHING = memoryview(b"")

@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from lazycast import cli
-from lazycast.bench.page import charts, files, render, requests, scaling, times
-from lazycast.bench.page.advice import apart, listed
-from lazycast.bench.page.records import TimesRun, Workload
+from lazycast.tools import cli
+from lazycast.tools.bench.page import charts, files, render, requests, scaling, times
+from lazycast.tools.bench.page.advice import apart, listed
+from lazycast.tools.bench.page.records import TimesRun, Workload
 
 KIB, MIB = 1 << 10, 1 << 20
 ROOT = Path(__file__).resolve().parents[2]
@@ -418,8 +418,8 @@ def test_a_report_measures_requests_too(
         asked.append((plan.ranks, plan.workloads, about))
         return requests_run([requests_way("itself", [10, 11]), *FIXED], ranks=plan.ranks)
 
-    monkeypatch.setattr("lazycast.bench.session.run", times_of)
-    monkeypatch.setattr("lazycast.bench.qps.session.run", requests_of)
+    monkeypatch.setattr("lazycast.tools.bench.session.run", times_of)
+    monkeypatch.setattr("lazycast.tools.bench.qps.session.run", requests_of)
     arguments = ["bench", "--backend", "torch", "--ranks", "2,3", "--short", "--report", str(tmp_path / "new")]
     assert cli.main(arguments) == 0
     command = " ".join(["lazycast", *arguments])

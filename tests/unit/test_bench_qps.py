@@ -15,13 +15,13 @@ import pytest
 
 import lazycast
 from lazycast import Staged
-from lazycast.bench.qps import materializers, measure, plan, report, summary
-from lazycast.bench.qps.loop import Loop
-from lazycast.bench.qps.materializers import Recorder, Work
-from lazycast.bench.qps.records import Beside, Cell, Turn, Workbench
-from lazycast.bench.qps.tally import Tally
-from lazycast.bench.qps.ways import WAYS, Itself, ItselfPool, Place, Way
-from lazycast.bench.qps.workloads import WORKLOADS, Workload, fingerprint
+from lazycast.tools.bench.qps import materializers, measure, plan, report, summary
+from lazycast.tools.bench.qps.loop import Loop
+from lazycast.tools.bench.qps.materializers import Recorder, Work
+from lazycast.tools.bench.qps.records import Beside, Cell, Turn, Workbench
+from lazycast.tools.bench.qps.tally import Tally
+from lazycast.tools.bench.qps.ways import WAYS, Itself, ItselfPool, Place, Way
+from lazycast.tools.bench.qps.workloads import WORKLOADS, Workload, fingerprint
 
 MS = 1_000_000
 
@@ -325,7 +325,7 @@ def test_tables_have_a_row_for_every_way_and_say_what_is_missing(capsys: pytest.
 
 
 def test_the_pool_of_a_rank_is_its_share_of_the_cores() -> None:
-    from lazycast.bench.qps import ways
+    from lazycast.tools.bench.qps import ways
 
     threads = ways._pool(Place(0, 10_000, "local"))
     assert isinstance(threads, ThreadPoolExecutor)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast.bench import report, touch, ways
-from lazycast.bench.payloads import SOURCES, ArraySource
-from lazycast.bench.plan import COLUMNS
-from lazycast.bench.ways import base
-from lazycast.bench.ways.stores import Holder, Store
+from lazycast.tools.bench import report, touch, ways
+from lazycast.tools.bench.payloads import SOURCES, ArraySource
+from lazycast.tools.bench.plan import COLUMNS
+from lazycast.tools.bench.ways import base
+from lazycast.tools.bench.ways.stores import Holder, Store
 
 NBYTES = 64 << 10
 PACKAGES = {
@@ -48,8 +48,8 @@ def test_a_package_that_cannot_be_imported_is_told(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(base, "find_spec", lambda name: True)
     monkeypatch.setattr(ways.VllmQueue, "_MODULE", "lazycast.no_such_module")
     assert ways.VllmQueue.missing() == "vllm cannot be imported: No module named 'lazycast.no_such_module'"
-    monkeypatch.setattr(ways.VllmQueue, "_MODULE", "lazycast.bench.ways.stores")
-    monkeypatch.setattr("lazycast.bench.ways.stores.MessageQueue", object, raising=False)
+    monkeypatch.setattr(ways.VllmQueue, "_MODULE", "lazycast.tools.bench.ways.stores")
+    monkeypatch.setattr("lazycast.tools.bench.ways.stores.MessageQueue", object, raising=False)
     assert ways.VllmQueue.missing() == "this vllm has another MessageQueue"
 
 

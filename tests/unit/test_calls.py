@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast.engine.ask import Ask
-from lazycast.engine.calls import Call, Calls
-from lazycast.wire import Failure, Key
+from lazycast.core.ask import Ask
+from lazycast.core.calls import Call, Calls
+from lazycast.net.wire import Failure, Key
 
 FAILED = Failure("refused", 0, "h", "no")
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lazycast.engine.clock import Clock
-from lazycast.engine.waits import Stage, Wait, Waits
+from lazycast.core.clock import Clock
+from lazycast.core.waits import Stage, Wait, Waits
 
 WAIT_S = 10.0
 

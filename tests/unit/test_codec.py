@@ -16,19 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lazycast import codec
-from lazycast.codec import ALIGNMENT, CannotEncode, Encoded, Layout
+from lazycast.codec import pickling
+from lazycast.codec.pickling import ALIGNMENT, CannotEncode, Encoded, Layout
 
 
 def encode(obj: object) -> tuple[memoryview, Layout]:
-    encoded = codec.encode(obj)
-    body = codec.allocate(encoded.nbytes)
+    encoded = pickling.encode(obj)
+    body = pickling.allocate(encoded.nbytes)
     encoded.write_into(body)
     return body, encoded.layout
 
 
 def round_trip(obj: object) -> Any:
-    return codec.decode(*encode(obj))
+    return pickling.decode(*encode(obj))
 
 
 def assert_same(a: object, b: object) -> None:
@@ -161,7 +161,7 @@ def test_out_of_band_arrays_are_views_of_the_body_and_aligned(order: str) -> Non
     body, layout = encode(arrays)
     whole = np.frombuffer(body, np.uint8)
     assert layout.frames == len(arrays)
-    for back in codec.decode(body, layout):
+    for back in pickling.decode(body, layout):
         assert np.shares_memory(back, whole)
         assert back.ctypes.data % ALIGNMENT == 0
         back[...] = 7  # the memory is the receiver's to write to
@@ -169,7 +169,7 @@ def test_out_of_band_arrays_are_views_of_the_body_and_aligned(order: str) -> Non
 
 def test_an_array_is_never_copied_into_the_stream() -> None:
     array = np.random.default_rng(0).random(1 << 16)
-    encoded = codec.encode({"pixels": array})
+    encoded = pickling.encode({"pixels": array})
     assert len(encoded.stream) < 1000
     assert np.shares_memory(np.frombuffer(encoded.frames[0], np.uint8), array)
     assert encoded.layout == Layout(len(encoded.stream), 1)
@@ -177,7 +177,7 @@ def test_an_array_is_never_copied_into_the_stream() -> None:
 
 def test_one_array_in_two_places_travels_once_and_stays_one_object() -> None:
     array = np.arange(1000)
-    encoded = codec.encode([array, array])
+    encoded = pickling.encode([array, array])
     assert encoded.layout.frames == 1
     a, b = round_trip([array, array])
     assert a is b
@@ -185,14 +185,14 @@ def test_one_array_in_two_places_travels_once_and_stays_one_object() -> None:
 
 def test_arrays_keep_the_body_alive() -> None:
     body, layout = encode([np.arange(1000), np.arange(1000) + 1])
-    first, second = codec.decode(body, layout)
+    first, second = pickling.decode(body, layout)
     del body, first
     assert second.tolist() == list(range(1, 1001))
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, 63, 64, 65, 1 << 20])
 def test_allocate_gives_aligned_writable_memory_of_the_size_asked_for(nbytes: int) -> None:
-    memory = codec.allocate(nbytes)
+    memory = pickling.allocate(nbytes)
     assert memory.nbytes == nbytes
     assert not memory.readonly
     if nbytes:
@@ -202,7 +202,7 @@ def test_allocate_gives_aligned_writable_memory_of_the_size_asked_for(nbytes: in
 @pytest.mark.parametrize("frames", [0, 1, 7, 8, 9, 10_000])
 def test_layout_with_any_number_of_frames(frames: int) -> None:
     arrays = [np.full(i % 130, i, np.uint16) for i in range(frames)]
-    encoded = codec.encode(arrays)
+    encoded = pickling.encode(arrays)
     assert encoded.layout.frames == frames
     assert encoded.nbytes % ALIGNMENT == 0
     back = round_trip(arrays)
@@ -211,8 +211,8 @@ def test_layout_with_any_number_of_frames(frames: int) -> None:
 
 
 def test_encoding_writes_nothing_beyond_its_size() -> None:
-    encoded = codec.encode([np.arange(5), "text"])
-    memory = codec.allocate(encoded.nbytes + 64)
+    encoded = pickling.encode([np.arange(5), "text"])
+    memory = pickling.allocate(encoded.nbytes + 64)
     memory[encoded.nbytes :] = b"\xaa" * 64
     encoded.write_into(memory[: encoded.nbytes])
     assert bytes(memory[encoded.nbytes :]) == b"\xaa" * 64
@@ -228,14 +228,14 @@ def test_a_truncated_body_raises(part: float) -> None:
     body, layout = encode(PAYLOAD)
     content = len(body) - ALIGNMENT + PAYLOAD["c"].nbytes  # without the padding of the last frame
     with pytest.raises((ValueError, EOFError, pickle.UnpicklingError)):
-        codec.decode(body[: int((content - 1) * part)], layout)
-    codec.decode(body[:content], layout)
+        pickling.decode(body[: int((content - 1) * part)], layout)
+    pickling.decode(body[:content], layout)
 
 
 def test_a_frame_that_does_not_fit_is_named() -> None:
     body, layout = encode([np.zeros(1000, np.uint8)])
     with pytest.raises(ValueError, match=r"frame of 1000 bytes at \d+ does not fit into \d+ bytes"):
-        codec.decode(body[:-64], layout)
+        pickling.decode(body[:-64], layout)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_a_frame_that_does_not_fit_is_named() -> None:
 def test_a_wrong_layout_raises(change: Callable[[Layout], Layout]) -> None:
     body, layout = encode(PAYLOAD)
     with pytest.raises((ValueError, EOFError, IndexError, pickle.UnpicklingError)):
-        codec.decode(body, change(layout))
+        pickling.decode(body, change(layout))
 
 
 @given(st.integers(0, 63), st.integers(0, 255))
@@ -259,7 +259,7 @@ def test_a_damaged_table_raises_or_gives_other_arrays_but_never_reads_beyond_the
     body, layout = encode([np.arange(40, dtype=np.uint8), np.arange(20, dtype=np.uint8)])
     body[at] = byte
     try:
-        back = codec.decode(body, layout)
+        back = pickling.decode(body, layout)
     except ValueError:
         return
     assert all(np.shares_memory(a, np.frombuffer(body, np.uint8)) for a in back if a.size)
@@ -281,11 +281,11 @@ def test_lambdas_and_local_classes_travel_by_cloudpickle() -> None:
 
     offset = 3
     array = np.arange(1000)
-    encoded = codec.encode({"local": Local(array), "fn": lambda x: x + offset})
+    encoded = pickling.encode({"local": Local(array), "fn": lambda x: x + offset})
     assert encoded.layout.frames == 1, "arrays travel out of band by this way too"
-    body = codec.allocate(encoded.nbytes)
+    body = pickling.allocate(encoded.nbytes)
     encoded.write_into(body)
-    back = codec.decode(body, encoded.layout)
+    back = pickling.decode(body, encoded.layout)
     assert back["fn"](4) == 7
     assert type(back["local"]).__name__ == "Local"
     assert_same(back["local"].array, array)
@@ -293,7 +293,7 @@ def test_lambdas_and_local_classes_travel_by_cloudpickle() -> None:
 
 def test_frames_of_a_failed_first_attempt_are_not_sent() -> None:
     array = np.arange(1000)
-    encoded = codec.encode([array, lambda: None, array + 1])
+    encoded = pickling.encode([array, lambda: None, array + 1])
     assert encoded.layout.frames == 2
 
 
@@ -310,7 +310,7 @@ def test_frames_of_a_failed_first_attempt_are_not_sent() -> None:
 )
 def test_what_does_not_pickle_is_named_by_its_place(obj: object, text: str) -> None:
     with pytest.raises(CannotEncode, match=text) as caught:
-        codec.encode(obj)
+        pickling.encode(obj)
     assert caught.value.__cause__ is not None
 
 
@@ -321,7 +321,7 @@ class RaisesWhenPickled:
 
 def test_an_error_of_the_payloads_own_code_is_in_the_text() -> None:
     with pytest.raises(CannotEncode, match=r"^dict\['x'\] \(a RaisesWhenPickled\) does not pickle: not today"):
-        codec.encode({"x": RaisesWhenPickled()})
+        pickling.encode({"x": RaisesWhenPickled()})
 
 
 def test_something_nested_without_end_cannot_be_encoded_but_does_no_harm() -> None:
@@ -329,7 +329,7 @@ def test_something_nested_without_end_cannot_be_encoded_but_does_no_harm() -> No
     for _ in range(100_000):
         deep = [deep]
     with pytest.raises(CannotEncode, match="list"):
-        codec.encode(deep)
+        pickling.encode(deep)
     while deep:  # so that freeing it does not recurse
         deep = deep.pop()  # type: ignore[assignment]
 
@@ -345,7 +345,7 @@ def test_what_unpickling_raises_comes_through() -> None:
 
 
 def test_an_empty_encoding_has_no_frames() -> None:
-    encoded = codec.encode(None)
+    encoded = pickling.encode(None)
     assert isinstance(encoded, Encoded)
     assert encoded.layout.frames == 0
     assert encoded.nbytes == ALIGNMENT
@@ -354,7 +354,7 @@ def test_an_empty_encoding_has_no_frames() -> None:
 
 def test_copy_refuses_buffers_of_different_sizes() -> None:
     with pytest.raises(ValueError, match="structures"):
-        codec.copy(memoryview(bytearray(3)), b"12")
+        pickling.copy(memoryview(bytearray(3)), b"12")
 
 
 @pytest.mark.parametrize(
@@ -369,13 +369,13 @@ def test_copy_refuses_buffers_of_different_sizes() -> None:
     ],
 )
 def test_what_may_be_decoded_at_once_names_nothing_but_numpy(payload: object, plain: bool) -> None:
-    encoded = codec.encode(payload)
-    body = codec.allocate(encoded.nbytes)
+    encoded = pickling.encode(payload)
+    body = pickling.allocate(encoded.nbytes)
     encoded.write_into(body)
-    assert codec.is_plain(body, encoded.layout) is plain
+    assert pickling.is_plain(body, encoded.layout) is plain
 
 
 @pytest.mark.parametrize("nbytes", [2**63 - 1, 2**62, 2**70])
 def test_sizes_beyond_all_memory_are_memory_errors(nbytes: int) -> None:
     with pytest.raises(MemoryError):
-        codec.allocate(nbytes)
+        pickling.allocate(nbytes)

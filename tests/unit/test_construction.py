@@ -22,9 +22,9 @@ from unittest import mock
 import pytest
 
 from lazycast import ConfigMismatchError, LazyBroadcast
-from lazycast.backend import Backend, Context, Link, Sink
 from lazycast.errors import CastTimeoutError, LazycastError
-from lazycast.fanout import meeting
+from lazycast.net.backend import Backend, Context, Link, Sink
+from lazycast.start import meeting
 
 _here = threading.local()  # `world` and `rank` of the thread
 

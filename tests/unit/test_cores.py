@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lazycast.cores import Cores, of_this_process, together
+from lazycast.materialize.cores import Cores, of_this_process, together
 
 FILES = {
     "v2": ("0::/pod/app", {"pod/cpu.max": "150000 100000", "pod/app/cpu.max": "max 100000"}, 1.5),

@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast import codec, data
-from lazycast.codec import CannotEncode, Layout
-from lazycast.data import dtypes
-from lazycast.data.marks import EXTENSIONS, Kind, Mark
+from lazycast.codec import data, pickling
+from lazycast.codec.data import dtypes
+from lazycast.codec.data.marks import EXTENSIONS, Kind, Mark
+from lazycast.codec.pickling import CannotEncode, Layout
 
 from .test_codec import DTYPES, SHAPES, assert_same
 
@@ -30,7 +30,7 @@ torch = pytest.importorskip("torch")
 
 def encode(obj: object) -> tuple[memoryview, Layout]:
     encoded = data.encode(obj)
-    body = codec.allocate(encoded.nbytes)
+    body = pickling.allocate(encoded.nbytes)
     encoded.write_into(body)
     return body, encoded.layout
 
@@ -270,11 +270,11 @@ def test_quick_is_what_copies_nothing() -> None:
 
 
 def body_of(packed: object, kind: int = Kind.COPIES, frames: tuple[bytes, ...] = ()) -> tuple[memoryview, Layout]:
-    encoded = codec.Encoded()
+    encoded = pickling.Encoded()
     encoded.pieces += (bytes([kind]), packed if isinstance(packed, bytes) else msgspec.msgpack.encode(packed))
     encoded.frames += map(memoryview, frames)
     encoded.finish()
-    body = codec.allocate(encoded.nbytes)
+    body = pickling.allocate(encoded.nbytes)
     encoded.write_into(body)
     return body, encoded.layout
 
@@ -431,8 +431,8 @@ def test_nothing_is_imported_or_unpickled(run_python: Any) -> None:
     body, layout = encode({"t": torch.zeros(3)})
     code = f"""
 import sys, pickle, lazycast
-from lazycast import data
-from lazycast.codec import Layout
+from lazycast.codec import data
+from lazycast.codec.pickling import Layout
 def refuse(*args, **kwargs):
     raise AssertionError("unpickled")
 pickle.loads = pickle.Unpickler = refuse

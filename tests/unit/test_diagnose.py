@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast import codec, data
-from lazycast.diagnose import describe_unpicklable, find_unpicklable
+from lazycast.codec import data, pickling
+from lazycast.codec.diagnose import describe_unpicklable, find_unpicklable
 
 LOCK = threading.Lock()
 
@@ -199,8 +199,8 @@ FIRST = {
 @pytest.mark.parametrize("name", FIRST)
 def test_the_first_cause_is_the_message(name: str) -> None:
     obj, text = FIRST[name]
-    with pytest.raises(codec.CannotEncode) as caught:
-        codec.encode(obj)
+    with pytest.raises(pickling.CannotEncode) as caught:
+        pickling.encode(obj)
     assert str(caught.value) == text
 
 
@@ -223,7 +223,7 @@ def _peak_of(work: Callable[[], object]) -> int:
     """How many MiB of memory more are in use at most while something is done."""
     tracemalloc.start()
     try:
-        with contextlib.suppress(codec.CannotEncode):
+        with contextlib.suppress(pickling.CannotEncode):
             work()
         return tracemalloc.get_traced_memory()[1] >> 20
     finally:
@@ -235,12 +235,12 @@ def _peak_of(work: Callable[[], object]) -> int:
 )
 def test_naming_a_part_of_a_large_payload_takes_no_more_memory_than_encoding_it(how: str, mib: int) -> None:
     parts = _parts(how)
-    good = _peak_of(lambda: codec.encode(parts))
+    good = _peak_of(lambda: pickling.encode(parts))
     bad = [{"deep": [parts, Thing(parts=parts, lock=LOCK)]}]
-    with pytest.raises(codec.CannotEncode, match=r"\['deep'\]\[1\]\.lock \(a lock\)"):
-        codec.encode(bad)
+    with pytest.raises(pickling.CannotEncode, match=r"\['deep'\]\[1\]\.lock \(a lock\)"):
+        pickling.encode(bad)
     assert mib <= good <= mib + 1
-    assert _peak_of(lambda: codec.encode(bad)) <= good + 2
+    assert _peak_of(lambda: pickling.encode(bad)) <= good + 2
 
 
 @pytest.mark.parametrize("how", ["arrays", "strided", "bytes"])
@@ -248,6 +248,6 @@ def test_naming_what_is_not_data_in_a_large_payload_takes_no_more_memory_either(
     parts = _parts(how)
     good = _peak_of(lambda: data.encode(parts))
     bad = [{"deep": [parts, {"lock": LOCK}]}]
-    with pytest.raises(codec.CannotEncode, match=r"\['deep'\]\[1\]\['lock'\] \(a lock\)"):
+    with pytest.raises(pickling.CannotEncode, match=r"\['deep'\]\[1\]\['lock'\] \(a lock\)"):
         data.encode(bad)
     assert _peak_of(lambda: data.encode(bad)) <= good + 2

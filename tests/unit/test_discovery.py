@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from lazycast import discovery
-from lazycast.backend import Backend, Context
 from lazycast.backends.local import LocalBackend
 from lazycast.errors import BackendUnavailableError
+from lazycast.net.backend import Backend, Context
+from lazycast.start import discovery
 
 MARKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS")
 LOCAL = ("LAZYCAST_RANK", "LAZYCAST_WORLD_SIZE", "LAZYCAST_RENDEZVOUS")
@@ -198,7 +198,7 @@ def test_a_checkouts_folder_that_hides_the_installed_package_is_told_with_a_reme
 
 
 GOOD = """
-from lazycast.backend import Backend
+from lazycast.net.backend import Backend
 
 class Theirs(Backend):
     name = "theirs"
@@ -224,9 +224,9 @@ def test_a_third_partys_backend_is_found(install: Callable[[str, str], None]) ->
 @pytest.mark.parametrize(
     ("entry", "source", "why"),
     [
-        ("theirs = third_party_backend:Theirs", "class Theirs: pass", "is not a lazycast.backend.Backend"),
-        ("theirs = third_party_backend:theirs", "def theirs(): pass", "is not a lazycast.backend.Backend"),
-        ("theirs = third_party_backend", "", "is not a lazycast.backend.Backend"),
+        ("theirs = third_party_backend:Theirs", "class Theirs: pass", "is not a lazycast.net.backend.Backend"),
+        ("theirs = third_party_backend:theirs", "def theirs(): pass", "is not a lazycast.net.backend.Backend"),
+        ("theirs = third_party_backend", "", "is not a lazycast.net.backend.Backend"),
         ("theirs = third_party_backend:Theirs", "import no_such_library", "cannot be imported: No module named"),
         ("theirs = third_party_backend:Gone", GOOD, "cannot be imported: .*Gone"),
     ],

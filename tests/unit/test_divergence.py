@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast.engine import divergence
-from lazycast.engine.divergence import Pairings, made, origin
-from lazycast.wire import Origin
+from lazycast.core import divergence
+from lazycast.core.divergence import Pairings, made, origin
+from lazycast.net.wire import Origin
 
 Site = str
 """Of the form `function.line`."""
@@ -173,7 +173,9 @@ def test_lines_of_one_function_are_of_one_place() -> None:
     assert one.site != other.site
 
 
-@pytest.mark.parametrize("user", ["testing.values", "bench.session", "cli.demo", "soak.job", "doctor.trial"])
+@pytest.mark.parametrize(
+    "user", ["testing.values", "tools.bench.session", "tools.cli.demo", "tools.soak.job", "tools.doctor.trial"]
+)
 def test_tools_of_ours_that_cast_are_users(user: str) -> None:
     namespace = {"__name__": f"lazycast.{user}", "origin": origin}
     exec(compile("def call():\n    return origin(3)", "house/tool.py", "exec"), namespace)

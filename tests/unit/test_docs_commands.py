@@ -13,8 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from examples.engine import __main__ as engine
-from lazycast import cli
 from lazycast.testing import __main__ as suite
+from lazycast.tools import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -25,9 +25,6 @@ PAGES = [
 # What `python -m` can run, as the words that lead to the same in the `lazycast` command, or with a parser of its own.
 MODULES: dict[str, list[str] | Callable[[], argparse.ArgumentParser]] = {
     "lazycast": [],
-    "lazycast.bench": ["bench"],
-    "lazycast.doctor": ["doctor"],
-    "lazycast.soak": ["soak"],
     "lazycast.testing": suite.build_parser,
     "examples.engine": engine.build_parser,
 }
@@ -129,7 +126,7 @@ def test_the_commands_are_found(capsys: pytest.CaptureFixture[str]) -> None:
         "lazycast trace merge traces -o trace.json",
         "lazycast bench --ranks 2,4,8 --report DIR",
         "torchrun --nproc_per_node 4 -m examples.engine --qps 4 --seconds 12 --seed 2",
-        "python -m lazycast.soak --backend local --ranks 4 --seed 1 --job 3",
+        "python -m lazycast soak --backend local --ranks 4 --seed 1 --job 3",
         ".venv/bin/mpirun -n 4 .venv/bin/python -m lazycast.testing --backend mpi",
     } <= found
     assert len(found) > 30
@@ -142,7 +139,7 @@ def test_the_commands_are_found(capsys: pytest.CaptureFixture[str]) -> None:
         ("lazycast bench --sizes 1kilo", "argument --sizes"),
         ("lazycast demos", "invalid choice: 'demos'"),
         ("FEW=1 torchrun --nproc_per_node 4 -m lazycast.testing --backends torch", "unrecognized arguments"),
-        ("python -m lazycast.soak --minutes none", "must be a number above 0"),
+        ("python -m lazycast soak --minutes none", "must be a number above 0"),
         ("mpirun -n 4 python -m examples.engine --qps", "expected one argument"),
         ("lazycast trace merge", "arguments are required: DIR"),
     ],

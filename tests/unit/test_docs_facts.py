@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lazycast.stats import PHASES, Stats
+from lazycast.watch.stats import PHASES, Stats
 
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = (ROOT / "docs/metrics.md").read_text()
@@ -30,7 +30,7 @@ def table(page: str, first: str) -> list[list[str]]:
 
 def test_the_metrics_of_prometheus_are_those_in_the_table() -> None:
     pytest.importorskip("prometheus_client", reason="prometheus_client is not installed")
-    from lazycast.prometheus import Collector
+    from lazycast.watch.prometheus import Collector
 
     made = {}
     for family in Collector(group=True).collect():

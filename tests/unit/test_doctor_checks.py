@@ -8,17 +8,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from lazycast import commands
-from lazycast.cores import Cores
-from lazycast.doctor import libraries, limits, machine, network, processors, report, selftest, sharing
-from lazycast.doctor.finding import Finding, by_rank, ranks_text, size_text, worst
-from lazycast.doctor.libraries import MPI, Probe, Versions
-from lazycast.doctor.limits import Limits
-from lazycast.doctor.machine import Machine
-from lazycast.doctor.network import Interface
-from lazycast.doctor.selftest import Outcome, Speed
-from lazycast.doctor.trial import Trial
 from lazycast.errors import BackendUnavailableError
+from lazycast.materialize.cores import Cores
+from lazycast.start import commands
+from lazycast.tools.doctor import libraries, limits, machine, network, processors, report, selftest, sharing
+from lazycast.tools.doctor.finding import Finding, by_rank, ranks_text, size_text, worst
+from lazycast.tools.doctor.libraries import MPI, Probe, Versions
+from lazycast.tools.doctor.limits import Limits
+from lazycast.tools.doctor.machine import Machine
+from lazycast.tools.doctor.network import Interface
+from lazycast.tools.doctor.selftest import Outcome, Speed
+from lazycast.tools.doctor.trial import Trial
 
 GIB = 1 << 30
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lazycast.doctor import facts, job, libraries, machine, network
-from lazycast.doctor.facts import Facts
-from lazycast.doctor.job import Launcher
-from lazycast.doctor.posts import FolderPost, Gathering, Post, StorePost
+from lazycast.tools.doctor import facts, job, libraries, machine, network
+from lazycast.tools.doctor.facts import Facts
+from lazycast.tools.doctor.job import Launcher
+from lazycast.tools.doctor.posts import FolderPost, Gathering, Post, StorePost
 
 RunPython = Callable[..., str]
 
@@ -35,7 +35,7 @@ def test_facts_travel() -> None:
 LIMITED = """
 import resource, sys
 resource.setrlimit(getattr(resource, sys.argv[1]), (int(sys.argv[2]),) * 2)
-from lazycast.doctor import limits
+from lazycast.tools.doctor import limits
 finding = getattr(limits, sys.argv[3])([limits.look(0, 4, "a")])
 print(finding.verdict)
 print(finding.found)
@@ -63,7 +63,7 @@ def test_a_limit_on_files_is_one_on_shared_memory(run_python: RunPython) -> None
     code = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-from lazycast.fanout.memory import create
+from lazycast.net.host.memory import create
 create(1 << 20)
 try:
     create(2 << 20)
@@ -95,8 +95,8 @@ def test_shared_memory_works_here_or_there_is_a_reason() -> None:
 def test_what_a_sandbox_refuses_is_named(broken: str, step: str, run_python: RunPython) -> None:
     code = f"""
 import os, socket
-from lazycast.doctor import machine
-from lazycast.fanout import memory
+from lazycast.tools.doctor import machine
+from lazycast.net.host import memory
 def denied(*args):
     raise PermissionError(1, "denied")
 {broken}
@@ -140,7 +140,7 @@ def test_a_missing_library_is_named_with_its_command(module: str, name: str, run
     code = f"""
 import sys
 sys.modules[{module!r}] = None
-from lazycast.doctor import libraries
+from lazycast.tools.doctor import libraries
 finding = libraries.backend(libraries.load({name!r}), wanted=True)
 print(finding.verdict, finding.remedy)
 """
@@ -247,7 +247,7 @@ def child(code: str) -> subprocess.Popen[str]:
 
 WATCHED = """
 import signal, time
-from lazycast.doctor.watch import Watch
+from lazycast.tools.doctor.watch import Watch
 with Watch(lambda why: print("said:", why, flush=True)) as watch:
     watch.step("sleeping", {limit_s})
     print("ready", flush=True)
@@ -275,7 +275,7 @@ def test_a_watch_ends_what_takes_too_long_and_shows_where_it_was() -> None:
 def test_a_watch_leaves_everything_as_it_was(run_python: RunPython) -> None:
     code = """
 import signal
-from lazycast.doctor.watch import Watch
+from lazycast.tools.doctor.watch import Watch
 before = signal.getsignal(signal.SIGTERM)
 with Watch(print) as watch:
     watch.step("nothing", 60)
@@ -288,7 +288,7 @@ print("well")
 
 GUARDED = """
 import ctypes, sys
-from lazycast.doctor.guard import Guard
+from lazycast.tools.doctor.guard import Guard
 with Guard("it hangs: \u00d7", {limit_s}):
     if {hangs}:
         print("ready", file=sys.stderr, flush=True)
@@ -319,7 +319,7 @@ def test_a_guard_is_silent_when_all_goes_well() -> None:
 
 
 def test_steps_are_lines_when_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    from lazycast.cli.steps import Steps
+    from lazycast.tools.cli.steps import Steps
 
     with Steps("lazycast doctor") as steps:
         steps.say("looking")
@@ -329,7 +329,7 @@ def test_steps_are_lines_when_there_is_no_terminal(capsys: pytest.CaptureFixture
 
 
 def test_data_is_json() -> None:
-    from lazycast.doctor import judge
+    from lazycast.tools.doctor import judge
 
     exam = judge.Examination("x", None, "local", facts=[facts.look(0, 1, backend="local")], silent=[1], awaited="it")
     said = json.loads(json.dumps(judge.as_data(exam)))

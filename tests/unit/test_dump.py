@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import lazycast
-from lazycast import dumps, lifetime
-from lazycast.engine import dump
-from lazycast.engine.dump import layout, named, seen, trying
-from lazycast.wire import Cast, Verdict
+from lazycast.core import dump
+from lazycast.core.dump import layout, named, seen, trying
+from lazycast.net.wire import Cast, Verdict
+from lazycast.start import lifetime
+from lazycast.watch import dumps
 from tests.unit.test_lane import follower
 from tests.unit.test_relay import FakeLink
 
@@ -90,9 +91,9 @@ FORM = r"""lazycast 'default': rank 3 of 5 on h, root 0
 
 
 def test_a_dump_holds_the_whole_state_in_a_stable_form() -> None:
-    from lazycast import codec
+    from lazycast.codec import pickling
 
-    encoded = codec.encode("x" * 10)
+    encoded = pickling.encode("x" * 10)
     body = memoryview(bytearray(encoded.nbytes))
     encoded.write_into(body)
     lane = follower(FakeLink(1 << 20))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lazycast import failures, wire
+from lazycast.core import failures
 from lazycast.errors import (
     CastTimeoutError,
     ClosedError,
@@ -18,7 +18,8 @@ from lazycast.errors import (
     RemoteError,
     TrustError,
 )
-from lazycast.wire import Failure, FailureKind
+from lazycast.net import wire
+from lazycast.net.wire import Failure, FailureKind
 
 
 class NoText(Exception):

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from lazycast.fanout import arena as arena_module
-from lazycast.fanout import headroom
-from lazycast.fanout.arena import CAPACITY, Arena, Slot
-from lazycast.fanout.memory import PAGE, Region, create, pages
-from lazycast.fanout.views import Views
+from lazycast.net.host import arena as arena_module
+from lazycast.net.host import headroom
+from lazycast.net.host.arena import CAPACITY, Arena, Slot
+from lazycast.net.host.memory import PAGE, Region, create, pages
+from lazycast.net.host.views import Views
 
 RANKS = [3, 5, 8]
 ME, READER, OTHER = 5, 3, 8
@@ -203,9 +203,9 @@ def test_however_many_are_held_the_lowest_free_place_is_found(held: int) -> None
 AT_EXIT = """
 import builtins, sys
 import numpy as np
-from lazycast.fanout.arena import Arena
-from lazycast.fanout.memory import PAGE
-from lazycast.fanout.views import Views
+from lazycast.net.host.arena import Arena
+from lazycast.net.host.memory import PAGE
+from lazycast.net.host.views import Views
 
 class Looks:
     def __init__(self, memory):
@@ -329,7 +329,7 @@ def test_only_what_is_touched_for_the_first_time_is_checked(arena: Arena, monkey
 def test_near_the_limit_nothing_is_taken_and_what_was_touched_still_works(
     arena: Arena, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lazycast.fanout.arena._STEP_NBYTES", 0)  # nothing is taken ahead
+    monkeypatch.setattr("lazycast.net.host.arena._STEP_NBYTES", 0)  # nothing is taken ahead
     arena.allocate(2 * PAGE)
 
     def refuse(nbytes: int) -> None:

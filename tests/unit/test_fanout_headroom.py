@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lazycast.fanout import headroom as module
-from lazycast.fanout.headroom import RESERVE_NBYTES, check, headroom
+from lazycast.net.host import headroom as module
+from lazycast.net.host.headroom import RESERVE_NBYTES, check, headroom
 
 V1_UNLIMITED = 9223372036854771712  # what the kernel writes: the largest long, in whole pages
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast.fanout.hosts import hosts, leader
+from lazycast.net.host.hosts import hosts, leader
 
 
 def reached(size: int, pairs: set[tuple[int, int]]) -> list[set[int]]:

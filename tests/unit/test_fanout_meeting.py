@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from lazycast.backends.local import LocalBackend
-from lazycast.fanout import meeting
-from lazycast.fanout.memory import create
+from lazycast.net.host.memory import create
+from lazycast.start import meeting
 
 RIGHTS = socket.SCM_RIGHTS
 

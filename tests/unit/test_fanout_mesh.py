@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lazycast.fanout.arena import Slot
-from lazycast.fanout.memory import PAGE
-from lazycast.fanout.mesh import (
+from lazycast.net.host.arena import Slot
+from lazycast.net.host.memory import PAGE
+from lazycast.net.host.mesh import (
     _BRINGS_ARENA,
     _IN_ARENA,
     _IN_SEGMENT,
@@ -402,7 +402,7 @@ def test_what_is_shared_while_the_mesh_closes_goes_nowhere() -> None:
 
 def test_a_thread_that_is_in_a_sink_keeps_its_descriptors_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their numbers may be others' as soon as they are closed."""
-    monkeypatch.setattr("lazycast.fanout.mesh._JOIN_S", 0.01)
+    monkeypatch.setattr("lazycast.net.host.mesh._JOIN_S", 0.01)
     with hosted(0, 1) as host:
         mesh, sink = host.meshes[1], host.sinks[1]
         sink.open.clear()

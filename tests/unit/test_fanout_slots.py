@@ -7,7 +7,7 @@ import itertools
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from lazycast.fanout.slots import FreeSpace
+from lazycast.net.host.slots import FreeSpace
 
 SIZE = 64
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from lazycast import wire
-from lazycast.engine import figures
-from lazycast.stats import PHASES, Stats
-from lazycast.timing import BOUNDS_S, Tally, Timing
+from lazycast.core import figures
+from lazycast.net import wire
+from lazycast.watch.stats import PHASES, Stats
+from lazycast.watch.timing import BOUNDS_S, Tally, Timing
 
 
 def stats_of(rank: int, scale: int = 1, **changes: Any) -> Stats:

@@ -26,7 +26,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast.fingerprint import approximate_nbytes, fingerprint, first_difference
+from lazycast.codec.fingerprint import approximate_nbytes, fingerprint, first_difference
 
 
 class Modality(enum.Enum):

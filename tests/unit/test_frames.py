@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast import LazyBroadcast, codec, data, launch
-from lazycast.allowed import AllowCodec
-from lazycast.codec import Codec
+from lazycast import LazyBroadcast, launch
+from lazycast.codec import data, pickling
+from lazycast.codec.allowed import AllowCodec
+from lazycast.codec.pickling import Codec
 
 
 class Bytearray(bytearray):
@@ -59,9 +60,9 @@ class Picture:
             return cls(np.asarray(view.obj).view(dtype).reshape(shape))
 
 
-def body_of(codec_: Codec, obj: object) -> tuple[memoryview, codec.Layout]:
+def body_of(codec_: Codec, obj: object) -> tuple[memoryview, pickling.Layout]:
     encoded = codec_.encode(obj)
-    body = codec.allocate(encoded.nbytes)
+    body = pickling.allocate(encoded.nbytes)
     body[:] = b"\xee" * body.nbytes  # remains of an earlier message
     encoded.write_into(body)
     return body, encoded.layout
@@ -74,8 +75,8 @@ def test_types_that_take_the_memory_below_a_view_get_theirs_alone(
     make: Callable[[Any], Any], size: int, readonly: bool
 ) -> None:
     obj = make(bytes(i % 251 for i in range(size)))
-    body, layout = body_of(codec, [obj, np.arange(100), obj, make(b"second")])
-    back = codec.decode(body.toreadonly() if readonly else body, layout)
+    body, layout = body_of(pickling, [obj, np.arange(100), obj, make(b"second")])
+    back = pickling.decode(body.toreadonly() if readonly else body, layout)
     assert [back[0], back[3]] == [obj, make(b"second")]
     assert type(back[0]) is make
     assert back[2] is back[0]
@@ -83,20 +84,20 @@ def test_types_that_take_the_memory_below_a_view_get_theirs_alone(
 
 def test_an_array_had_back_by_way_of_a_view_is_the_senders() -> None:
     array = np.arange(12, dtype=np.int32).reshape(3, 4)
-    body, layout = body_of(codec, {"a": Picture(array), "b": Picture(array.T.copy())})
-    back = codec.decode(body, layout)
+    body, layout = body_of(pickling, {"a": Picture(array), "b": Picture(array.T.copy())})
+    back = pickling.decode(body, layout)
     assert back["a"].array.tolist() == array.tolist()
     assert back["b"].array.tolist() == array.T.tolist()
 
 
 def test_an_empty_buffer_is_one_of_its_own_too() -> None:
-    body, layout = body_of(codec, [Bytearray(), np.arange(3), Bytes()])
-    back = codec.decode(body, layout)
+    body, layout = body_of(pickling, [Bytearray(), np.arange(3), Bytes()])
+    back = pickling.decode(body, layout)
     assert (back[0], back[2]) == (Bytearray(), Bytes())
 
 
 CODECS: dict[str, Codec] = {
-    "pickle": codec,
+    "pickle": pickling,
     "data": data,
     "allow": AllowCodec([]),
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lazycast.future import CastFuture
+from lazycast.core.future import CastFuture
 
 WAIT_S = 10.0
 

@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast import codec, data, wire
-from lazycast.codec import Layout
-from lazycast.wire import WireError
+from lazycast.codec import data, pickling
+from lazycast.codec.pickling import Layout
+from lazycast.net import wire
+from lazycast.net.wire import WireError
 
 from .test_relay import Node
 from .test_wire import MESSAGES, _one_of_each
@@ -94,7 +95,7 @@ PAYLOADS = [
     "text only",
     b"y" * (70 << 10),
 ]
-CODECS = {"data": data, "pickle": codec}
+CODECS = {"data": data, "pickle": pickling}
 
 
 def encoded(payload: Any, kind: Any) -> tuple[bytearray, Layout]:
@@ -126,7 +127,7 @@ def test_a_body_whose_sizes_lie_is_refused(payload: int, kind: str) -> None:
 @pytest.mark.parametrize("payload", range(len(PAYLOADS) - 1))
 def test_a_stream_that_claims_four_gigabytes_anywhere_is_no_data(payload: int, claim: bytes) -> None:
     body, layout = encoded(PAYLOADS[payload], data)
-    start = codec.aligned(8 * layout.frames)
+    start = pickling.aligned(8 * layout.frames)
     for at in range(start + 1, start + layout.stream_nbytes):
         damaged = bytearray(body[:at] + claim + body[at + len(claim) :])
         decodes_or(ValueError, lambda damaged=damaged: data.decode(memoryview(damaged), layout))

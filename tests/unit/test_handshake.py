@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from lazycast import handshake
 from lazycast.errors import ConfigMismatchError
-from lazycast.handshake import Hello
+from lazycast.net.wire import WIRE_VERSION
+from lazycast.start import handshake
+from lazycast.start.handshake import Hello
 from lazycast.version import __version__
-from lazycast.wire import WIRE_VERSION
 
 OPTIONS: dict[str, object] = {"root": 0, "name": "default", "placement": "auto", "agree": True, "values": "private"}
 MAX_EXCHANGE_NBYTES = 64 << 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lazycast.heartbeat import MISSED, Heartbeat, News
+from lazycast.net.heartbeat import MISSED, Heartbeat, News
 
 NOTHING = News(False, [], [])
 BEAT = News(True, [], [])

@@ -178,7 +178,7 @@ def test_whatever_is_raised_while_a_call_is_begun_or_encoded_is_its_failure(
         elif where == "begin":
             monkeypatch.setattr(lane._placing, "place", fails)
         else:
-            monkeypatch.setattr("lazycast.wire.encode", fails)
+            monkeypatch.setattr("lazycast.net.wire.encode", fails)
         theirs = thread.submit(other.broadcast_async)
         with pytest.raises(EncodeError, match="no memory"):
             lazy.broadcast(1)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lazycast.engine.interrupts import Uninterrupted, of_handler
+from lazycast.core.interrupts import Uninterrupted, of_handler
 from lazycast.here import call_out, here
 
 

@@ -11,22 +11,21 @@ from collections.abc import Sequence
 
 import pytest
 
-from lazycast import codec
-from lazycast.backend import Link, Sink
-from lazycast.cores import Cores
-from lazycast.engine import connected
-from lazycast.engine.arrival import Arrival
-from lazycast.engine.ask import Ask
-from lazycast.engine.calls import Call
-from lazycast.engine.follower import FollowerLane
-from lazycast.engine.performer import Group, Result
-from lazycast.engine.root import RootLane
+from lazycast.codec import pickling
+from lazycast.codec.fingerprint import fingerprint
+from lazycast.core import connected
+from lazycast.core.arrival import Arrival
+from lazycast.core.ask import Ask
+from lazycast.core.calls import Call
+from lazycast.core.follower import FollowerLane
+from lazycast.core.performer import Group, Result
+from lazycast.core.root import RootLane
 from lazycast.errors import CastTimeoutError, ClosedError, MaterializeError, PeerLostError, RemoteError
-from lazycast.fingerprint import fingerprint
-from lazycast.options import Options
-from lazycast.relay import Room
-from lazycast.topology import place
-from lazycast.wire import (
+from lazycast.materialize.cores import Cores
+from lazycast.net.backend import Link, Sink
+from lazycast.net.relay import Room
+from lazycast.net.topology import place
+from lazycast.net.wire import (
     AnyMessage,
     Cast,
     Code,
@@ -42,6 +41,7 @@ from lazycast.wire import (
     Value,
     Verdict,
 )
+from lazycast.options import Options
 from tests.unit.test_relay import FakeContext, FakeLink
 
 RANK, VICTIM, SIZE = 3, 4, 5
@@ -116,7 +116,7 @@ def test_a_rank_that_closes_after_a_loss_passes_the_loss_on_before_its_farewell(
 def test_a_rank_that_is_alone_on_its_host_waits_for_no_owner_and_keeps_nothing_of_a_cast() -> None:
     lane = follower(FakeLink(1 << 20))
     try:
-        encoded = codec.encode([3, 1, 2])
+        encoded = pickling.encode([3, 1, 2])
         body = bytearray(encoded.nbytes)
         encoded.write_into(memoryview(body))
         layout = encoded.layout
@@ -163,7 +163,7 @@ def test_an_owner_keeps_the_cause_of_its_failure_though_the_verdict_is_there_bef
 
     lane._relay.share = share  # type: ignore[method-assign]
     try:
-        encoded = codec.encode("no number")
+        encoded = pickling.encode("no number")
         body = bytearray(encoded.nbytes)
         encoded.write_into(memoryview(body))
         layout = encoded.layout

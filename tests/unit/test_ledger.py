@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast.engine.ledger import Ledger
-from lazycast.wire import Failure, Verdict
+from lazycast.core.ledger import Ledger
+from lazycast.net.wire import Failure, Verdict
 
 FAILED = Failure("materialize", 1, "h", "no")
 LOST = Failure("lost", 2, "h", "gone")

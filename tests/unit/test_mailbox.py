@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast.engine.mailbox import Mailbox
-from lazycast.wire import Key
+from lazycast.core.mailbox import Mailbox
+from lazycast.net.wire import Key
 
 KEYS = st.sampled_from([None, "1", 1, b"1", "a"])
 STEPS = st.lists(st.tuples(st.booleans(), KEYS), max_size=60)

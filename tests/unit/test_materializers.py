@@ -18,11 +18,11 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from lazycast import bycode, materializers
-from lazycast.codec import CannotEncode
-from lazycast.materializers import CodeMissing, Loader, Shipper, import_path, name_of, register_materializer
-from lazycast.staged import Staged
-from lazycast.wire import MaterializerRef
+from lazycast.codec.pickling import CannotEncode
+from lazycast.materialize import bycode, materializers
+from lazycast.materialize.materializers import CodeMissing, Loader, Shipper, import_path, name_of, register_materializer
+from lazycast.materialize.staged import Staged
+from lazycast.net.wire import MaterializerRef
 
 
 def function(payload: Any) -> Any:
@@ -195,7 +195,7 @@ def test_functions_of_main_travel_as_code(run_python: Callable[..., str], tmp_pa
     code_file = tmp_path / "code"
     sender = """
     import sys
-    from lazycast.materializers import Shipper, import_path
+    from lazycast.materialize.materializers import Shipper, import_path
     OFFSET = 5
     def f(payload): return payload + OFFSET
     class Made:
@@ -352,9 +352,9 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 RECEIVER = """
 import sys
-from lazycast.materializers import CodeMissing, Loader
-from lazycast.staged import Staged
-from lazycast.wire import MaterializerRef
+from lazycast.materialize.materializers import CodeMissing, Loader
+from lazycast.materialize.staged import Staged
+from lazycast.net.wire import MaterializerRef
 ref = MaterializerRef(sys.argv[1], "f", tuple(sys.argv[1].split(":")))
 loader = Loader()
 try:

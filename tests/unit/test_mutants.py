@@ -84,7 +84,7 @@ def test_tests_that_lie_near_to_a_defect_come_first(tmp_path: Path) -> None:
     for name in ("bench_page", "codec", "data_codec", "wire"):
         (tmp_path / "tests/unit").mkdir(parents=True, exist_ok=True)
         (tmp_path / f"tests/unit/test_{name}.py").touch()
-    near, others = runs.in_order(tmp_path, ["tests/unit"], "lazycast/data/codec.py")
+    near, others = runs.in_order(tmp_path, ["tests/unit"], "lazycast/codec/data/codec.py")
     assert near == ["tests/unit/test_data_codec.py", "tests/unit/test_codec.py"]
     assert others == ["tests/unit/test_wire.py", "tests/unit/test_bench_page.py"]
 

@@ -9,18 +9,18 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from lazycast import codec
-from lazycast.codec import Layout, allocate
-from lazycast.cores import Cores
-from lazycast.engine.arrival import Arrival, Material, Own
-from lazycast.engine.parts import Parts, Stages
-from lazycast.engine.performer import Group, Performer, Result
-from lazycast.fingerprint import fingerprint
-from lazycast.materializers import Shipper
+from lazycast.codec import pickling
+from lazycast.codec.fingerprint import fingerprint
+from lazycast.codec.pickling import Layout, allocate
+from lazycast.codec.trust import EVERYTHING
+from lazycast.core.arrival import Arrival, Material, Own
+from lazycast.core.parts import Parts, Stages
+from lazycast.core.performer import Group, Performer, Result
+from lazycast.materialize.cores import Cores
+from lazycast.materialize.materializers import Shipper
 from lazycast.missing import MISSING
-from lazycast.relay import Relay, Room
-from lazycast.trust import EVERYTHING
-from lazycast.wire import Cast, Cost, Failure, Pass, Value
+from lazycast.net.relay import Relay, Room
+from lazycast.net.wire import Cast, Cost, Failure, Pass, Value
 
 RANK = 1
 LOST = Failure("materialize", 2, "b", "materializer 'x' raised on rank 2")
@@ -79,13 +79,13 @@ def subject() -> Iterator[Subject]:
 def cast_of(payload: Any = MISSING, **more: Any) -> Cast:
     if payload is MISSING:
         return Cast(7, None, "shard", True, None, **more)
-    encoded = codec.encode(payload)
+    encoded = pickling.encode(payload)
     layout = encoded.layout
     return Cast(7, None, "shard", True, None, encoded.nbytes, layout.stream_nbytes, layout.frames, **more)
 
 
 def body_of(obj: Any) -> memoryview:
-    encoded = codec.encode(obj)
+    encoded = pickling.encode(obj)
     body = allocate(encoded.nbytes)
     encoded.write_into(body)
     return body
@@ -98,13 +98,13 @@ def material(
 
 
 def value_with(obj: Any) -> tuple[Value, memoryview]:
-    encoded = codec.encode(obj)
+    encoded = pickling.encode(obj)
     return Value(2, 7, 0, encoded.nbytes, encoded.layout.stream_nbytes, encoded.layout.frames), body_of(obj)
 
 
 def decoded(shared: tuple[Value, memoryview]) -> Any:
     message, body = shared
-    return codec.decode(body, Layout(message.stream_nbytes, message.frames))
+    return pickling.decode(body, Layout(message.stream_nbytes, message.frames))
 
 
 class Counted:

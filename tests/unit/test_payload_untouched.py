@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast import LazyBroadcast, codec, data, launch
-from lazycast.allowed import AllowCodec
-from lazycast.codec import CannotEncode, Codec
-from lazycast.fingerprint import fingerprint
+from lazycast import LazyBroadcast, launch
+from lazycast.codec import data, pickling
+from lazycast.codec.allowed import AllowCodec
+from lazycast.codec.fingerprint import fingerprint
+from lazycast.codec.pickling import CannotEncode, Codec
 
 torch = pytest.importorskip("torch")
 
-CODECS: dict[str, Codec] = {"pickle": codec, "data": data, "allow": AllowCodec([])}
+CODECS: dict[str, Codec] = {"pickle": pickling, "data": data, "allow": AllowCodec([])}
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def _no_collector() -> Iterator[None]:
 
 def encode(name: str, obj: object) -> None:
     encoded = CODECS[name].encode(obj)
-    encoded.write_into(codec.allocate(encoded.nbytes))
+    encoded.write_into(pickling.allocate(encoded.nbytes))
 
 
 def tensors() -> dict[str, Any]:

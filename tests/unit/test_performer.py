@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from lazycast.cores import Cores
-from lazycast.engine.performer import Group, Performer, Result, pool_threads
-from lazycast.engine.workers import role_of
+from lazycast.core.performer import Group, Performer, Result, pool_threads
+from lazycast.core.workers import role_of
+from lazycast.materialize.cores import Cores
 
 WAIT_S = 10.0
 GROUP = Group(1, 3, 0, ["a", "b", "a"], [Cores([0])] * 3)

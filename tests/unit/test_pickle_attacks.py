@@ -24,9 +24,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lazycast import codec, data
-from lazycast.allowed import ALWAYS, AllowCodec
-from lazycast.codec import Layout
+from lazycast.codec import data, pickling
+from lazycast.codec.allowed import ALWAYS, AllowCodec
+from lazycast.codec.pickling import Layout
 from lazycast.errors import TrustError
 
 torch = pytest.importorskip("torch")
@@ -116,11 +116,11 @@ def objectionable(event: str, args: tuple[Any, ...]) -> bool:
 
 def take(stream: bytes, frames: tuple[bytes, ...] = ()) -> Any:
     """Decode a stream as a receiver does that lists the names above; check what has happened meanwhile."""
-    encoded = codec.Encoded()
+    encoded = pickling.Encoded()
     encoded.pieces.append(stream)
     encoded.frames += map(memoryview, frames)
     encoded.finish()
-    body = codec.allocate(encoded.nbytes)
+    body = pickling.allocate(encoded.nbytes)
     encoded.write_into(body)
     with listening() as events:
         try:
@@ -180,7 +180,7 @@ HOSTILE = [
     *(_stacked(*pair) for pair in (("numpy._core.multiarray", "scalar"), ("numpy._core.multiarray", "_reconstruct"))),
     *(
         _stacked(*pair)
-        for pair in (("lazycast.reducers.described", "importlib"), ("torch", "load"), (HERE, "Unlisted"))
+        for pair in (("lazycast.codec.reducers.described", "importlib"), ("torch", "load"), (HERE, "Unlisted"))
     ),
     *(_stacked(*name.rpartition(".")[::2]) for name in sorted(ALWAYS | LISTED)),
     b"cos\nsystem\n",

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast.placement.chooser import Chooser, duration
-from lazycast.placement.estimate import RecentMedian, RunningMean
-from lazycast.placement.model import Cost, CostModel, Traffic, Work
-from lazycast.placement.sample import Sample
-from lazycast.placement.site import Site
+from lazycast.materialize.placement.chooser import Chooser, duration
+from lazycast.materialize.placement.estimate import RecentMedian, RunningMean
+from lazycast.materialize.placement.model import Cost, CostModel, Traffic, Work
+from lazycast.materialize.placement.sample import Sample
+from lazycast.materialize.placement.site import Site
 
 SMALL = Site((4,), (2.0,), (4,), 0)
 TWO_HOSTS = Site((2, 2), (1.0, 1.0), (2, 2), 0)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from lazycast.placement.site import Site
+from lazycast.materialize.placement.site import Site
 from tests.unit.cast_simulator import Group, Player, Workload, fixed
 
 MIB = 1 << 20

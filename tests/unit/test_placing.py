@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from lazycast.cores import Cores
-from lazycast.engine.ask import Ask
-from lazycast.engine.calls import Call
-from lazycast.engine.performer import Group
-from lazycast.engine.placing import Placing, site_of
-from lazycast.future import CastFuture
+from lazycast.core.ask import Ask
+from lazycast.core.calls import Call
+from lazycast.core.future import CastFuture
+from lazycast.core.performer import Group
+from lazycast.core.placing import Placing, site_of
+from lazycast.materialize.cores import Cores
+from lazycast.materialize.placement.chooser import Standing
+from lazycast.materialize.placement.site import Site
+from lazycast.materialize.staged import Staged
+from lazycast.net.topology import place
+from lazycast.net.wire import Cost
 from lazycast.options import Options
-from lazycast.placement.chooser import Standing
-from lazycast.placement.site import Site
-from lazycast.staged import Staged
-from lazycast.topology import place
-from lazycast.wire import Cost
 from tests.unit.test_lane import options
 
 SIZE, ROOT = 3, 1

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from lazycast.processes import pid_behind, word
+from lazycast.net.host.processes import pid_behind, word
 
 
 def eventually(ask: Callable[[], str | None], expected: str | None) -> None:

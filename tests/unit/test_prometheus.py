@@ -13,15 +13,15 @@ import pytest
 
 from lazycast import LazyBroadcast, MaterializeError
 from lazycast.testing.kit import raises
-from lazycast.timing import BOUNDS_S, Tally
+from lazycast.watch.timing import BOUNDS_S, Tally
 
 prometheus_client = pytest.importorskip("prometheus_client", reason="prometheus_client is not installed")
 
 from prometheus_client import CollectorRegistry, start_http_server  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
-from lazycast import prometheus  # noqa: E402
 from lazycast.backends.local import LocalBackend  # noqa: E402
+from lazycast.watch import prometheus  # noqa: E402
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -175,7 +175,7 @@ def test_without_the_library_the_error_says_what_to_install(run_python: Callable
     code = """
 import sys
 sys.modules["prometheus_client"] = None
-from lazycast import prometheus
+from lazycast.watch import prometheus
 try:
     prometheus.register()
 except ImportError as exc:

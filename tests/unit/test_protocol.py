@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from lazycast.engine.follower import FollowerLane
-from lazycast.engine.root import RootLane
+from lazycast.core.follower import FollowerLane
+from lazycast.core.root import RootLane
 
 from .protocol_world import Case, Do, World, everything_in_slots, explore
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lazycast.engine.reads import DELAY_S, Reads, messages
+from lazycast.core.reads import DELAY_S, Reads, messages
 
 
 def test_reads_are_gathered_for_a_while_and_told_together() -> None:

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lazycast import codec
-from lazycast.codec import ALIGNMENT
+from lazycast.codec import pickling
+from lazycast.codec.pickling import ALIGNMENT
 from tests.unit.test_codec import encode, round_trip
 
 
 @pytest.mark.parametrize("type_", [bytes, bytearray])
 def test_large_bytes_are_kept_as_the_objects_they_are(type_: type) -> None:
     jpeg = type_(b"\xff\xd8" * 100_000)
-    encoded = codec.encode({"images": [jpeg, ("deep", {"x": jpeg})], "more": slice(3)})
+    encoded = pickling.encode({"images": [jpeg, ("deep", {"x": jpeg})], "more": slice(3)})
     assert [piece is jpeg for piece in encoded.pieces].count(True) == 1, "once, although it is there twice"
     assert sum(len(piece) for piece in encoded.pieces if piece is not jpeg) < 500
     assert encoded.layout.stream_nbytes == len(encoded.stream)
@@ -28,7 +28,7 @@ def test_large_bytes_are_kept_as_the_objects_they_are(type_: type) -> None:
 @pytest.mark.parametrize("type_", [bytes, bytearray])
 def test_large_bytes_beside_a_lambda_are_kept_too(type_: type) -> None:
     jpeg = type_(b"\xff\xd8" * 100_000)
-    encoded = codec.encode([lambda: 3, jpeg])
+    encoded = pickling.encode([lambda: 3, jpeg])
     assert any(piece is jpeg for piece in encoded.pieces)
 
 
@@ -44,7 +44,7 @@ def test_bytes_of_all_sizes_come_back(sizes: list[tuple[type, int]]) -> None:
 
 def test_received_bytes_are_the_receivers_own() -> None:
     body, layout = encode([b"x" * 100_000, bytearray(100_000)])
-    back = codec.decode(body, layout)
+    back = pickling.decode(body, layout)
     body[:] = bytes(len(body))
     assert back == [b"x" * 100_000, bytearray(100_000)]
 
@@ -67,7 +67,7 @@ def test_a_memoryview_of_any_shape_comes_back(pixels: np.ndarray) -> None:
 
 def test_a_memoryview_is_a_view_of_the_body() -> None:
     body, layout = encode([memoryview(bytearray(1000)), memoryview(b"x" * 1000)])
-    writable, readonly = codec.decode(body, layout)
+    writable, readonly = pickling.decode(body, layout)
     assert layout.frames == 2
     for view in (writable, readonly):
         memory = np.frombuffer(view, np.uint8)

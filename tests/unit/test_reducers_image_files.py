@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image, ImageSequence, PngImagePlugin
 
-from lazycast import LazyBroadcast, codec, launch
-from lazycast.allowed import AllowCodec
-from lazycast.codec import CannotEncode
+from lazycast import LazyBroadcast, launch
+from lazycast.codec import pickling
+from lazycast.codec.allowed import AllowCodec
+from lazycast.codec.pickling import CannotEncode
 from tests.unit.test_codec import round_trip
 
 SIZE = (24, 16)
@@ -190,7 +191,7 @@ def test_an_image_comes_back_as_what_it_was(kind: str, way: str, from_path: bool
     image = open_(kind, way, path)
     if (kind, way) in REFUSED:
         with pytest.raises(CannotEncode, match="an image of 3 frames whose file Pillow has let go of"):
-            codec.encode([image])
+            pickling.encode([image])
         return
     back = round_trip([image])[0]
     assert look(back) == look(open_(kind, way, path)), "it is what it was"
@@ -208,7 +209,7 @@ def test_what_arrives_can_be_written_to(kind: str) -> None:
 def test_encoding_leaves_the_roots_image_unread_and_its_file_where_it_stood(kind: str) -> None:
     image = open_(kind, "opened")
     before, at = dict(vars(image)), image.fp.tell()
-    codec.encode(image)
+    pickling.encode(image)
     assert {name for name in vars(image) if vars(image)[name] is not before[name]} == set()
     assert image.fp.tell() == at
 
@@ -247,7 +248,7 @@ def test_a_closed_image_is_refused_in_pillows_words() -> None:
     image = open_("PNG of 1", "loaded")
     image.close()
     with pytest.raises(CannotEncode, match=r"list\[0\] \(a PngImageFile\) does not pickle: Operation on closed image"):
-        codec.encode([image])
+        pickling.encode([image])
 
 
 def test_with_allow_an_image_of_several_frames_is_refused() -> None:
@@ -263,7 +264,7 @@ def test_with_allow_the_text_of_a_png_comes_along_and_the_roots_image_stays_unre
     allowing, image = AllowCodec([]), Image.open(file)
     assert isinstance(image, PngImagePlugin.PngImageFile)
     encoded = allowing.encode(image)
-    body = codec.allocate(encoded.nbytes)
+    body = pickling.allocate(encoded.nbytes)
     encoded.write_into(body)
     back: Any = allowing.decode(body, encoded.layout)
     assert (image._im, image.fp) == (None, file)

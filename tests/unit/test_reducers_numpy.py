@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lazycast import codec
+from lazycast.codec import pickling
 from tests.unit.test_codec import encode, round_trip
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -33,7 +33,7 @@ def test_dates_travel_out_of_band(dates: np.ndarray, layout: str, writeable: boo
     dates = LAYOUTS[layout](dates)
     dates.flags.writeable = writeable
     body, lay = encode([dates])
-    back = codec.decode(body, lay)[0]
+    back = pickling.decode(body, lay)[0]
     assert lay.frames == 1
     assert (back.dtype, back.shape, back.flags.writeable) == (dates.dtype, dates.shape, writeable)
     assert back.tobytes() == dates.tobytes()
@@ -43,7 +43,7 @@ def test_dates_travel_out_of_band(dates: np.ndarray, layout: str, writeable: boo
 
 def test_a_strided_array_travels_out_of_band_and_only_what_it_shows() -> None:
     whole = np.arange(100_000.0)
-    encoded = codec.encode(whole[::100])
+    encoded = pickling.encode(whole[::100])
     assert encoded.layout.frames == 1
     assert encoded.nbytes < 10_000
     assert np.array_equal(round_trip(whole[::100]), whole[::100])
@@ -73,6 +73,6 @@ def test_arrays_that_must_go_in_band_come_back_as_they_were(name: str, writeable
 def test_an_array_of_arrays_sends_those_out_of_band() -> None:
     outer = np.empty(2, object)
     outer[:] = [np.arange(1000), np.arange(500)[::2]]
-    encoded = codec.encode(outer)
+    encoded = pickling.encode(outer)
     assert encoded.layout.frames == 2
     assert [inner.tolist() for inner in round_trip(outer)] == [inner.tolist() for inner in outer]

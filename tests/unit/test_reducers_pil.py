@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, JpegImagePlugin
 
-from lazycast import codec
+from lazycast.codec import pickling
 from tests.unit.test_codec import encode, round_trip
 
 MODES = ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "CMYK", "YCbCr", "LAB", "HSV", "I", "F"]
@@ -45,13 +45,13 @@ def test_every_mode_comes_back_exactly(mode: str, width: int, height: int, seed:
     image.info = {"dpi": (72, 72), "icc_profile": b"\0\1", "comment": "text"}
     body, layout = encode([image])
     assert layout.frames == 1
-    assert_same(codec.decode(body, layout)[0], image)
+    assert_same(pickling.decode(body, layout)[0], image)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_pixels_travel_beside_the_stream(mode: str) -> None:
     image = make_image(mode, (200, 100))
-    encoded = codec.encode({"image": image})
+    encoded = pickling.encode({"image": image})
     assert [frame.nbytes for frame in encoded.frames] == [len(image.tobytes())]
     assert len(encoded.stream) < 2500  # with a palette, as a list of numbers
 
@@ -60,7 +60,7 @@ def test_pixels_travel_beside_the_stream(mode: str) -> None:
 def test_what_arrives_owns_its_pixels_and_is_writable(mode: str) -> None:
     image = make_image(mode, (20, 10))
     body, layout = encode(image)
-    back = codec.decode(body, layout)
+    back = pickling.decode(body, layout)
     body[:] = bytes(len(body))
     assert_same(back, image)
     assert not back.readonly
@@ -97,14 +97,14 @@ def test_an_image_opened_from_a_file_keeps_its_class_and_format(kind: str, mode:
         assert isinstance(image, ImageFile.ImageFile)
         body, layout = encode([image, image])
         assert layout.frames == 1
-        a, b = codec.decode(body, layout)
+        a, b = pickling.decode(body, layout)
         assert a is b
         assert a.format == kind
         assert_same(a, image)
 
 
 def test_beside_a_lambda_pixels_travel_out_of_band_too() -> None:
-    assert codec.encode([make_image("RGB", (64, 64)), lambda: 0]).layout.frames == 1
+    assert pickling.encode([make_image("RGB", (64, 64)), lambda: 0]).layout.frames == 1
 
 
 class Labelled(Image.Image):
@@ -126,6 +126,6 @@ def test_the_error_of_an_image_that_cannot_be_read_is_the_first_one() -> None:
     file = io.BytesIO()
     make_image("RGB", (64, 64)).save(file, "JPEG")
     image = Own(io.BytesIO(file.getvalue()[:2000]))
-    with pytest.raises(codec.CannotEncode, match="does not pickle: image file is truncated") as caught:
-        codec.encode({"x": image})
+    with pytest.raises(pickling.CannotEncode, match="does not pickle: image file is truncated") as caught:
+        pickling.encode({"x": image})
     assert "truncated" in str(caught.value.__cause__)

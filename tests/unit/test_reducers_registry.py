@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import lazycast
-from lazycast import codec, reducers
-from lazycast.reducers import Reduction, register_reducer
+from lazycast.codec import pickling, reducers
+from lazycast.codec.reducers import Reduction, register_reducer
 from tests.unit.test_codec import encode, round_trip
 
 
@@ -51,7 +51,7 @@ def test_a_registered_reducer_sends_its_buffer_out_of_band() -> None:
     pixels = bytearray(range(256)) * 4
     body, layout = encode([Frame(pixels, "a")])
     assert layout.frames == 1
-    (back,) = codec.decode(body, layout)
+    (back,) = pickling.decode(body, layout)
     assert (type(back), bytes(back.pixels), back.name) == (Frame, bytes(pixels), "a")
     assert np.shares_memory(np.frombuffer(back.pixels, np.uint8), np.frombuffer(body, np.uint8))
     assert not back.pixels.readonly
@@ -126,22 +126,23 @@ def test_one_encoding_knows_nothing_of_another() -> None:
 
 IMPORTS = """
 import sys
-from lazycast import codec
+from lazycast.codec import pickling
 import lazycast
 payload = {"a": [1, 2.5, b"x" * 100_000], "b": __import__("numpy").arange(9)[::2], "c": slice(3)}
 
 def loaded():
-    return sorted(n for n in sys.modules if n in ("torch", "PIL", "PIL.Image") or n.startswith("lazycast.reducers."))
+    ours = "lazycast.codec.reducers."
+    return sorted(n for n in sys.modules if n in ("torch", "PIL", "PIL.Image") or n.startswith(ours))
 
 before = loaded()
-encoded = codec.encode(payload)
+encoded = pickling.encode(payload)
 print(before, loaded())
 import PIL.Image
 image = PIL.Image.new("RGB", (50, 50))
-assert codec.encode([image]).layout.frames == 1
+assert pickling.encode([image]).layout.frames == 1
 print([n for n in loaded() if "torch" in n])
 import torch
-assert codec.encode([torch.zeros(50), image]).layout.frames == 2
+assert pickling.encode([torch.zeros(50), image]).layout.frames == 2
 print([n for n in loaded() if "torch" in n])
 """
 
@@ -150,9 +151,9 @@ def test_reducers_come_with_their_libraries_even_when_those_come_late() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "[] ['lazycast.reducers.builtin_bytes', 'lazycast.reducers.numpy_arrays']",
+        "[] ['lazycast.codec.reducers.builtin_bytes', 'lazycast.codec.reducers.numpy_arrays']",
         "[]",
-        "['lazycast.reducers.torch_tensors', 'torch']",
+        "['lazycast.codec.reducers.torch_tensors', 'torch']",
     ]
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast import LazyBroadcast, codec, launch
-from lazycast.allowed import AllowCodec
+from lazycast import LazyBroadcast, launch
+from lazycast.codec import pickling
+from lazycast.codec.allowed import AllowCodec
 from lazycast.errors import TrustError
 from tests.unit.test_codec import encode, round_trip
 
@@ -162,7 +163,7 @@ def test_a_subclass_travels_beside_the_stream_as_a_plain_array_does(name: str) -
     body, layout = encode(array)
     assert layout.frames >= 1
     assert layout.stream_nbytes < 2000
-    assert np.shares_memory(np.asarray(codec.decode(body, layout)), np.frombuffer(body, np.uint8))
+    assert np.shares_memory(np.asarray(pickling.decode(body, layout)), np.frombuffer(body, np.uint8))
 
 
 def test_arrays_of_objects_of_a_subclass_come_back() -> None:
@@ -180,8 +181,8 @@ def test_an_array_that_refers_to_itself_comes_back() -> None:
 def test_an_attribute_that_does_not_pickle_is_named() -> None:
     array = tagged(np.arange(3))
     array.unit = (i for i in ())
-    with pytest.raises(codec.CannotEncode, match=r"^dict\['x'\]\.unit \(a generator\) does not pickle"):
-        codec.encode({"x": array})
+    with pytest.raises(pickling.CannotEncode, match=r"^dict\['x'\]\.unit \(a generator\) does not pickle"):
+        pickling.encode({"x": array})
 
 
 def test_a_class_defined_in_a_function_comes_back() -> None:
@@ -200,20 +201,20 @@ def test_with_allow_a_subclass_needs_its_name_and_comes_back_then() -> None:
     for _ in range(4):
         allowing = AllowCodec(listed)
         encoded = allowing.encode(array)
-        body = codec.allocate(encoded.nbytes)
+        body = pickling.allocate(encoded.nbytes)
         encoded.write_into(body)
         try:
             assert_same(allowing.decode(body, encoded.layout), array)
             break
         except TrustError as exc:
             listed.append(str(exc).split("'")[1])
-    names = ["lazycast.reducers.numpy_arrays.view_as", f"{__name__}.Tagged"]
-    assert listed == [*names, "lazycast.reducers.numpy_arrays.set_attributes"]
+    names = ["lazycast.codec.reducers.numpy_arrays.view_as", f"{__name__}.Tagged"]
+    assert listed == [*names, "lazycast.codec.reducers.numpy_arrays.set_attributes"]
 
 
 @pytest.mark.parametrize("kind", [dict, np.float64, "text"])
 def test_nothing_but_a_class_of_arrays_looks_at_an_array(kind: Any) -> None:
-    from lazycast.reducers import numpy_arrays
+    from lazycast.codec.reducers import numpy_arrays
 
     with pytest.raises(TypeError, match="no class of arrays"):
         numpy_arrays.view_as(kind, np.arange(3))

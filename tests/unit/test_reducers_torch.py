@@ -14,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast import codec
-from lazycast.reducers import torch_tensors
+from lazycast.codec import pickling
+from lazycast.codec.reducers import torch_tensors
 from tests.unit.test_codec import encode, round_trip
 
 ALL_DTYPES = {str(dtype)[6:]: dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
@@ -71,12 +71,12 @@ def lies_in(tensor: torch.Tensor, body: memoryview) -> bool:
 def test_every_dtype_comes_back_on_top_of_the_body(name: str) -> None:
     tensor = make_tensor(ALL_DTYPES[name], 5, 3)
     body, layout = encode([tensor])
-    (back,) = codec.decode(body, layout)
+    (back,) = pickling.decode(body, layout)
     assert layout.frames == 1
     assert_same(back, tensor)
     assert back.stride() == tensor.stride()
     assert lies_in(back, body)
-    assert back.data_ptr() % codec.ALIGNMENT == 0
+    assert back.data_ptr() % pickling.ALIGNMENT == 0
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, of quantized tensors and the storages it pickles them by
@@ -116,7 +116,7 @@ CHANGED = st.builds(
 
 @given(CHANGED, st.integers(0, 1))
 def test_every_layout_comes_back_and_ships_no_more_than_it_shows(tensor: torch.Tensor, depth: int) -> None:
-    encoded = codec.encode([[tensor]] if depth else tensor)
+    encoded = pickling.encode([[tensor]] if depth else tensor)
     assert sum(frame.nbytes for frame in encoded.frames) <= tensor.numel() * tensor.itemsize
     back = round_trip(tensor)
     assert_same(back, tensor)
@@ -142,7 +142,7 @@ DENSE = {
 @pytest.mark.parametrize("name", DENSE)
 def test_dense_tensors_keep_their_strides_and_are_not_copied(name: str) -> None:
     tensor = DENSE[name]
-    encoded = codec.encode(tensor)
+    encoded = pickling.encode(tensor)
     (frame,) = encoded.frames
     assert np.frombuffer(frame, np.uint8).ctypes.data == tensor.data_ptr()
     assert frame.nbytes <= tensor.untyped_storage().nbytes()
@@ -155,7 +155,7 @@ def test_dense_tensors_keep_their_strides_and_are_not_copied(name: str) -> None:
 def test_a_view_ships_the_bytes_it_shows_and_not_its_storage(view: Callable[[torch.Tensor], torch.Tensor]) -> None:
     storage = torch.rand(512, 384)
     tensor = view(storage)
-    encoded = codec.encode({"row": tensor})
+    encoded = pickling.encode({"row": tensor})
     assert encoded.nbytes < 4096
     assert torch.equal(round_trip({"row": tensor})["row"], tensor)
 
@@ -171,18 +171,18 @@ def test_what_arrives_is_writable_and_private() -> None:
 def test_a_tensor_never_lies_on_read_only_memory() -> None:
     tensors = [torch.arange(5.0), torch.arange(7)[2:], torch.zeros(0), torch.nn.Parameter(torch.ones(3))]
     body, layout = encode(tensors)
-    back = codec.decode(body.toreadonly(), layout)
+    back = pickling.decode(body.toreadonly(), layout)
     for received, tensor in zip(back, tensors, strict=True):
         assert_same(received, tensor)
         assert not received.numel() or not lies_in(received, body)
         with torch.no_grad():
             received.fill_(3)
-    assert torch.equal(codec.decode(body, layout)[0], tensors[0]), "and the message is as it was"
+    assert torch.equal(pickling.decode(body, layout)[0], tensors[0]), "and the message is as it was"
 
 
 def test_tensors_keep_the_body_alive() -> None:
     body, layout = encode([torch.arange(1000), torch.arange(1000) + 1])
-    first, second = codec.decode(body, layout)
+    first, second = pickling.decode(body, layout)
     second = second[5:]
     del body, first
     assert second.tolist() == list(range(6, 1001))
@@ -190,7 +190,7 @@ def test_tensors_keep_the_body_alive() -> None:
 
 def test_one_tensor_in_two_places_stays_one_object() -> None:
     tensor = torch.arange(1000)
-    encoded = codec.encode([tensor, {"again": tensor}])
+    encoded = pickling.encode([tensor, {"again": tensor}])
     assert encoded.layout.frames == 1
     a, b = round_trip([tensor, {"again": tensor}])
     assert a is b["again"]
@@ -214,7 +214,7 @@ def test_tensors_made_in_inference_mode_come_back() -> None:
 
 def test_beside_a_lambda_tensors_travel_out_of_band_too() -> None:
     storage = torch.rand(512, 384)
-    encoded = codec.encode([storage[3], lambda: 3])
+    encoded = pickling.encode([storage[3], lambda: 3])
     assert encoded.nbytes < 4096
     assert encoded.layout.frames == 1
 
@@ -242,7 +242,7 @@ def test_a_parameter_stays_a_parameter_and_out_of_band(requires_grad: bool, stri
     parameter = torch.nn.Parameter(data, requires_grad=requires_grad)
     parameter.label = "kept"
     body, layout = encode([parameter, parameter])
-    a, b = codec.decode(body, layout)
+    a, b = pickling.decode(body, layout)
     assert layout.frames == 1
     assert a is b
     assert_same(a, parameter)
@@ -255,7 +255,7 @@ def test_a_module_comes_back_with_tied_weights() -> None:
     module[1].weight = module[0].weight
     body, layout = encode(module)
     assert layout.frames == 3
-    back = codec.decode(body, layout)
+    back = pickling.decode(body, layout)
     assert back[1].weight is back[0].weight
     inputs = torch.rand(2, 64)
     assert torch.equal(back(inputs), module(inputs))
@@ -295,7 +295,7 @@ def test_views_of_one_tensor_stay_views_of_one_and_travel_once(name: str, readon
     tensor = torch.rand(32, 8)
     views = VIEWS[name](tensor)
     body, layout = encode([views, (lambda: 3) if cloudpickled else 3])
-    back = codec.decode(body.toreadonly() if readonly else body, layout)[0]
+    back = pickling.decode(body.toreadonly() if readonly else body, layout)[0]
     assert layout.frames == 1
     assert body.nbytes <= tensor.nbytes + 64 + 256 + 100 * len(views) + 2000 * cloudpickled
     assert len({memory_of(view) for view in back}) == 1
@@ -315,7 +315,7 @@ def test_writing_to_one_view_shows_in_the_other() -> None:
 
 def test_views_far_apart_do_not_drag_along_what_lies_between() -> None:
     tensor = torch.rand(512, 384)
-    encoded = codec.encode([tensor[0], tensor[500], tensor[501]])
+    encoded = pickling.encode([tensor[0], tensor[500], tensor[501]])
     assert encoded.nbytes < 3 * tensor[0].nbytes + 1000
     assert encoded.layout.frames == 2
     back = round_trip([tensor[0], tensor[500], tensor[501]])
@@ -394,7 +394,7 @@ class Tagged(torch.Tensor):
 def test_sparse_tensors_come_back_with_their_parts_out_of_band(layout: torch.layout) -> None:
     tensor = torch.eye(4).to_sparse(layout=layout)
     body, frames = encode([tensor])
-    back = codec.decode(body, frames)[0]
+    back = pickling.decode(body, frames)[0]
     assert frames.frames >= 2
     assert back.layout == layout
     assert torch.equal(back.to_dense(), tensor.to_dense())
@@ -421,8 +421,8 @@ def test_a_tensor_with_hooks_is_pickled_with_torchs_warning() -> None:
 
 
 def test_what_torch_itself_refuses_is_named() -> None:
-    with pytest.raises(codec.CannotEncode, match=r"^list\[1\] \(a Tensor\) does not pickle: ZeroTensor"):
-        codec.encode([1, torch._efficientzerotensor((3,))])
+    with pytest.raises(pickling.CannotEncode, match=r"^list\[1\] \(a Tensor\) does not pickle: ZeroTensor"):
+        pickling.encode([1, torch._efficientzerotensor((3,))])
 
 
 # Devices
@@ -434,7 +434,7 @@ def test_device_tensors_come_back_by_way_of_the_host(device: str) -> None:
     tensor = torch.rand(32, 8).to(device)
     for views in ([tensor], [tensor, tensor[3], tensor[:0]], [tensor[:, 3]]):
         body, layout = encode(views)
-        back = codec.decode(body, layout)
+        back = pickling.decode(body, layout)
         for received, view in zip(back, views, strict=True):
             assert_same(received, view)
         assert len({memory_of(view) for view in back if view.numel()}) == 1

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast import tree, wire
-from lazycast.backend import Context, Link, Sink
-from lazycast.relay import Relay, Room
-from lazycast.topology import Topology, place
-from lazycast.wire import (
+from lazycast.net import tree, wire
+from lazycast.net.backend import Context, Link, Sink
+from lazycast.net.relay import Relay, Room
+from lazycast.net.topology import Topology, place
+from lazycast.net.wire import (
     AnyMessage,
     Cast,
     Chunk,

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from lazycast.engine.rollcall import RollCalls
-from lazycast.wire import Query, Silence
+from lazycast.core.rollcall import RollCalls
+from lazycast.net.wire import Query, Silence
 
 
 def query(token: int, within_s: float = 1.0) -> Query:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lazycast.senders import Senders
-from lazycast.topology import place
-from lazycast.wire import (
+from lazycast.net.senders import Senders
+from lazycast.net.topology import place
+from lazycast.net.wire import (
     AnyMessage,
     Cast,
     Failure,

@@ -23,10 +23,10 @@ from lazycast.adapters.sglang import (
     install_requests,
     plugin,
 )
-from lazycast.bench.sglang import report, session
-from lazycast.bench.sglang.plan import Plan
+from lazycast.core.future import CastFuture
 from lazycast.errors import BackendUnavailableError, LazycastError, ReentrantCallError
-from lazycast.future import CastFuture
+from lazycast.tools.bench.sglang import report, session
+from lazycast.tools.bench.sglang.plan import Plan
 
 pytestmark = pytest.mark.skipif(find_spec("sglang") is not None, reason="SGLang is installed")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lazycast.engine.situation import Situation, ago, ranks, silent_words
+from lazycast.core.situation import Situation, ago, ranks, silent_words
 from lazycast.errors import CastTimeoutError
-from lazycast.wire import Silence
+from lazycast.net.wire import Silence
 
 
 def test_ranks_are_named() -> None:

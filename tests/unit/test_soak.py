@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lazycast.soak import census, materializers, oracle, payloads, plan
-from lazycast.soak.diary import Orders
-from lazycast.soak.job import Outcome
-from lazycast.soak.plan import CastPlan, JobPlan, RoundPlan
-from lazycast.soak.report import Report
+from lazycast.tools.soak import census, materializers, oracle, payloads, plan
+from lazycast.tools.soak.diary import Orders
+from lazycast.tools.soak.job import Outcome
+from lazycast.tools.soak.plan import CastPlan, JobPlan, RoundPlan
+from lazycast.tools.soak.report import Report
 
 
 def jobs(count: int = 24) -> list[JobPlan]:
@@ -161,5 +161,5 @@ def test_a_report_adds_up_and_says_how_to_repeat() -> None:
     said, text = report.as_json(), report.as_text()
     assert (said["casts"], said["outcomes"], said["found"]["leaks"]) == (7, 19, 1)
     assert said["told"] == {"survivors": 2, "median_s": 0.755, "max_s": 1.5, "later_than_1_s": 1}
-    assert "again: python -m lazycast.soak --backend local --ranks 3 --seed 7 --job 1" in text
+    assert "again: python -m lazycast soak --backend local --ranks 3 --seed 7 --job 1" in text
     assert "leaks: a descriptor" in text

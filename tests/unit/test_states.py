@@ -11,11 +11,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lazycast.engine.mailbox import Mailbox
-from lazycast.fanout.arena import Arena, Slot
-from lazycast.fanout.memory import PAGE, pages
-from lazycast.fanout.views import Views
-from lazycast.wire import Key
+from lazycast.core.mailbox import Mailbox
+from lazycast.net.host.arena import Arena, Slot
+from lazycast.net.host.memory import PAGE, pages
+from lazycast.net.host.views import Views
+from lazycast.net.wire import Key
 
 RANKS, ME, READERS = [0, 1, 2], 1, (0, 2)
 ARENA_NBYTES = 6 * PAGE

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lazycast.stats import PHASES, Counters, Rate, Stats, nbytes_text
-from lazycast.timing import Timing
+from lazycast.watch.stats import PHASES, Counters, Rate, Stats, nbytes_text
+from lazycast.watch.timing import Timing
 
 
 def test_counters_keep_count_total_and_largest_of_what_took_time() -> None:

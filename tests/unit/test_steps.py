@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from lazycast.cli.steps import Steps
+from lazycast.tools.cli.steps import Steps
 
 
 class Terminal(io.StringIO):
@@ -35,7 +35,7 @@ def test_on_a_terminal_names_are_shown_as_they_are(monkeypatch: pytest.MonkeyPat
 
 
 def test_on_a_terminal_without_rich_each_step_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lazycast.cli.steps.find_spec", lambda name: None)
+    monkeypatch.setattr("lazycast.tools.cli.steps.find_spec", lambda name: None)
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with Steps("lazycast try") as steps:

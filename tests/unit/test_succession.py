@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast.engine.succession import heir, succession
+from lazycast.core.succession import heir, succession
 
 ORDERS = {
     "the first turn": ([0, 1, 2], None, 0, [0, 1, 2]),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lazycast import LazyBroadcast, Staged, launch, register_materializer
-from lazycast.surroundings import nothing_set
+from lazycast.core.surroundings import nothing_set
 
 MODES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "no_grad": torch.no_grad,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lazycast.threaded_link import Pipe, PipeClosed, ThreadedLink
+from lazycast.net.threaded_link import Pipe, PipeClosed, ThreadedLink
 
 WAIT_S = 10.0
 Frame = tuple[bytes, bytes]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast.timing import BOUNDS_S, Tally, Timing, merged, restored, trimmed
+from lazycast.watch.timing import BOUNDS_S, Tally, Timing, merged, restored, trimmed
 
 durations = st.lists(st.floats(0, 1e4, allow_nan=False), max_size=300)
 

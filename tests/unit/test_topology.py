@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast import tree
-from lazycast.topology import Topology, place
+from lazycast.net import tree
+from lazycast.net.topology import Topology, place
 
 Hosts = list[list[int]]
 

@@ -14,10 +14,10 @@ import pytest
 
 from lazycast import ClosedError, LazyBroadcast, MaterializeError
 from lazycast.testing.kit import raises
-from lazycast.tracing import clocks, events, tracer
-from lazycast.tracing.events import TraceError
-from lazycast.tracing.merge import merge, read_all
-from lazycast.tracing.tracer import Tracer
+from lazycast.watch.tracing import clocks, events, tracer
+from lazycast.watch.tracing.events import TraceError
+from lazycast.watch.tracing.merge import merge, read_all
+from lazycast.watch.tracing.tracer import Tracer
 
 ABOUT = {"object": "0123456789abcdef", "name": "tp", "size": 2, "root": 0, "host": "h", "clock": "c", "hosts": [[0, 1]]}
 
@@ -398,7 +398,7 @@ def test_a_child_that_is_forked_while_a_trace_ends_does_not_hold_the_file_open(
     code = f"""
 import os, pathlib, threading
 from lazycast import LazyBroadcast
-from lazycast.tracing.tracer import Tracer
+from lazycast.watch.tracing.tracer import Tracer
 
 writing, go_on, write = threading.Event(), threading.Event(), Tracer._write
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lazycast import tree
+from lazycast.net import tree
 
 SIZES = range(1, 41)
 

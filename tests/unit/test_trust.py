@@ -10,11 +10,13 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from lazycast import LazyBroadcast, Staged, TrustError, codec, data, materializers, register_materializer
-from lazycast.codec import CannotEncode
-from lazycast.materializers import CodeMissing, Loader, Shipper, objection
-from lazycast.trust import EVERYTHING, Policy, policy_of
-from lazycast.wire import MaterializerRef
+from lazycast import LazyBroadcast, Staged, TrustError, register_materializer
+from lazycast.codec import data, pickling
+from lazycast.codec.pickling import CannotEncode
+from lazycast.codec.trust import EVERYTHING, Policy, policy_of
+from lazycast.materialize import materializers
+from lazycast.materialize.materializers import CodeMissing, Loader, Shipper, objection
+from lazycast.net.wire import MaterializerRef
 
 from .test_options import options
 
@@ -49,9 +51,9 @@ ALLOW = policy_of(options(allow=[f"{HERE}.plain", f"{HERE}.Made.of", "builtins.l
 
 def test_the_policy_follows_the_options() -> None:
     assert policy_of(options())[1:] == EVERYTHING[1:]
-    assert EVERYTHING.codec is codec
+    assert EVERYTHING.codec is pickling
     assert DATA.codec is data
-    assert ALLOW.codec not in (codec, data)
+    assert ALLOW.codec not in (pickling, data)
     assert policy_of(options(allow=[])).paths == frozenset()
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast.engine.waits import Stage, Wait, Waits, plan
+from lazycast.core.waits import Stage, Wait, Waits, plan
 
 WARN, ASK, GIVE_UP = Stage.WARN, Stage.ASK, Stage.GIVE_UP
 

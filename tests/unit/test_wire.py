@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast import failures, wire
-from lazycast.wire import WireError
+from lazycast.core import failures
+from lazycast.net import wire
+from lazycast.net.wire import WireError
 
 INT = st.integers(-(2**63), 2**63 - 1)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lazycast.engine.workers import Workers, inside, role_of
+from lazycast.core.workers import Workers, inside, role_of
 
 WAIT_S = 10.0
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lazycast.backend import Backend, Context, Link, Sink
+from lazycast.net.backend import Backend, Context, Link, Sink
 
 
 class Group(ABC):

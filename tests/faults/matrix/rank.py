@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from lazycast import LazyBroadcast, LazycastError
-from lazycast.backend import Backend
+from lazycast.net.backend import Backend
 from tests.faults.matrix import groups, resources
 from tests.faults.matrix.combinations import ORDERLY
 

@@ -1,8 +1,0 @@
-"""`python -m lazycast.cli`."""
-
-import sys
-
-from lazycast.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())

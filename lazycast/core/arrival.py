@@ -1,0 +1,100 @@
+"""One cast as one rank sees it: plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lazycast.core.ask import Ask
+from lazycast.core.performer import Result
+from lazycast.materialize.materializers import Materializer
+from lazycast.missing import MISSING
+from lazycast.net.wire import Cast, Cost, Failure, Value
+
+
+@dataclass
+class Own:
+    """What this rank has itself, so that it need not come with the cast: the root all of it, others a payload."""
+
+    payload: Any
+    of_root: bool = False
+    prepare: Materializer | None = None
+    finish: Any = None
+    hint: Any = MISSING
+    mark: bytes | Exception | None = None  # the payload's fingerprint, if that has been tried
+
+
+@dataclass
+class Material:
+    """What a rank's part is made from. Whoever takes it off the arrival alone keeps its memory alive."""
+
+    body: memoryview | None
+    own: Own | None
+    shared: tuple[Value, memoryview] | None  # what the owner made
+
+
+@dataclass(eq=False)
+class Arrival:
+    """The state of one cast on this rank. Guarded by the lane's lock."""
+
+    message: Cast
+    body: memoryview | None
+    ask: Ask | None = None
+    own: Own | None = None
+    owner: int | None = None  # who materializes for this host; None: every rank for itself
+    passed: list[int] = field(default_factory=list)  # owners that would not
+    passes: int = 0  # how often this rank has heard, or said, that one would not
+    shared: tuple[Value, memoryview] | None = None
+    begun: bool = False
+    local: Result | None = None  # this rank's own part is done
+    verdict: Failure | None = None  # came before that, and names this rank
+    cost: Cost | None = None  # of that part
+    final: Result | None = None
+    told_read: bool = False
+    arrived_s: float = 0.0
+    reported_s: float = 0.0
+    objection: Failure | None = None  # this rank cannot take it: its call was not meant for it, or is over
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody here may still want the value."""
+        return self.ask is None or not self.ask.taken
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing to do but to decode what was sent."""
+        message = self.message
+        return message.ref is None and message.finish is None and message.fingerprint is None
+
+    @property
+    def _differs(self) -> bool:
+        """Whether this rank's own payload is known not to be the root's."""
+        own = self.own
+        if own is None or own.of_root or self.message.fingerprint is None:
+            return False
+        return own.payload is MISSING or (own.mark is not None and own.mark != self.message.fingerprint)
+
+    def ready(self, rank: int) -> bool:
+        """Whether `rank`, this one, can begin its part."""
+        message = self.message
+        if self.begun or self.final is not None:
+            return False
+        if self.ask is None and (message.placement == "demand" or message.fingerprint is not None):
+            return False
+        return not self.wanted or self.owner in (None, rank) or self.shared is not None or self._differs
+
+    def judged(self, result: Result) -> Result:
+        """Return what a result counts for: nothing, if the call that is to get it cannot."""
+        if self.objection is None or result.failure is not None:
+            return result
+        return Result(failure=self.objection)
+
+    def take(self) -> Material:
+        """Hand over what the part is made from."""
+        material = Material(self.body, self.own, self.shared)
+        self.drop()
+        return material
+
+    def drop(self) -> None:
+        """Let go of memory that is not needed any more."""
+        self.body = self.own = self.shared = None

@@ -1,0 +1,130 @@
+"""The root's calls from their being made to their being sent: plain data, no threads.
+
+Guarantees:
+
+* Calls begin in the order they were made.
+* Calls of one key (and those without one) are sent in the order they were made; calls of different keys as they become
+  ready, so one that materializes slowly delays nobody else's.
+* Every call that was added is sent, if only as a failure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from lazycast.core.ask import Ask
+from lazycast.core.dump import named
+from lazycast.materialize.materializers import Materializer
+from lazycast.missing import MISSING
+from lazycast.net.wire import Failure, Key
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of the root."""
+
+    seq: int
+    key: Key | None
+    ask: Ask
+    materialize: Materializer | None = None
+    payload: Any = None
+    hint: Any = MISSING  # what the first of two stages made of it on the root
+    name: str = ""  # of the materializer, for the choice of a placement
+    prepared: bool = False  # the payload is the value already, or the hint is there
+    placement: str = ""  # once it is decided
+    measured: bool = False  # what it costs is to be known
+    spare: Any = None  # the cast to send if its value does not pickle, as `Encoder.encode` returns it
+    untouched: Any = None  # fingerprint, payload and materializer as they were, for the same
+    mark: bytes | None = None  # the fingerprint of a replicated payload
+    failure: Failure | None = None  # it was refused, or its value cannot be had: sent in place of it
+    cause: BaseException | None = None
+    entered: bool = False
+    ready: bool = False
+    ready_s: float = 0.0  # since when
+    sending: bool = False
+    takes_room: bool = False  # a refused call does not: it may stand behind one that waits for room
+    held_since_s: float | None = None  # there was no room for it
+    phase: str = "queued"
+
+
+class Calls:
+    """The calls that have not been sent. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._new: deque[Call] = deque()
+        self._lines: dict[Key | None, deque[Call]] = {}
+        self._sendable: deque[Call] = deque()  # ready, and first of their line
+        self._unsent: dict[int, Call] = {}  # by the ask's number
+        self._entered = 0
+
+    def __len__(self) -> int:
+        """The number of calls with a value that have entered and are not sent."""
+        return self._entered
+
+    def add(self, call: Call) -> None:
+        """Give a new call its place among those of its key. It may wait for room before it enters."""
+        self._lines.setdefault(call.key, deque()).append(call)
+        self._unsent[call.ask.number] = call
+
+    def enter(self, call: Call) -> None:
+        """Let a call that was added begin."""
+        call.entered = True
+        self._new.append(call)
+        call.takes_room = call.failure is None
+        self._entered += call.takes_room
+
+    def next_to_begin(self) -> Call | None:
+        """Take the oldest call that nobody has begun."""
+        return self._new.popleft() if self._new else None
+
+    def make_ready(self, call: Call) -> None:
+        """Mark a call that can be sent when its turn comes."""
+        call.ready, call.ready_s, call.phase = True, time.monotonic(), "waiting to be sent"
+        if self._lines[call.key][0] is call:
+            self._sendable.append(call)
+
+    def next_to_send(self, *, has_room: bool) -> Call | None:
+        """Take a call whose turn has come; without room only one that carries no value."""
+        call = next((c for c in self._sendable if has_room or c.failure is not None or c.ask.taken), None)
+        if call is None:
+            return None
+        self._sendable.remove(call)
+        line = self._lines[call.key]
+        line.popleft()
+        if not line:
+            del self._lines[call.key]
+        elif line[0].ready:
+            self._sendable.append(line[0])
+        call.sending = True
+        return call
+
+    @property
+    def pending(self) -> bool:
+        """Whether any call has not been sent."""
+        return bool(self._unsent)
+
+    @property
+    def held(self) -> bool:
+        """Whether a call is ready and waits for room."""
+        return bool(self._sendable)
+
+    def sent(self, call: Call) -> None:
+        """Forget a call."""
+        del self._unsent[call.ask.number]
+        self._entered -= call.takes_room
+
+    def of(self, ask: Ask) -> Call | None:
+        """Return the call of an ask, unless it has been sent."""
+        return self._unsent.get(ask.number)
+
+    def first(self, key: Key | None) -> Call | None:
+        """Return the call with this key that is sent next."""
+        line = self._lines.get(key)
+        return line[0] if line is not None else None
+
+    def lines(self) -> list[str]:
+        """Return a line for each call that has not been sent."""
+        return [f"#{call.seq}{named(call.key)}: {call.phase}" for call in list(self._unsent.values())]

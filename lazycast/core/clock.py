@@ -1,0 +1,109 @@
+"""The engine thread: it keeps time and does what is queued, and sleeps otherwise."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from lazycast.core.waits import Stage, Waits
+from lazycast.here import own_thread
+from lazycast.tracebacks import forget_frames
+
+W = TypeVar("W")
+
+
+class Clock(Generic[W]):
+    """One thread that reports due waits and calls `work`.
+
+    Args:
+        waits: guarded by `lock`.
+        on_due: called without the lock for each stage of a wait that comes due.
+        work: does what is queued; returns when to be called again at the latest (monotonic seconds), or None.
+        on_failure: called once if one of the two raises, which is a defect; the thread then ends.
+    """
+
+    def __init__(
+        self,
+        waits: Waits[W],
+        lock: threading.RLock,
+        *,
+        on_due: Callable[[Stage, W], None],
+        work: Callable[[], float | None],
+        on_failure: Callable[[BaseException], None],
+        name: str,
+    ) -> None:
+        self._waits, self._lock = waits, lock
+        self._on_due, self._work, self._on_failure = on_due, work, on_failure
+        self._gate = threading.Lock()  # locked while there is nothing to do: cheaper to open than an Event to set
+        self._gate.acquire()
+        self._working = threading.Lock()  # held by the thread that does what is queued
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def state(self) -> str:
+        """Return a line for a dump."""
+        return f"{self._thread.name}: {'lives' if self._thread.is_alive() else 'does not live'}"
+
+    def wake(self) -> None:
+        """There is something to do, or a wait that comes due earlier than all others."""
+        try:  # contextlib.suppress would take as long as all the rest, and every call of the root passes here
+            self._gate.release()
+        except RuntimeError:
+            return  # it is open already
+
+    def work_here(self, work: Callable[[], object]) -> None:
+        """There is something to do: do `work` in this thread, unless the engine's is at it. Call it `Uninterrupted`.
+
+        What `work` leaves undone is the engine's: whoever leaves something wakes it.
+
+        It saves a small cast two changes of threads, which take as long as all the rest of the root's work on it.
+        """
+        if not self._working.acquire(blocking=False):
+            self.wake()
+            return
+        try:
+            work()
+        except BaseException as exc:
+            self._on_failure(exc)
+            raise
+        finally:
+            self._working.release()
+
+    def stop(self) -> None:
+        """End the thread, from any thread."""
+        self._stopped = True
+        self.wake()
+        if self._thread.ident is not None and threading.current_thread() is not self._thread:
+            self._thread.join(1.0)
+
+    def _run(self) -> None:
+        own_thread()
+        try:
+            while not self._stopped:
+                self._turn()
+        except Exception as exc:
+            self._on_failure(exc)
+
+    def _tell_due(self) -> None:
+        # On its own: what it has told of must not live as long as this thread sleeps.
+        with self._lock:
+            due = self._waits.due(time.monotonic())
+        for stage, what in due:
+            self._on_due(stage, what)
+
+    def _turn(self) -> None:
+        self._tell_due()
+        with self._working:
+            work_s = self._work()
+        with self._lock:
+            next_s = self._waits.next_s()
+        if next_s is None or (work_s is not None and work_s < next_s):
+            next_s = work_s
+        forget_frames()
+        # Whoever wakes us from here on opens the gate, so nothing that comes meanwhile is missed.
+        self._gate.acquire(timeout=-1 if next_s is None else max(0.0, next_s - time.monotonic()))

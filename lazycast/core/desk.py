@@ -1,0 +1,451 @@
+"""The calls of one rank: who asked for what, until when, and how each call ends.
+
+Guarantees:
+
+* One lock guards all state of an object on a rank. It is held for decisions only: nothing is sent, settled, decoded or
+  run under it.
+* A future is settled exactly once, by whoever takes its ask off the books first (`_take`).
+* What comes in the middle of lazycast's own work in the same thread, from a finalizer that the collector runs there,
+  may look: the lock lets it in. What would change something is handed over (`hand_over`), and done as soon as somebody
+  is between two pieces of work: whoever calls next, or the engine thread.
+* The engine thread keeps time: it warns, asks and gives up when an ask is due. It never runs a materializer.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from lazycast.codec.trust import policy_of
+from lazycast.core.arrival import Arrival
+from lazycast.core.ask import Ask
+from lazycast.core.clock import Clock
+from lazycast.core.divergence import origin
+from lazycast.core.future import CastFuture
+from lazycast.core.interrupts import Uninterrupted
+from lazycast.core.performer import Group, Performer, Result
+from lazycast.core.records import Records
+from lazycast.core.situation import Situation
+from lazycast.core.waits import Stage, Wait, plan
+from lazycast.core.workers import Workers, inside, role_of, unforked
+from lazycast.errors import CastTimeoutError, ClosedError, KeyInUseError, LazycastError, ReentrantCallError
+from lazycast.here import call_out, here
+from lazycast.missing import MISSING
+from lazycast.net.wire import Key
+from lazycast.options import Options
+from lazycast.tracebacks import log
+
+logger = logging.getLogger("lazycast")
+
+#: A wait that ends so much too late was not looked at: this process was stopped, or did not get to run (seconds).
+_FROZEN_S = 1.0
+#: How long, and how often, a call whose time is over waits for a verdict that has been given (seconds).
+_AGAIN_S, _MOST_PUT_OFF = 0.01, 200
+
+
+class Desk(Records):
+    """What all kinds of lanes share: the books on asks, and the clock."""
+
+    _inquires = True  # whether there is anybody to ask about a call that waits long
+
+    def __init__(self, group: Group, options: Options) -> None:
+        super().__init__(group, options)
+        self._policy = policy_of(options, same_program=group.same_program)
+        self._gates: list[threading.Lock] = []  # of threads that wait for a change, each opened once
+        #: What was asked for in the middle of our own work, with its arguments. Filled in one step, from anywhere.
+        self.handed: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._pending: dict[Key, Ask] = {}  # asks with a key whose future is not done
+        self._asked = self._unkeyed = 0
+        self._performer = Performer(self, group, options.executor, f"lazycast-{options.name}-work")
+        self._callbacks = Workers(1, f"lazycast-{options.name}-callback")
+        self._clock: Clock[Ask] = Clock(
+            self._waits,
+            self._lock,
+            on_due=self._on_due,
+            work=self._work_in_turn,
+            on_failure=self._fail,
+            name=f"lazycast-{options.name}-engine",
+        )
+
+    # Asking
+
+    @abstractmethod
+    def call(
+        self,
+        payload: object,
+        materialize: Callable[[Any], Any] | None,
+        key: Key | None,
+        timeout_s: float,
+        refusal: Exception | None = None,
+        *,
+        here: bool = False,
+        counted: list[bool] | None = None,
+    ) -> CastFuture[Any]:
+        """Cast (root) or ask (elsewhere). With `refusal` the call only counts, and raises it.
+
+        With `here` the caller is about to wait for the future, so its thread may do some of the work. `counted` gets
+        something in it as soon as the call counts.
+        """
+
+    @abstractmethod
+    def discard(self, key: Key, counted: list[bool] | None = None) -> None:
+        """This rank will not ask for the next cast with this key."""
+
+    @abstractmethod
+    def count_missed(self, key: Key | None, exc: BaseException) -> None:
+        """Count a call that `exc` ended before it did. Handed over: whoever makes calls may be interrupted again."""
+
+    def has_room(self) -> bool:
+        """Whether `call` would not be held back now."""
+        return True
+
+    def guard(self, what: str) -> None:
+        """Refuse a call that would wait for itself, or for threads that a fork has left behind."""
+        self.refuse_after_fork()
+        reentrant = self.reentrant(what)
+        if reentrant is not None:
+            raise reentrant
+
+    def _guard_result(self) -> None:
+        in_the_middle = self.in_the_middle("result()")
+        if in_the_middle is not None:
+            raise in_the_middle
+        self.guard("result()")
+
+    def reentrant(self, what: str) -> ReentrantCallError | None:
+        role = role_of(self)
+        if role is None:
+            return None
+        return self._reentrant(what, role)
+
+    def in_the_middle(self, what: str) -> ReentrantCallError | None:
+        """The same for a call that comes in the middle of our own work: made here it would wait for that."""
+        return self._reentrant(what, "finalizer, or what else runs in the middle of the work,") if here.depth else None
+
+    def _reentrant(self, what: str, role: str) -> ReentrantCallError:
+        return ReentrantCallError(
+            f"{what} would block inside a {role} of the same lazycast object {self._options.name!r}, which may be what "
+            "it waits for; use broadcast_async and callbacks there"
+        )
+
+    def _watch(self) -> threading.Lock:
+        """With the lock held: return a gate that opens as soon as something has changed.
+
+        To be waited for without the lock: no interrupt of the waiting can then leave that locked, or half taken.
+        """
+        gate = threading.Lock()
+        gate.acquire()
+        self._gates.append(gate)
+        return gate
+
+    def _notify(self) -> None:
+        """With the lock held: something has changed."""
+        while self._gates:
+            self._gates.pop().release()
+
+    # What comes in the middle of our own work
+
+    def wake(self) -> None:
+        """Something was handed over."""
+        self._clock.wake()
+
+    def hand_over(self, fn: Callable[..., object], *args: object) -> None:
+        """Have something done that cannot be done in the middle of what this thread is at."""
+        self.handed.append((fn, args))
+        self._clock.wake()
+        if self._closed.is_set():
+            self._do_handed()  # nobody else will; and by now it can only fail
+
+    def _do_handed(self) -> None:
+        """Do what was handed over, in its order. Call it before anything that takes a place in line."""
+        with Uninterrupted(), inside(self, "finalizer"):
+            while self.handed:
+                try:
+                    fn, args = self.handed.popleft()
+                except IndexError:  # another thread has taken it
+                    return
+                try:
+                    fn(*args)
+                except ClosedError as exc:  # closed meanwhile; whoever asked for it has gone on
+                    logger.debug("lazycast: what was handed over came too late: %s", exc)
+
+    def call_later(
+        self,
+        payload: object,
+        materialize: Callable[[Any], Any] | None,
+        key: Key | None,
+        timeout_s: float,
+        refusal: Exception | None,
+    ) -> CastFuture[Any]:
+        """Hand over a call, and return the future that it will have."""
+        future: CastFuture[Any] = CastFuture(
+            label=functools.partial(self._label, key, None),
+            withdraw=lambda: False,  # there is nothing yet
+            run_callback=self._run_callback,
+            guard=self._guard_result,
+        )
+
+        def call() -> None:
+            try:
+                made = self.call(payload, materialize, key, timeout_s, refusal)
+            except Exception as exc:
+                future.settle_error(exc)
+            else:
+                future.follow(made)
+
+        self.hand_over(call)
+        return future
+
+    def _work_in_turn(self) -> float | None:
+        if self.handed:
+            self._do_handed()
+        return self._work()
+
+    def _refuse_if_closed(self) -> None:
+        """With the lock held."""
+        if self._closing:
+            raise ClosedError(f"lazycast {self._options.name!r} is closed on this rank", rank=self._group.rank)
+
+    def _make_ask(self, key: Key | None, timeout_s: float, began_s: float, operation: str) -> Ask:
+        """With the lock held: make an ask; every call counts, also one that is refused."""
+        nth = self._unkeyed + 1 if key is None else 0
+        future: CastFuture[Any] = CastFuture(
+            label=functools.partial(self._label, key, None, nth),  # only if somebody looks
+            withdraw=lambda: self._withdraw(ask),
+            run_callback=self._run_callback,
+            guard=self._guard_result,
+        )
+        ask = Ask(key, timeout_s, future, self._asked + 1, began_s, operation, nth)
+        if self._options.debug:
+            ask.origin = origin(nth)
+        ask.wait = Wait(ask, began_s, plan(began_s, timeout_s, self._options.warn_after_s, ask=self._inquires))
+        self._asked += 1
+        self._unkeyed += key is None
+        return ask
+
+    def _book(self, ask: Ask) -> None:
+        """With the lock held: put an ask on the books."""
+        if ask.key is not None:
+            self._pending[ask.key] = ask
+        self._counters.asked += 1
+        if self._waits.add(ask.wait):
+            self._clock.wake()
+
+    def _key_in_use(self, key: Key) -> KeyInUseError:
+        on_all = " on every rank" if self._group.rank == self._group.root else " on this rank"
+        return KeyInUseError(
+            f"{self._label(key, None)}: a call with this key is still pending here; wait for its future, or use "
+            f"another key (this call counts: it consumes a cast{on_all})",
+            rank=self._group.rank,
+        )
+
+    def _run_callback(self, fn: Callable[[], None]) -> None:
+        def task() -> None:
+            with inside(self, "callback"), unforked():
+                call_out(fn)
+
+        self._callbacks.submit(task)
+
+    def _withdraw(self, ask: Ask) -> bool:
+        """`CastFuture.cancel`: an ask that is taken off the books must be settled, or its future never is."""
+        if here.depth:
+            self.hand_over(self._cancel, ask)
+            return False
+        with Uninterrupted():
+            return self._cancel(ask)
+
+    @abstractmethod
+    def _cancel(self, ask: Ask) -> bool:
+        """The same; an interrupt waits for its end."""
+
+    # Settling
+
+    def _take(self, ask: Ask) -> bool:
+        """With the lock held: take an ask off the books. True for the one caller who may settle its future."""
+        if ask.taken:
+            return False
+        ask.taken = True
+        ask.arrival = None  # the two would keep each other, and the value, until the next collection
+        ask.payload = MISSING
+        self._waits.end(ask.wait)
+        if ask.key is not None and self._pending.get(ask.key) is ask:
+            del self._pending[ask.key]
+        self._notify()
+        return True
+
+    def _settle(self, ask: Ask, result: Result) -> None:
+        if result.failure is not None and result.failure.kind == "withdrawn":
+            exc: LazycastError | None = None
+        elif result.failure is not None:
+            exc = self._exception(ask, result)
+        else:
+            exc = None
+        with self._lock:
+            if (tracer := self._tracer) is not None and not ask.taken:
+                self._trace_end(tracer, ask, exc)
+            if not self._take(ask):
+                return
+            if result.failure is None:
+                now_s = time.monotonic()
+                self._counters.resolve(now_s, now_s - ask.since_s)
+            elif exc is None:
+                self._counters.cancelled += 1
+            else:
+                self._counters.count_failure(exc)
+        if result.failure is None:
+            ask.future.settle(result.value)
+        elif exc is None:
+            ask.future.settle_cancelled()
+        else:
+            ask.future.settle_error(exc)
+
+    def _settle_error(self, ask: Ask, exc: LazycastError) -> None:
+        with self._lock:
+            taken = self._take_failed(ask, exc)
+        if taken:
+            ask.future.settle_error(exc)
+
+    def _take_failed(self, ask: Ask, exc: LazycastError) -> bool:
+        """With the lock held: take an ask off the books that ends with an error."""
+        if (tracer := self._tracer) is not None and not ask.taken:
+            self._trace_end(tracer, ask, exc)
+        if not self._take(ask):
+            return False
+        self._counters.count_failure(exc)
+        return True
+
+    # Time
+
+    def _fail(self, exc: BaseException) -> None:
+        log(logger, f"lazycast {self._options.name!r}: the engine failed", exc)
+        self._engine_failed(exc)
+
+    @abstractmethod
+    def _engine_failed(self, exc: BaseException) -> None:
+        """Make sure that nobody waits for this rank any more."""
+
+    @abstractmethod
+    def _work(self) -> float | None:
+        """Engine thread: do what is queued; return when to come back at the latest."""
+
+    def _on_due(self, stage: Stage, ask: Ask) -> None:
+        if stage is Stage.ASK:
+            self._inquire(ask)
+            return
+        situation = self._situation(ask)
+        if stage is Stage.WARN:
+            waited_s = time.monotonic() - ask.since_s
+            text = situation.text()
+            if (tracer := self._tracer) is not None:
+                tracer.happened("still waiting", None, call=ask.number, text=text)
+            logger.warning("%s: still waiting after %.1f s: %s", self._ask_label(ask), waited_s, text)
+        else:
+            self._give_up_late(ask, situation)
+
+    def _give_up_late(self, ask: Ask, situation: Situation) -> None:
+        """The time of a call is over."""
+        late_s = time.monotonic() - ask.wait.deadline_s
+        late = f"; this rank itself did not run for {late_s:.1f} s of that or more" if late_s > _FROZEN_S else ""
+        message = f"{self._ask_label(ask)}: no value after {ask.timeout_s:g} s: {situation.text()}{late}"
+        exc = self._explain(ask, CastTimeoutError(message, rank=self._group.rank), situation)
+        failure = situation.overdue(self._group.rank, self._group.hosts[self._group.rank], ask.timeout_s)
+        with self._lock:
+            arrival = ask.arrival
+            if ask.put_off < _MOST_PUT_OFF and self._is_decided(ask):  # somebody is about to settle it
+                self._put_off(ask)
+                return
+            if not self._take_failed(ask, exc):
+                return
+            ask.late = failure
+        self._tell_late(ask, arrival)
+        ask.future.settle_error(exc)
+
+    def _is_decided(self, ask: Ask) -> bool:
+        """With the lock held: whether a verdict on a call's cast has been given here that has not reached the call."""
+        return False
+
+    def _put_off(self, ask: Ask) -> None:
+        """With the lock held: let a call wait a little longer."""
+        ask.put_off += 1
+        self._waits.end(ask.wait)
+        ask.wait = Wait(ask, ask.since_s, ((time.monotonic() + _AGAIN_S, Stage.GIVE_UP),))
+        self._waits.add(ask.wait)
+
+    @abstractmethod
+    def _tell_late(self, ask: Ask, arrival: Arrival | None) -> None:
+        """The time of a call is over here: if its cast is to be everybody's or nobody's, it will be nobody's."""
+
+    @abstractmethod
+    def _inquire(self, ask: Ask) -> None:
+        """Find out from the root whom this ask waits for, and who does not answer."""
+
+    # The end
+
+    def close(self, timeout_s: float) -> None:
+        """Wait for pending calls up to `timeout_s`, fail the rest, say farewell, stop. Idempotent."""
+        if self._forked:
+            return
+        first = False
+        deadline_s = time.monotonic() + timeout_s
+        try:
+            with Uninterrupted():
+                if self.handed:
+                    self._do_handed()
+                with self._lock:
+                    first, self._closing = not self._closing, True
+                    self._notify()
+            if not first:
+                self._closed.wait(timeout_s)
+                return
+            while (gate := self._idle_gate()) is not None and (left_s := deadline_s - time.monotonic()) > 0:
+                gate.acquire(timeout=left_s)
+        finally:  # an interrupt of the waiting must not leave the object half closed
+            if first:
+                self._finish(timeout_s, deadline_s)
+
+    def _idle_gate(self) -> threading.Lock | None:
+        """Return what opens when something has changed, or None if `close` has nothing to wait for."""
+        with Uninterrupted(), self._lock:
+            return self._watch() if self._busy() else None
+
+    def _finish(self, timeout_s: float, deadline_s: float) -> None:
+        try:
+            with Uninterrupted():
+                self._fail_what_waits(timeout_s)
+            self._disconnect(max(1.0, deadline_s - time.monotonic()))
+        finally:
+            self._clock.stop()
+            self._performer.stop()
+            self._callbacks.stop()
+            if (tracer := self._tracer) is not None:
+                tracer.stop()
+            self._closed.set()
+            self._do_handed()
+
+    def _fail_what_waits(self, timeout_s: float) -> None:
+        with self._lock:
+            left = self._waits.waiting()
+        for ask in left:
+            situation = self._situation(ask)
+            text = f"{self._ask_label(ask)}: this rank closed the object after waiting {timeout_s:g} s: "
+            closed = ClosedError(text + situation.text(), rank=self._group.rank)
+            self._settle_error(ask, self._explain(ask, closed, situation))
+
+    @abstractmethod
+    def _disconnect(self, timeout_s: float) -> None:
+        """Say farewell to the other ranks."""
+
+    def _busy(self) -> bool:
+        """With the lock held: whether `close` has something to wait for."""
+        return len(self._waits) > 0
+
+    def after_fork_in_child(self) -> None:
+        """Only the forking thread is alive, and any lock may be held: touch none."""
+        self._forked = True
+        self._tracer = None  # it closes its file itself

@@ -1,0 +1,111 @@
+"""Turns a call of the root into what goes out: a cast, the room that holds its payload, and code that is new.
+
+Guarantees: only the thread that does the engine's work encodes, so casts get their turns in the order they are sent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from lazycast.codec import pickling
+from lazycast.codec.trust import Policy
+from lazycast.core.arrival import Own
+from lazycast.core.calls import Call
+from lazycast.core.workers import unforked
+from lazycast.materialize.materializers import Shipper
+from lazycast.materialize.staged import Staged
+from lazycast.missing import MISSING
+from lazycast.net.relay import Relay, Room
+from lazycast.net.wire import Cast, Code
+
+#: A cast, the room that holds its body, and the code that is to go before it.
+Encoded = tuple[Cast, Room, list[tuple[Code, Room]]]
+
+
+class Encoder:
+    """See the module's text."""
+
+    def __init__(self, relay: Relay, policy: Policy, seqs: Iterator[int], *, agree: bool) -> None:
+        self._relay = relay
+        self.codec = policy.codec
+        self.shipper = Shipper(policy)
+        self._seqs = seqs
+        self._agree = agree
+        self._turn = 0
+
+    def encode(self, call: Call) -> Encoded:
+        """Encode a payload, or what takes its place, and name its materializer. Raises whatever user code raises."""
+        ref = finish = None
+        codes: list[tuple[Code, Room]] = []
+        if call.materialize is not None:
+            ref, finish, fresh = self.shipper.ship(call.materialize, prepared=call.prepared)
+            codes = [self._code(name, code) for name, code in fresh]
+        staged = finish is not None and call.prepared
+        encode = self.codec.encode
+        if call.mark is not None and not call.prepared:
+            encoded = pickling.Encoded()  # every rank has its own
+        else:
+            with unforked():
+                what = call.hint if call.mark is not None else (call.payload, call.hint)
+                encoded = encode(what if staged else call.payload)
+        if encoded.cut and call.prepared:
+            self._cut(call, encoded)
+        room = self._relay.room(encoded.nbytes)
+        encoded.write_into(room.view)
+        agree = self._agree and call.placement != "demand"
+        layout = encoded.layout
+        cast = Cast(
+            call.seq,
+            call.key,
+            call.placement,
+            agree,
+            ref,
+            encoded.nbytes,
+            layout.stream_nbytes,
+            layout.frames,
+            finish=finish,
+            turn=self._next_turn() if call.placement == "shard" else 0,
+            fingerprint=call.mark,
+            sent_s=time.monotonic(),
+            origin=call.ask.origin,
+        )
+        return cast, room, codes
+
+    def _cut(self, call: Call, encoded: pickling.Encoded) -> None:
+        """What the root has made is more than what the others get of it: it keeps what they get."""
+        made = pickling.as_it_arrives(encoded, self.codec)
+        if call.hint is MISSING:
+            call.payload = made
+        else:
+            call.hint = made if call.mark is not None else made[1]
+
+    def check(self, cast: Cast, room: Room) -> None:
+        """Make sure that what was encoded can be rebuilt, here at least. Raises whatever decoding raises."""
+        if not cast.stream_nbytes:
+            return
+        with unforked():
+            self.codec.decode(room.view, pickling.Layout(cast.stream_nbytes, cast.frames))
+
+    def _next_turn(self) -> int:
+        self._turn += 1
+        return self._turn - 1
+
+    def code(self, ident: str) -> tuple[Code, Room]:
+        """The code of a materializer, by its digest. Raises `CannotEncode` where it is not known, or `MemoryError`."""
+        return self._code(ident, self.shipper.code_for(ident))
+
+    def _code(self, ident: str, code: bytes) -> tuple[Code, Room]:
+        room = self._relay.room(len(code))
+        pickling.copy(room.view, code)
+        return Code(next(self._seqs), ident, len(code)), room
+
+
+def own_of(call: Call) -> Own:
+    """What the root has for its own part, taken off the call."""
+    fn, payload = call.materialize, call.payload
+    call.payload = call.materialize = None
+    if isinstance(fn, Staged):
+        first = None if call.prepared else fn.prepare
+        return Own(payload, True, first, fn.finish, call.hint)
+    return Own(payload, True, fn)

@@ -1,0 +1,401 @@
+"""The lane of a rank that is not the root: matches what arrives with what is asked for.
+
+Guarantees:
+
+* Every call counts: the n-th call with a key gets the root's n-th cast with it, also if one of the two was refused,
+  cancelled or timed out.
+* An interrupt of the caller leaves nothing half done: a call that counts has its place in line, and what it sets off
+  here is reported.
+* The root learns what has been asked for in batches: at once when they may hold it back, else a little later.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lazycast.arguments import usable_key
+from lazycast.codec.fingerprint import fingerprint
+from lazycast.core import figures
+from lazycast.core.arrival import Arrival, Own
+from lazycast.core.ask import Ask
+from lazycast.core.divergence import SHOWN_CALLS, Pairings, made
+from lazycast.core.dump import named
+from lazycast.core.failures import clip
+from lazycast.core.future import CastFuture
+from lazycast.core.interrupts import Uninterrupted
+from lazycast.core.lane import SPENT, Lane
+from lazycast.core.mailbox import Mailbox
+from lazycast.core.parts import MAX_REASON
+from lazycast.core.performer import Group, Result
+from lazycast.core.queries import Queries
+from lazycast.core.reads import Reads, messages
+from lazycast.core.situation import Phase
+from lazycast.missing import MISSING
+from lazycast.net.backend import Context
+from lazycast.net.host.mesh import Mesh
+from lazycast.net.topology import Topology
+from lazycast.net.wire import (
+    AnyMessage,
+    Cast,
+    Code,
+    Failure,
+    Gone,
+    Key,
+    Origin,
+    Pass,
+    Present,
+    Read,
+    Relayed,
+    RollCall,
+    Status,
+    Value,
+    Verdict,
+)
+from lazycast.options import Options
+
+logger = logging.getLogger("lazycast")
+
+#: How long after a cast the root is told what this rank has counted. While nothing is cast nothing is told.
+FIGURES_EVERY_S = 2.0
+
+
+class FollowerLane(Lane):
+    """See the module's text."""
+
+    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
+        super().__init__(group, options, context, topology, mesh)
+        self._mailbox: Mailbox[Ask, Arrival] = Mailbox()
+        self._reads = Reads(options.max_inflight, options.max_inflight_nbytes)
+        self._placed: str | None = None
+        self._has_root_clock = group.clock_of(group.rank) == group.clock_of(group.root)
+        self._queries = Queries(group.rank, group.root)
+        self._pairings = Pairings()
+        self._overdue: Failure | None = None  # a divergence that the others are told of with the next cast
+        self._early_verdicts: dict[int, Verdict] = {}  # verdicts whose cast has not come
+        self._figures_due_s: float | None = None  # when the root is to be told what has been counted
+
+    def call(
+        self,
+        payload: object,
+        materialize: Callable[[Any], Any] | None,
+        key: Key | None,
+        timeout_s: float,
+        refusal: Exception | None = None,
+        *,
+        here: bool = False,
+        counted: list[bool] | None = None,
+    ) -> CastFuture[Any]:
+        if self.handed:
+            self._do_handed()
+        refused = refusal
+        mark: bytes | Exception | None = None
+        if here and self._options.replicated and payload is not MISSING:
+            try:  # the caller is about to wait, most often for a cast that has not come yet
+                mark = fingerprint(payload)
+            except Exception as exc:  # whatever the attributes of a payload do when they are looked at
+                mark = exc
+        with Uninterrupted():  # what has begun must count, and a part that begins here must be reported
+            with self._lock:
+                self._refuse_if_closed()
+                ask = self._make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
+                if refused is None and key is not None and key in self._pending:
+                    refused = self._key_in_use(key)
+                if refused is not None:
+                    ask.taken = True
+                else:
+                    if self._options.replicated:
+                        ask.payload, ask.mark = payload, mark
+                    self._book(ask)
+                if counted is not None:
+                    counted.append(True)
+                arrival, result = self._match(ask)
+                hopeless = self._end.failure if result is None and self._depends_on_end(arrival) else None
+            self._after_match(ask, arrival, result)
+            if hopeless is not None and refused is None:
+                self._settle(ask, Result(failure=hopeless))
+        if refused is not None:
+            try:
+                raise refused
+            finally:
+                del refused, refusal  # it leads to its traceback, and that to this frame: it would lead back to it
+        return ask.future
+
+    def discard(self, key: Key, counted: list[bool] | None = None) -> None:
+        if self.handed:
+            self._do_handed()
+        self._give_up_next(key, counted)
+
+    def count_missed(self, key: Key | None, exc: BaseException) -> None:
+        self._give_up_next(key)
+
+    def _give_up_next(self, key: Key | None, counted: list[bool] | None = None) -> None:
+        """This rank does not want the next cast with this key, or without one."""
+        key, bad = usable_key(key)  # what was interrupted may not have been looked at
+        if bad is not None:
+            return
+        with Uninterrupted():  # as for a call
+            with self._lock:
+                self._refuse_if_closed()
+                ask = self._given_up_ask(key)
+                if counted is not None:
+                    counted.append(True)
+                arrival, result = self._match(ask)
+            self._after_match(ask, arrival, result)
+
+    def _given_up_ask(self, key: Key | None) -> Ask:
+        """With the lock held: an ask that only consumes its arrival."""
+        ask = self._make_ask(key, 1.0, time.monotonic(), "discard")
+        ask.taken = True
+        return ask
+
+    def _depends_on_end(self, arrival: Arrival | None) -> bool:
+        """With the lock held: whether this cast can come to nothing if the group has ended."""
+        if self._end.failure is None:
+            return False
+        if arrival is None:
+            return True
+        return self._end.failure.kind == "lost" or arrival.message.agree
+
+    def _match(self, ask: Ask) -> tuple[Arrival | None, Result | None]:
+        """With the lock held: find what has arrived for an ask, and its result if there is one already.
+
+        The result is taken here, once: whoever looks without the lock may see it handed over, or not yet there.
+        `_after_match` follows without the lock.
+        """
+        ended = self._end.failure is not None  # then what has not come will not: nothing to remember
+        arrival = self._mailbox.take(ask.key) if ended else self._mailbox.ask(ask.key, ask)
+        if arrival is None:
+            return None, None
+        self._join(ask, arrival)
+        result = arrival.final
+        if result is not None:
+            arrival.final = SPENT
+        return arrival, result
+
+    def _join(self, ask: Ask, arrival: Arrival) -> None:
+        """With the lock held: an ask and its arrival have met."""
+        arrival.ask = ask
+        if arrival.objection is None and arrival.message.agree:
+            arrival.objection = ask.late
+        if ask.origin is not None and arrival.message.origin is not None:
+            self._compare(ask.origin, arrival.message.origin, arrival)
+        if not ask.taken:
+            if ask.since_s <= arrival.arrived_s:
+                self._count("wait", ask.since_s, arrival.arrived_s, arrival.message)
+            else:
+                self._count("unread", arrival.arrived_s, ask.since_s, arrival.message)
+            ask.arrival = arrival
+            if arrival.message.fingerprint is not None:
+                arrival.own, ask.payload = Own(ask.payload, mark=ask.mark), MISSING
+        reports_later = arrival.message.agree and arrival.local is None and arrival.final is None
+        if not reports_later and not arrival.told_read and arrival.message.failure is None:
+            arrival.told_read = True
+            if self._reads.add(arrival.message.seq, arrival.message.nbytes, time.monotonic()):
+                self._clock.wake()
+
+    def _compare(self, here: Origin, root: Origin, arrival: Arrival) -> None:
+        """With the lock held, in debug mode: find out whether a call and a cast were meant for each other."""
+        evidence = self._pairings.meet(root, here) if here.nth and root.nth else None
+        if evidence is None:
+            return
+        rank, host = self._group.rank, self._group.hosts[self._group.rank]
+        text = (
+            f"rank {rank} ({host}) is out of step with the root: its call number {here.nth} without a key, at "
+            f"{here.site}, met the root's call number {root.nth} without a key, at {root.site}; {evidence}"
+        )
+        arrival.objection = failure = Failure("diverged", rank, host, text)
+        if arrival.local is not None or arrival.final is not None:  # this rank has said that it is well
+            self._overdue = failure
+        if arrival.local is not None and arrival.local.failure is None:
+            arrival.local = Result(failure=failure)
+        if arrival.final is not None and arrival.final.failure is None:
+            arrival.final = Result(failure=failure)
+
+    def _after_match(self, ask: Ask, arrival: Arrival | None, result: Result | None) -> None:
+        if arrival is None:
+            return
+        if result is not None:
+            self._settle(ask, result)
+        else:
+            self._advance(arrival)
+
+    def _take(self, ask: Ask) -> bool:
+        self._queries.forget(ask)
+        return super()._take(ask)
+
+    def _cancel(self, ask: Ask) -> bool:
+        with self._lock:
+            if not self._take(ask):
+                return ask.future.cancelled()
+            self._counters.cancelled += 1
+        ask.future.settle_cancelled()
+        return True
+
+    # Messages
+
+    def on_message(self, message: AnyMessage, body: memoryview) -> None:
+        if isinstance(message, Cast):
+            self._on_cast(message, body)
+        elif isinstance(message, Verdict):
+            with self._lock:
+                comes = self._end.failure is None or self._end.failure.kind != "lost"  # after a loss no cast is taken
+                if message.seq not in self._agreeing and message.failure is not None and comes:
+                    # The news that a rank has gone can overtake a cast on its way out.
+                    self._early_verdicts[message.seq] = message
+            self._on_verdict(message)
+        elif isinstance(message, (Value, Pass)):
+            self._on_host_message(message, body)
+        elif isinstance(message, Code):
+            self._on_code(message, body)
+        elif isinstance(message, RollCall):
+            self._relay.up(Present(self._group.rank, clip(self._performer.holders(), MAX_REASON)))
+        elif isinstance(message, (Status, Relayed)):
+            with self._lock:
+                self._queries.answered(message)
+        elif isinstance(message, Gone):
+            self._on_gone(message)
+
+    def _on_cast(self, message: Cast, body: memoryview) -> None:
+        result = Result(failure=message.failure) if message.failure is not None else None
+        arrival = Arrival(message, body, final=result, arrived_s=time.monotonic())  # final before anybody can see it
+        with self._lock:
+            if self._end.failure is not None and self._end.failure.kind == "lost":
+                return  # the call that it is for has failed, or will: it must not meet the next one with its key
+            if message.failure is None:
+                self._counters.cast(message.placement)
+                self._placed = message.placement
+                if self._has_root_clock:
+                    self._count("transfer", message.sent_s, arrival.arrived_s, message)
+            else:
+                self._counters.cast(None)
+            if self._figures_due_s is None:
+                self._figures_due_s = arrival.arrived_s + FIGURES_EVERY_S
+                self._clock.wake()
+            early = self._early_verdicts.pop(message.seq, None)
+            self._admit(arrival)
+            if self._overdue is not None and message.agree:
+                arrival.objection, self._overdue = self._overdue, None
+            if message.agree and early is None:
+                self._agreeing[message.seq] = arrival
+            ask = self._mailbox.arrive(message.key, arrival)
+            if ask is not None:
+                self._join(ask, arrival)
+                if result is not None:
+                    arrival.final = SPENT
+        self._begin_part(arrival, early, ask, result)
+        if (tracer := self._tracer) is not None:
+            tracer.took("arrive", arrival.arrived_s, time.monotonic(), message)
+
+    def _begin_part(self, arrival: Arrival, early: Verdict | None, ask: Ask | None, result: Result | None) -> None:
+        """A cast is on the books: do what can be done of it."""
+        if early is not None and early.failure is not None:
+            self._conclude(arrival, Result(failure=early.failure))
+            self._give_up(arrival)
+        elif result is not None:
+            if ask is not None:
+                self._settle(ask, result)
+        else:
+            self._advance(arrival)
+
+    def _on_code(self, message: Code, body: memoryview) -> None:
+        failure = message.failure
+        if failure is None and body.nbytes != message.nbytes:
+            short = self._parts.short(message.nbytes)
+            failure = self._performer.failure("decode", "the code of a materializer could not be taken", short)
+        if failure is None:
+            self._parts.loader.learn(message.ident, bytes(body))
+        with self._lock:
+            parked = self._parked.pop(message.ident, [])
+        for arrival in parked:
+            if failure is None:
+                self._advance(arrival)
+            else:
+                self._code_missing(arrival, failure)
+
+    def _handle_gone(self, message: Gone) -> None:
+        if message.failure.kind == "lost" or message.rank in self._topology.upstream:
+            self._end_with(message.failure)
+            with self._lock:
+                self._mailbox.clear_asks()
+                if message.failure.kind == "lost":
+                    self._early_verdicts.clear()
+
+    # Time
+
+    def _do_queued(self) -> float | None:
+        now_s = time.monotonic()
+        due = [due_s for due_s in (self._tell_reads(now_s), self._tell_figures(now_s)) if due_s is not None]
+        return min(due, default=None)
+
+    def _tell_figures(self, now_s: float) -> float | None:
+        with self._lock:
+            if self._figures_due_s is None or self._figures_due_s > now_s:
+                return self._figures_due_s
+            self._figures_due_s = None
+        self._relay.up(figures.of(self.stats()))
+        return None
+
+    def _tell_reads(self, now_s: float) -> float | None:
+        with self._lock:
+            reads, next_s = self._reads.take(now_s), self._reads.due_s
+        for seqs in messages(reads):
+            self._trace_said("read", seqs[0])
+            self._relay.up(Read(self._group.rank, seqs))
+        return next_s
+
+    def _inquire(self, ask: Ask) -> None:
+        arrival = ask.arrival
+        if arrival is not None and arrival.local is None and arrival.begun:
+            return  # we wait for ourselves
+        with self._lock:
+            if ask.taken:
+                return
+            query = self._queries.open(ask, time.monotonic())
+        self._relay.up(query)
+
+    def _phase_before_arrival(self, ask: Ask) -> Phase:
+        return self._queries.before_arrival(ask)
+
+    def _phase_of_agreement(self, ask: Ask, arrival: Arrival) -> Phase:
+        return self._queries.agreement(ask)
+
+    def _notes(self, ask: Ask) -> tuple[str, ...]:
+        return self._queries.notes(ask)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._mailbox = Mailbox()
+
+    def _placement(self) -> tuple[str, str]:
+        if self._options.placement != "auto":
+            return super()._placement()
+        return self._placed or "auto", "chosen by the root" if self._placed else "nothing has been cast"
+
+    def _unasked(self) -> int:
+        return len(self._mailbox.arrivals())
+
+    def _dump_mailbox(self) -> list[str]:
+        arrived = [
+            f"#{a.message.seq}{named(a.message.key)}: {a.message.nbytes} bytes, nobody has asked for it"
+            for a in self._mailbox.arrivals()
+        ]
+        return arrived + [f"a call{named(ask.key)}: its cast has not come" for ask in self._mailbox.asks()]
+
+    def _disconnect(self, timeout_s: float) -> None:
+        if self._options.debug:
+            self._tell_unasked()
+        if self._counters.casts:
+            self._relay.up(figures.of(self.stats()))  # the last word on this rank's casts
+        super()._disconnect(timeout_s)
+
+    def _tell_unasked(self) -> None:
+        """In debug mode: calls of the root that nobody here has made are a sign that the ranks are out of step."""
+        with self._lock:
+            left = [arrival.message for arrival in self._mailbox.arrivals()]
+        if left:
+            said = ", ".join(made(m.seq, m.key, m.origin) for m in left[:SHOWN_CALLS])
+            text = "lazycast %r: rank %d closes with %d casts that it has not asked for: %s"
+            logger.warning(text, self._options.name, self._group.rank, len(left), said)

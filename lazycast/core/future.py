@@ -1,0 +1,230 @@
+"""The future of a cast: a `concurrent.futures.Future` that is also awaitable.
+
+Guarantees:
+
+* It is settled once, by the engine alone: `cancel` asks it, and it decides under one lock who was first.
+* Looking at one that is done takes no lock; what takes the base class's is not interrupted: a thread that left it
+  locked would stop the engine.
+* Callbacks never run on lazycast's own threads that move messages: they go to the object's callback thread, or run in
+  the thread that adds them if the future is done.
+* Cancelling a task that awaits it cancels the waiting only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar, cast
+
+from lazycast.core.interrupts import Uninterrupted
+from lazycast.tracebacks import log
+
+V = TypeVar("V")
+
+logger = logging.getLogger("lazycast")
+
+# Names of the base class.
+_CANCELLED = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED"})
+_SETTLED = _CANCELLED | {"FINISHED"}
+
+
+def _call(fn: Callable[[Any], object], future: object) -> None:
+    try:
+        fn(future)
+    except BaseException as exc:  # as above all in concurrent.futures, a callback harms nobody else
+        log(logger, f"lazycast: a callback of {future!r} raised", exc)
+
+
+class CastFuture(concurrent.futures.Future[V]):
+    """What `LazyBroadcast.broadcast_async` returns.
+
+    Works with `concurrent.futures.wait`, `as_completed`, `add_done_callback`, `asyncio.wrap_future` and, in
+    asyncio's loops and uvloop's, `await`.
+    """
+
+    def __init__(
+        self,
+        *,
+        label: Callable[[], str],
+        withdraw: Callable[[], bool],
+        run_callback: Callable[[Callable[[], None]], None],
+        guard: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self._label = label
+        self._withdraw: Callable[[], bool] | None = withdraw
+        self._run_callback = run_callback
+        self._guard = guard
+        self._gate = threading.Lock()  # open once it is settled
+        self._gate.acquire()
+
+    def __repr__(self) -> str:
+        return f"<CastFuture {self._label()} {self._state.lower()}>"
+
+    def cancel(self) -> bool:
+        """Give up this cast.
+
+        On the root this withdraws a cast that has not been sent: everyone's future for it is cancelled; once it has
+        been sent it returns False. On the other ranks it is a `discard`: this rank will not get the value.
+        """
+        withdraw = self._withdraw
+        return self.cancelled() if withdraw is None else withdraw()
+
+    def done(self) -> bool:
+        """Whether it has been settled.
+
+        Without the base class's condition: an interrupt at the wrong moment would leave that locked for good.
+        """
+        return self._state in _SETTLED
+
+    def result(self, timeout: float | None = None) -> V:
+        """Return the value, waiting up to `timeout` seconds.
+
+        Raises:
+            concurrent.futures.TimeoutError: `timeout` has ended before the cast's own time limit.
+            ReentrantCallError: called, before it is done, from a materializer or callback of the same object.
+            LazycastError: the cast's own error.
+        """
+        self._wait(timeout)
+        exc = self._outcome()
+        if exc is None:
+            return cast(V, self._result)  # of the base class, as all that is looked at here
+        try:
+            raise exc
+        finally:
+            del exc, self  # the traceback leads here: the error, and the future, would live until the next collection
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return the cast's error or None, waiting as `result` does."""
+        self._wait(timeout)
+        return self._outcome()
+
+    def _outcome(self) -> BaseException | None:
+        if not self.done():
+            raise concurrent.futures.TimeoutError
+        if self.cancelled():
+            raise concurrent.futures.CancelledError
+        return self._exception
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled."""
+        return self._state in _CANCELLED
+
+    def running(self) -> bool:
+        """Whether somebody is at work on it that cannot be stopped: never, as far as can be seen from here."""
+        return False
+
+    def _wait(self, timeout: float | None) -> None:
+        # At a gate, not at the base class's condition: whoever wakes there needs a second lock, which the thread that
+        # woke it still holds. That costs 10 µs and often another switch of threads, for each blocking call.
+        if not self.done():
+            self._guard()
+            if self._gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+                self._gate.release()
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[V]], object]) -> None:
+        """Call `fn(future)` when done: at once in this thread if it is, else on the object's callback thread.
+
+        Raises: TypeError for what `asyncio.wait` adds, which works in the thread of its loop only and would never wake.
+        """
+        if getattr(fn, "__module__", None) == "asyncio.tasks":
+            raise TypeError(
+                f"asyncio.wait() takes tasks, and {self!r} is none: make it one with asyncio.ensure_future(future)"
+            )
+        if self.done():
+            _call(fn, self)
+        else:
+            # The base class keeps callbacks for good: one that led back here would keep the value until a collection.
+            run = self._run_callback
+            self._when_done(lambda future: run(lambda: _call(fn, future)))
+
+    def _when_done(self, fn: Callable[[concurrent.futures.Future[V]], object]) -> None:
+        """Call `fn`, which must be quick, wherever it is settled, or here if it is."""
+        with Uninterrupted():
+            super().add_done_callback(fn)
+
+    def __await__(self) -> Generator[Any, None, V]:
+        # Not asyncio.wrap_future: that cancels this future when the waiting task is cancelled.
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                f"{self!r} is awaited where no asyncio loop runs: `await trio.to_thread.run_sync(future.result)` does "
+                "it under trio, and future.result() in a thread in any other loop"
+            ) from None
+        waiter: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        def notify(future: object) -> None:
+            try:
+                loop.call_soon_threadsafe(wake)
+            except RuntimeError:  # the loop was closed while the cast went on; nobody waits any more
+                logger.debug("lazycast: %r done after its event loop was closed", future)
+
+        self._when_done(notify)
+        yield from waiter
+        try:
+            return self.result(0)
+        finally:
+            del self  # as in `result`
+
+    # What executors call, and nobody else: whoever did it here would settle one rank's future without the others.
+
+    def set_result(self, result: V) -> None:
+        """Refused: the cast settles it."""
+        raise self._not_yours("set_result")
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Refused: the cast settles it."""
+        raise self._not_yours("set_exception")
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Refused: the cast settles it."""
+        raise self._not_yours("set_running_or_notify_cancel")
+
+    def _not_yours(self, what: str) -> RuntimeError:
+        return RuntimeError(
+            f"{self!r}: {what}() is for executors; a cast settles its future on every rank. To give it up use "
+            "cancel(), for a future of your own concurrent.futures.Future"
+        )
+
+    # For the engine, which calls one of these once, having decided under its own lock that nobody else will.
+
+    def settle(self, value: V) -> None:
+        """Resolve."""
+        self._withdraw = None  # it leads back here: a value in such a circle would live until the next collection
+        super().set_result(value)
+        self._gate.release()
+
+    def settle_error(self, exc: BaseException) -> None:
+        """Fail."""
+        self._withdraw = None
+        super().set_exception(exc)
+        self._gate.release()
+
+    def settle_cancelled(self) -> None:
+        """Cancel, and wake who waits."""
+        self._withdraw = None
+        super().cancel()
+        # Without this, concurrent.futures.wait() never learns of a cancellation that no executor sees.
+        super().set_running_or_notify_cancel()
+        self._gate.release()
+
+    def follow(self, made: CastFuture[V]) -> None:
+        """End as another one does, and cancel that."""
+        self._withdraw = made.cancel
+        made._when_done(lambda _: self._end_as(made))
+
+    def _end_as(self, made: CastFuture[V]) -> None:
+        if made.cancelled():
+            self.settle_cancelled()
+        elif (exc := made._outcome()) is not None:
+            self.settle_error(exc)
+        else:
+            self.settle(cast(V, made._result))

@@ -1,0 +1,261 @@
+"""The root's calls: each gets its place among the casts, waits while the ranks are behind, and may be withdrawn.
+
+Guarantees:
+
+* `call` copies nothing and does no work on the payload.
+* A call that is refused, times out in the queue or is withdrawn consumes its cast: it is sent as a failure.
+* Back-pressure: a call waits while the slowest rank has `max_inflight` casts, or `max_inflight_nbytes` bytes, unread.
+* An interrupt of the caller leaves no call half made: once it counts it enters the queue, if only as a failure.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from lazycast.arguments import usable_key
+from lazycast.core.ask import Ask
+from lazycast.core.calls import Call, Calls
+from lazycast.core.future import CastFuture
+from lazycast.core.inquiry import Inquiries
+from lazycast.core.interrupts import Uninterrupted
+from lazycast.core.lane import Lane
+from lazycast.core.ledger import Ledger
+from lazycast.core.performer import Group
+from lazycast.core.situation import Situation
+from lazycast.core.window import Window
+from lazycast.errors import CastTimeoutError, ClosedError, TrustError
+from lazycast.materialize.materializers import objection
+from lazycast.materialize.staged import unusable
+from lazycast.missing import MISSING
+from lazycast.net.backend import Context
+from lazycast.net.host.mesh import Mesh
+from lazycast.net.topology import Topology
+from lazycast.net.wire import Failure, FailureKind, Key
+from lazycast.options import Options
+
+
+class Intake(Lane):
+    """See the module's text. What becomes of a call that has entered is `Sending`."""
+
+    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
+        super().__init__(group, options, context, topology, mesh)
+        others = [rank for rank in range(group.size) if rank != group.root]
+        self._ledger = Ledger(group.root, others)
+        self._seqs = itertools.count(1)
+        self._calls = Calls()
+        self._window = Window(self._ledger, self._calls, options)
+        self._inquiries = Inquiries(
+            group.root,
+            self._lock,
+            self._relay,
+            others,
+            (self._ledger, self._calls, self._window),
+            unkeyed=lambda: self._unkeyed,
+            wake=self._clock.wake,
+        )
+
+    @abstractmethod
+    def _work_a_little(self) -> None:
+        """For a caller who waits for its call: do what is queued, but not all that others have queued before it."""
+
+    # Making a call
+
+    def call(
+        self,
+        payload: object,
+        materialize: Callable[[Any], Any] | None,
+        key: Key | None,
+        timeout_s: float,
+        refusal: Exception | None = None,
+        *,
+        here: bool = False,
+        counted: list[bool] | None = None,
+    ) -> CastFuture[Any]:
+        began_s = time.monotonic()
+        fn: Any = materialize if materialize is not None else self._options.materialize
+        if self.handed:
+            self._do_handed()
+        if refusal is not None:
+            pass
+        elif payload is MISSING:
+            refusal = TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
+        elif fn is not None and (wrong := unusable(fn)) is not None:
+            refusal = TypeError(f"{self._label(key, None)}: {wrong}")
+        elif fn is not None and (refused := objection(fn, self._policy)) is not None:
+            refusal = TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
+        call: Call | None = None  # once it has its place in line
+        try:
+            with Uninterrupted():  # what has begun must count, or the ranks would be out of step
+                with self._lock:
+                    self._refuse_if_closed()
+                    ask = self._make_ask(key, timeout_s, began_s, "broadcast" if here else "broadcast_async")
+                    if refusal is None and key is not None and key in self._pending:
+                        refusal = self._key_in_use(key)
+                    made = Call(next(self._seqs), key, ask, fn, payload)
+                    if ask.origin is not None:
+                        self._inquiries.note(ask, made.seq)
+                    if counted is not None:
+                        counted.append(True)
+                    call = made
+                    self._calls.add(call)  # its place among the casts of its key, before it waits for anything
+                    if refusal is None:
+                        self._book(ask)
+                    waits = refusal is None and self._must_wait(call)
+                    if waits:
+                        refusal = self._hold_back(call)
+                    if not waits or refusal is not None:
+                        self._enter(call, refusal)
+                if waits or refusal is not None or not here:
+                    self._clock.wake()
+                else:
+                    self._clock.work_here(self._work_a_little)
+            if waits and refusal is None:
+                refusal = self._wait_and_enter(call)
+        except BaseException as exc:
+            if call is not None:  # an interrupt, maybe while it waited or was about to; another may come at any time
+                self.handed.append((self._enter_interrupted, (call, exc)))
+                self._clock.wake()
+            raise
+        if refusal is not None:
+            try:
+                raise refusal
+            finally:
+                del refusal  # it leads to its traceback, and that to this frame: it would lead back to it
+        return ask.future
+
+    def _wait_and_enter(self, call: Call) -> Exception | None:
+        """Wait for room. Interrupts come while it waits, and find nothing half done."""
+        while True:
+            with Uninterrupted():
+                with self._lock:
+                    held = self._still_held(call)
+                    if held is None or isinstance(held, Exception):
+                        self._enter(call, held)
+                if isinstance(held, Situation):  # its place in line is its own already, so there is no hurry
+                    held = self._not_sent(call.ask, held)
+                    with self._lock:
+                        self._enter(call, held)
+                if held is None or isinstance(held, Exception):
+                    self._clock.wake()
+                    return held
+            gate, left_s = held
+            gate.acquire(timeout=left_s)
+
+    def _enter_interrupted(self, call: Call, exc: BaseException) -> None:
+        with Uninterrupted():
+            with self._lock:
+                self._enter(call, exc)
+            self._clock.wake()
+
+    def count_missed(self, key: Key | None, exc: BaseException) -> None:
+        key, bad = usable_key(key)
+        with Uninterrupted():
+            with self._lock:
+                if bad is not None or self._closing:
+                    return
+                ask = self._make_ask(key, 1.0, time.monotonic(), "broadcast")
+                call = Call(next(self._seqs), key, ask)
+                self._calls.add(call)
+                self._enter(call, exc)
+            self._clock.wake()
+
+    def _enter(self, call: Call, refusal: BaseException | None) -> None:
+        """With the lock held: put a call, or its refusal, into the queue, once."""
+        if call.entered:
+            return
+        if call.held_since_s is not None:
+            self._counters.blocking -= 1
+            self._count("blocked", call.held_since_s, time.monotonic(), call)
+            call.phase = "queued"
+        if refusal is not None:
+            if self._take(call.ask):
+                self._counters.count_failure(refusal)
+            if call.failure is None:
+                call.failure = call.ask.late or self._refused(refusal)
+        self._calls.enter(call)
+
+    def _refused(self, refusal: BaseException) -> Failure:
+        return self._performer.failure("refused", "the root's call was refused", refusal)
+
+    # Waiting for room
+
+    def has_room(self) -> bool:
+        with Uninterrupted(), self._lock:
+            return self._window.has_room() or self._end.failure is not None
+
+    def _must_wait(self, call: Call) -> bool:
+        """With the lock held."""
+        return not self._window.has_room() and self._end.failure is None and call.failure is None
+
+    def _hold_back(self, call: Call) -> Exception | None:
+        """With the lock held: a call is to wait while the slowest rank has too much unread; or is refused."""
+        reentrant = self.reentrant("broadcast_async() under back-pressure")
+        if reentrant is not None:
+            return reentrant
+        call.phase = "waiting for room"
+        if (tracer := self._tracer) is not None:
+            tracer.happened("held back", call, text=self._window.held_back())
+        self._counters.blocking += 1
+        call.held_since_s = call.ask.since_s
+        return None
+
+    def _still_held(self, call: Call) -> tuple[threading.Lock, float] | Exception | Situation | None:
+        """With the lock held: return what to wait for and how long, if there is still no room for a call.
+
+        Else an error to raise, or how things stood when the time was over.
+        """
+        ask = call.ask
+        if not self._must_wait(call):
+            return None
+        if self._closing:
+            return ClosedError(f"{self._ask_label(ask)}: closed here before it was sent", rank=self._group.rank)
+        left_s = ask.wait.deadline_s - time.monotonic()
+        if ask.taken or left_s <= 0:
+            return self._look(ask)
+        return self._watch(), left_s
+
+    def _not_sent(self, ask: Ask, situation: Situation) -> Exception:
+        """The time of a call that waits for room is over."""
+        situation = self._worded(situation)
+        ask.late = situation.overdue(self._group.rank, self._group.hosts[self._group.rank], ask.timeout_s)
+        text = f"{self._ask_label(ask)}: not sent within {ask.timeout_s:g} s: {situation.text()}"
+        return self._explain(ask, CastTimeoutError(text, rank=self._group.rank), situation)
+
+    # Withdrawing
+
+    def discard(self, key: Key, counted: list[bool] | None = None) -> None:
+        usable, bad = usable_key(key)  # one that was interrupted may not have been looked at
+        if bad is not None or usable is None:
+            return
+        with Uninterrupted():
+            with self._lock:
+                self._refuse_if_closed()
+                ask = self._pending.get(usable)
+            if ask is not None:
+                self._cancel(ask)
+
+    def _take(self, ask: Ask) -> bool:
+        taken = super()._take(ask)
+        self._inquiries.forget(ask)
+        if taken and self._calls.held:
+            self._clock.wake()  # it may be the one that is held: now it goes out without its value
+        return taken
+
+    def _cancel(self, ask: Ask) -> bool:
+        with self._lock:
+            call = self._calls.of(ask)
+            if call is None or call.sending or not self._take(ask):
+                return ask.future.cancelled()
+            self._counters.cancelled += 1
+            call.failure = self._said("withdrawn", "the root withdrew this cast")
+        ask.future.settle_cancelled()
+        return True
+
+    def _said(self, kind: FailureKind, text: str) -> Failure:
+        rank = self._group.rank
+        return Failure(kind, rank, self._group.hosts[rank], text)

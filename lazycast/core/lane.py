@@ -1,0 +1,405 @@
+"""What every rank does with a cast: perform its part, report, obey the verdict, and learn of those who are gone.
+
+Guarantees:
+
+* Receivers always listen: messages are handled on the link's threads as they come, whether or not anybody asks.
+* User code runs on workers; only small payloads without a materializer are unpickled where they arrive.
+* A rank that has been told of a cast always reports on it, unless it closes or dies.
+* An owner sends its host exactly one `Value` for each cast, whatever becomes of it, unless it closes or dies.
+* After `close` has returned nothing of the lane is left but the values it handed out.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+from lazycast.codec.pickling import Layout
+from lazycast.core.arrival import Arrival
+from lazycast.core.ask import Ask
+from lazycast.core.awaited import Awaited
+from lazycast.core.connected import Connected
+from lazycast.core.parts import Parts
+from lazycast.core.performer import Group, Result
+from lazycast.core.succession import heir
+from lazycast.materialize.materializers import CodeMissing
+from lazycast.net.backend import Context
+from lazycast.net.host.mesh import Mesh
+from lazycast.net.topology import Topology
+from lazycast.net.wire import Cast, Failure, Gone, Need, Pass, Report, Value, Verdict
+from lazycast.options import Options
+
+logger = logging.getLogger("lazycast")
+
+#: A pickle stream up to this size, of builtin types and arrays and without a materializer, is decoded where it arrives:
+#: a worker would cost more. Anything else may run user code, or import a library, while other messages wait.
+INLINE_NBYTES = 64 << 10
+
+SPENT = Result()  # stands for a value that has been handed over: the future alone keeps it alive
+
+
+@dataclass
+class _End:
+    """Why nothing more can come, once that is so."""
+
+    failure: Failure | None = None
+    gone: dict[int, Gone] = field(default_factory=dict)  # by rank
+
+
+class Lane(Connected):
+    """The engine of one object on one rank of a group of at least two."""
+
+    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
+        super().__init__(group, options, context, topology, mesh)
+        self._parts = Parts(
+            group.rank,
+            self._performer,
+            self._relay,
+            self._policy,
+            readonly=options.values == "readonly",
+            took=self._took,
+        )
+        self._agreeing: dict[int, Arrival] = {}  # by seq: casts whose verdict has not come
+        self._parked: dict[str, list[Arrival]] = {}  # by materializer: casts that wait for its code
+        self._awaited = Awaited(group.rank)
+        self._end = _End()
+
+    # This rank's part of a cast
+
+    def _admit(self, arrival: Arrival) -> None:
+        """With the lock held: find out who materializes a new cast for this host, and what has come of it already."""
+        message = arrival.message
+        if message.placement != "shard" or message.ref is None or message.failure is not None:
+            return
+        arrival.owner = self._heir(message, ())
+        if arrival.owner in (None, self._group.rank):
+            return  # alone on its host, or the owner: nobody sends it a value
+        self._awaited.admit(arrival)
+
+    def _heir(self, message: Cast, passed: tuple[int, ...] | list[int]) -> int | None:
+        host = self._topology.host
+        return heir(host, self._options.owners, message.turn, passed) if len(host) > 1 else None
+
+    def _on_host_message(self, message: Value | Pass, body: memoryview) -> None:
+        began_s = time.monotonic()
+        with self._lock:
+            # The root books a cast before it sends it: nothing that is said of it can be early there.
+            keep = self._end.failure is None and self._group.rank != self._group.root
+            arrival, again = self._awaited.hear(message, body, keep=keep)
+        if (tracer := self._tracer) is not None and isinstance(message, Value):
+            cast = arrival.message if arrival is not None else None
+            tracer.took("arrive value", began_s, time.monotonic(), cast, seq=message.seq, owner=message.rank)
+        if arrival is None:
+            return
+        if again:
+            self._pass_on(arrival)
+        self._advance(arrival)
+
+    def _advance(self, arrival: Arrival) -> None:
+        """Start this rank's part of a cast, once, as soon as there is what it needs."""
+        with self._lock:
+            if not arrival.ready(self._group.rank):
+                return
+            arrival.begun = True
+            takes = arrival.shared is not None and arrival.shared[0].unshared is None
+        if arrival.plain and self._is_quick(arrival):
+            self._local_done(arrival, self._plain_part(arrival))
+        elif self._is_quick(arrival):  # no user code runs: neither marks nor workers are needed
+            self._part_done(arrival, self._part(arrival))
+        else:
+            self._performer.run(
+                functools.partial(self._part, arrival),  # no closures: a frame's `clear` leaves them what they hold
+                functools.partial(self._part_done, arrival),
+                light=takes,
+                seq=arrival.message.seq,
+            )
+
+    def _is_quick(self, arrival: Arrival) -> bool:
+        """Whether a part is done where it became possible: arrays of any size are only looked at, not copied."""
+        message, shared = arrival.message, arrival.shared
+        if not arrival.wanted and arrival.owner is None:
+            return True
+        if message.finish is not None or (shared is None and message.ref is not None):
+            return False
+        if message.fingerprint is not None:
+            return False
+        body: memoryview | None
+        if shared is not None:
+            head, body = shared
+            layout = Layout(head.stream_nbytes, head.frames)
+            if head.unshared is not None:
+                return False
+        else:
+            body, layout = arrival.body, Layout(message.stream_nbytes, message.frames)
+        return layout.stream_nbytes <= INLINE_NBYTES and (not body or self._policy.codec.is_plain(body, layout))
+
+    def _plain_part(self, arrival: Arrival) -> Result:
+        """The part of a cast whose value is what was sent: of most casts that are small, so the shortest way."""
+        message = arrival.message
+        with self._lock:
+            body, arrival.body = arrival.body, None
+        if body is None or not arrival.wanted:  # the verdict was a failure and came first, or nobody will look
+            return Result()
+        return self._parts.decode(message, body, message.nbytes, Layout(message.stream_nbytes, message.frames))
+
+    def _part(self, arrival: Arrival) -> Result:
+        message = arrival.message
+        owner = arrival.owner == self._group.rank
+        if not arrival.wanted:  # nobody here will look at it: nothing to object
+            if not owner:
+                return Result()
+            if message.fingerprint is not None:  # and there is no payload to work on either
+                self._pass_on(arrival)
+                return Result()
+        try:
+            stages = self._parts.stages(arrival)
+        except CodeMissing as exc:
+            return Result(cause=exc)
+        except BaseException as exc:
+            name = next(ref.name for ref in (message.ref, message.finish) if ref is not None)
+            result = self._parts.failed("decode", f"materializer {name!r} could not be loaded", exc)
+            if owner:
+                self._parts.tell(self._value(arrival, result.failure))
+            return result
+        with self._lock:
+            material = arrival.take()
+        result, cost = self._parts.run(message, material, stages, self._value(arrival) if owner else None)
+        if stages.prepare is not None or stages.finish is not None:
+            arrival.cost = cost
+        if cost.unshared is not None:
+            with self._lock:
+                self._counters.unshared += 1
+                self._counters.unshared_reason = cost.unshared
+        return result
+
+    def _value(self, arrival: Arrival, failure: Failure | None = None) -> Value:
+        """What this rank, as the owner, has to say about a cast."""
+        return Value(self._group.rank, arrival.message.seq, len(arrival.passed), failure=failure)
+
+    def _pass_on(self, arrival: Arrival) -> None:
+        """This rank was to materialize what it has no payload for: the next one of its host does."""
+        seq, rank = arrival.message.seq, self._group.rank
+        to = self._heir(arrival.message, [*arrival.passed, rank])
+        if to is None:  # nobody wants it; those who wait for news of it need not
+            self._parts.tell(self._value(arrival, Failure("withdrawn", rank, "", "no rank of this host wants it")))
+            return
+        with self._lock:
+            self._awaited.pass_on(arrival, to)
+            passed = arrival.passed
+        self._relay.share(Pass(rank, seq, to, passed))
+
+    def _part_done(self, arrival: Arrival, result: Result) -> None:
+        if isinstance(result.cause, CodeMissing):
+            self._park(arrival, result.cause.ident)
+        else:
+            self._local_done(arrival, result)
+
+    def _park(self, arrival: Arrival, ident: str) -> None:
+        """The code of this cast's materializer is not here: ask for it, and go on when it comes."""
+        with self._lock:
+            end = self._end.failure
+            waiting = self._parked.setdefault(ident, [])
+            if end is None:
+                waiting.append(arrival)
+            first = len(waiting) == 1
+            arrival.begun = False
+            failed = arrival.final is not None  # meanwhile
+        if end is not None:
+            self._conclude(arrival, Result(failure=end))
+        elif first:
+            self._relay.up(Need(self._group.rank, ident))
+        if failed:
+            self._give_up(arrival)
+
+    def _code_missing(self, arrival: Arrival, failure: Failure) -> None:
+        """The root cannot send the code that this cast waits for."""
+        with self._lock:
+            if arrival.begun:
+                return
+            arrival.begun = True
+        if arrival.owner == self._group.rank:
+            self._parts.tell(self._value(arrival, failure))
+        self._local_done(arrival, Result(failure=failure))
+
+    def _local_done(self, arrival: Arrival, result: Result) -> None:
+        """This rank's part is done: report it, or settle if nobody waits for reports."""
+        message = arrival.message
+        if not message.agree:
+            self._conclude(arrival, result)
+            if self._options.placement == "auto" and (message.ref is not None or message.finish is not None):
+                self._relay.up(Report(self._group.rank, message.seq, False, result.failure, arrival.cost))
+            return
+        with self._lock:
+            arrival.drop()
+            arrival.local = result = arrival.judged(result)
+            verdict = arrival.verdict
+            arrival.reported_s = time.monotonic()
+            read = arrival.ask is not None
+            arrival.told_read |= read
+        self._trace_said("report", message.seq)
+        self._relay.up(Report(self._group.rank, message.seq, read, result.failure, arrival.cost))
+        if verdict is not None:
+            self._conclude(arrival, Result(failure=verdict, cause=result.cause if result.failure is not None else None))
+
+    def _tell_late(self, ask: Ask, arrival: Arrival | None) -> None:
+        # Without an arrival there is nothing to report on yet: whoever brings it finds `ask.late`.
+        if arrival is not None and arrival.message.agree and ask.late is not None:
+            self._relay.up(Report(self._group.rank, arrival.message.seq, False, ask.late))
+
+    def _trace_said(self, kind: str, seq: int) -> None:
+        """Note when a message goes to the root, if its clock is another one: see `RootLane._trace_heard`."""
+        tracer, (rank, _, root) = self._tracer, self._group[:3]
+        if tracer is not None and self._group.clock_of(rank) != self._group.clock_of(root):
+            tracer.happened("said", None, rank=rank, kind=kind, seq=seq)
+
+    def _on_verdict(self, verdict: Verdict) -> None:
+        with self._lock:
+            arrival = self._agreeing.pop(verdict.seq, None)
+            if arrival is None:
+                return
+            local = arrival.local
+            if local is not None:
+                self._count("agree", arrival.reported_s, time.monotonic(), arrival.message)
+            elif verdict.failure is not None and verdict.failure.rank == self._group.rank and arrival.begun:
+                arrival.verdict = verdict.failure  # it is about to be found here, with its cause: a peer was quicker
+                return
+        if verdict.failure is None:
+            assert local is not None, "the root has all reports, so also ours"
+            self._conclude(arrival, local)
+        else:
+            mine = local is not None and local.failure is not None and verdict.failure.rank == self._group.rank
+            self._conclude(arrival, Result(failure=verdict.failure, cause=local.cause if local and mine else None))
+            self._give_up(arrival)
+
+    def _give_up(self, arrival: Arrival) -> None:
+        """A cast has failed. If this rank's part has not begun, it never will; those who count on it are told so."""
+        with self._lock:
+            if arrival.begun:
+                return
+            arrival.begun = True
+            read = arrival.ask is not None
+            arrival.told_read |= read
+        rank = self._group.rank
+        if arrival.owner == rank:
+            failure = Failure("refused", rank, self._group.hosts[rank], "the cast had failed before its owner began")
+            self._parts.tell(self._value(arrival, failure))
+        self._relay.up(Report(rank, arrival.message.seq, read))
+
+    def _conclude(self, arrival: Arrival, result: Result) -> None:
+        with self._lock:
+            if arrival.final is not None:
+                return
+            arrival.local = None
+            arrival.drop()
+            ask, result = arrival.ask, arrival.judged(result)
+            # Once it is handed over, the future alone keeps a value alive.
+            arrival.final = result if ask is None else SPENT
+        if ask is not None:
+            self._settle(ask, result)
+
+    # Messages
+
+    def on_neighbour_gone(self, peer: int, reason: str | None) -> None:
+        failure = self._end_of(peer, reason)
+        # All ranks of a host hear of its ends by themselves. Only those whose messages come by way of this rank are
+        # passed on from here: by another way the news could overtake a report that the rank has sent.
+        topology = self._topology
+        if peer in topology.host:
+            self._owner_gone(peer, failure)
+        self._on_gone(Gone(peer, failure), flood=peer == topology.parent or peer in topology.children)
+
+    def _owner_gone(self, owner: int, failure: Failure) -> None:
+        """A rank of this host sends no more; what it has sent has come. What it was to materialize fails."""
+        with self._lock:
+            waiting = self._awaited.gone(owner, failure)
+            for arrival in waiting:
+                arrival.begun = True
+        for arrival in waiting:
+            self._local_done(arrival, Result(failure=failure))
+
+    def _on_gone(self, message: Gone, *, flood: bool = True) -> None:
+        with self._lock:
+            known, lost = self._end.gone.get(message.rank), message.failure.kind == "lost"
+            # Who is told that it counts as lost, and closes, may be heard first by some.
+            if known is not None and (known.failure.kind == "lost" or not lost):
+                return
+            self._end.gone[message.rank] = message
+            if lost and (self._end.failure is None or self._end.failure.kind == "closed"):
+                # Before anybody else hears of it: whoever does may close, and that is not why casts fail.
+                self._end.failure = message.failure
+        if (tracer := self._tracer) is not None:
+            tracer.happened(message.failure.kind, None, rank=message.rank, text=message.failure.message)
+        if flood:
+            self._relay.flood(message)
+        if lost:
+            logger.warning("lazycast %r: %s", self._options.name, message.failure.message)
+        self._handle_gone(message)
+
+    @abstractmethod
+    def _handle_gone(self, message: Gone) -> None:
+        """React to the news that a rank closed or was lost."""
+
+    def _end_with(self, failure: Failure) -> None:
+        """Nothing more can come: fail what depends on it, and, after a loss, all that is not done."""
+        with self._lock:
+            if self._end.failure is None or (failure.kind == "lost" and self._end.failure.kind == "closed"):
+                self._end.failure = failure
+            failure = self._end.failure  # a loss outranks what ends because of it
+            asks = self._waits.waiting()
+            parked = [arrival for waiting in self._parked.values() for arrival in waiting]
+            if failure.kind == "closed":  # what has arrived and needs nobody's word still gets done
+                asks = [ask for ask in asks if ask.arrival is None or ask.arrival.message.agree]
+            self._agreeing.clear()
+            self._parked.clear()
+            if failure.kind == "lost":
+                self._awaited.clear()
+            self._notify()
+        for arrival in parked:  # the code they wait for will not come
+            self._conclude(arrival, Result(failure=failure))
+        for ask in asks:
+            self._settle(ask, Result(failure=failure))
+
+    # The end
+
+    def _engine_failed(self, exc: BaseException) -> None:
+        self._on_gone(Gone(self._group.rank, self._performer.failure("lost", "the engine failed", exc)))
+
+    def _disconnect(self, timeout_s: float) -> None:
+        rank = self._group.rank
+        host = self._group.hosts[rank]
+        # Others may hear of our end before they notice the loss that brought it about: tell them that first.
+        with self._lock:
+            losses = [gone for gone in self._end.gone.values() if gone.failure.kind == "lost"]
+        for loss in losses:
+            self._relay.flood(loss)
+        self._relay.flood(Gone(rank, Failure("closed", rank, host, f"rank {rank} ({host}) has closed its object")))
+        self._relay.close(timeout_s=timeout_s)
+        self._context.close()
+        with self._lock:
+            self._forget()
+
+    def _forget(self) -> None:
+        """With the lock held: let go of all casts, and so of the slots that they lie in."""
+        for table in (self._agreeing, self._parked, self._awaited):
+            table.clear()
+
+    # Looking
+
+    def _dump_ended(self) -> str | None:
+        return self._end.failure.message if self._end.failure is not None else None
+
+    def _materializers(self) -> tuple[int, int]:
+        return self._parts.loader.hits, self._parts.loader.loads
+
+    def _dump_casts(self) -> list[str]:
+        """What is under way here, beside what somebody has asked for."""
+        agreeing = [f"#{seq}: agreeing" for seq in sorted(self._agreeing)]
+        parked = [
+            f"#{arrival.message.seq}: waits for the code of {ident}"
+            for ident, waiting in list(self._parked.items())
+            for arrival in list(waiting)
+        ]
+        return [*agreeing, *parked, *self._awaited.lines()]

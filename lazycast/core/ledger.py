@@ -1,0 +1,193 @@
+"""The root's books: who has read which cast, who has reported on it, and what follows. Plain data, no threads.
+
+Guarantees:
+
+* A cast gets exactly one verdict: a failure as soon as the first is reported, success when all ranks have.
+* A rank's report is its word on itself. What it says of another (an owner that did not share) counts once that one says
+  so too, or has gone; if it says the opposite, the two do not agree, and that is what the verdict says.
+* An entry goes when its last report and its last read are in, so memory follows what is under way.
+* Every answer is a function of what was told before; the caller acts on it outside any lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import msgspec
+
+from lazycast.core.dump import named
+from lazycast.core.situation import ranks
+from lazycast.net.wire import ENDS, Failure, Key, Verdict
+
+
+@dataclass(slots=True)
+class _Entry:
+    key: Key | None
+    nbytes: int
+    unread: set[int]
+    unreported: set[int]
+    decided: bool = False
+    hearsay: dict[int, Failure] = field(default_factory=dict)  # by rank: what it says of another
+
+
+@dataclass(slots=True)
+class _Load:
+    """What one rank has not read yet."""
+
+    casts: int = 0
+    nbytes: int = 0
+
+
+class Ledger:
+    """Keeps account of the casts a root has sent. `others` are the ranks beside the root. Not thread-safe."""
+
+    def __init__(self, root: int, others: Collection[int]) -> None:
+        self._root = root
+        self._others = set(others)
+        self._load = {rank: _Load() for rank in others}
+        self._entries: dict[int, _Entry] = {}
+        self._gone: dict[int, Failure] = {}
+
+    def sent(self, seq: int, key: Key | None, nbytes: int, *, agree: bool) -> None:
+        """Book a cast that goes out now."""
+        unreported = {*self._others, self._root} if agree else set()
+        self._entries[seq] = _Entry(key, nbytes, set(self._others), unreported, decided=not agree)
+        for load in self._load.values():
+            load.casts += 1
+            load.nbytes += nbytes
+
+    def read(self, rank: int, seq: int) -> None:
+        """Book that a rank has asked for a cast."""
+        entry = self._entries.get(seq)
+        if entry is None or rank not in entry.unread:
+            return
+        entry.unread.discard(rank)
+        load = self._load[rank]
+        load.casts -= 1
+        load.nbytes -= entry.nbytes
+        self._forget_if_done(seq, entry)
+
+    def report(self, rank: int, seq: int, failure: Failure | None, *, known: bool = False) -> Verdict | None:
+        """Book a rank's report; return the verdict if it follows from it.
+
+        A rank that has done its part may still report a failure: that it has waited too long for the others.
+
+        Args:
+            known: the failure is the root's own word.
+        """
+        entry = self._entries.get(seq)
+        if entry is None or (rank not in self._others and rank != self._root):
+            return None
+        said_of_another = failure is not None and failure.rank != rank and failure.kind != "withdrawn"
+        if failure is not None and said_of_another and not known and not entry.decided:
+            failure = self._credible(entry, rank, failure)
+            if failure is None:
+                return None
+        elif failure is None and not entry.decided:
+            failure = self._contradicted(entry, rank)
+        first = rank in entry.unreported
+        entry.unreported.discard(rank)
+        verdict = None
+        if not entry.decided and (failure is not None or (first and not entry.unreported)):
+            entry.decided = True
+            verdict = Verdict(seq, failure)
+        self._forget_if_done(seq, entry)
+        return verdict
+
+    def _credible(self, entry: _Entry, rank: int, failure: Failure) -> Failure | None:
+        """Return what the root makes of a rank's word on another; None while that one has not spoken for itself."""
+        about = failure.rank
+        if about in self._gone:
+            return self._gone[about]
+        if failure.kind in ENDS or about in entry.unreported:
+            entry.hearsay[rank] = failure
+            return None
+        return _disagreement(rank, failure)
+
+    @staticmethod
+    def _contradicted(entry: _Entry, rank: int) -> Failure | None:
+        """Return the failure that follows if a rank has done its part, and another has said that it failed."""
+        said = ((by, failure) for by, failure in entry.hearsay.items() if failure.rank == rank)
+        return next((_disagreement(by, failure) for by, failure in said if failure.kind not in ENDS), None)
+
+    def gone(self, rank: int, failure: Failure) -> list[Verdict]:
+        """Book that a rank answers no more; return the verdicts that follow: failure, wherever it had not reported."""
+        self._others.discard(rank)
+        self._gone[rank] = failure
+        verdicts = []
+        for seq, entry in list(self._entries.items()):
+            heard_of = any(said.rank == rank for said in entry.hearsay.values())
+            if (rank in entry.unreported or heard_of) and not entry.decided:
+                entry.decided = True
+                verdicts.append(Verdict(seq, failure))
+            entry.unread.discard(rank)
+            entry.unreported.discard(rank)
+            self._forget_if_done(seq, entry)
+        self._load.pop(rank, None)
+        return verdicts
+
+    def _forget_if_done(self, seq: int, entry: _Entry) -> None:
+        if entry.decided and entry.hearsay:
+            entry.unreported.difference_update(entry.hearsay)
+            entry.hearsay.clear()
+        if not entry.unread and not entry.unreported:
+            del self._entries[seq]
+
+    def unread(self) -> tuple[int, int]:
+        """Return casts and bytes that the slowest rank has not read (each the largest over the ranks)."""
+        casts = nbytes = 0
+        for load in self._load.values():  # a plain loop: every call of the root passes here
+            if load.casts > casts:
+                casts = load.casts
+            if load.nbytes > nbytes:
+                nbytes = load.nbytes
+        return casts, nbytes
+
+    def unread_by_rank(self, *, casts: int, nbytes: int) -> dict[int, list[tuple[int, Key | None]]]:
+        """Return, for each rank with at least so much unread, which casts those are: (number, key), oldest first."""
+        slow = {rank for rank, load in self._load.items() if load.casts >= casts or load.nbytes >= nbytes}
+        return {
+            rank: [(seq, entry.key) for seq, entry in sorted(self._entries.items()) if rank in entry.unread]
+            for rank in sorted(slow)
+        }
+
+    def unreported(self, seq: int) -> list[int]:
+        """Return the ranks whose report on a cast is missing."""
+        entry = self._entries.get(seq)
+        return sorted(entry.unreported) if entry is not None and not entry.decided else []
+
+    def reported(self, seq: int) -> list[int]:
+        """Return the ranks that have reported on a cast whose verdict is not known."""
+        entry = self._entries.get(seq)
+        if entry is None or entry.decided:
+            return []
+        return sorted({*self._others, self._root} - entry.unreported)
+
+    def undecided(self, seq: int) -> bool:
+        """Whether the verdict on a cast that agrees is still to come."""
+        entry = self._entries.get(seq)
+        return entry is not None and not entry.decided
+
+    def lines(self) -> list[str]:
+        """Return a summary, and a line for each cast that some rank has not asked for or reported on."""
+        casts, nbytes = self.unread()
+        entries = sorted(self._entries.items())
+        first = f"{len(entries)} on the books; the slowest rank has {casts} casts, {nbytes} bytes unread"
+        return [first, *(_line(seq, entry) for seq, entry in entries)]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _line(seq: int, entry: _Entry) -> str:
+    unread = f", not asked for by {ranks(entry.unread.copy())}" if entry.unread else ""
+    unreported = f", not reported by {ranks(entry.unreported.copy())}" if entry.unreported else ""
+    decided = ", decided" if entry.decided else ""
+    return f"#{seq}{named(entry.key)}: {entry.nbytes} bytes{unread}{unreported}{decided}"
+
+
+def _disagreement(by: int, failure: Failure) -> Failure:
+    """What rank `by` says of another, which says that it did its part: that `by` says so is all that is known."""
+    text = f"rank {by} says of rank {failure.rank}, which has done its part: {failure.message}"
+    return msgspec.structs.replace(failure, kind="refused", rank=by, host="", message=text, loss=None, overdue=None)

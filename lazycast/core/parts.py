@@ -1,0 +1,264 @@
+"""A rank's part of a cast: get payload and hint, by decoding, from the caller or from the owner; run the stages; share.
+
+Guarantees:
+
+* Runs in the calling thread, a worker's mostly, and without locks. What goes wrong comes back as data.
+* An owner shares before it hands its value to anybody: what the others get is what the materializer made.
+* A value that cannot be shared, or that a rank cannot rebuild, costs time only: whoever lacks it makes its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from lazycast.codec.fingerprint import fingerprint, first_difference
+from lazycast.codec.pickling import Layout, as_it_arrives
+from lazycast.codec.trust import Policy
+from lazycast.core.arrival import Arrival, Material
+from lazycast.core.failures import clip
+from lazycast.core.performer import Performer, Result
+from lazycast.core.workers import unforked
+from lazycast.errors import TrustError
+from lazycast.materialize.materializers import Loader, Materializer
+from lazycast.missing import MISSING
+from lazycast.net.relay import Relay
+from lazycast.net.wire import Cast, Cost, Value
+from lazycast.tracebacks import describe
+from lazycast.watch.tracing.tracer import Named
+
+MAX_REASON = 500
+
+
+class Stages(NamedTuple):
+    """What is left to run: `prepare` makes the value, or the hint with which `finish` does."""
+
+    prepare: Materializer | None
+    finish: Callable[[Any, Any], Any] | None
+
+
+class Parts:
+    """The parts of one rank.
+
+    Args:
+        policy: by which codec objects travel, and which materializers may be loaded.
+        took: notes how long something took, until now: ("decode" | "materialize" | "share", since when, which cast).
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        performer: Performer,
+        relay: Relay,
+        policy: Policy,
+        *,
+        readonly: bool,
+        took: Callable[[str, float, Named], None],
+    ) -> None:
+        self._rank, self._performer, self._relay = rank, performer, relay
+        self._readonly, self._took = readonly, took
+        self.codec = policy.codec
+        self.loader = Loader(policy)
+
+    def stages(self, arrival: Arrival) -> Stages:
+        """Return the callables of a cast. Runs imports and unpickling. Raises CodeMissing, and whatever those raise."""
+        own, message = arrival.own, arrival.message
+        if own is not None and (own.prepare is not None or own.finish is not None):
+            return Stages(own.prepare, own.finish)
+        load = self.loader.load
+        finish: Any = load(message.finish) if message.finish is not None else None
+        return Stages(load(message.ref) if message.ref is not None else None, finish)
+
+    def run(self, message: Cast, material: Material, stages: Stages, value: Value | None) -> tuple[Result, Cost]:
+        """Do this rank's part; if it is the owner, share the result as `value`."""
+        part = _Part(self, message, material, stages, value)
+        began_s = time.thread_time()
+        result = part.run()
+        if value is not None and not part.told:
+            # Without a failure the verdict was one, and came before this part began.
+            why = None if result.failure is not None else "the cast had failed already"
+            self.tell(msgspec.structs.replace(value, failure=result.failure, unshared=why))
+        busy_s = time.thread_time() - began_s
+        return result, Cost(busy_s, part.materialize_s, part.materialize_cpu_s, part.shared_nbytes, part.unshared)
+
+    def tell(self, message: Value) -> None:
+        """Tell this host why there is nothing to share."""
+        self._relay.share(message)
+
+    def share(self, of: Cast, message: Value, value: object) -> tuple[int, str | None, object]:
+        """Send what the owner made to the others of its host.
+
+        Returns its bytes, or why it could not be sent, and the owner's value: its own, or what the others get if that
+        is less.
+        """
+        began_s = time.monotonic()
+        try:
+            with unforked():
+                encoded = self.codec.encode(value)
+            room = self._relay.room(encoded.nbytes, host=True)
+            encoded.write_into(room.view)
+            if encoded.cut:
+                value = as_it_arrives(encoded, self.codec)
+        except BaseException as exc:  # MemoryError, and whatever a value's own code raises
+            unshared = clip(f"rank {self._rank} could not share its value: {describe(exc)}", MAX_REASON)
+            self.tell(msgspec.structs.replace(message, unshared=unshared))
+            return 0, unshared, value
+        nbytes, (stream_nbytes, frames) = encoded.nbytes, encoded.layout
+        message = msgspec.structs.replace(message, nbytes=nbytes, stream_nbytes=stream_nbytes, frames=frames)
+        self._relay.share(message, room)
+        self._took("share", began_s, of)
+        return nbytes, None, value
+
+    def decode(self, of: Cast, body: memoryview, nbytes: int, layout: Layout) -> Result:
+        """Rebuild an object that has arrived."""
+        began_s = time.monotonic()
+        try:
+            if body.nbytes != nbytes:
+                raise self.short(nbytes)
+            with unforked():
+                value = self.codec.decode(body.toreadonly() if self._readonly else body, layout)
+        except BaseException as exc:
+            return self.failed("decode", "what arrived could not be decoded", exc)
+        self._took("decode", began_s, of)
+        return Result(value)
+
+    def short(self, nbytes: int) -> MemoryError:
+        """Return the error for a body that came, and that this rank could not take."""
+        return MemoryError(f"{nbytes} bytes could not be allocated: {self._relay.shortage()}")
+
+    def failed(self, kind: Any, what: str, exc: BaseException) -> Result:
+        if isinstance(exc, TrustError):
+            kind = "untrusted"
+        return Result(failure=self._performer.failure(kind, what, exc), cause=exc)
+
+    def materialize(self, of: Named, fn: Callable[..., Any], *args: object) -> tuple[Result, float]:
+        """Call a stage; return also how long it took."""
+        began_s = time.monotonic()
+        result = self._performer.materialize(fn, *args)
+        seconds = time.monotonic() - began_s
+        self._took("materialize", began_s, of)
+        return result, seconds
+
+
+class _Failed(Exception):
+    """Ends a part early."""
+
+    def __init__(self, result: Result) -> None:
+        super().__init__()
+        self.result = result
+
+
+class _Part:
+    """One run."""
+
+    def __init__(self, parts: Parts, message: Cast, material: Material, stages: Stages, to_share: Value | None) -> None:
+        self._parts, self._message, self._material, self._stages = parts, message, material, stages
+        self._to_share = to_share
+        self.told = False
+        self.materialize_s = self.materialize_cpu_s = 0.0
+        self.shared_nbytes = 0
+        self.unshared: str | None = None
+
+    def run(self) -> Result:
+        try:
+            self._check_payload()
+            return Result(self._value())
+        except _Failed as exc:
+            return exc.result
+
+    def _value(self) -> Any:
+        prepare, finish = self._stages
+        if prepare is None and finish is None:
+            return self._payload()
+        if prepare is None:
+            payload, hint = self._payload_and_hint()
+        else:
+            hint, payload = self._taken(), MISSING
+            if hint is MISSING:
+                payload = self._payload()
+                hint = self._materialize(prepare, payload)
+                hint = self._share(hint)
+            if finish is None:
+                return hint
+            if payload is MISSING:
+                payload = self._payload()
+        assert finish is not None
+        return self._materialize(finish, payload, hint)
+
+    def _check_payload(self) -> None:
+        """Where every rank brings its own payload, make sure that it is the root's."""
+        expected, own = self._message.fingerprint, self._material.own
+        if expected is None or own is None or own.of_root:
+            return
+        try:
+            if own.payload is MISSING:
+                raise TypeError("this rank has passed no payload; with replicated=True every rank passes its own")
+            mark = fingerprint(own.payload) if own.mark is None else own.mark
+            if isinstance(mark, Exception):
+                raise mark
+            if mark != expected:
+                where = first_difference(own.payload, expected)
+                text = "its payload is not the root's; the ranks' calls are out of step, or payloads differ"
+                raise ValueError(f"{text}: {where}" if where else text)
+        except Exception as exc:
+            raise _Failed(self._parts.failed("mismatch", "a replicated payload was refused", exc)) from exc
+
+    def _taken(self) -> Any:
+        """Return what the owner has shared; MISSING if there is nothing, or nothing that can be used."""
+        shared = self._material.shared
+        if shared is None or shared[0].unshared is not None:
+            return MISSING
+        value, body = shared
+        self._material.shared = None
+        if value.failure is not None:
+            raise _Failed(Result(failure=value.failure))
+        result = self._parts.decode(self._message, body, value.nbytes, Layout(value.stream_nbytes, value.frames))
+        if result.failure is None:
+            return result.value
+        self.unshared = result.failure.message[:MAX_REASON]
+        return MISSING
+
+    def _decoded_body(self) -> Any:
+        message, body = self._message, self._material.body
+        self._material.body = None
+        if body is None:
+            raise _Failed(Result())  # the verdict was a failure and came first
+        result = self._parts.decode(message, body, message.nbytes, Layout(message.stream_nbytes, message.frames))
+        if result.failure is not None:
+            raise _Failed(result)
+        return result.value
+
+    def _payload(self) -> Any:
+        """Return the payload, or the value where it is what was sent."""
+        own, message = self._material.own, self._message
+        if own is None or (not own.of_root and message.stream_nbytes):
+            return self._decoded_body()
+        return own.payload
+
+    def _payload_and_hint(self) -> tuple[Any, Any]:
+        """Return what the root has prepared."""
+        own = self._material.own
+        if own is None:
+            payload, hint = self._decoded_body()
+            return payload, hint
+        if own.hint is not MISSING:
+            return own.payload, own.hint
+        return own.payload, self._decoded_body()
+
+    def _materialize(self, fn: Callable[..., Any], *args: object) -> Any:
+        cpu_s = time.thread_time()
+        result, seconds = self._parts.materialize(self._message, fn, *args)
+        self.materialize_cpu_s += time.thread_time() - cpu_s
+        self.materialize_s += seconds
+        if result.failure is not None:
+            raise _Failed(result)
+        return result.value
+
+    def _share(self, value: object) -> object:
+        if self._to_share is not None:
+            self.told = True
+            self.shared_nbytes, self.unshared, value = self._parts.share(self._message, self._to_share, value)
+        return value

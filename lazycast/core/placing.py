@@ -1,0 +1,170 @@
+"""The root's choice of a placement for each cast: the one asked for, or what costs least by what ranks have reported.
+
+Guarantees: whatever ranks do or do not report, memory is bounded, and no cast waits for a report on costs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from lazycast.core.calls import Call
+from lazycast.core.performer import Group
+from lazycast.materialize.cores import together
+from lazycast.materialize.materializers import Materializer, name_of
+from lazycast.materialize.placement.chooser import Chooser, Standing
+from lazycast.materialize.placement.sample import Sample
+from lazycast.materialize.placement.site import Site
+from lazycast.materialize.staged import Staged
+from lazycast.net.topology import Topology
+from lazycast.net.wire import Cost, printable
+from lazycast.options import Options
+
+_MAX_TRIALS = 1024
+_MAX_PROVEN = 256
+_PLAIN = "every", "without a materializer the value is the payload"
+
+
+@dataclass
+class _Trial:
+    """A cast whose cost is being added up."""
+
+    materializer: str
+    payload_nbytes: int
+    placement: str
+    depth: int
+    began_s: float
+    busy_s: dict[int, float] = field(default_factory=dict)
+    own_s: float = 0.0  # what the root spent before it sent anything
+    materialize_s: float = 0.0
+    materialize_cpu_s: float = 0.0
+    value_nbytes: int | None = None
+    unshared: str | None = None
+
+    @property
+    def kind(self) -> tuple[str, int]:
+        return self.materializer, self.payload_nbytes.bit_length()
+
+
+def place_name(fn: Materializer) -> str:
+    """Return the name under which casts with a materializer are remembered."""
+    named = fn.prepare if isinstance(fn, Staged) else fn
+    try:
+        module = getattr(named, "__module__", "")
+    except Exception:  # whatever a callable's attributes do when they are looked at
+        module = ""
+    return f"{module}.{name_of(named)}"
+
+
+def site_of(group: Group, topology: Topology, options: Options) -> Site:
+    """Describe a group to the chooser. Ranks of one machine that share no memory share its cores all the same."""
+    cores = []
+    for host in topology.hosts:
+        machine = [rank for rank in range(group.size) if group.hosts[rank] == group.hosts[host[0]]]
+        cores.append(together([group.cores[rank] for rank in machine]) * len(host) / len(machine))
+    owners = [
+        len([rank for rank in host if options.owners is None or rank in options.owners]) or len(host)
+        for host in topology.hosts
+    ]
+    root_host = next(index for index, host in enumerate(topology.hosts) if group.root in host)
+    return Site(tuple(map(len, topology.hosts)), tuple(cores), tuple(owners), root_host)
+
+
+class Placing:
+    """See the module's text. Guarded by the lane's lock."""
+
+    def __init__(self, group: Group, topology: Topology, options: Options) -> None:
+        self._options, self._root, self._size = options, group.root, group.size
+        self._trials: OrderedDict[int, _Trial] = OrderedDict()
+        self._proven: OrderedDict[tuple[str, int], None] = (
+            OrderedDict()
+        )  # kinds of cast whose values are known to pickle
+        self._asked_for = options.placement, "asked for"
+        self._chooser: Chooser | None = None
+        if options.placement == "auto":
+            host_of = {rank: index for index, host in enumerate(topology.hosts) for rank in host}
+            host_list = [host_of[rank] for rank in range(group.size)]
+            self._chooser = Chooser(site_of(group, topology, options), host_list)
+
+    def place(self, call: Call, payload_nbytes: int, depth: int) -> tuple[str, str]:
+        """Return the placement of a cast, and why."""
+        chooser, fn = self._chooser, call.materialize
+        if chooser is None:
+            return self._asked_for
+        if fn is None:
+            return _PLAIN
+        name = call.name or place_name(fn)
+        staged = isinstance(fn, Staged)
+        choice = chooser.choose(name, payload_nbytes, depth, staged=staged, replicated=self._options.replicated)
+        self._trials[call.seq] = _Trial(name, payload_nbytes, choice.placement, depth, time.monotonic())
+        if len(self._trials) > _MAX_TRIALS:
+            self._trials.popitem(last=False)
+        return choice
+
+    def doubts(self, call: Call) -> bool:
+        """Whether it is not known yet that a value of this kind, which is to be cast, pickles."""
+        trial = self._trials.get(call.seq)
+        return trial is not None and trial.placement == "root" and trial.kind not in self._proven
+
+    def spent(self, seq: int, cost: Cost) -> None:
+        """Note what the root has spent on a cast before it sent it."""
+        trial = self._trials.get(seq)
+        if trial is not None:
+            trial.own_s += cost.busy_s
+            self._add(trial, cost)
+
+    @staticmethod
+    def _add(trial: _Trial, cost: Cost) -> None:
+        if cost.materialize_s > trial.materialize_s:
+            trial.materialize_s, trial.materialize_cpu_s = cost.materialize_s, cost.materialize_cpu_s
+        if cost.shared_nbytes:
+            trial.value_nbytes = cost.shared_nbytes
+        if cost.unshared is not None:
+            trial.unshared = printable(cost.unshared)
+
+    def reported(self, seq: int, rank: int, cost: Cost | None) -> None:
+        """Note what its part of a cast cost a rank. Once all have reported, this is learnt from."""
+        trial = self._trials.get(seq)
+        if trial is None:
+            return
+        trial.busy_s[rank] = cost.busy_s if cost is not None else 0.0
+        if cost is not None:
+            self._add(trial, cost)
+        if len(trial.busy_s) < self._size:
+            return
+        del self._trials[seq]
+        assert self._chooser is not None
+        self._proven.pop(trial.kind, None)
+        if trial.placement != "every" and trial.unshared is None:
+            self._proven[trial.kind] = None
+            if len(self._proven) > _MAX_PROVEN:
+                self._proven.popitem(last=False)
+        if trial.unshared is not None:
+            self._chooser.unshareable(trial.materializer, trial.payload_nbytes, trial.unshared)
+            return
+        trial.busy_s[self._root] += trial.own_s
+        known = trial.materialize_s > 0
+        sample = Sample(
+            trial.placement,
+            trial.depth,
+            time.monotonic() - trial.began_s,
+            trial.busy_s,
+            trial.materialize_s if known else None,
+            trial.value_nbytes,
+            trial.materialize_cpu_s if known else None,
+        )
+        self._chooser.learn(trial.materializer, trial.payload_nbytes, sample)
+
+    def failed(self, seq: int) -> None:
+        """Forget a cast: what failed tells nothing about costs."""
+        self._trials.pop(seq, None)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether anything is to be decided, so that payloads must be looked at."""
+        return self._chooser is not None
+
+    def standings(self) -> tuple[Standing, ...]:
+        """Return how each kind of cast stands."""
+        return tuple(self._chooser.current()) if self._chooser is not None else ()

@@ -1,0 +1,287 @@
+"""The root's engine: begins the calls that have entered, encodes them, and sends them in order.
+
+Guarantees:
+
+* All of it runs on the engine thread, or in place of it in a caller's, one at a time and in the order of calls; but for
+  materializers, which run on workers.
+* Only casts of one key (and those without one) wait for each other, and only while the root materializes.
+* The root's own materializer starts after its payload has been encoded, since materializers may change their input.
+* The queue waits for room, too: what is unread is at most `max_inflight_nbytes` bytes and one payload.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from typing import Any
+
+import msgspec
+
+from lazycast.codec.fingerprint import approximate_nbytes, fingerprint
+from lazycast.codec.pickling import CannotEncode
+from lazycast.core.arrival import Arrival
+from lazycast.core.calls import Call
+from lazycast.core.encoder import Encoded, Encoder, own_of
+from lazycast.core.failures import clip
+from lazycast.core.intake import Intake
+from lazycast.core.parts import MAX_REASON
+from lazycast.core.performer import Group, Result
+from lazycast.core.placing import Placing, place_name
+from lazycast.materialize.materializers import Materializer
+from lazycast.materialize.staged import Staged
+from lazycast.missing import MISSING
+from lazycast.net import wire
+from lazycast.net.backend import Context
+from lazycast.net.host.mesh import Mesh
+from lazycast.net.topology import Topology
+from lazycast.net.wire import Cast, Cost, Failure
+from lazycast.options import Options
+from lazycast.tracebacks import describe
+
+_STEPS_HERE = 4
+#: A payload up to this size is encoded before `auto` has the root materialize, in case that the value does not travel;
+#: of a larger one a fingerprint is taken, once values of its kind have travelled (bytes).
+_SPARE_NBYTES = 64 << 10
+
+
+class Sending(Intake):
+    """See the module's text. What comes back of a cast is for `RootLane`."""
+
+    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
+        super().__init__(group, options, context, topology, mesh)
+        self._encoder = Encoder(self._relay, self._policy, self._seqs, agree=options.agree)
+        self._placed = options.placement, "nothing has been cast"
+        self._placing = Placing(group, topology, options)
+
+    # In turn
+
+    def _do_queued(self) -> float | None:
+        while self._work_one():
+            pass
+        return self._inquiries.work()  # besides, a new call, a value or a read will wake us
+
+    def _work_a_little(self) -> None:
+        """For a caller who waits for its call: begin it, send it. What others have queued before it takes no longer."""
+        for _ in range(_STEPS_HERE):
+            if not self._work_one():
+                return
+        self._clock.wake()
+
+    def _work_one(self) -> bool:
+        """Begin or send a call; return whether there was one."""
+        with self._lock:
+            new = self._calls.next_to_begin()
+            call = self._next_to_send() if new is None and self._calls.held else None
+        if new is not None:
+            try:
+                self._begin_call(new)
+            except BaseException as exc:  # MemoryError, and whatever a callable's own code raises
+                self._spoil(new, exc)
+        elif call is not None:
+            self._send(call)
+        return new is not None or call is not None
+
+    def _next_to_send(self) -> Call | None:
+        """With the lock held: take the call whose turn has come, if there is room for it."""
+        end = self._end.failure
+        call = self._calls.next_to_send(has_room=self._window.has_room_for_bytes() or end is not None)
+        if call is not None and call.failure is None and end is not None:
+            call.failure = end
+        elif call is not None and call.failure is None and call.ask.taken:
+            if self._closing:
+                call.failure = self._said("closed", "the root had closed its object when this call's turn came")
+            else:
+                text = f"the root's call had waited {call.ask.timeout_s:g} s when its turn came"
+                call.failure = call.ask.late or self._said("timeout", text)
+        return call
+
+    # Beginning
+
+    def _spoil(self, call: Call, exc: BaseException) -> None:
+        """A call could not be begun: that is its failure, and nobody else's."""
+        with self._lock:
+            if call.failure is None:
+                call.failure, call.cause = self._performer.failure("encode", "the call could not be begun", exc), exc
+            self._placing.failed(call.seq)
+            if not call.ready:
+                self._calls.make_ready(call)
+
+    def _begin_call(self, call: Call) -> None:
+        fn, payload = call.materialize, call.payload
+        call.name = place_name(fn) if fn is not None else ""  # it may run code of the callable's own
+        self._took("queue", call.ask.since_s, call)
+        nbytes = self._look_at(call)
+        with self._lock:
+            if call.failure is None:
+                self._placed = self._placing.place(call, nbytes, len(self._waits) - 1)
+                call.placement = self._placed[0]
+                call.measured = self._placing.chooses and fn is not None
+            doubtful = call.failure is None and self._placing.doubts(call)
+            # Of a call that has been given up only the failure is sent.
+            if call.failure is not None or call.ask.taken or fn is None or call.placement != "root":
+                self._calls.make_ready(call)
+                return
+            call.phase = "materializing on the root"
+        if doubtful or (call.measured and nbytes <= _SPARE_NBYTES):
+            self._spare(call)
+        elif call.measured:
+            self._note_payload(call)
+        call.payload = call.materialize = None
+        part = functools.partial(self._prepare, call, fn, payload)
+        self._performer.run(part, functools.partial(self._prepared, call, fn, payload), seq=call.seq)
+
+    def _prepare(self, call: Call, fn: Materializer, payload: Any) -> Result:
+        """On a worker: make the value that is to be cast, or the hint."""
+        cpu_s = time.thread_time()
+        first = fn.prepare if isinstance(fn, Staged) else fn
+        result, materialize_s = self._parts.materialize(call, first, payload)
+        cpu_s = time.thread_time() - cpu_s
+        with self._lock:
+            self._placing.spent(call.seq, Cost(cpu_s, materialize_s, cpu_s))
+        return result
+
+    def _prepared(self, call: Call, fn: Materializer, payload: Any, result: Result) -> None:
+        with self._lock:
+            if isinstance(fn, Staged):
+                call.payload, call.materialize, call.hint = payload, fn, result.value
+            else:
+                call.payload = result.value
+            call.prepared = True
+            if result.failure is not None and call.failure is None:
+                call.failure, call.cause = result.failure, result.cause
+            self._calls.make_ready(call)
+        self._clock.wake()
+
+    def _look_at(self, call: Call) -> int:
+        """Take the fingerprint of a replicated payload; return about how large a payload is, if that matters."""
+        try:
+            if call.failure is None and self._options.replicated:
+                call.mark = fingerprint(call.payload)
+        except Exception as exc:  # whatever the attributes of a payload do when they are looked at
+            what = "no fingerprint of the payload could be taken"
+            call.failure, call.cause = self._performer.failure("encode", what, exc), exc
+        if call.failure is not None or call.materialize is None or not self._placing.chooses:
+            return 0
+        try:
+            return approximate_nbytes(call.payload)
+        except Exception:
+            return 0  # the choice is made without it
+
+    def _note_payload(self, call: Call) -> None:
+        """Keep a payload, for a value that does not travel. It is large, or `_spare` would have encoded it."""
+        if call.failure is None:
+            with contextlib.suppress(Exception):  # of one that cannot be looked at: its value has to travel
+                call.untouched = fingerprint(call.payload), call.payload, call.materialize
+
+    def _spare(self, call: Call) -> None:
+        """Get ready for a value that does not pickle: then every rank is to make its own, from the payload as it is."""
+        call.placement = "every"
+        try:
+            call.spare = self._encoder.encode(call)
+        except BaseException as exc:  # the payload does not pickle either
+            call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
+        call.placement = "root"
+
+    # Sending
+
+    def _send(self, call: Call) -> None:
+        began_s, cpu_s = time.monotonic(), time.thread_time() if call.measured else 0.0
+        if call.failure is None:
+            call.phase = "encoding"
+            try:
+                cast, room, codes = self._encoded(call)
+                header = wire.encode(cast)
+                said = [(code, place, wire.encode(code)) for code, place in codes]
+            except BaseException as exc:  # MemoryError, and whatever a payload's own code raises
+                call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
+            call.spare = call.untouched = None
+        if call.failure is not None:
+            self._send_failure(call, call.failure)
+            return
+        own = own_of(call)
+        arrival = Arrival(cast, None, ask=call.ask, own=own)
+        with self._lock:
+            if call.measured:
+                sent_nbytes = cast.nbytes if call.prepared else 0
+                self._placing.spent(call.seq, Cost(time.thread_time() - cpu_s, 0.0, shared_nbytes=sent_nbytes))
+            self._admit(arrival)
+            self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree)
+            if cast.agree:
+                self._agreeing[cast.seq] = arrival
+            self._count("held", call.ready_s, began_s, cast)
+            self._count("encode", began_s, cast.sent_s, cast)
+            self._book_sent(call, arrival)
+        for code in said:
+            self._relay.down(*code)
+        tracer, began_s = self._tracer, time.monotonic()
+        self._relay.down(cast, room, header)
+        if tracer is not None:
+            tracer.took("send", began_s, time.monotonic(), cast)
+        del room  # a slot is held as long as its writer has a hand on it
+        if own.prepare is None and own.finish is None:  # the value is here
+            self._local_done(arrival, Result(own.payload))
+        else:
+            self._advance(arrival)
+
+    def _encoded(self, call: Call) -> Encoded:
+        """Return what is to be sent: of a value that does not travel, the payload in its place."""
+        try:
+            encoded = self._encoder.encode(call)
+            if call.spare is not None or call.untouched is not None:
+                self._encoder.check(*encoded[:2])
+            return encoded
+        except BaseException as exc:
+            spare = call.spare if call.spare is not None else self._spare_again(call)
+            if spare is None:
+                raise
+            cast, room, codes = spare
+            self._unshared(call, exc)
+            return msgspec.structs.replace(cast, sent_s=time.monotonic()), room, codes
+
+    def _spare_again(self, call: Call) -> Encoded | None:
+        """Encode the payload of a value that does not travel, if the materializer has left the payload as it was."""
+        if call.untouched is None:
+            return None
+        value = call.payload, call.materialize, call.hint, call.prepared, call.placement
+        mark, call.payload, call.materialize = call.untouched
+        if fingerprint(call.payload) != mark:
+            raise CannotEncode(
+                "the value does not travel, and the materializer has changed its payload, so no other can make it: "
+                "let it leave its payload as it is, or use placement='every' or 'shard'"
+            )
+        call.hint, call.prepared, call.placement = MISSING, False, "every"
+        try:
+            return self._encoder.encode(call)
+        finally:
+            call.payload, call.materialize, call.hint, call.prepared, call.placement = value
+
+    def _unshared(self, call: Call, exc: BaseException) -> None:
+        """A value of the root does not pickle, though it was to be cast: the ranks make their own."""
+        reason = clip(f"the root could not share its value: {describe(exc)}", MAX_REASON)
+        with self._lock:
+            self._counters.unshared += 1
+            self._counters.unshared_reason = reason
+            self._placing.spent(call.seq, Cost(0.0, 0.0, unshared=reason))
+        call.placement = "every"
+
+    def _send_failure(self, call: Call, failure: Failure) -> None:
+        """Tell the ranks that a call has no value: it counts all the same."""
+        cast = Cast(call.seq, call.key, call.placement, False, None, failure=failure, origin=call.ask.origin)
+        arrival = Arrival(cast, None, ask=call.ask)
+        with self._lock:
+            call.payload = call.materialize = None
+            self._placing.failed(call.seq)
+            self._book_sent(call, arrival)
+        self._relay.down(cast)
+        self._conclude(arrival, Result(failure=failure, cause=call.cause))
+
+    def _book_sent(self, call: Call, arrival: Arrival) -> None:
+        """With the lock held: a call goes out."""
+        if not call.ask.taken:
+            call.ask.arrival = arrival
+        elif arrival.message.agree:
+            arrival.objection = call.ask.late
+        self._counters.cast(None if arrival.message.failure is not None else arrival.message.placement)
+        self._calls.sent(call)
+        self._notify()

@@ -1,0 +1,151 @@
+"""The lane of a group of one: the materializer is called directly; nothing is pickled, sent or agreed upon.
+
+Guarantees: the API, the errors and the rules about keys are those of a larger group. `call` returns at once; the
+materializer runs on a worker, or, with `here`, in the calling thread, if nothing is set there that it would see.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lazycast.arguments import usable_key
+from lazycast.core.arrival import Arrival
+from lazycast.core.ask import Ask
+from lazycast.core.desk import Desk
+from lazycast.core.future import CastFuture
+from lazycast.core.interrupts import Uninterrupted, of_handler
+from lazycast.core.performer import Result
+from lazycast.core.situation import Situation
+from lazycast.core.surroundings import nothing_set
+from lazycast.errors import TrustError
+from lazycast.materialize.materializers import objection
+from lazycast.materialize.staged import unusable
+from lazycast.missing import MISSING
+from lazycast.net.wire import Key
+
+
+class _Call(NamedTuple):
+    """Says which cast is meant."""
+
+    seq: int
+    key: Key | None
+    placement: str = "every"
+
+
+class SoloLane(Desk):
+    """See the module's text."""
+
+    _inquires = False
+
+    def start(self, *, timeout_s: float) -> None:
+        """Begin."""
+        self._clock.start()
+
+    def call(
+        self,
+        payload: object,
+        materialize: Callable[[Any], Any] | None,
+        key: Key | None,
+        timeout_s: float,
+        refusal: Exception | None = None,
+        *,
+        here: bool = False,
+        counted: list[bool] | None = None,
+    ) -> CastFuture[Any]:
+        if refusal is not None:
+            try:
+                raise refusal
+            finally:
+                del refusal  # it leads to its traceback, and that to this frame: it would lead back to it
+        fn: Any = materialize if materialize is not None else self._options.materialize
+        if payload is MISSING:
+            raise TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
+        wrong = unusable(fn) if fn is not None else None
+        if wrong is not None:
+            raise TypeError(f"{self._label(key, None)}: {wrong}")
+        refused = objection(fn, self._policy) if fn is not None else None
+        if refused is not None:
+            raise TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
+        with Uninterrupted():  # but for the materializer
+            with self._lock:
+                self._refuse_if_closed()
+                ask = self._make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
+                if key is not None and key in self._pending:
+                    raise self._key_in_use(key)
+                self._book(ask)
+                self._counters.cast("every")
+            if fn is None:
+                self._settle(ask, Result(payload))
+            else:
+                here = here and nothing_set()  # with more ranks it would run on another thread
+                self._performer.run(
+                    functools.partial(self._part, ask, fn, payload),
+                    functools.partial(self._settle, ask),
+                    here=here,
+                    seq=ask.number,
+                )
+            future = ask.future  # it is settled, or about to be by whoever was first: then without a cause
+            error = future.exception() if here and future.done() and not future.cancelled() else None
+            cause = error.__cause__ if error is not None else None
+            if cause is not None and (isinstance(cause, KeyboardInterrupt) or of_handler(cause)):
+                raise cause  # it was meant for the caller, in whose thread this ran
+            del error, cause  # each leads to its traceback, and that to frames that lead back
+        return ask.future
+
+    def _part(self, ask: Ask, fn: Callable[[Any], Any], payload: object) -> Result:
+        if ask.taken:
+            return Result()
+        began_s = time.monotonic()
+        result = self._performer.materialize(fn, payload)
+        self._took("materialize", began_s, _Call(ask.number, ask.key))
+        return result
+
+    def _named(self, ask: Ask) -> _Call:
+        return _Call(ask.number, ask.key)
+
+    def discard(self, key: Key, counted: list[bool] | None = None) -> None:
+        usable, bad = usable_key(key)  # one that was interrupted may not have been looked at
+        if bad is not None or usable is None:
+            return
+        with Uninterrupted():
+            with self._lock:
+                self._refuse_if_closed()
+                ask = self._pending.get(usable)
+            if ask is not None:
+                self._cancel(ask)
+
+    def count_missed(self, key: Key | None, exc: BaseException) -> None:
+        """There is nobody to be out of step with."""
+
+    def _cancel(self, ask: Ask) -> bool:
+        with self._lock:
+            if not self._take(ask):
+                return ask.future.cancelled()
+            self._counters.cancelled += 1
+        ask.future.settle_cancelled()
+        return True
+
+    def _placement(self) -> tuple[str, str]:
+        return "every", "there is one rank"
+
+    def _work(self) -> float | None:
+        return None
+
+    def _inquire(self, ask: Ask) -> None:
+        """There is nobody to ask."""
+
+    def _tell_late(self, ask: Ask, arrival: Arrival | None) -> None:
+        """There is nobody to tell."""
+
+    def _look(self, ask: Ask) -> Situation:
+        held = self._performer.holders(ask.number)
+        return Situation(f"waits for {held}" if held else "materializing here", (0,))
+
+    def _engine_failed(self, exc: BaseException) -> None:
+        """Only the clock has stopped; casts go on."""
+
+    def _disconnect(self, timeout_s: float) -> None:
+        """There is nobody."""

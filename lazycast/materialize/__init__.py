@@ -1,0 +1,1 @@
+"""How a materializer gets to the ranks, and which of them runs it."""

@@ -1,0 +1,1 @@
+"""What carries messages: the wire format, links between hosts, and a host's shared memory."""

@@ -1,0 +1,1 @@
+"""How ranks start, meet, and get their object; and how it ends with the process."""

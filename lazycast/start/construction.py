@@ -1,0 +1,91 @@
+"""How the ranks of a group meet, and each gets its lane: the handshake, who shares a host, the engine's kind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from lazycast.arguments import FOR_EVER_S
+from lazycast.codec import script
+from lazycast.core.follower import FollowerLane
+from lazycast.core.performer import Group
+from lazycast.core.root import RootLane
+from lazycast.core.solo import SoloLane
+from lazycast.net.backend import Backend, Context
+from lazycast.net.host.mesh import Mesh
+from lazycast.net.topology import place
+from lazycast.options import Options
+from lazycast.start import handshake, meeting
+
+logger = logging.getLogger("lazycast")
+
+AnyLane = RootLane | FollowerLane | SoloLane
+
+
+def meet(backend: Backend, options: Options, error: Exception | None) -> AnyLane:
+    """Meet the other ranks, whatever this one has to say, and build the lane."""
+    limit = options.timeout_s
+    timeout_s = min(float(limit), FOR_EVER_S) if isinstance(limit, (int, float)) and limit > 0 else 300.0
+    deadline_s = time.monotonic() + timeout_s
+    context = backend.open(timeout_s=timeout_s)
+    try:
+        mine = handshake.hello(backend.rank, options.agreed(), error)
+        left_s = max(0.001, deadline_s - time.monotonic())
+        blobs = context.exchange(handshake.encode(mine), timeout_s=left_s)
+        hellos = [handshake.decode(blob, rank) for rank, blob in enumerate(blobs)]
+        disagreement = handshake.disagreement(hellos)
+        if error is not None:
+            raise error
+        if disagreement is not None:
+            raise disagreement
+        group = Group(
+            backend.rank,
+            backend.size,
+            options.root,
+            [h.host for h in hellos],
+            [h.cores for h in hellos],
+            [h.clock for h in hellos],
+            same_program=script.same([h.program for h in hellos]),
+            ident=hellos[options.root].ident,
+        )
+        lane = _build(group, options, context, deadline_s)
+        if backend.size == 1:
+            context.close()
+        try:
+            _trace_if_wanted(lane)  # before anything can arrive
+            lane.start(timeout_s=max(0.001, deadline_s - time.monotonic()))
+        except BaseException:
+            lane.close(0.0)
+            raise
+    except BaseException:
+        context.close()
+        raise
+    return lane
+
+
+def _build(group: Group, options: Options, context: Context, deadline_s: float) -> AnyLane:
+    """Find out which ranks share a host, and build the lane."""
+    rank, size, root = group[:3]
+    if size == 1:
+        return SoloLane(group, options)
+    left_s = max(0.001, deadline_s - time.monotonic())
+    host = meeting.meet(context, rank, size, wanted=options.shared_memory == "auto", timeout_s=left_s)
+    if host.reason is not None:
+        logger.info("lazycast %r: rank %d shares no memory: %s", options.name, rank, host.reason)
+    mesh = None
+    if host.sockets:
+        copy_all = options.values == "copy"
+        mesh = Mesh(host.ranks, rank, host.sockets, options.arena_nbytes, copy_all=copy_all)
+    kind = RootLane if rank == root else FollowerLane
+    return kind(group, options, context, place(rank, root, host.hosts), mesh)
+
+
+def _trace_if_wanted(lane: AnyLane) -> None:
+    folder = os.environ.get("LAZYCAST_TRACE")
+    if folder:
+        try:
+            lane.trace(Path(folder))
+        except OSError as exc:  # no reason for one rank to leave the others alone
+            logger.error("lazycast: LAZYCAST_TRACE=%s: this rank is not traced: %s", folder, exc)

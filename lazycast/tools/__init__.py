@@ -1,0 +1,1 @@
+"""Programs that use the library: the command line, demo, doctor, benchmarks and soak. Nothing in it imports them."""

@@ -1,0 +1,1 @@
+"""What people look at: counts, timings, dumps, traces and metrics."""

@@ -1,0 +1,184 @@
+"""Hands what is counted to Prometheus: `register()` once per process, then serve `prometheus_client`'s registry.
+
+Guarantees: nothing is read but when Prometheus asks; an object that was closed is neither kept alive nor exported.
+Needs `prometheus_client` (`pip install 'lazycast[prometheus]'`), which is imported when a collector is made.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lazycast.api import LazyBroadcast
+from lazycast.core.desk import Desk
+from lazycast.errors import ClosedError
+from lazycast.start import lifetime
+from lazycast.watch.stats import PHASES, Stats
+from lazycast.watch.timing import BOUNDS_S, Timing, merged
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry, Metric
+
+#: The buckets' bounds (seconds): 1, 2 and 5 of each decade.
+_LE_S = tuple(b for b in BOUNDS_S if 1e-5 <= b <= 100 and f"{b:e}"[:8] in ("1.000000", "2.000000", "5.000000"))
+
+
+@dataclass(frozen=True)
+class _Number:
+    """One family of counters or gauges, and how to read its values from `Stats`: by the values of its own label."""
+
+    name: str
+    help: str
+    read: Callable[[Stats], Any]
+    label: str | None = None
+    counter: bool = True
+
+    def values(self, stats: Stats) -> Iterator[tuple[tuple[str, ...], float]]:
+        found = self.read(stats)
+        if self.label is None:
+            yield (), found
+        else:
+            yield from (((value,), number) for value, number in found.items())
+
+
+def _ended(stats: Stats) -> dict[str, int]:
+    return {"value": stats.resolved, "cancelled": stats.cancelled, **stats.failed}
+
+
+def _looked_up(stats: Stats) -> dict[str, int]:
+    return {"found": stats.materializer_hits, "loaded": stats.materializer_loads}
+
+
+_NUMBERS = (
+    _Number("lazycast_casts", "Casts sent (root) or received, by placement.", lambda s: s.placements, "placement"),
+    _Number("lazycast_calls", "Calls of broadcast and broadcast_async.", lambda s: s.asked),
+    _Number(
+        "lazycast_calls_ended", "Calls that are done: value, cancelled, or the class of their error.", _ended, "outcome"
+    ),
+    _Number("lazycast_sent_bytes", "Bytes sent to other hosts, relaying included.", lambda s: s.nbytes_sent),
+    _Number("lazycast_received_bytes", "Bytes received, shared ones included.", lambda s: s.nbytes_received),
+    _Number("lazycast_materializer_lookups", "Materializers that were loaded already or had to be.", _looked_up, "how"),
+    _Number(
+        "lazycast_unshared_values", "Values that an owner could not share, or a rank rebuild.", lambda s: s.unshared
+    ),
+    _Number("lazycast_pending_calls", "Calls whose future is not done.", lambda s: s.pending, counter=False),
+    _Number("lazycast_blocked_calls", "Calls that back-pressure holds up now.", lambda s: s.blocking, counter=False),
+    _Number("lazycast_unasked_casts", "Casts here that nobody has asked for.", lambda s: s.unasked, counter=False),
+    _Number("lazycast_shared_bytes", "Shared memory that somebody holds.", lambda s: s.shared_nbytes, counter=False),
+    _Number("lazycast_arena_bytes", "Shared memory that is taken.", lambda s: s.arena_nbytes, counter=False),
+)
+_LABELS = ("name", "rank")
+
+
+@dataclass
+class _Sums:
+    """What objects with the same name and rank in one process have counted together: a series must be there once."""
+
+    numbers: dict[str, dict[tuple[str, ...], float]] = field(default_factory=dict)
+    timings: dict[tuple[str, ...], Timing] = field(default_factory=dict)
+
+    def add(self, stats: Stats) -> None:
+        who = stats.name, str(stats.rank)
+        for number in _NUMBERS:
+            family = self.numbers.setdefault(number.name, {})
+            for labels, value in number.values(stats):
+                family[who + labels] = family.get(who + labels, 0) + value
+        for phase in PHASES:
+            labels = (*who, phase)
+            self.timings[labels] = merged([self.timings.get(labels, Timing()), getattr(stats, phase)])
+
+
+class Collector:
+    """What a registry asks at each scrape.
+
+    Args:
+        objects: export these, as long as they are open; without any, all that are open in this process.
+        group: export what the roots of these objects know of all their ranks, and nothing of objects whose root is
+            elsewhere. So one process is enough to scrape; figures are up to a few seconds old.
+    Raises: ImportError if prometheus_client is not installed.
+    """
+
+    def __init__(self, *objects: LazyBroadcast[Any, Any], group: bool = False) -> None:
+        try:
+            from prometheus_client import core
+        except ImportError as exc:
+            raise ImportError("prometheus_client is missing; run: pip install 'lazycast[prometheus]'") from exc
+        self._core = core
+        self._chosen = weakref.WeakSet(objects) if objects else None
+        self._group = group
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: names are found at the first scrape, not when this is registered."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all families. Called by the registry."""
+        sums = _Sums()
+        ages: dict[tuple[str, ...], float] = {}
+        for one in self._open():
+            for stats, age_s in self._read(one):
+                sums.add(stats)
+                ages[stats.name, str(stats.rank)] = age_s
+        for number in _NUMBERS:
+            yield self._family(number, sums.numbers.get(number.name, {}))
+        if self._group:
+            text = "How long ago the root heard of the rank."
+            family = self._core.GaugeMetricFamily("lazycast_report_age_seconds", text, labels=_LABELS)
+            for labels, age_s in ages.items():
+                family.add_metric(labels, age_s)
+            yield family
+        text = "How long each phase of a cast took."
+        histogram = self._core.HistogramMetricFamily("lazycast_phase_seconds", text, labels=(*_LABELS, "phase"))
+        for labels, timing in sums.timings.items():
+            if timing.count:
+                histogram.add_metric(labels, _cumulated(timing), timing.total_s)
+        yield histogram
+
+    def _open(self) -> list[LazyBroadcast[Any, Any]] | list[Desk]:
+        if self._chosen is None:
+            return [lane for lane in lifetime.open_now() if isinstance(lane, Desk)]
+        return [lazy for lazy in self._chosen if not lazy.closed]
+
+    def _read(self, one: LazyBroadcast[Any, Any] | Desk) -> list[tuple[Stats, float]]:
+        try:
+            mine = one.stats()
+            if not self._group:
+                return [(mine, 0.0)]
+            if mine.rank != mine.root:
+                return []
+            group = one.group_stats()
+        except ClosedError:  # this process was forked
+            return []
+        return [(stats, group.age_s[rank]) for rank, stats in group.ranks.items()]
+
+    def _family(self, number: _Number, values: dict[tuple[str, ...], float]) -> Metric:
+        labels = _LABELS if number.label is None else (*_LABELS, number.label)
+        kind = self._core.CounterMetricFamily if number.counter else self._core.GaugeMetricFamily
+        family = kind(number.name, number.help, labels=labels)
+        for chosen, value in values.items():
+            family.add_metric(chosen, value)
+        return family
+
+
+def _cumulated(timing: Timing) -> list[tuple[str, float]]:
+    """Return the counts up to each bound, as Prometheus wants them."""
+    found, below, index = [], 0, 0
+    for bound_s in _LE_S:
+        while BOUNDS_S[index] <= bound_s:
+            below += timing.buckets[index]
+            index += 1
+        found.append((f"{bound_s:g}", float(below)))
+    return [*found, ("+Inf", float(timing.count))]
+
+
+def register(
+    *objects: LazyBroadcast[Any, Any], group: bool = False, registry: CollectorRegistry | None = None
+) -> Collector:
+    """Register a `Collector` of these arguments, with prometheus_client's own registry by default, and return it."""
+    collector = Collector(*objects, group=group)
+    from prometheus_client import REGISTRY
+
+    (REGISTRY if registry is None else registry).register(collector)
+    return collector

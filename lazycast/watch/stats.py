@@ -1,0 +1,258 @@
+"""Counts and timings of one object on one rank."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from lazycast.materialize.placement.chooser import Standing, duration
+from lazycast.watch.timing import BOUNDS_S, Tally, Timing
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What `LazyBroadcast.stats()` returns: a snapshot, counted since construction. `str()` is a table for people.
+
+    Attributes:
+        name, rank, size, root: as on the object.
+        age_s: since construction (seconds).
+        qps: calls that got a value, per second, over the last 10 seconds.
+        placement: what the last cast was placed as; `placement_reason` says why.
+        placements: how many casts were placed as what; those sent as failures are not among them.
+        standings: on the root, with `placement="auto"`: how each kind of cast is placed now, why, and what each
+            placement is known to cost.
+        casts: casts that this rank has sent (on the root) or received (elsewhere), failed ones included.
+        asked: calls of `broadcast` and `broadcast_async` on this rank.
+        pending: those whose future is not done.
+        unasked: casts that have arrived and nobody here has asked for.
+        resolved, cancelled, failed: how calls ended; `failed` counts by class of error.
+        blocking: calls on the root that back-pressure holds up now.
+        materializer_hits, materializer_loads: how often a cast found its materializer loaded on this rank, and how
+            often it had to be imported or unpickled first.
+        unshared: values or hints that this rank, as an owner, could not share, or could not rebuild from what an owner
+            shared, so that it made its own; `unshared_reason` says why, for the last one.
+        nbytes_sent: to other hosts, through the backend, headers and relaying for others included.
+        nbytes_received: from anybody, headers included; on a host a body counts though it is not copied.
+        hosts: the ranks of each host; those of one share memory.
+        shared_slots, shared_nbytes: what this rank has written to shared memory and somebody still holds.
+        arena_nbytes: the memory that this takes: the arena grows with what is in use at a time, and keeps its pages.
+        queue: from the call to its turn (root), back-pressure on the caller included.
+        held: from a call's being ready to be sent to the start of its encoding (root): behind others of its key, or
+            held back by `max_inflight_nbytes`.
+        encode, decode, materialize: that work, each on this rank.
+        transfer: from a cast's having been encoded on the root to its arrival on this rank, which has been given
+            its body by then. Only where this rank has the root's clock (it runs on the same kernel).
+        wait: from the call to the arrival of its cast, for calls that came first (not on the root).
+        unread: from the arrival of a cast to its call, for casts that came first (not on the root).
+        share: from an owner's having made a value to its having sent it to its host.
+        agree: from this rank's report to the verdict.
+        total: from the call to the settled future, for calls that got a value.
+        blocked: how long calls on the root were held up by back-pressure, for those that were, refused ones included.
+    """
+
+    name: str
+    rank: int
+    size: int
+    root: int
+    age_s: float
+    qps: float
+    placement: str
+    placement_reason: str
+    placements: dict[str, int]
+    standings: tuple[Standing, ...]
+    casts: int
+    asked: int
+    pending: int
+    unasked: int
+    resolved: int
+    cancelled: int
+    failed: dict[str, int]
+    blocking: int
+    materializer_hits: int
+    materializer_loads: int
+    unshared: int
+    unshared_reason: str | None
+    nbytes_sent: int
+    nbytes_received: int
+    hosts: tuple[tuple[int, ...], ...]
+    shared_slots: int
+    shared_nbytes: int
+    arena_nbytes: int
+    queue: Timing
+    held: Timing
+    encode: Timing
+    decode: Timing
+    materialize: Timing
+    transfer: Timing
+    wait: Timing
+    unread: Timing
+    share: Timing
+    agree: Timing
+    total: Timing
+    blocked: Timing
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+#: The attributes of `Stats` that are timings, in the order of a cast's life.
+PHASES = (
+    *("blocked", "queue", "held", "encode", "transfer", "wait", "unread"),
+    *("decode", "materialize", "share", "agree", "total"),
+)
+
+
+def _lines(stats: Stats) -> Iterator[str]:
+    """Yield a snapshot for people: what was never counted has no line."""
+    root = "the root" if stats.rank == stats.root else f"root {stats.root}"
+    hosts = _counted(len(stats.hosts), "host")
+    yield f"{stats.name!r}, rank {stats.rank} of {stats.size}, {root}, {hosts}; open for {duration(stats.age_s)}"
+    placed = [f"{count} {placement}" for placement, count in stats.placements.items()]
+    yield _row("casts", stats.casts, *placed)
+    if stats.placement_reason:
+        yield _row("last placed", stats.placement_reason)
+    failed = [f"{count} {name}" for name, count in stats.failed.items()]
+    ended = f"{stats.resolved} got a value ({stats.qps:.3g} per s lately)"
+    yield _row("calls", stats.asked, ended, f"{sum(stats.failed.values())} failed", f"{stats.cancelled} cancelled")
+    if failed:
+        yield _row("failures", *failed)
+    if stats.unshared:
+        yield _row("not shared", stats.unshared, f"the last: {stats.unshared_reason}")
+    blocking = [f"{stats.blocking} held up by back-pressure"] if stats.blocking else []
+    yield _row(
+        "now",
+        _counted(stats.pending, "call") + " pending",
+        _counted(stats.unasked, "cast") + " not asked for",
+        *blocking,
+    )
+    yield _row("network", f"{nbytes_text(stats.nbytes_sent)} sent", f"{nbytes_text(stats.nbytes_received)} received")
+    held = f"{nbytes_text(stats.shared_nbytes)} held in {_counted(stats.shared_slots, 'slot')}"
+    yield _row("shared memory", held, f"{nbytes_text(stats.arena_nbytes)} taken")
+    timings = [(phase, getattr(stats, phase)) for phase in PHASES]
+    if any(timing.count for _, timing in timings):
+        yield f"{'phase':<15}{'count':>9}{'p50':>11}{'p99':>11}{'max':>11}{'in all':>11}"
+    for phase, timing in timings:
+        if timing.count:
+            spread = (timing.p50_s, timing.p99_s, timing.max_s, timing.total_s)
+            yield f"{phase:<15}{timing.count:>9}" + "".join(f"{duration(seconds):>11}" for seconds in spread)
+
+
+def _row(name: str, *found: object) -> str:
+    first, *others = map(str, found)
+    if isinstance(found[0], int) and others:  # what the others are parts of
+        first = f"{first}: {others.pop(0)}"
+    return f"{name:<15}{', '.join([first, *others])}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def nbytes_text(nbytes: int) -> str:
+    """Return a number of bytes for people: four figures at most."""
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.4g} {unit}"
+    return f"{nbytes} bytes"
+
+
+class Rate:
+    """How often something has happened per second, lately."""
+
+    WINDOW_S = 10
+    _SLOTS = 16
+
+    def __init__(self, now_s: float) -> None:
+        self._since_s = now_s
+        self._second = int(now_s)
+        self._counts = [0] * self._SLOTS
+
+    def tick(self, now_s: float) -> None:
+        """Count one."""
+        second = int(now_s)
+        if second > self._second:
+            self._turn_to(second)
+        self._counts[second % self._SLOTS] += 1
+
+    def _turn_to(self, second: int) -> None:
+        """Forget the seconds that have passed without a count, and what their places held before."""
+        for passed in range(max(self._second + 1, second - self._SLOTS + 1), second + 1):
+            self._counts[passed % self._SLOTS] = 0
+        self._second = second
+
+    def per_s(self, now_s: float) -> float:
+        """Return the rate over the last seconds, or since the beginning if that is later."""
+        second = int(now_s)
+        if second > self._second:
+            self._turn_to(second)
+        begin_s = max(self._since_s, float(second - self.WINDOW_S))
+        count = sum(self._counts[past % self._SLOTS] for past in range(second - self.WINDOW_S, second + 1))
+        return count / max(1e-3, now_s - begin_s)
+
+
+@dataclass
+class Counters:
+    """The mutable side. Guarded by the owner's lock."""
+
+    since_s: float = field(default_factory=time.monotonic)
+    casts: int = 0
+    asked: int = 0
+    resolved: int = 0
+    cancelled: int = 0
+    blocking: int = 0
+    unshared: int = 0
+    unshared_reason: str | None = None
+    placements: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, int] = field(default_factory=dict)
+    timings: dict[str, Tally] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._rate = Rate(self.since_s)
+
+    def took(self, what: str, seconds: float) -> None:
+        """Count one occurrence of something that takes time."""
+        try:
+            tally = self.timings[what]
+        except KeyError:
+            tally = self.timings[what] = Tally()
+        # `Tally.add`, without the call: every cast passes here half a dozen times on each rank
+        tally.total_s += seconds
+        if seconds > tally.max_s:
+            tally.max_s = seconds
+        tally.buckets[bisect_left(BOUNDS_S, seconds)] += 1
+
+    def resolve(self, now_s: float, seconds: float) -> None:
+        """Count a call that got a value, after so many seconds."""
+        self.resolved += 1
+        self._rate.tick(now_s)
+        self.took("total", seconds)
+
+    def qps(self, now_s: float) -> float:
+        """Calls that got a value, per second."""
+        return self._rate.per_s(now_s)
+
+    def cast(self, placement: str | None) -> None:
+        """Count a cast that was sent or has arrived; one that brings only a failure has no placement."""
+        self.casts += 1
+        if placement is not None:
+            self.placements[placement] = self.placements.get(placement, 0) + 1
+
+    def count_failure(self, exc: BaseException) -> None:
+        """Count a call that failed."""
+        name = type(exc).__name__
+        self.failed[name] = self.failed.get(name, 0) + 1
+
+    def timing(self, what: str) -> Timing:
+        """Return a snapshot."""
+        tally = self.timings.get(what)
+        return Timing() if tally is None else tally.timing()
+
+    def text(self) -> str:
+        """Return a line for a dump."""
+        failed = ", ".join(f"{count} {name}" for name, count in list(self.failed.items()))
+        return (
+            f"casts {self.casts}, asked {self.asked}, resolved {self.resolved}, cancelled {self.cancelled}, "
+            f"unshared {self.unshared}, failed {failed or 0}"
+        )
