@@ -47,14 +47,16 @@ def meet_in(folder: str, where: str = "here") -> None:
 
 # Descriptors
 
+_STANDARD = 3  # input, output, errors: these are taken
+
 
 @contextmanager
 def descriptors_limited_to(count: int) -> Iterator[None]:
-    """Let this process open `count` more descriptors."""
+    """Let this process open `count` more descriptors, or none, whatever is closed meanwhile."""
     old = resource.getrlimit(resource.RLIMIT_NOFILE)
     fd = os.open(os.devnull, os.O_RDONLY)  # the lowest that is free
     os.close(fd)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (fd + count, old[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fd + count if count else _STANDARD, old[1]))
     try:
         yield
     finally:
@@ -71,6 +73,7 @@ def has_no_descriptor_left(victim: int, folder: str) -> str:
             with pytest.raises(LazycastError) as raised:
                 lazy.broadcast(np.zeros(MIB, np.uint8))
             lazy.broadcast("small again")
+        meet_in(folder, "the limit is lifted")
         for n in range(3):
             assert lazy.broadcast(np.full(MIB, n, np.uint8)).sum() == n * MIB
         wait_until_no_slot_is_held(lazy)

@@ -4,7 +4,7 @@ Guarantees:
 
 * Messages between two ranks arrive whole, once, in order. A body of up to `INLINE_NBYTES` rides in its packet.
 * `send` never blocks: what a full socket does not take waits in an outbox, and one thread sends it when it can. The
-  same thread receives. It sleeps in `poll` and wakes for nothing else.
+  same thread receives. It sleeps in `epoll_wait` and wakes for nothing else.
 * A dead process is an end-of-file at once. All descriptors are close-on-exec; a forked child closes its copies.
 * A body below `COPY_NBYTES` is copied to memory of its own and its slot is free at once.
 * A rank that lacks memory or descriptors for a body gives the slot back, and gets the message with an empty body: what
@@ -117,6 +117,7 @@ class Mesh:
         self._copy_below = 1 << 62 if copy_all else COPY_NBYTES
         self._arena = Arena(ranks, me, arena_nbytes)
         self._views = Views(ranks, me)
+        self._poller = select.epoll()  # `poll` takes no more sockets than a process may have descriptors
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._leaving = self._closing = False
         #: What this rank lacked when a body could not be taken last.
@@ -231,11 +232,11 @@ class Mesh:
                 self._release()
 
     def _serve(self, sink: HostSink) -> None:
-        poller = select.poll()
-        poller.register(self._wake_fd, select.POLLIN)
+        poller = self._poller
+        poller.register(self._wake_fd, select.EPOLLIN)
         by_fd = {peer.sock.fileno(): peer for peer in self._peers.values()}
         for fd in by_fd:
-            poller.register(fd, select.POLLIN)
+            poller.register(fd, select.EPOLLIN)
         buffer = bytearray(_PACKET_NBYTES)
         while not self._closing:
             for fd, events in poller.poll():
@@ -244,12 +245,12 @@ class Mesh:
                         os.eventfd_read(self._wake_fd)
                     for other, peer in by_fd.items():
                         if not peer.gone and self._flush(peer):
-                            poller.modify(other, select.POLLIN | select.POLLOUT)
+                            poller.modify(other, select.EPOLLIN | select.EPOLLOUT)
                     continue
                 peer = by_fd[fd]
-                if events & select.POLLOUT and not self._flush(peer):
-                    poller.modify(fd, select.POLLIN)
-                if events & ~select.POLLOUT and not self._receive(peer, buffer, sink):
+                if events & select.EPOLLOUT and not self._flush(peer):
+                    poller.modify(fd, select.EPOLLIN)
+                if events & ~select.EPOLLOUT and not self._receive(peer, buffer, sink):
                     poller.unregister(fd)
                 forget_frames()
 
@@ -393,12 +394,14 @@ class Mesh:
     def _release(self) -> None:
         for peer in self._peers.values():
             peer.sock.close()
+        self._poller.close()
         os.close(self._wake_fd)
         self._arena.close()
         self._views.close()
 
     def close_after_fork(self) -> None:
         """In a forked child: close the copies of the descriptors. Memory that is held stays."""
+        self._poller.close()
         for peer in self._peers.values():
             peer.sock.close()
 
