@@ -25,8 +25,11 @@ def _spent() -> tuple[float, float]:
     """Processor time of this process, of its children, and of theirs that these have waited for; and the clock."""
     processor_s, ticks_s = sum(os.times()[:4]), 1 / os.sysconf("SC_CLK_TCK")
     for children in Path("/proc/self/task").glob("*/children"):
-        for pid in children.read_text().split():
-            with contextlib.suppress(FileNotFoundError):
+        pids: list[str] = []
+        with contextlib.suppress(OSError):  # a thread may end meanwhile, or a child
+            pids = children.read_text().split()
+        for pid in pids:
+            with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 processor_s += sum(map(int, fields[11:15])) * ticks_s
     return processor_s, time.monotonic()
