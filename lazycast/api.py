@@ -136,12 +136,14 @@ class LazyBroadcast(Generic[P, V]):
             debug=debug_wanted(),
         )
         self._options = options
+        self._limit_s = 0.0  # of a call that has none of its own, once the options are known to be good
         began_s = time.monotonic()
         try:
             self._lane = construction.meet(self._backend, options, check(options, self._backend.size))
         except (BackendError, CastTimeoutError) as exc:
             exc.operation, exc.phase, exc.age_s = "construct", "meeting the other ranks", time.monotonic() - began_s
             raise
+        self._limit_s, _ = limit(None, options.timeout_s, self.rank)
         lifetime.watch(self._lane)
 
     @property
@@ -281,8 +283,9 @@ class LazyBroadcast(Generic[P, V]):
         Every call counts, whatever ends it: an interrupt before it has its place in line, or an exception of anybody's
         code. What is in `counted` then says that it has counted, or is not to.
         """
-        lane = self._lane
-        key, bad = usable_key(key)
+        lane, bad = self._lane, None
+        if key is not None:
+            key, bad = usable_key(key)
         if bad is not None or lane.forked:
             counted.append(False)
             lane.refuse_after_fork()
@@ -292,10 +295,13 @@ class LazyBroadcast(Generic[P, V]):
             finally:
                 del bad  # it leads to its traceback, and that to this frame: it would lead back to it
         note_devices()
-        limit_s, refusal = limit(timeout_s, self._options.timeout_s, self.rank)
-        in_the_middle = lane.in_the_middle("broadcast()")
-        if blocking:
-            refusal = in_the_middle or lane.reentrant("broadcast()") or refusal
+        limit_s, refusal, in_the_middle = self._limit_s, None, None
+        if timeout_s is not None:
+            limit_s, refusal = limit(timeout_s, limit_s, self.rank)
+        if here.depth or here.roles:
+            in_the_middle = lane.in_the_middle("broadcast()")
+            if blocking:
+                refusal = in_the_middle or lane.reentrant("broadcast()") or refusal
         try:
             if in_the_middle is None:
                 future = lane.call(payload, materialize, key, limit_s, refusal, here=blocking, counted=counted)
@@ -306,7 +312,7 @@ class LazyBroadcast(Generic[P, V]):
                     raise in_the_middle
         finally:
             del refusal, in_the_middle  # as above
-        return cast(CastFuture[V], future), limit_s
+        return future, limit_s
 
     def has_room(self) -> bool:
         """Return whether `broadcast_async` would return at once now, instead of waiting for ranks that are behind.

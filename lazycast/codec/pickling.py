@@ -20,9 +20,10 @@ import ctypes
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import cloudpickle
+import msgspec
 import numpy as np
 
 from lazycast.codec import script
@@ -39,11 +40,14 @@ class CannotEncode(Exception):
     """The object does not pickle; the text names the part of it that does not."""
 
 
-class Layout(NamedTuple):
+class Layout(msgspec.Struct, frozen=True):
     """Where the parts of an encoded object lie: all that a receiver must know beside the bytes."""
 
     stream_nbytes: int
     frames: int
+
+
+_EMPTY = Layout(0, 0)
 
 
 def aligned(nbytes: int) -> int:
@@ -87,7 +91,7 @@ class Encoded:
         self.pieces: list[bytes | bytearray] = []
         self.frames: list[memoryview] = []
         self.write = self.pieces.append  # for a pickler, whose file this is
-        self.layout = Layout(0, 0)
+        self.layout = _EMPTY
         self.nbytes = 0
         self.cut = False
 
@@ -106,6 +110,9 @@ class Encoded:
         for piece in self.pieces:
             stream_nbytes += len(piece)
         self.layout = Layout(stream_nbytes, len(self.frames))
+        if not self.frames:
+            self.nbytes = stream_nbytes
+            return
         nbytes = aligned(8 * len(self.frames)) + aligned(stream_nbytes)
         for frame in self.frames:
             nbytes += aligned(frame.nbytes)
@@ -165,6 +172,9 @@ def _pickled(
             encoded.discard()
             pickler.clear_memo()
             raise
+        if reduction.unused:  # plain containers, numbers and text: no type has been asked for
+            encoded.finish()
+            return encoded
         if not reduction.again():
             encoded.cut = reduction.cut()
             encoded.finish()
@@ -209,8 +219,10 @@ def encode(obj: object, *, same_program: bool = True) -> Encoded:
 
 def _names_program(encoded: Encoded) -> bool:
     """Whether a stream may name something of `__main__`. Bytes of a payload can look like it."""
-    small = [piece for piece in encoded.pieces if len(piece) < _SLICE_NBYTES]  # larger ones are `bytes` of the payload
-    return any(b"__main__" in piece or b"__mp_main__" in piece for piece in small)
+    for piece in encoded.pieces:
+        if len(piece) < _SLICE_NBYTES and (b"__main__" in piece or b"__mp_main__" in piece):  # larger: `bytes` of it
+            return True
+    return False
 
 
 class ProgramCodec:
@@ -294,7 +306,7 @@ def is_plain(body: memoryview, layout: Layout) -> bool:
 
     May say no where yes is true: bytes of the payload can look like names.
     """
-    start = aligned(8 * layout.frames)
+    start = aligned(8 * layout.frames) if layout.frames else 0
     stream = bytes(body[start : start + layout.stream_nbytes])
     if pickle.EXT1 in stream or pickle.EXT2 in stream or pickle.EXT4 in stream:
         return False

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from lazycast.core.ask import Ask
 from lazycast.core.performer import Result
@@ -12,8 +13,7 @@ from lazycast.missing import MISSING
 from lazycast.net.wire import Cast, Cost, Failure, Value
 
 
-@dataclass
-class Own:
+class Own(msgspec.Struct, eq=False):
     """What this rank has itself, so that it need not come with the cast: the root all of it, others a payload."""
 
     payload: Any
@@ -24,8 +24,7 @@ class Own:
     mark: bytes | Exception | None = None  # the payload's fingerprint, if that has been tried
 
 
-@dataclass
-class Material:
+class Material(msgspec.Struct, eq=False):
     """What a rank's part is made from. Whoever takes it off the arrival alone keeps its memory alive."""
 
     body: memoryview | None
@@ -33,8 +32,7 @@ class Material:
     shared: tuple[Value, memoryview] | None  # what the owner made
 
 
-@dataclass(eq=False)
-class Arrival:
+class Arrival(msgspec.Struct, eq=False, weakref=True):
     """The state of one cast on this rank. Guarded by the lane's lock."""
 
     message: Cast
@@ -42,7 +40,7 @@ class Arrival:
     ask: Ask | None = None
     own: Own | None = None
     owner: int | None = None  # who materializes for this host; None: every rank for itself
-    passed: list[int] = field(default_factory=list)  # owners that would not
+    passed: list[int] = msgspec.field(default_factory=list)  # owners that would not
     passes: int = 0  # how often this rank has heard, or said, that one would not
     shared: tuple[Value, memoryview] | None = None
     begun: bool = False
@@ -58,7 +56,8 @@ class Arrival:
     @property
     def wanted(self) -> bool:
         """Whether anybody here may still want the value."""
-        return self.ask is None or not self.ask.taken
+        ask = self.ask
+        return ask is None or not ask.taken
 
     @property
     def plain(self) -> bool:
@@ -76,12 +75,14 @@ class Arrival:
 
     def ready(self, rank: int) -> bool:
         """Whether `rank`, this one, can begin its part."""
-        message = self.message
+        message, ask, owner = self.message, self.ask, self.owner
         if self.begun or self.final is not None:
             return False
-        if self.ask is None and (message.placement == "demand" or message.fingerprint is not None):
+        if ask is None and (message.placement == "demand" or message.fingerprint is not None):
             return False
-        return not self.wanted or self.owner in (None, rank) or self.shared is not None or self._differs
+        if owner is None or owner == rank or (ask is not None and ask.taken):
+            return True
+        return self.shared is not None or self._differs
 
     def judged(self, result: Result) -> Result:
         """Return what a result counts for: nothing, if the call that is to get it cannot."""

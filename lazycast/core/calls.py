@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from lazycast.core.ask import Ask
 from lazycast.core.dump import named
@@ -22,8 +23,7 @@ from lazycast.missing import MISSING
 from lazycast.net.wire import Failure, Key
 
 
-@dataclass(eq=False)
-class Call:
+class Call(msgspec.Struct, eq=False, weakref=True):
     """One call of the root."""
 
     seq: int
@@ -54,9 +54,9 @@ class Calls:
     """The calls that have not been sent. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._new: deque[Call] = deque()
+        self.new: deque[Call] = deque()  # have entered, and nobody has begun them; oldest first
         self._lines: dict[Key | None, deque[Call]] = {}
-        self._sendable: deque[Call] = deque()  # ready, and first of their line
+        self.sendable: deque[Call] = deque()  # ready, and first of their line
         self._unsent: dict[int, Call] = {}  # by the ask's number
         self._entered = 0
 
@@ -72,32 +72,30 @@ class Calls:
     def enter(self, call: Call) -> None:
         """Let a call that was added begin."""
         call.entered = True
-        self._new.append(call)
+        self.new.append(call)
         call.takes_room = call.failure is None
         self._entered += call.takes_room
-
-    def next_to_begin(self) -> Call | None:
-        """Take the oldest call that nobody has begun."""
-        return self._new.popleft() if self._new else None
 
     def make_ready(self, call: Call) -> None:
         """Mark a call that can be sent when its turn comes."""
         call.ready, call.ready_s, call.phase = True, time.monotonic(), "waiting to be sent"
         if self._lines[call.key][0] is call:
-            self._sendable.append(call)
+            self.sendable.append(call)
 
     def next_to_send(self, *, has_room: bool) -> Call | None:
         """Take a call whose turn has come; without room only one that carries no value."""
-        call = next((c for c in self._sendable if has_room or c.failure is not None or c.ask.taken), None)
-        if call is None:
+        for call in self.sendable:
+            if has_room or call.failure is not None or call.ask.taken:
+                break
+        else:
             return None
-        self._sendable.remove(call)
+        self.sendable.remove(call)
         line = self._lines[call.key]
         line.popleft()
         if not line:
             del self._lines[call.key]
         elif line[0].ready:
-            self._sendable.append(line[0])
+            self.sendable.append(line[0])
         call.sending = True
         return call
 
@@ -105,11 +103,6 @@ class Calls:
     def pending(self) -> bool:
         """Whether any call has not been sent."""
         return bool(self._unsent)
-
-    @property
-    def held(self) -> bool:
-        """Whether a call is ready and waits for room."""
-        return bool(self._sendable)
 
     def sent(self, call: Call) -> None:
         """Forget a call."""

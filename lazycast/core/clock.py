@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic
 
-from lazycast.core.waits import Stage, Waits
+from lazycast.core.waits import Stage, W, Waits
 from lazycast.here import own_thread
 from lazycast.tracebacks import forget_frames
-
-W = TypeVar("W")
 
 
 class Clock(Generic[W]):
@@ -101,9 +100,9 @@ class Clock(Generic[W]):
         with self._working:
             work_s = self._work()
         with self._lock:
-            next_s = self._waits.next_s()
-        if next_s is None or (work_s is not None and work_s < next_s):
+            next_s = self._waits.next_s
+        if work_s is not None and work_s < next_s:
             next_s = work_s
         forget_frames()
         # Whoever wakes us from here on opens the gate, so nothing that comes meanwhile is missed.
-        self._gate.acquire(timeout=-1 if next_s is None else max(0.0, next_s - time.monotonic()))
+        self._gate.acquire(timeout=-1 if next_s == math.inf else max(0.0, next_s - time.monotonic()))

@@ -32,7 +32,7 @@ from lazycast.core.interrupts import Uninterrupted
 from lazycast.core.performer import Group, Performer, Result
 from lazycast.core.records import Records
 from lazycast.core.situation import Situation
-from lazycast.core.waits import Stage, Wait, plan
+from lazycast.core.waits import Plan, Stage, plan
 from lazycast.core.workers import Workers, inside, role_of, unforked
 from lazycast.errors import CastTimeoutError, ClosedError, KeyInUseError, LazycastError, ReentrantCallError
 from lazycast.here import call_out, here
@@ -47,6 +47,7 @@ logger = logging.getLogger("lazycast")
 _FROZEN_S = 1.0
 #: How long, and how often, a call whose time is over waits for a verdict that has been given (seconds).
 _AGAIN_S, _MOST_PUT_OFF = 0.01, 200
+_MOST_PLANS = 64
 
 
 class Desk(Records):
@@ -62,6 +63,7 @@ class Desk(Records):
         self.handed: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._pending: dict[Key, Ask] = {}  # asks with a key whose future is not done
         self._asked = self._unkeyed = 0
+        self._plans: dict[float, Plan] = {}  # by time limit
         self._performer = Performer(self, group, options.executor, f"lazycast-{options.name}-work")
         self._callbacks = Workers(1, f"lazycast-{options.name}-callback")
         self._clock: Clock[Ask] = Clock(
@@ -113,6 +115,8 @@ class Desk(Records):
             raise reentrant
 
     def _guard_result(self) -> None:
+        if not here.depth and not here.roles and not self.forked:
+            return
         in_the_middle = self.in_the_middle("result()")
         if in_the_middle is not None:
             raise in_the_middle
@@ -221,20 +225,28 @@ class Desk(Records):
             run_callback=self._run_callback,
             guard=self._guard_result,
         )
-        ask = Ask(key, timeout_s, future, self._asked + 1, began_s, operation, nth)
+        stages = self._plans.get(timeout_s) or self._plan(timeout_s)
+        next_s = began_s + stages[0][0]
+        ask = Ask(key, timeout_s, future, self._asked + 1, began_s, operation, nth, stages, next_s=next_s)
         if self._options.debug:
             ask.origin = origin(nth)
-        ask.wait = Wait(ask, began_s, plan(began_s, timeout_s, self._options.warn_after_s, ask=self._inquires))
         self._asked += 1
         self._unkeyed += key is None
         return ask
+
+    def _plan(self, timeout_s: float) -> Plan:
+        """Return the stages of calls with this time limit. Most calls have the same."""
+        if len(self._plans) >= _MOST_PLANS:
+            self._plans.clear()
+        stages = self._plans[timeout_s] = plan(timeout_s, self._options.warn_after_s, ask=self._inquires)
+        return stages
 
     def _book(self, ask: Ask) -> None:
         """With the lock held: put an ask on the books."""
         if ask.key is not None:
             self._pending[ask.key] = ask
         self._counters.asked += 1
-        if self._waits.add(ask.wait):
+        if self._waits.add(ask):
             self._clock.wake()
 
     def _key_in_use(self, key: Key) -> KeyInUseError:
@@ -273,21 +285,24 @@ class Desk(Records):
         ask.taken = True
         ask.arrival = None  # the two would keep each other, and the value, until the next collection
         ask.payload = MISSING
-        self._waits.end(ask.wait)
+        self._waits.end(ask)
+        if ask.inquiry is not None:
+            self._forget_inquiry(ask)
         if ask.key is not None and self._pending.get(ask.key) is ask:
             del self._pending[ask.key]
-        self._notify()
+        if self._gates:
+            self._notify()
         return True
 
+    def _forget_inquiry(self, ask: Ask) -> None:
+        """With the lock held: the root was asked about a call that has ended."""
+
     def _settle(self, ask: Ask, result: Result) -> None:
-        if result.failure is not None and result.failure.kind == "withdrawn":
-            exc: LazycastError | None = None
-        elif result.failure is not None:
+        exc: LazycastError | None = None
+        if result.failure is not None and result.failure.kind != "withdrawn":
             exc = self._exception(ask, result)
-        else:
-            exc = None
         with self._lock:
-            if (tracer := self._tracer) is not None and not ask.taken:
+            if (tracer := self.tracer) is not None and not ask.taken:
                 self._trace_end(tracer, ask, exc)
             if not self._take(ask):
                 return
@@ -313,7 +328,7 @@ class Desk(Records):
 
     def _take_failed(self, ask: Ask, exc: LazycastError) -> bool:
         """With the lock held: take an ask off the books that ends with an error."""
-        if (tracer := self._tracer) is not None and not ask.taken:
+        if (tracer := self.tracer) is not None and not ask.taken:
             self._trace_end(tracer, ask, exc)
         if not self._take(ask):
             return False
@@ -342,7 +357,7 @@ class Desk(Records):
         if stage is Stage.WARN:
             waited_s = time.monotonic() - ask.since_s
             text = situation.text()
-            if (tracer := self._tracer) is not None:
+            if (tracer := self.tracer) is not None:
                 tracer.happened("still waiting", None, call=ask.number, text=text)
             logger.warning("%s: still waiting after %.1f s: %s", self._ask_label(ask), waited_s, text)
         else:
@@ -350,7 +365,7 @@ class Desk(Records):
 
     def _give_up_late(self, ask: Ask, situation: Situation) -> None:
         """The time of a call is over."""
-        late_s = time.monotonic() - ask.wait.deadline_s
+        late_s = time.monotonic() - ask.since_s - ask.timeout_s
         late = f"; this rank itself did not run for {late_s:.1f} s of that or more" if late_s > _FROZEN_S else ""
         message = f"{self._ask_label(ask)}: no value after {ask.timeout_s:g} s: {situation.text()}{late}"
         exc = self._explain(ask, CastTimeoutError(message, rank=self._group.rank), situation)
@@ -373,9 +388,9 @@ class Desk(Records):
     def _put_off(self, ask: Ask) -> None:
         """With the lock held: let a call wait a little longer."""
         ask.put_off += 1
-        self._waits.end(ask.wait)
-        ask.wait = Wait(ask, ask.since_s, ((time.monotonic() + _AGAIN_S, Stage.GIVE_UP),))
-        self._waits.add(ask.wait)
+        ask.passed -= 1
+        ask.next_s = time.monotonic() + _AGAIN_S
+        self._waits.add(ask)
 
     @abstractmethod
     def _tell_late(self, ask: Ask, arrival: Arrival | None) -> None:
@@ -389,7 +404,7 @@ class Desk(Records):
 
     def close(self, timeout_s: float) -> None:
         """Wait for pending calls up to `timeout_s`, fail the rest, say farewell, stop. Idempotent."""
-        if self._forked:
+        if self.forked:
             return
         first = False
         deadline_s = time.monotonic() + timeout_s
@@ -423,7 +438,7 @@ class Desk(Records):
             self._clock.stop()
             self._performer.stop()
             self._callbacks.stop()
-            if (tracer := self._tracer) is not None:
+            if (tracer := self.tracer) is not None:
                 tracer.stop()
             self._closed.set()
             self._do_handed()
@@ -447,5 +462,5 @@ class Desk(Records):
 
     def after_fork_in_child(self) -> None:
         """Only the forking thread is alive, and any lock may be held: touch none."""
-        self._forked = True
-        self._tracer = None  # it closes its file itself
+        self.forked = True
+        self.tracer = None  # it closes its file itself

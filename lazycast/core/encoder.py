@@ -16,11 +16,21 @@ from lazycast.core.workers import unforked
 from lazycast.materialize.materializers import Shipper
 from lazycast.materialize.staged import Staged
 from lazycast.missing import MISSING
+from lazycast.net.host.mesh import INLINE_NBYTES
 from lazycast.net.relay import Relay, Room
 from lazycast.net.wire import Cast, Code
 
 #: A cast, the room that holds its body, and the code that is to go before it.
 Encoded = tuple[Cast, Room, list[tuple[Code, Room]]]
+
+
+def laid_out(encoded: pickling.Encoded, relay: Relay, *, host: bool = False) -> Room:
+    """Return what is encoded as it goes out, to all ranks or to those of this host. Raises MemoryError."""
+    if encoded.nbytes <= INLINE_NBYTES and len(encoded.pieces) == 1 and not encoded.frames:
+        return Room(memoryview(encoded.pieces[0]))  # a copy into memory of its own would be for nothing
+    room = relay.room(encoded.nbytes, host=host)
+    encoded.write_into(room.view)
+    return room
 
 
 class Encoder:
@@ -51,8 +61,7 @@ class Encoder:
                 encoded = encode(what if staged else call.payload)
         if encoded.cut and call.prepared:
             self._cut(call, encoded)
-        room = self._relay.room(encoded.nbytes)
-        encoded.write_into(room.view)
+        room = laid_out(encoded, self._relay)
         agree = self._agree and call.placement != "demand"
         layout = encoded.layout
         cast = Cast(

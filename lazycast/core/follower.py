@@ -99,7 +99,8 @@ class FollowerLane(Lane):
                 mark = exc
         with Uninterrupted():  # what has begun must count, and a part that begins here must be reported
             with self._lock:
-                self._refuse_if_closed()
+                if self._closing:
+                    self._refuse_if_closed()
                 ask = self._make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
                 if refused is None and key is not None and key in self._pending:
                     refused = self._key_in_use(key)
@@ -112,8 +113,11 @@ class FollowerLane(Lane):
                 if counted is not None:
                     counted.append(True)
                 arrival, result = self._match(ask)
-                hopeless = self._end.failure if result is None and self._depends_on_end(arrival) else None
-            self._after_match(ask, arrival, result)
+                hopeless = None
+                if self._end.failure is not None and result is None and self._depends_on_end(arrival):
+                    hopeless = self._end.failure
+            if arrival is not None:
+                self._after_match(ask, arrival, result)
             if hopeless is not None and refused is None:
                 self._settle(ask, Result(failure=hopeless))
         if refused is not None:
@@ -222,9 +226,8 @@ class FollowerLane(Lane):
         else:
             self._advance(arrival)
 
-    def _take(self, ask: Ask) -> bool:
+    def _forget_inquiry(self, ask: Ask) -> None:
         self._queries.forget(ask)
-        return super()._take(ask)
 
     def _cancel(self, ask: Ask) -> bool:
         with self._lock:
@@ -274,8 +277,9 @@ class FollowerLane(Lane):
             if self._figures_due_s is None:
                 self._figures_due_s = arrival.arrived_s + FIGURES_EVERY_S
                 self._clock.wake()
-            early = self._early_verdicts.pop(message.seq, None)
-            self._admit(arrival)
+            early = self._early_verdicts.pop(message.seq, None) if self._early_verdicts else None
+            if message.placement == "shard":
+                self._admit(arrival)
             if self._overdue is not None and message.agree:
                 arrival.objection, self._overdue = self._overdue, None
             if message.agree and early is None:
@@ -286,7 +290,7 @@ class FollowerLane(Lane):
                 if result is not None:
                     arrival.final = SPENT
         self._begin_part(arrival, early, ask, result)
-        if (tracer := self._tracer) is not None:
+        if (tracer := self.tracer) is not None:
             tracer.took("arrive", arrival.arrived_s, time.monotonic(), message)
 
     def _begin_part(self, arrival: Arrival, early: Verdict | None, ask: Ask | None, result: Result | None) -> None:

@@ -5,6 +5,8 @@ Guarantees:
 * It is settled once, by the engine alone: `cancel` asks it, and it decides under one lock who was first.
 * Looking at one that is done takes no lock; what takes the base class's is not interrupted: a thread that left it
   locked would stop the engine.
+* The base class's condition is made when somebody needs it (`concurrent.futures.wait`, a callback): most futures are
+  only waited for, at a gate, and to make the condition and to notify nobody costs as much as all the rest.
 * Callbacks never run on lazycast's own threads that move messages: they go to the object's callback thread, or run in
   the thread that adds them if the future is done.
 * Cancelling a task that awaits it cancels the waiting only.
@@ -16,8 +18,9 @@ import asyncio
 import concurrent.futures
 import logging
 import threading
+import time
 from collections.abc import Callable, Generator
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lazycast.core.interrupts import Uninterrupted
 from lazycast.tracebacks import log
@@ -27,8 +30,11 @@ V = TypeVar("V")
 logger = logging.getLogger("lazycast")
 
 # Names of the base class.
+_PENDING, _FINISHED = "PENDING", "FINISHED"
 _CANCELLED = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED"})
-_SETTLED = _CANCELLED | {"FINISHED"}
+_SETTLED = _CANCELLED | {_FINISHED}
+
+_UNUSED = threading.Condition()  # in the place of a condition that nobody has needed until the future was settled
 
 
 def _call(fn: Callable[[Any], object], future: object) -> None:
@@ -53,13 +59,29 @@ class CastFuture(concurrent.futures.Future[V]):
         run_callback: Callable[[Callable[[], None]], None],
         guard: Callable[[], None],
     ) -> None:
-        super().__init__()
+        # What the base class's constructor sets, but for the condition.
+        self._state = _PENDING
+        self._result: Any = None
+        self._exception: BaseException | None = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
         self._label = label
         self._withdraw: Callable[[], bool] | None = withdraw
         self._run_callback = run_callback
         self._guard = guard
         self._gate = threading.Lock()  # open once it is settled
         self._gate.acquire()
+
+    if not TYPE_CHECKING:  # to whom it is an attribute, as of the base class
+
+        @property
+        def _condition(self) -> threading.Condition:
+            condition = self.__dict__.setdefault("_made", threading.Condition())
+            if condition is _UNUSED:  # it is settled, or in the next step: whoever then takes a lock finds it so
+                while self._state not in _SETTLED:
+                    time.sleep(0)
+                return self.__dict__.setdefault("_late", threading.Condition())
+            return condition
 
     def __repr__(self) -> str:
         return f"<CastFuture {self._label()} {self._state.lower()}>"
@@ -88,10 +110,13 @@ class CastFuture(concurrent.futures.Future[V]):
             ReentrantCallError: called, before it is done, from a materializer or callback of the same object.
             LazycastError: the cast's own error.
         """
-        self._wait(timeout)
+        if self._state not in _SETTLED:
+            self._wait(timeout)
+        if self._state == _FINISHED and self._exception is None:
+            value: V = self._result
+            return value
         exc = self._outcome()
-        if exc is None:
-            return cast(V, self._result)  # of the base class, as all that is looked at here
+        assert exc is not None
         try:
             raise exc
         finally:
@@ -199,7 +224,12 @@ class CastFuture(concurrent.futures.Future[V]):
     def settle(self, value: V) -> None:
         """Resolve."""
         self._withdraw = None  # it leads back here: a value in such a circle would live until the next collection
-        super().set_result(value)
+        if self._state != _PENDING:
+            raise concurrent.futures.InvalidStateError(f"{self!r} is settled already")
+        if self.__dict__.setdefault("_made", _UNUSED) is _UNUSED:  # from here on nobody gets one before the next line
+            self._result, self._state = value, _FINISHED
+        else:
+            super().set_result(value)
         self._gate.release()
 
     def settle_error(self, exc: BaseException) -> None:
@@ -227,4 +257,4 @@ class CastFuture(concurrent.futures.Future[V]):
         elif (exc := made._outcome()) is not None:
             self.settle_error(exc)
         else:
-            self.settle(cast(V, made._result))
+            self.settle(made._result)

@@ -78,7 +78,7 @@ class Inquiries:
             ask.inquiry = Inquiry(now_s)
             self._own[ask.number] = ask
         seq = arrival.message.seq if arrival is not None else None
-        self.ask(Query(self._root, ask.number, seq, ask.key, max(0.0, ask.wait.next_s - now_s)))
+        self.ask(Query(self._root, ask.number, seq, ask.key, max(0.0, ask.next_s - now_s)))
 
     def forget(self, ask: Ask) -> None:
         """With the lock held: a call of the root has ended."""

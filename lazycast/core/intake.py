@@ -92,7 +92,8 @@ class Intake(Lane):
         try:
             with Uninterrupted():  # what has begun must count, or the ranks would be out of step
                 with self._lock:
-                    self._refuse_if_closed()
+                    if self._closing:
+                        self._refuse_if_closed()
                     ask = self._make_ask(key, timeout_s, began_s, "broadcast" if here else "broadcast_async")
                     if refusal is None and key is not None and key in self._pending:
                         refusal = self._key_in_use(key)
@@ -105,7 +106,7 @@ class Intake(Lane):
                     self._calls.add(call)  # its place among the casts of its key, before it waits for anything
                     if refusal is None:
                         self._book(ask)
-                    waits = refusal is None and self._must_wait(call)
+                    waits = refusal is None and not self._window.has_room() and self._must_wait(call)
                     if waits:
                         refusal = self._hold_back(call)
                     if not waits or refusal is not None:
@@ -198,7 +199,7 @@ class Intake(Lane):
         if reentrant is not None:
             return reentrant
         call.phase = "waiting for room"
-        if (tracer := self._tracer) is not None:
+        if (tracer := self.tracer) is not None:
             tracer.happened("held back", call, text=self._window.held_back())
         self._counters.blocking += 1
         call.held_since_s = call.ask.since_s
@@ -214,7 +215,7 @@ class Intake(Lane):
             return None
         if self._closing:
             return ClosedError(f"{self._ask_label(ask)}: closed here before it was sent", rank=self._group.rank)
-        left_s = ask.wait.deadline_s - time.monotonic()
+        left_s = ask.since_s + ask.timeout_s - time.monotonic()
         if ask.taken or left_s <= 0:
             return self._look(ask)
         return self._watch(), left_s
@@ -241,10 +242,12 @@ class Intake(Lane):
 
     def _take(self, ask: Ask) -> bool:
         taken = super()._take(ask)
-        self._inquiries.forget(ask)
-        if taken and self._calls.held:
+        if taken and self._calls.sendable:
             self._clock.wake()  # it may be the one that is held: now it goes out without its value
         return taken
+
+    def _forget_inquiry(self, ask: Ask) -> None:
+        self._inquiries.forget(ask)
 
     def _cancel(self, ask: Ask) -> bool:
         with self._lock:

@@ -64,7 +64,8 @@ def _put_back() -> None:
                 _signal.signal(number, _aside[number])
     finally:
         _raised.clear()
-        _deliver()
+        if _caught:
+            _deliver()
 
 
 def _deliver() -> None:

@@ -89,7 +89,7 @@ class Lane(Connected):
             # The root books a cast before it sends it: nothing that is said of it can be early there.
             keep = self._end.failure is None and self._group.rank != self._group.root
             arrival, again = self._awaited.hear(message, body, keep=keep)
-        if (tracer := self._tracer) is not None and isinstance(message, Value):
+        if (tracer := self.tracer) is not None and isinstance(message, Value):
             cast = arrival.message if arrival is not None else None
             tracer.took("arrive value", began_s, time.monotonic(), cast, seq=message.seq, owner=message.rank)
         if arrival is None:
@@ -251,7 +251,7 @@ class Lane(Connected):
 
     def _trace_said(self, kind: str, seq: int) -> None:
         """Note when a message goes to the root, if its clock is another one: see `RootLane._trace_heard`."""
-        tracer, (rank, _, root) = self._tracer, self._group[:3]
+        tracer, (rank, _, root) = self.tracer, self._group[:3]
         if tracer is not None and self._group.clock_of(rank) != self._group.clock_of(root):
             tracer.happened("said", None, rank=rank, kind=kind, seq=seq)
 
@@ -293,8 +293,10 @@ class Lane(Connected):
             if arrival.final is not None:
                 return
             arrival.local = None
-            arrival.drop()
-            ask, result = arrival.ask, arrival.judged(result)
+            arrival.body = arrival.own = arrival.shared = None
+            ask = arrival.ask
+            if arrival.objection is not None:
+                result = arrival.judged(result)
             # Once it is handed over, the future alone keeps a value alive.
             arrival.final = result if ask is None else SPENT
         if ask is not None:
@@ -330,7 +332,7 @@ class Lane(Connected):
             if lost and (self._end.failure is None or self._end.failure.kind == "closed"):
                 # Before anybody else hears of it: whoever does may close, and that is not why casts fail.
                 self._end.failure = message.failure
-        if (tracer := self._tracer) is not None:
+        if (tracer := self.tracer) is not None:
             tracer.happened(message.failure.kind, None, rank=message.rank, text=message.failure.message)
         if flood:
             self._relay.flood(message)

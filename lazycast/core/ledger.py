@@ -12,7 +12,7 @@ Guarantees:
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -21,14 +21,13 @@ from lazycast.core.situation import ranks
 from lazycast.net.wire import ENDS, Failure, Key, Verdict
 
 
-@dataclass(slots=True)
-class _Entry:
+class _Entry(msgspec.Struct, eq=False):
     key: Key | None
     nbytes: int
     unread: set[int]
     unreported: set[int]
     decided: bool = False
-    hearsay: dict[int, Failure] = field(default_factory=dict)  # by rank: what it says of another
+    hearsay: dict[int, Failure] = msgspec.field(default_factory=dict)  # by rank: what it says of another
 
 
 @dataclass(slots=True)

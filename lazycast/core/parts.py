@@ -19,6 +19,7 @@ from lazycast.codec.fingerprint import fingerprint, first_difference
 from lazycast.codec.pickling import Layout, as_it_arrives
 from lazycast.codec.trust import Policy
 from lazycast.core.arrival import Arrival, Material
+from lazycast.core.encoder import laid_out
 from lazycast.core.failures import clip
 from lazycast.core.performer import Performer, Result
 from lazycast.core.workers import unforked
@@ -98,16 +99,17 @@ class Parts:
         try:
             with unforked():
                 encoded = self.codec.encode(value)
-            room = self._relay.room(encoded.nbytes, host=True)
-            encoded.write_into(room.view)
+            room = laid_out(encoded, self._relay, host=True)
             if encoded.cut:
                 value = as_it_arrives(encoded, self.codec)
         except BaseException as exc:  # MemoryError, and whatever a value's own code raises
             unshared = clip(f"rank {self._rank} could not share its value: {describe(exc)}", MAX_REASON)
             self.tell(msgspec.structs.replace(message, unshared=unshared))
             return 0, unshared, value
-        nbytes, (stream_nbytes, frames) = encoded.nbytes, encoded.layout
-        message = msgspec.structs.replace(message, nbytes=nbytes, stream_nbytes=stream_nbytes, frames=frames)
+        nbytes, layout = encoded.nbytes, encoded.layout
+        message = msgspec.structs.replace(
+            message, nbytes=nbytes, stream_nbytes=layout.stream_nbytes, frames=layout.frames
+        )
         self._relay.share(message, room)
         self._took("share", began_s, of)
         return nbytes, None, value

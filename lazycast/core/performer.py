@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from types import CoroutineType
 from typing import Any, NamedTuple
 
+import msgspec
+
 from lazycast.core import failures
 from lazycast.core.interrupts import Uninterrupted
 from lazycast.core.surroundings import apart
@@ -43,7 +45,7 @@ class Group(NamedTuple):
         return self.clocks[rank] if self.clocks else ""
 
 
-class Result(NamedTuple):
+class Result(msgspec.Struct, frozen=True):
     """How a cast ended on this rank. `cause` is the original exception, where it happened."""
 
     value: Any = None

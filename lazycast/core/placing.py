@@ -82,6 +82,8 @@ class Placing:
         )  # kinds of cast whose values are known to pickle
         self._asked_for = options.placement, "asked for"
         self._chooser: Chooser | None = None
+        #: Whether anything is to be decided, so that payloads must be looked at.
+        self.chooses = options.placement == "auto"
         if options.placement == "auto":
             host_of = {rank: index for index, host in enumerate(topology.hosts) for rank in host}
             host_list = [host_of[rank] for rank in range(group.size)]
@@ -159,11 +161,6 @@ class Placing:
     def failed(self, seq: int) -> None:
         """Forget a cast: what failed tells nothing about costs."""
         self._trials.pop(seq, None)
-
-    @property
-    def chooses(self) -> bool:
-        """Whether anything is to be decided, so that payloads must be looked at."""
-        return self._chooser is not None
 
     def standings(self) -> tuple[Standing, ...]:
         """Return how each kind of cast stands."""

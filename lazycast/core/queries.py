@@ -23,7 +23,7 @@ class Queries:
         ask.inquiry = Inquiry(last.asked_s if last is not None and last.status is None else now_s)
         self._asks[ask.number] = ask
         seq = arrival.message.seq if arrival is not None else None
-        return Query(self._rank, ask.number, seq, ask.key, max(0.0, ask.wait.next_s - now_s))
+        return Query(self._rank, ask.number, seq, ask.key, max(0.0, ask.next_s - now_s))
 
     def answered(self, message: Status | Relayed) -> None:
         """Book what came of a question."""

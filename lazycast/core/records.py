@@ -45,20 +45,16 @@ class Records(ABC):
         self._options = options
         self._lock = threading.RLock()  # whoever only looks may come in the middle of what this thread does
         self._counters = Counters()
-        self._tracer: Tracer | None = None  # read once where it is used: another thread may end it meanwhile
+        self.tracer: Tracer | None = None  # read once where it is used: another thread may end it meanwhile
         self._waits: Waits[Ask] = Waits()
         self._closing = False
         self._closed = threading.Event()
-        self._forked = False
+        self.forked = False
 
     def refuse_after_fork(self) -> None:
         """Raise in a forked child. Without the lock, which another thread may have held at the fork."""
-        if self._forked:
+        if self.forked:
             raise ClosedError(f"lazycast {self._options.name!r} belongs to the parent of this forked process")
-
-    @property
-    def forked(self) -> bool:
-        return self._forked
 
     @property
     def closed(self) -> bool:
@@ -121,8 +117,8 @@ class Records(ABC):
 
     def _count(self, what: str, began_s: float, ended_s: float, of: Named) -> None:
         """With the lock held: count how long something took."""
-        self._counters.took(what, ended_s - began_s)
-        tracer = self._tracer
+        self._counters.noted.append((what, ended_s - began_s))
+        tracer = self.tracer
         if tracer is not None:
             tracer.took(what, began_s, ended_s, of)
 
@@ -137,10 +133,6 @@ class Records(ABC):
         if exc is not None:
             tracer.happened("failed", of, call=ask.number, error=type(exc).__name__, text=str(exc))
 
-    @property
-    def tracer(self) -> Tracer | None:
-        return self._tracer
-
     def trace(self, folder: Path) -> Tracer:
         """Begin to write what happens here to a new file in `folder`."""
         self.refuse_after_fork()
@@ -149,9 +141,9 @@ class Records(ABC):
         about |= {"host": hosts[rank], "clock": self._group.clock_of(rank), "hosts": self._hosts()}
         tracer = Tracer(folder, about, self._forget_tracer)
         with Uninterrupted(), self._lock:
-            earlier, ended = self._tracer, self._closing
+            earlier, ended = self.tracer, self._closing
             if earlier is None and not ended:
-                self._tracer = tracer
+                self.tracer = tracer
                 return tracer
         tracer.stop()
         tracer.path.unlink()
@@ -160,8 +152,8 @@ class Records(ABC):
         raise ClosedError(f"lazycast {self._options.name!r} is closed on this rank", rank=rank)
 
     def _forget_tracer(self, tracer: Tracer) -> None:
-        if self._tracer is tracer:
-            self._tracer = None
+        if self.tracer is tracer:
+            self.tracer = None
 
     # Looking
 

@@ -80,8 +80,9 @@ class RootLane(Sending):
 
     def _freed(self) -> None:
         """With the lock held: something was read, so what was held back may go."""
-        self._notify()
-        if self._calls.held:
+        if self._gates:
+            self._notify()
+        if self._calls.sendable:
             self._clock.wake()
 
     def _on_need(self, message: Need) -> None:
@@ -121,7 +122,7 @@ class RootLane(Sending):
 
     def _trace_heard(self, rank: int, kind: str, seq: int) -> None:
         """Note when a message of another clock came: with its sender's note it tells how far apart the two are."""
-        tracer = self._tracer
+        tracer = self.tracer
         if tracer is not None and self._group.clock_of(rank) != self._group.clock_of(self._group.rank):
             tracer.happened("heard", None, rank=rank, kind=kind, seq=seq)
 

@@ -71,8 +71,9 @@ class Sending(Intake):
     def _work_one(self) -> bool:
         """Begin or send a call; return whether there was one."""
         with self._lock:
-            new = self._calls.next_to_begin()
-            call = self._next_to_send() if new is None and self._calls.held else None
+            calls = self._calls
+            new = calls.new.popleft() if calls.new else None
+            call = self._next_to_send() if new is None and calls.sendable else None
         if new is not None:
             try:
                 self._begin_call(new)
@@ -109,15 +110,19 @@ class Sending(Intake):
 
     def _begin_call(self, call: Call) -> None:
         fn, payload = call.materialize, call.payload
-        call.name = place_name(fn) if fn is not None else ""  # it may run code of the callable's own
-        self._took("queue", call.ask.since_s, call)
-        nbytes = self._look_at(call)
+        chosen = fn is not None and self._placing.chooses
+        nbytes = 0
+        if chosen or self._options.replicated:
+            call.name = place_name(fn) if fn is not None else ""  # it may run code of the callable's own
+            nbytes = self._look_at(call)
         with self._lock:
+            self._count("queue", call.ask.since_s, time.monotonic(), call)
+            doubtful = False
             if call.failure is None:
                 self._placed = self._placing.place(call, nbytes, len(self._waits) - 1)
                 call.placement = self._placed[0]
-                call.measured = self._placing.chooses and fn is not None
-            doubtful = call.failure is None and self._placing.doubts(call)
+                call.measured = chosen
+                doubtful = chosen and self._placing.doubts(call)
             # Of a call that has been given up only the failure is sent.
             if call.failure is not None or call.ask.taken or fn is None or call.placement != "root":
                 self._calls.make_ready(call)
@@ -192,7 +197,7 @@ class Sending(Intake):
             try:
                 cast, room, codes = self._encoded(call)
                 header = wire.encode(cast)
-                said = [(code, place, wire.encode(code)) for code, place in codes]
+                said = [(code, place, wire.encode(code)) for code, place in codes] if codes else ()
             except BaseException as exc:  # MemoryError, and whatever a payload's own code raises
                 call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
             call.spare = call.untouched = None
@@ -205,18 +210,23 @@ class Sending(Intake):
             if call.measured:
                 sent_nbytes = cast.nbytes if call.prepared else 0
                 self._placing.spent(call.seq, Cost(time.thread_time() - cpu_s, 0.0, shared_nbytes=sent_nbytes))
-            self._admit(arrival)
+            if cast.placement == "shard":
+                self._admit(arrival)
             self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree)
             if cast.agree:
                 self._agreeing[cast.seq] = arrival
-            self._count("held", call.ready_s, began_s, cast)
-            self._count("encode", began_s, cast.sent_s, cast)
+            self._counters.noted += (("held", began_s - call.ready_s), ("encode", cast.sent_s - began_s))
+            if (tracer := self.tracer) is not None:
+                tracer.took("held", call.ready_s, began_s, cast)
+                tracer.took("encode", began_s, cast.sent_s, cast)
             self._book_sent(call, arrival)
         for code in said:
             self._relay.down(*code)
-        tracer, began_s = self._tracer, time.monotonic()
-        self._relay.down(cast, room, header)
-        if tracer is not None:
+        if tracer is None:
+            self._relay.down(cast, room, header)
+        else:
+            began_s = time.monotonic()
+            self._relay.down(cast, room, header)
             tracer.took("send", began_s, time.monotonic(), cast)
         del room  # a slot is held as long as its writer has a hand on it
         if own.prepare is None and own.finish is None:  # the value is here
@@ -284,4 +294,5 @@ class Sending(Intake):
             arrival.objection = call.ask.late
         self._counters.cast(None if arrival.message.failure is not None else arrival.message.placement)
         self._calls.sent(call)
-        self._notify()
+        if self._gates:
+            self._notify()

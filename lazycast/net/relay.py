@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 from lazycast.codec.pickling import allocate, copy
 from lazycast.net import wire
 from lazycast.net.backend import Context, Link
@@ -44,8 +46,7 @@ class Receiver(Protocol):
         ...
 
 
-@dataclass
-class Room:
+class Room(msgspec.Struct, eq=False):
     """Memory for the body of a message: in the shared memory of the host, or on the heap if nobody shares it."""
 
     view: memoryview
@@ -193,9 +194,12 @@ class Relay:
         Args: `header`: the message encoded, by whoever had to know that it can be.
         """
         header = wire.encode(message) if header is None else header
+        mesh, topology = self._mesh, self._topology
         with self._down_lock:  # nothing overtakes a body's later chunks: not even the verdict that its failure brings
-            self._send_here(header, room)
-            self._send_away(message, header, room.view if room is not None else _EMPTY)
+            if mesh is not None and topology.local:
+                self._send_near(topology.local, header, room, mesh)
+            if topology.remote:
+                self._send_away(message, header, room.view if room is not None else _EMPTY)
 
     def share(self, message: Value | Pass, room: Room | None = None) -> None:
         """Send to the other ranks of this host. The room's bytes must not change any more."""

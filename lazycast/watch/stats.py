@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from lazycast.materialize.placement.chooser import Standing, duration
-from lazycast.watch.timing import BOUNDS_S, Tally, Timing
+from lazycast.watch.timing import Tally, Timing
 
 
 @dataclass(frozen=True)
@@ -158,6 +157,10 @@ def nbytes_text(nbytes: int) -> str:
     return f"{nbytes} bytes"
 
 
+#: How much is noted at most before it is counted.
+_FOLD_AT = 1000
+
+
 class Rate:
     """How often something has happened per second, lately."""
 
@@ -206,31 +209,37 @@ class Counters:
     unshared_reason: str | None = None
     placements: dict[str, int] = field(default_factory=dict)
     failed: dict[str, int] = field(default_factory=dict)
-    timings: dict[str, Tally] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._rate = Rate(self.since_s)
+        self._timings: dict[str, Tally] = {}
+        #: What took how long (seconds), to be counted: in one step, since every cast notes half a dozen on each rank.
+        self.noted: list[tuple[str, float]] = []
+        self._resolved_s: list[float] = []  # when calls got their values, to be counted
 
-    def took(self, what: str, seconds: float) -> None:
-        """Count one occurrence of something that takes time."""
-        try:
-            tally = self.timings[what]
-        except KeyError:
-            tally = self.timings[what] = Tally()
-        # `Tally.add`, without the call: every cast passes here half a dozen times on each rank
-        tally.total_s += seconds
-        if seconds > tally.max_s:
-            tally.max_s = seconds
-        tally.buckets[bisect_left(BOUNDS_S, seconds)] += 1
+    def fold(self) -> None:
+        """Count what has been noted."""
+        noted, self.noted = self.noted, []
+        for what, seconds in noted:
+            tally = self._timings.get(what)
+            if tally is None:
+                tally = self._timings[what] = Tally()
+            tally.add(seconds)
+        resolved_s, self._resolved_s = self._resolved_s, []
+        for now_s in resolved_s:
+            self._rate.tick(now_s)
 
     def resolve(self, now_s: float, seconds: float) -> None:
         """Count a call that got a value, after so many seconds."""
         self.resolved += 1
-        self._rate.tick(now_s)
-        self.took("total", seconds)
+        self._resolved_s.append(now_s)
+        self.noted.append(("total", seconds))
+        if len(self.noted) > _FOLD_AT:
+            self.fold()
 
     def qps(self, now_s: float) -> float:
         """Calls that got a value, per second."""
+        self.fold()
         return self._rate.per_s(now_s)
 
     def cast(self, placement: str | None) -> None:
@@ -238,6 +247,8 @@ class Counters:
         self.casts += 1
         if placement is not None:
             self.placements[placement] = self.placements.get(placement, 0) + 1
+        if len(self.noted) > _FOLD_AT:
+            self.fold()
 
     def count_failure(self, exc: BaseException) -> None:
         """Count a call that failed."""
@@ -246,7 +257,8 @@ class Counters:
 
     def timing(self, what: str) -> Timing:
         """Return a snapshot."""
-        tally = self.timings.get(what)
+        self.fold()
+        tally = self._timings.get(what)
         return Timing() if tally is None else tally.timing()
 
     def text(self) -> str:

@@ -313,7 +313,7 @@ class World:
 
     @staticmethod
     def _engine_has_work(lane: RootLane) -> bool:
-        return bool(lane._calls.held) or bool(lane._calls._new)
+        return bool(lane._calls.sendable) or bool(lane._calls.new)
 
     def do(self, step: Step) -> None:
         """Take a step."""

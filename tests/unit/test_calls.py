@@ -36,8 +36,7 @@ def test_calls_begin_in_the_order_they_were_made() -> None:
     calls = Calls()
     for seq, key in enumerate(("a", None, "a", "b")):
         _enter(calls, _call(seq, key))
-    begun = [calls.next_to_begin() for _ in range(5)]
-    assert [call.seq if call else None for call in begun] == [0, 1, 2, 3, None]
+    assert [call.seq for call in calls.new] == [0, 1, 2, 3]
     assert len(calls) == 4
 
 
@@ -63,9 +62,9 @@ def test_without_room_only_failures_are_sent() -> None:
         calls.make_ready(call)
     assert _send(calls, has_room=False) == 2
     assert _send(calls, has_room=False) is None
-    assert calls.held
+    assert calls.sendable
     assert _send(calls) == 1
-    assert not calls.held
+    assert not calls.sendable
 
 
 def test_the_call_of_an_ask_and_the_first_of_a_key_are_found_until_sent() -> None:
@@ -120,5 +119,5 @@ def test_per_key_in_order_and_everything_is_sent_in_the_end(steps: list[tuple[st
     while (seq := _send(calls)) is not None:
         sent.append(seq)
     assert sorted(sent) == [call.seq for call in added]
-    assert [calls.next_to_begin() for _ in added] == added
+    assert [calls.new.popleft() for _ in added] == added
     assert not any(value for value in vars(calls).values()), "nothing is left behind"

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from lazycast.core.clock import Clock
-from lazycast.core.waits import Stage, Wait, Waits
+from lazycast.core.waits import Stage, Waits
+
+from .test_waits import Call
 
 WAIT_S = 10.0
 
@@ -21,19 +23,22 @@ class Engine:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.waits: Waits[str] = Waits()
-        self.due: queue.Queue[tuple[Stage, str]] = queue.Queue()
+        self.waits: Waits[Call] = Waits()
+        self.due: queue.Queue[tuple[Stage, object]] = queue.Queue()
         self.turns: queue.Queue[float] = queue.Queue()
         self.failures: queue.Queue[Exception] = queue.Queue()
         self.work_error: Exception | None = None
         self.again_after_s: float | None = None
-        self.clock: Clock[str] = Clock(
+        self.clock: Clock[Call] = Clock(
             self.waits, self.lock, on_due=self._on_due, work=self._work, on_failure=self.failures.put, name="unit-clock"
         )
 
-    def _on_due(self, stage: Stage, what: str) -> None:
+    def _on_due(self, stage: Stage, call: Call) -> None:
         assert not self.lock.locked(), "called with the lock held"
-        self.due.put((stage, what))
+        self.waits.end(call)
+        if call.passed < len(call.stages):
+            self.waits.add(call)
+        self.due.put((stage, call.name))
 
     def _work(self) -> float | None:
         assert not self.lock.locked(), "called with the lock held"
@@ -70,7 +75,7 @@ def test_waits_come_due_without_being_asked_for(engine: Engine) -> None:
     engine.clock.start()
     now_s = time.monotonic()
     with engine.lock:
-        earlier = engine.waits.add(Wait("w", now_s, [(now_s + 0.01, Stage.WARN), (now_s + 0.02, Stage.GIVE_UP)]))
+        earlier = engine.waits.add(Call("w", now_s, ((0.01, Stage.WARN), (0.02, Stage.GIVE_UP))))
     assert earlier
     engine.clock.wake()
     assert engine.due.get(timeout=WAIT_S) == (Stage.WARN, "w")
@@ -104,7 +109,7 @@ def test_what_has_come_due_is_not_kept_while_it_sleeps(engine: Engine) -> None:
     engine.clock.start()
     with engine.lock:
         now_s = time.monotonic()
-        engine.waits.add(Wait(thing, now_s, ((now_s, Stage.GIVE_UP),)))
+        engine.waits.add(Call(thing, now_s, ((0.0, Stage.GIVE_UP),)))
     engine.clock.wake()
     assert engine.due.get(timeout=WAIT_S)[1] is thing
     del thing

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -204,7 +205,7 @@ def test_layout_with_any_number_of_frames(frames: int) -> None:
     arrays = [np.full(i % 130, i, np.uint16) for i in range(frames)]
     encoded = pickling.encode(arrays)
     assert encoded.layout.frames == frames
-    assert encoded.nbytes % ALIGNMENT == 0
+    assert not frames or encoded.nbytes % ALIGNMENT == 0
     back = round_trip(arrays)
     assert len(back) == frames
     assert all(np.array_equal(a, b) for a, b in zip(arrays, back, strict=True))
@@ -241,11 +242,13 @@ def test_a_frame_that_does_not_fit_is_named() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param(lambda lay: lay._replace(frames=lay.frames - 1), id="a frame less"),
-        pytest.param(lambda lay: lay._replace(frames=0), id="no frames"),
-        pytest.param(lambda lay: lay._replace(frames=1 << 40), id="many frames"),
-        pytest.param(lambda lay: lay._replace(stream_nbytes=0), id="no stream"),
-        pytest.param(lambda lay: lay._replace(stream_nbytes=lay.stream_nbytes // 2), id="half a stream"),
+        pytest.param(lambda lay: msgspec.structs.replace(lay, frames=lay.frames - 1), id="a frame less"),
+        pytest.param(lambda lay: msgspec.structs.replace(lay, frames=0), id="no frames"),
+        pytest.param(lambda lay: msgspec.structs.replace(lay, frames=1 << 40), id="many frames"),
+        pytest.param(lambda lay: msgspec.structs.replace(lay, stream_nbytes=0), id="no stream"),
+        pytest.param(
+            lambda lay: msgspec.structs.replace(lay, stream_nbytes=lay.stream_nbytes // 2), id="half a stream"
+        ),
     ],
 )
 def test_a_wrong_layout_raises(change: Callable[[Layout], Layout]) -> None:
@@ -348,7 +351,7 @@ def test_an_empty_encoding_has_no_frames() -> None:
     encoded = pickling.encode(None)
     assert isinstance(encoded, Encoded)
     assert encoded.layout.frames == 0
-    assert encoded.nbytes == ALIGNMENT
+    assert encoded.nbytes == encoded.layout.stream_nbytes
     assert round_trip(None) is None
 
 

@@ -181,8 +181,8 @@ def test_a_value_that_does_not_pickle_is_the_owners_all_the_same(subject: Subjec
 
 def test_a_value_that_does_not_fit_is_not_shared(subject: Subject) -> None:
     subject.relay.has_room = False
-    result, cost = subject.run(material(3), Stages(double, None), owner=True, payload=3)
-    assert result.value == 6
+    result, cost = subject.run(material(20_000), Stages(bytes, None), owner=True, payload=20_000)
+    assert result.value == bytes(20_000)
     assert (
         cost.unshared
         == subject.only()[0].unshared

@@ -44,7 +44,8 @@ class Reduction(dict[type, Reduce]):
     """The reducers of one encoding, as the `dispatch_table` of its pickler. Filled when the first type is asked for."""
 
     def __init__(self, base: Mapping[type, Reduce]) -> None:
-        self._base: Mapping[type, Reduce] | None = base  # until the first type is asked for
+        self._base = base
+        self.unused = True  # until the first type is asked for
 
     def _fill(self, base: Mapping[type, Reduce]) -> None:
         self.families: list[tuple[type, Reduce]] = []  # for all subclasses of a type that have no reducer of their own
@@ -61,9 +62,9 @@ class Reduction(dict[type, Reduce]):
         For most types that is what the pickler would do by itself. Saying so by a KeyError would cost 1 µs for each
         object, half as much as pickling a small one does.
         """
-        if self._base is not None:
-            base, self._base = self._base, None
-            self._fill(base)
+        if self.unused:
+            self.unused = False
+            self._fill(self._base)
             return self[type_]
         if issubclass(type_, type):  # classes travel by name: that the pickler does only if it finds nothing here
             raise KeyError(type_)
@@ -73,11 +74,11 @@ class Reduction(dict[type, Reduce]):
 
     def cut(self) -> bool:
         """At the end: whether what arrives is less than what is sent. Of a tensor, its history stays behind."""
-        return self._base is None and any(ask() for ask in self.cuts)
+        return not self.unused and any(ask() for ask in self.cuts)
 
     def again(self) -> bool:
         """After a pass: whether another is needed, now that all of the payload has been seen. At most once."""
-        if self._base is not None:  # plain containers, numbers and text: no type has been asked for
+        if self.unused:
             return False
         plans, self.plans = self.plans, []
         answers = [plan() for plan in plans]  # each of them is asked

@@ -57,6 +57,7 @@ _RECV_FLAGS = int(socket.MSG_CMSG_CLOEXEC)
 _CUT_OFF, _FDS_CUT_OFF = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
 _ANCILLARY_NBYTES = socket.CMSG_SPACE(4 * _MAX_FDS)
 _EMPTY = memoryview(b"")
+_NO_FDS: list[int] = []
 
 
 class _Descriptor:
@@ -175,12 +176,14 @@ class Mesh:
 
     def send_all(self, ranks: Sequence[int], header: bytes, body: memoryview = _EMPTY) -> None:
         """Send one such message to several ranks."""
-        _check(header, body.nbytes)
         packet = b"".join((_PREFIX.pack(_MESSAGE, len(header), 0, 0, body.nbytes, 0), header, body))
+        if len(packet) > _PACKET_NBYTES:
+            _check(header, body.nbytes)
         for rank in ranks:
             peer = self._peers[rank]
             with peer.lock:
-                self._put(peer, packet, [])
+                if peer.outbox or peer.gone or not self._try(peer, packet, _NO_FDS):
+                    self._put(peer, packet, [])
 
     def _put(self, peer: _Peer, packet: bytes, fds: list[int], segment: _Descriptor | None = None) -> None:
         """With the peer's lock held: send a packet, or queue it behind what waits.
@@ -300,7 +303,7 @@ class Mesh:
             if not nbytes:
                 return header, _EMPTY
             body = allocate(nbytes)
-            copy(body, packet[end : end + nbytes])
+            body[:] = packet[end : end + nbytes]
             return header, body
         try:
             if cut:
