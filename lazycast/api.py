@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -294,7 +295,8 @@ class LazyBroadcast(Generic[P, V]):
                 raise bad
             finally:
                 del bad  # it leads to its traceback, and that to this frame: it would lead back to it
-        note_devices()
+        if "torch" in sys.modules:
+            note_devices()
         limit_s, refusal, in_the_middle = self._limit_s, None, None
         if timeout_s is not None:
             limit_s, refusal = limit(timeout_s, limit_s, self.rank)

@@ -110,7 +110,8 @@ class _Watched(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
     """Pickles to nowhere, and notes what it is asked about: the last of it is where it failed."""
 
     def __init__(self) -> None:
-        self.dispatch_table = self._reduction = Reduction(cloudpickle.Pickler.dispatch_table)
+        self.dispatch_table = self._reduction = Reduction()
+        self._reduction.base = cloudpickle.Pickler.dispatch_table
         self.last: collections.deque[object] = collections.deque(maxlen=_MAX_CANDIDATES)
         self.opened: set[int] = set()
         super().__init__(_Nowhere(), protocol=5, buffer_callback=_drop)

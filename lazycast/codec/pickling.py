@@ -150,22 +150,21 @@ class _SharedCloudPickler(script.Shared, _CloudPickler):
     """The same where all ranks run one program."""
 
 
-def _plain_pickler(encoded: Encoded, reduction: Reduction) -> pickle.Pickler:
-    pickler = pickle.Pickler(encoded, protocol=5, buffer_callback=encoded.keep)
-    pickler.dispatch_table = reduction
-    return pickler
-
-
 def _pickled(
     obj: object,
-    make_pickler: Callable[[Encoded, Reduction], pickle.Pickler],
+    make_pickler: Callable[[Encoded, Reduction], pickle.Pickler] | None,  # None: Python's own
     base: Mapping[type, Reduce],
     kind: type[Reduction] = Reduction,
 ) -> Encoded:
-    reduction = kind(base)
+    reduction = kind()
+    reduction.base = base
     while True:
         encoded = Encoded()
-        pickler = make_pickler(encoded, reduction)
+        if make_pickler is None:
+            pickler = pickle.Pickler(encoded, protocol=5, buffer_callback=encoded.keep)
+            pickler.dispatch_table = reduction
+        else:
+            pickler = make_pickler(encoded, reduction)
         try:
             pickler.dump(obj)
         except BaseException:  # its traceback is kept with it, and refers to all of these
@@ -187,7 +186,7 @@ def encode_by_name(obj: object, kind: type[Reduction] = Reduction) -> Encoded:
     Args:
         kind: which reducers there are.
     """
-    return _pickled(obj, _plain_pickler, copyreg.dispatch_table, kind)
+    return _pickled(obj, None, copyreg.dispatch_table, kind)
 
 
 def encode(obj: object, *, same_program: bool = True) -> Encoded:
@@ -201,7 +200,7 @@ def encode(obj: object, *, same_program: bool = True) -> Encoded:
     """
     pickler = _SharedCloudPickler if same_program else _CloudPickler
     try:
-        encoded = encode_by_name(obj)
+        encoded = _pickled(obj, None, copyreg.dispatch_table)
         if same_program or not _names_program(encoded):
             return encoded
         return _pickled(obj, pickler, cloudpickle.Pickler.dispatch_table)

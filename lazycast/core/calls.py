@@ -58,11 +58,8 @@ class Calls:
         self._lines: dict[Key | None, deque[Call]] = {}
         self.sendable: deque[Call] = deque()  # ready, and first of their line
         self._unsent: dict[int, Call] = {}  # by the ask's number
-        self._entered = 0
-
-    def __len__(self) -> int:
-        """The number of calls with a value that have entered and are not sent."""
-        return self._entered
+        #: How many calls with a value have entered and are not sent.
+        self.entered = 0
 
     def add(self, call: Call) -> None:
         """Give a new call its place among those of its key. It may wait for room before it enters."""
@@ -74,7 +71,7 @@ class Calls:
         call.entered = True
         self.new.append(call)
         call.takes_room = call.failure is None
-        self._entered += call.takes_room
+        self.entered += call.takes_room
 
     def make_ready(self, call: Call) -> None:
         """Mark a call that can be sent when its turn comes."""
@@ -107,7 +104,7 @@ class Calls:
     def sent(self, call: Call) -> None:
         """Forget a call."""
         del self._unsent[call.ask.number]
-        self._entered -= call.takes_room
+        self.entered -= call.takes_room
 
     def of(self, ask: Ask) -> Call | None:
         """Return the call of an ask, unless it has been sent."""

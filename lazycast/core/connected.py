@@ -61,6 +61,10 @@ class Connected(Desk):
     def on_neighbour_gone(self, peer: int, reason: str | None) -> None:
         """Learn from the relay that a rank sends no more: closed (None) or lost (why)."""
 
+    def on_turn(self) -> float | None:
+        """Nothing is due, on the thread that receives from this host."""
+        return None
+
     def _end_of(self, peer: int, reason: str | None) -> Failure:
         """Put the end of a neighbour into the form that travels."""
         host = self._group.hosts[peer]

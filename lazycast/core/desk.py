@@ -19,7 +19,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from lazycast.codec.trust import policy_of
@@ -64,6 +64,7 @@ class Desk(Records):
         self._pending: dict[Key, Ask] = {}  # asks with a key whose future is not done
         self._asked = self._unkeyed = 0
         self._plans: dict[float, Plan] = {}  # by time limit
+        self._held: Collection[Any] = ()  # on the root, calls that are ready and not sent
         self._performer = Performer(self, group, options.executor, f"lazycast-{options.name}-work")
         self._callbacks = Workers(1, f"lazycast-{options.name}-callback")
         self._clock: Clock[Ask] = Clock(
@@ -285,13 +286,15 @@ class Desk(Records):
         ask.taken = True
         ask.arrival = None  # the two would keep each other, and the value, until the next collection
         ask.payload = MISSING
-        self._waits.end(ask)
+        self._waits.live.pop(ask, None)
         if ask.inquiry is not None:
             self._forget_inquiry(ask)
         if ask.key is not None and self._pending.get(ask.key) is ask:
             del self._pending[ask.key]
         if self._gates:
             self._notify()
+        if self._held:
+            self._clock.wake()  # it may be one of these: now it goes out without its value
         return True
 
     def _forget_inquiry(self, ask: Ask) -> None:

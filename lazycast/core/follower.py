@@ -69,6 +69,7 @@ class FollowerLane(Lane):
         super().__init__(group, options, context, topology, mesh)
         self._mailbox: Mailbox[Ask, Arrival] = Mailbox()
         self._reads = Reads(options.max_inflight, options.max_inflight_nbytes)
+        self._tells_in_turn = self._relay.is_near(topology.parent)  # whether who takes casts tells of reads itself
         self._placed: str | None = None
         self._has_root_clock = group.clock_of(group.rank) == group.clock_of(group.root)
         self._queries = Queries(group.rank, group.root)
@@ -179,25 +180,29 @@ class FollowerLane(Lane):
             arrival.final = SPENT
         return arrival, result
 
-    def _join(self, ask: Ask, arrival: Arrival) -> None:
-        """With the lock held: an ask and its arrival have met."""
+    def _join(self, ask: Ask, arrival: Arrival, *, in_turn: bool = False) -> None:
+        """With the lock held: an ask and its arrival have met; `in_turn`: on the thread that tells of reads itself."""
         arrival.ask = ask
         if arrival.objection is None and arrival.message.agree:
             arrival.objection = ask.late
         if ask.origin is not None and arrival.message.origin is not None:
             self._compare(ask.origin, arrival.message.origin, arrival)
         if not ask.taken:
-            if ask.since_s <= arrival.arrived_s:
-                self._count("wait", ask.since_s, arrival.arrived_s, arrival.message)
-            else:
-                self._count("unread", arrival.arrived_s, ask.since_s, arrival.message)
+            waited_s = arrival.arrived_s - ask.since_s
+            self._counters.noted.append(("wait", waited_s) if waited_s >= 0 else ("unread", -waited_s))
+            if (tracer := self.tracer) is not None:
+                if waited_s >= 0:
+                    tracer.took("wait", ask.since_s, arrival.arrived_s, arrival.message)
+                else:
+                    tracer.took("unread", arrival.arrived_s, ask.since_s, arrival.message)
             ask.arrival = arrival
             if arrival.message.fingerprint is not None:
                 arrival.own, ask.payload = Own(ask.payload, mark=ask.mark), MISSING
         reports_later = arrival.message.agree and arrival.local is None and arrival.final is None
         if not reports_later and not arrival.told_read and arrival.message.failure is None:
             arrival.told_read = True
-            if self._reads.add(arrival.message.seq, arrival.message.nbytes, time.monotonic()):
+            sooner = self._reads.add(arrival.message.seq, arrival.message.nbytes, time.monotonic())
+            if sooner and not in_turn:
                 self._clock.wake()
 
     def _compare(self, here: Origin, root: Origin, arrival: Arrival) -> None:
@@ -271,7 +276,9 @@ class FollowerLane(Lane):
                 self._counters.cast(message.placement)
                 self._placed = message.placement
                 if self._has_root_clock:
-                    self._count("transfer", message.sent_s, arrival.arrived_s, message)
+                    self._counters.noted.append(("transfer", arrival.arrived_s - message.sent_s))
+                    if (tracer := self.tracer) is not None:
+                        tracer.took("transfer", message.sent_s, arrival.arrived_s, message)
             else:
                 self._counters.cast(None)
             if self._figures_due_s is None:
@@ -286,10 +293,13 @@ class FollowerLane(Lane):
                 self._agreeing[message.seq] = arrival
             ask = self._mailbox.arrive(message.key, arrival)
             if ask is not None:
-                self._join(ask, arrival)
+                self._join(ask, arrival, in_turn=self._tells_in_turn)
                 if result is not None:
                     arrival.final = SPENT
-        self._begin_part(arrival, early, ask, result)
+        if early is None and result is None:
+            self._advance(arrival)
+        else:
+            self._begin_part(arrival, early, ask, result)
         if (tracer := self.tracer) is not None:
             tracer.took("arrive", arrival.arrived_s, time.monotonic(), message)
 
@@ -328,6 +338,9 @@ class FollowerLane(Lane):
                     self._early_verdicts.clear()
 
     # Time
+
+    def on_turn(self) -> float | None:
+        return self._tell_reads(time.monotonic()) if self._reads.due_s is not None else None
 
     def _do_queued(self) -> float | None:
         now_s = time.monotonic()

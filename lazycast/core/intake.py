@@ -48,6 +48,7 @@ class Intake(Lane):
         self._ledger = Ledger(group.root, others)
         self._seqs = itertools.count(1)
         self._calls = Calls()
+        self._held = self._calls.sendable
         self._window = Window(self._ledger, self._calls, options)
         self._inquiries = Inquiries(
             group.root,
@@ -106,7 +107,7 @@ class Intake(Lane):
                     self._calls.add(call)  # its place among the casts of its key, before it waits for anything
                     if refusal is None:
                         self._book(ask)
-                    waits = refusal is None and not self._window.has_room() and self._must_wait(call)
+                    waits = refusal is None and self._must_wait(call)
                     if waits:
                         refusal = self._hold_back(call)
                     if not waits or refusal is not None:
@@ -239,12 +240,6 @@ class Intake(Lane):
                 ask = self._pending.get(usable)
             if ask is not None:
                 self._cancel(ask)
-
-    def _take(self, ask: Ask) -> bool:
-        taken = super()._take(ask)
-        if taken and self._calls.sendable:
-            self._clock.wake()  # it may be the one that is held: now it goes out without its value
-        return taken
 
     def _forget_inquiry(self, ask: Ask) -> None:
         self._inquiries.forget(ask)

@@ -105,9 +105,10 @@ class Lane(Connected):
                 return
             arrival.begun = True
             takes = arrival.shared is not None and arrival.shared[0].unshared is None
-        if arrival.plain and self._is_quick(arrival):
+        quick = self._is_quick(arrival)
+        if quick and arrival.plain:
             self._local_done(arrival, self._plain_part(arrival))
-        elif self._is_quick(arrival):  # no user code runs: neither marks nor workers are needed
+        elif quick:  # no user code runs: neither marks nor workers are needed
             self._part_done(arrival, self._part(arrival))
         else:
             self._performer.run(
@@ -119,8 +120,8 @@ class Lane(Connected):
 
     def _is_quick(self, arrival: Arrival) -> bool:
         """Whether a part is done where it became possible: arrays of any size are only looked at, not copied."""
-        message, shared = arrival.message, arrival.shared
-        if not arrival.wanted and arrival.owner is None:
+        message, shared, ask = arrival.message, arrival.shared, arrival.ask
+        if ask is not None and ask.taken and arrival.owner is None:
             return True
         if message.finish is not None or (shared is None and message.ref is not None):
             return False
@@ -141,7 +142,9 @@ class Lane(Connected):
         message = arrival.message
         with self._lock:
             body, arrival.body = arrival.body, None
-        if body is None or not arrival.wanted:  # the verdict was a failure and came first, or nobody will look
+            ask = arrival.ask
+        # The verdict was a failure and came first, or nobody will look.
+        if body is None or (ask is not None and ask.taken):
             return Result()
         return self._parts.decode(message, body, message.nbytes, Layout(message.stream_nbytes, message.frames))
 

@@ -45,20 +45,23 @@ class Ledger:
         self._root = root
         self._others = set(others)
         self._load = {rank: _Load() for rank in others}
-        self._entries: dict[int, _Entry] = {}
+        self.entries: dict[int, _Entry] = {}
+        #: Bytes of all casts on the books: what some rank has not read is part of it.
+        self.open_nbytes = 0
         self._gone: dict[int, Failure] = {}
 
     def sent(self, seq: int, key: Key | None, nbytes: int, *, agree: bool) -> None:
         """Book a cast that goes out now."""
         unreported = {*self._others, self._root} if agree else set()
-        self._entries[seq] = _Entry(key, nbytes, set(self._others), unreported, decided=not agree)
+        self.entries[seq] = _Entry(key, nbytes, set(self._others), unreported, not agree)
+        self.open_nbytes += nbytes
         for load in self._load.values():
             load.casts += 1
             load.nbytes += nbytes
 
     def read(self, rank: int, seq: int) -> None:
         """Book that a rank has asked for a cast."""
-        entry = self._entries.get(seq)
+        entry = self.entries.get(seq)
         if entry is None or rank not in entry.unread:
             return
         entry.unread.discard(rank)
@@ -75,7 +78,7 @@ class Ledger:
         Args:
             known: the failure is the root's own word.
         """
-        entry = self._entries.get(seq)
+        entry = self.entries.get(seq)
         if entry is None or (rank not in self._others and rank != self._root):
             return None
         said_of_another = failure is not None and failure.rank != rank and failure.kind != "withdrawn"
@@ -115,7 +118,7 @@ class Ledger:
         self._others.discard(rank)
         self._gone[rank] = failure
         verdicts = []
-        for seq, entry in list(self._entries.items()):
+        for seq, entry in list(self.entries.items()):
             heard_of = any(said.rank == rank for said in entry.hearsay.values())
             if (rank in entry.unreported or heard_of) and not entry.decided:
                 entry.decided = True
@@ -131,7 +134,8 @@ class Ledger:
             entry.unreported.difference_update(entry.hearsay)
             entry.hearsay.clear()
         if not entry.unread and not entry.unreported:
-            del self._entries[seq]
+            del self.entries[seq]
+            self.open_nbytes -= entry.nbytes
 
     def unread(self) -> tuple[int, int]:
         """Return casts and bytes that the slowest rank has not read (each the largest over the ranks)."""
@@ -147,36 +151,36 @@ class Ledger:
         """Return, for each rank with at least so much unread, which casts those are: (number, key), oldest first."""
         slow = {rank for rank, load in self._load.items() if load.casts >= casts or load.nbytes >= nbytes}
         return {
-            rank: [(seq, entry.key) for seq, entry in sorted(self._entries.items()) if rank in entry.unread]
+            rank: [(seq, entry.key) for seq, entry in sorted(self.entries.items()) if rank in entry.unread]
             for rank in sorted(slow)
         }
 
     def unreported(self, seq: int) -> list[int]:
         """Return the ranks whose report on a cast is missing."""
-        entry = self._entries.get(seq)
+        entry = self.entries.get(seq)
         return sorted(entry.unreported) if entry is not None and not entry.decided else []
 
     def reported(self, seq: int) -> list[int]:
         """Return the ranks that have reported on a cast whose verdict is not known."""
-        entry = self._entries.get(seq)
+        entry = self.entries.get(seq)
         if entry is None or entry.decided:
             return []
         return sorted({*self._others, self._root} - entry.unreported)
 
     def undecided(self, seq: int) -> bool:
         """Whether the verdict on a cast that agrees is still to come."""
-        entry = self._entries.get(seq)
+        entry = self.entries.get(seq)
         return entry is not None and not entry.decided
 
     def lines(self) -> list[str]:
         """Return a summary, and a line for each cast that some rank has not asked for or reported on."""
         casts, nbytes = self.unread()
-        entries = sorted(self._entries.items())
+        entries = sorted(self.entries.items())
         first = f"{len(entries)} on the books; the slowest rank has {casts} casts, {nbytes} bytes unread"
         return [first, *(_line(seq, entry) for seq, entry in entries)]
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
 
 def _line(seq: int, entry: _Entry) -> str:

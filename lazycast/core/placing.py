@@ -80,7 +80,8 @@ class Placing:
         self._proven: OrderedDict[tuple[str, int], None] = (
             OrderedDict()
         )  # kinds of cast whose values are known to pickle
-        self._asked_for = options.placement, "asked for"
+        self.given = options.placement, "asked for"
+        self.plain = _PLAIN if options.placement == "auto" else self.given  # of a cast without a materializer
         self._chooser: Chooser | None = None
         #: Whether anything is to be decided, so that payloads must be looked at.
         self.chooses = options.placement == "auto"
@@ -93,9 +94,9 @@ class Placing:
         """Return the placement of a cast, and why."""
         chooser, fn = self._chooser, call.materialize
         if chooser is None:
-            return self._asked_for
+            return self.given
         if fn is None:
-            return _PLAIN
+            return self.plain
         name = call.name or place_name(fn)
         staged = isinstance(fn, Staged)
         choice = chooser.choose(name, payload_nbytes, depth, staged=staged, replicated=self._options.replicated)

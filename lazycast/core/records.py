@@ -113,7 +113,9 @@ class Records(ABC):
         """Count how long something took, of this cast, that ends now."""
         ended_s = time.monotonic()
         with self._lock:
-            self._count(what, began_s, ended_s, of)
+            self._counters.noted.append((what, ended_s - began_s))
+        if (tracer := self.tracer) is not None:
+            tracer.took(what, began_s, ended_s, of)
 
     def _count(self, what: str, began_s: float, ended_s: float, of: Named) -> None:
         """With the lock held: count how long something took."""

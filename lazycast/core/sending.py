@@ -64,7 +64,7 @@ class Sending(Intake):
     def _work_a_little(self) -> None:
         """For a caller who waits for its call: begin it, send it. What others have queued before it takes no longer."""
         for _ in range(_STEPS_HERE):
-            if not self._work_one():
+            if not self._work_one() or not (self._calls.new or self._calls.sendable):
                 return
         self._clock.wake()
 
@@ -116,13 +116,19 @@ class Sending(Intake):
             call.name = place_name(fn) if fn is not None else ""  # it may run code of the callable's own
             nbytes = self._look_at(call)
         with self._lock:
-            self._count("queue", call.ask.since_s, time.monotonic(), call)
+            began_s, now_s = call.ask.since_s, time.monotonic()
+            self._counters.noted.append(("queue", now_s - began_s))
+            if (tracer := self.tracer) is not None:
+                tracer.took("queue", began_s, now_s, call)
             doubtful = False
             if call.failure is None:
-                self._placed = self._placing.place(call, nbytes, len(self._waits) - 1)
-                call.placement = self._placed[0]
                 call.measured = chosen
-                doubtful = chosen and self._placing.doubts(call)
+                if chosen:
+                    self._placed = self._placing.place(call, nbytes, len(self._waits) - 1)
+                    doubtful = self._placing.doubts(call)
+                else:
+                    self._placed = self._placing.given if fn is not None else self._placing.plain
+                call.placement = self._placed[0]
             # Of a call that has been given up only the failure is sent.
             if call.failure is not None or call.ask.taken or fn is None or call.placement != "root":
                 self._calls.make_ready(call)
@@ -195,7 +201,10 @@ class Sending(Intake):
         if call.failure is None:
             call.phase = "encoding"
             try:
-                cast, room, codes = self._encoded(call)
+                if call.spare is None and call.untouched is None:
+                    cast, room, codes = self._encoder.encode(call)
+                else:
+                    cast, room, codes = self._encoded(call)
                 header = wire.encode(cast)
                 said = [(code, place, wire.encode(code)) for code, place in codes] if codes else ()
             except BaseException as exc:  # MemoryError, and whatever a payload's own code raises
@@ -235,11 +244,10 @@ class Sending(Intake):
             self._advance(arrival)
 
     def _encoded(self, call: Call) -> Encoded:
-        """Return what is to be sent: of a value that does not travel, the payload in its place."""
+        """Return what is to be sent of a value that may not travel: the payload in its place if it does not."""
         try:
             encoded = self._encoder.encode(call)
-            if call.spare is not None or call.untouched is not None:
-                self._encoder.check(*encoded[:2])
+            self._encoder.check(*encoded[:2])
             return encoded
         except BaseException as exc:
             spare = call.spare if call.spare is not None else self._spare_again(call)
@@ -292,7 +300,8 @@ class Sending(Intake):
             call.ask.arrival = arrival
         elif arrival.message.agree:
             arrival.objection = call.ask.late
-        self._counters.cast(None if arrival.message.failure is not None else arrival.message.placement)
+        message = arrival.message
+        self._counters.cast(None if message.failure is not None else message.placement)
         self._calls.sent(call)
         if self._gates:
             self._notify()

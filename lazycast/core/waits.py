@@ -60,12 +60,12 @@ class Waits(Generic[W]):
     """All calls of one object that wait. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._live: dict[W, None] = {}  # in the order of calls
+        self.live: dict[W, None] = {}  # in the order of calls
         self.next_s = math.inf  # when to look again
 
     def add(self, call: W) -> bool:
         """Begin to watch a call. Returns whether `next_s` is earlier for it."""
-        self._live[call] = None
+        self.live[call] = None
         if call.next_s >= self.next_s:
             return False
         self.next_s = call.next_s
@@ -73,7 +73,7 @@ class Waits(Generic[W]):
 
     def end(self, call: W) -> None:
         """Stop watching. Idempotent; also for a call that was never added."""
-        self._live.pop(call, None)
+        self.live.pop(call, None)
 
     def due(self, now_s: float) -> list[tuple[Stage, W]]:
         """Return and take off what has come due, in time order."""
@@ -81,7 +81,7 @@ class Waits(Generic[W]):
             return []
         ready: list[tuple[float, Stage, W]] = []
         next_s = math.inf
-        for call in self._live:
+        for call in self.live:
             while call.next_s <= now_s:
                 ready.append((call.next_s, call.stages[call.passed][1], call))
                 call.passed += 1
@@ -93,7 +93,7 @@ class Waits(Generic[W]):
 
     def waiting(self) -> list[W]:
         """Return the calls that wait, oldest first."""
-        return sorted(self._live, key=lambda call: call.since_s)
+        return sorted(self.live, key=lambda call: call.since_s)
 
     def __len__(self) -> int:
-        return len(self._live)
+        return len(self.live)

@@ -26,13 +26,15 @@ class Window:
         self._options = options
 
     def has_room(self) -> bool:
-        casts, nbytes = self._ledger.unread()
-        options = self._options
-        return casts + len(self._calls) < options.max_inflight and nbytes < options.max_inflight_nbytes
+        options, ledger, entered = self._options, self._ledger, self._calls.entered
+        if len(ledger.entries) + entered < options.max_inflight and ledger.open_nbytes < options.max_inflight_nbytes:
+            return True  # however much of it the slowest rank has not read
+        casts, nbytes = ledger.unread()
+        return casts + entered < options.max_inflight and nbytes < options.max_inflight_nbytes
 
     def has_room_for_bytes(self) -> bool:
-        _, nbytes = self._ledger.unread()
-        return nbytes < self._options.max_inflight_nbytes
+        most_nbytes = self._options.max_inflight_nbytes
+        return self._ledger.open_nbytes < most_nbytes or self._ledger.unread()[1] < most_nbytes
 
     def slowest(self) -> list[int]:
         """Return the ranks that hold the root back."""
@@ -50,4 +52,4 @@ class Window:
         ]
         said = _some(parts, "; ")
         limits = f"max_inflight={self._options.max_inflight}, max_inflight_nbytes={self._options.max_inflight_nbytes}"
-        return f"held back by {limits}: {said or f'{len(self._calls)} calls are queued here'}"
+        return f"held back by {limits}: {said or f'{self._calls.entered} calls are queued here'}"

@@ -45,6 +45,10 @@ class Receiver(Protocol):
         """Learn that a rank sends no more: closed (None) or lost (why)."""
         ...
 
+    def on_turn(self) -> float | None:
+        """Do what is due, on the thread that receives from this host; return when to be called again, or None."""
+        ...
+
 
 class Room(msgspec.Struct, eq=False):
     """Memory for the body of a message: in the shared memory of the host, or on the heap if nobody shares it."""
@@ -94,7 +98,7 @@ class Relay:
             else:
                 context.close()  # all has been exchanged, and connections that nobody uses cost descriptors and threads
             if self._mesh is not None:
-                self._mesh.start(self, f"lazycast-{name}-host")
+                self._mesh.start(self, f"lazycast-{name}-host", self._receiver.on_turn)
         finally:
             self._connected.set()
 
@@ -141,6 +145,10 @@ class Relay:
     def shortage(self) -> str:
         """Return what this rank lacked when it could not take a body, last."""
         return (self._mesh.shortage if self._mesh is not None else None) or "there was no memory for it"
+
+    def is_near(self, rank: int | None) -> bool:
+        """Whether messages of a rank come by the sockets of this host."""
+        return rank in self._near
 
     def is_far(self, rank: int) -> bool:
         """Whether messages of a rank come by way of others."""
@@ -197,7 +205,10 @@ class Relay:
         mesh, topology = self._mesh, self._topology
         with self._down_lock:  # nothing overtakes a body's later chunks: not even the verdict that its failure brings
             if mesh is not None and topology.local:
-                self._send_near(topology.local, header, room, mesh)
+                if room is None or room.slot is None:
+                    mesh.send_all(topology.local, header, _EMPTY if room is None else room.view)
+                else:
+                    mesh.share(list(topology.local), header, room.slot)
             if topology.remote:
                 self._send_away(message, header, room.view if room is not None else _EMPTY)
 

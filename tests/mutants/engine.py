@@ -30,7 +30,7 @@ MUTANTS = (
     Mutant(
         "calls-refused-make-room",
         _CALLS,
-        "self._entered -= call.takes_room",
+        "self.entered -= call.takes_room",
         "self._entered -= 1",
         "max_inflight bounds how far the root is ahead: a refused call took no room, and gives none",
     ),
@@ -65,15 +65,15 @@ MUTANTS = (
     Mutant(
         "window-one-more",
         _WINDOW,
-        "casts + len(self._calls) < options.max_inflight",
-        "casts + len(self._calls) <= options.max_inflight",
+        "casts + entered < options.max_inflight",
+        "casts + entered <= options.max_inflight",
         "max_inflight bounds how far the root is ahead",
     ),
     Mutant(
         "waits-never-given-up",
         _WAITS,
-        "if wait.passed < len(wait.due_s):",
-        "if wait.passed < len(wait.due_s) - 1:",
+        "if call.passed < len(call.stages) else math.inf",
+        "if call.passed < len(call.stages) - 1 else math.inf",
         "every wait has a limit",
     ),
     Mutant(

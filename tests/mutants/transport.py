@@ -102,8 +102,8 @@ MUTANTS = (
     Mutant(
         "mesh-unlocked",
         _MESH,
-        "with peer.lock:\n                self._put(peer, packet, [])",
-        "if True:\n                self._put(peer, packet, [])",
+        "with peer.lock:\n                if peer.outbox or peer.gone",
+        "if True:\n                if peer.outbox or peer.gone",
         "any thread may send: messages arrive once, in order",
     ),
     Mutant(

@@ -133,7 +133,7 @@ class FakeMesh:
     def locks(self) -> tuple[Any, ...]:
         return ()
 
-    def start(self, sink: Any, name: str) -> None:
+    def start(self, sink: Any, name: str, turn: Any) -> None:
         self._world.host_sinks[self._rank] = sink
 
     def allocate(self, nbytes: int) -> FakeSlot:

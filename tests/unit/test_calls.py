@@ -37,7 +37,7 @@ def test_calls_begin_in_the_order_they_were_made() -> None:
     for seq, key in enumerate(("a", None, "a", "b")):
         _enter(calls, _call(seq, key))
     assert [call.seq for call in calls.new] == [0, 1, 2, 3]
-    assert len(calls) == 4
+    assert calls.entered == 4
 
 
 def test_a_slow_call_holds_up_its_own_key_only() -> None:
@@ -51,7 +51,7 @@ def test_a_slow_call_holds_up_its_own_key_only() -> None:
     assert _send(calls) == 3
     calls.make_ready(slow)
     assert [_send(calls), _send(calls), _send(calls)] == [1, 2, None]
-    assert len(calls) == 0
+    assert calls.entered == 0
 
 
 def test_without_room_only_failures_are_sent() -> None:
@@ -112,7 +112,7 @@ def test_per_key_in_order_and_everything_is_sent_in_the_end(steps: list[tuple[st
             assert seq in sendable if sendable else seq is None
             if seq is not None:
                 sent.append(seq)
-        assert len(calls) == len(added) - len(sent)
+        assert calls.entered == len(added) - len(sent)
     for call in added:
         if not call.ready:
             calls.make_ready(call)

@@ -438,7 +438,7 @@ def refuse(*args, **kwargs):
 pickle.loads = pickle.Unpickler = refuse
 before = set(sys.modules)
 try:
-    data.decode(memoryview(bytearray({bytes(body)!r})), Layout(*{tuple(layout)!r}))
+    data.decode(memoryview(bytearray({bytes(body)!r})), Layout({layout.stream_nbytes}, {layout.frames}))
 except ValueError as exc:
     print(exc)
 print(sorted(set(sys.modules) - before))

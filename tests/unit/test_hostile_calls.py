@@ -12,6 +12,7 @@ import pytest
 
 from lazycast import EncodeError, LazyBroadcast, RemoteError, register_materializer
 from lazycast.arguments import limit, usable_key
+from lazycast.core import desk
 from lazycast.options import exact
 from tests.unit.test_interrupted_calls import WAIT_S, Lazy, two_ranks
 
@@ -176,7 +177,7 @@ def test_whatever_is_raised_while_a_call_is_begun_or_encoded_is_its_failure(
         if where == "encode":
             monkeypatch.setattr(lane._encoder, "encode", fails)
         elif where == "begin":
-            monkeypatch.setattr(lane._placing, "place", fails)
+            monkeypatch.setattr(lane._calls, "make_ready", fails)
         else:
             monkeypatch.setattr("lazycast.net.wire.encode", fails)
         theirs = thread.submit(other.broadcast_async)
@@ -192,12 +193,12 @@ def test_an_exception_before_a_call_has_its_place_counts(rank: int, monkeypatch:
     """A recursion that has no room left, say, or memory that is not there."""
     with two_ranks(rank) as (lazy, other, thread):
 
-        def fails(*_: object) -> None:
+        def fails(*_: object, **__: object) -> None:
             monkeypatch.undo()
             raise RecursionError("too deep")
 
-        for name in ("_make_ask", "_refuse_if_closed"):
-            monkeypatch.setattr(lazy._lane, name, fails)
+        for holder, name in ((lazy._lane, "_make_ask"), (desk, "CastFuture")):
+            monkeypatch.setattr(holder, name, fails)
             theirs = thread.submit(other.broadcast_async, 1)
             with pytest.raises(RecursionError, match="too deep"):
                 lazy.broadcast(1)

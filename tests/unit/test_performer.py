@@ -88,9 +88,10 @@ def test_whatever_a_materializer_raises_comes_back_as_data(caller: Caller, error
     def decode_image(_: object) -> object:
         raise error("broken image")
 
-    value, failure, cause = caller.performer.materialize(decode_image, None)
-    assert value is None
-    assert isinstance(cause, error)
+    result = caller.performer.materialize(decode_image, None)
+    failure = result.failure
+    assert result.value is None
+    assert isinstance(result.cause, error)
     assert failure is not None
     assert (failure.kind, failure.rank, failure.host) == ("materialize", 1, "b")
     assert "decode_image' raised on rank 1 (b): " + error.__name__ in failure.message

@@ -119,7 +119,7 @@ def test_pickle_really_asks_nobody_about_the_refused_types(type_: type, monkeypa
 
 
 def test_one_encoding_knows_nothing_of_another() -> None:
-    first, second = Reduction({}), Reduction({})
+    first, second = Reduction(), Reduction()
     first[Frame] = reduce_frame
     assert second[Frame] is not reduce_frame
 

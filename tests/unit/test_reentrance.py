@@ -51,7 +51,7 @@ PLACES: dict[str, Callable[[Any], tuple[Any, str]]] = {
     "taking a call off": lambda lane: (lane, "_take"),
     "a peer's lock": lambda lane: (lane._relay._mesh, "_put"),
     "the arena's lock": lambda lane: (lane._relay._mesh._arena, "_reclaim"),
-    "the relay's locks": lambda lane: (lane._relay, "_send_here"),
+    "the relay's locks": lambda lane: (lane._relay._mesh, "send_all"),
     "receiving": lambda lane: (lane, "on_message"),
     "the workers' lock": lambda lane: (lane._performer._workers, "_start_one"),
     "waking": lambda lane: (lane._clock, "wake"),

@@ -16,7 +16,7 @@ import importlib
 import operator
 import sys
 from collections.abc import Callable, Mapping
-from types import FunctionType, NoneType
+from types import FunctionType, MappingProxyType, NoneType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -41,11 +41,13 @@ _as_pickle_would = operator.methodcaller("__reduce_ex__", 5)
 
 
 class Reduction(dict[type, Reduce]):
-    """The reducers of one encoding, as the `dispatch_table` of its pickler. Filled when the first type is asked for."""
+    """The reducers of one encoding, as the `dispatch_table` of its pickler. Filled when the first type is asked for.
 
-    def __init__(self, base: Mapping[type, Reduce]) -> None:
-        self._base = base
-        self.unused = True  # until the first type is asked for
+    `base`: what the pickler would use without it. `unused`: whether no type has been asked for yet.
+    """
+
+    base: Mapping[type, Reduce] = MappingProxyType({})
+    unused = True
 
     def _fill(self, base: Mapping[type, Reduce]) -> None:
         self.families: list[tuple[type, Reduce]] = []  # for all subclasses of a type that have no reducer of their own
@@ -64,7 +66,7 @@ class Reduction(dict[type, Reduce]):
         """
         if self.unused:
             self.unused = False
-            self._fill(self._base)
+            self._fill(self.base)
             return self[type_]
         if issubclass(type_, type):  # classes travel by name: that the pickler does only if it finds nothing here
             raise KeyError(type_)

@@ -4,7 +4,8 @@ Guarantees:
 
 * Messages between two ranks arrive whole, once, in order. A body of up to `INLINE_NBYTES` rides in its packet.
 * `send` never blocks: what a full socket does not take waits in an outbox, and one thread sends it when it can. The
-  same thread receives. It sleeps in `epoll_wait` and wakes for nothing else.
+  same thread receives. It sleeps in `epoll_wait` and wakes for nothing else
+  but what it is to do at a time that it has been given.
 * A dead process is an end-of-file at once. All descriptors are close-on-exec; a forked child closes its copies.
 * A body below `COPY_NBYTES` is copied to memory of its own and its slot is free at once.
 * A rank that lacks memory or descriptors for a body gives the slot back, and gets the message with an empty body: what
@@ -25,7 +26,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -128,11 +129,15 @@ class Mesh:
         self._serving = self._left_to_thread = False
         self._release_lock = threading.Lock()
 
-    def start(self, sink: HostSink, name: str) -> None:
-        """Begin to receive."""
+    def start(self, sink: HostSink, name: str, turn: Callable[[], float | None] = lambda: None) -> None:
+        """Begin to receive.
+
+        `turn` is called, by the thread that receives, whenever it has taken what has come; it returns when to be called
+        again at the latest (monotonic seconds), or None.
+        """
         for peer in self._peers.values():
             peer.sock.setblocking(False)
-        thread = threading.Thread(target=self._run, args=(sink,), name=name, daemon=True)
+        thread = threading.Thread(target=self._run, args=(sink, turn), name=name, daemon=True)
         self._serving = True
         try:
             thread.start()
@@ -223,10 +228,10 @@ class Mesh:
 
     # The thread
 
-    def _run(self, sink: HostSink) -> None:
+    def _run(self, sink: HostSink, turn: Callable[[], float | None]) -> None:
         own_thread()
         try:
-            self._serve(sink)
+            self._serve(sink, turn)
         finally:
             with self._release_lock:
                 self._serving = False
@@ -234,15 +239,16 @@ class Mesh:
             if release:
                 self._release()
 
-    def _serve(self, sink: HostSink) -> None:
+    def _serve(self, sink: HostSink, turn: Callable[[], float | None]) -> None:
         poller = self._poller
         poller.register(self._wake_fd, select.EPOLLIN)
         by_fd = {peer.sock.fileno(): peer for peer in self._peers.values()}
         for fd in by_fd:
             poller.register(fd, select.EPOLLIN)
         buffer = bytearray(_PACKET_NBYTES)
+        due_s: float | None = None
         while not self._closing:
-            for fd, events in poller.poll():
+            for fd, events in poller.poll(None if due_s is None else max(0.0, due_s - time.monotonic())):
                 if fd == self._wake_fd:
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(self._wake_fd)
@@ -256,6 +262,7 @@ class Mesh:
                 if events & ~select.EPOLLOUT and not self._receive(peer, buffer, sink):
                     poller.unregister(fd)
                 forget_frames()
+            due_s = turn()
 
     def _receive(self, peer: _Peer, buffer: bytearray, sink: HostSink) -> bool:
         """Take one packet; return whether more may come."""
