@@ -359,7 +359,8 @@ class FollowerLane(Lane):
         with self._lock:
             reads, next_s = self._reads.take(now_s), self._reads.due_s
         for seqs in messages(reads):
-            self._trace_said("read", seqs[0])
+            if self.tracer is not None:
+                self._trace_said("read", seqs[0])
             self._relay.up(Read(self._group.rank, seqs))
         return next_s
 

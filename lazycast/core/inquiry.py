@@ -51,7 +51,7 @@ class Inquiries:
         self._ledger, self._calls, self._window = books
         self._unkeyed, self._wake = unkeyed, wake
         self._rolls = RollCalls(others)
-        self._far = {rank for rank in others if relay.is_far(rank)}
+        self.far = {rank for rank in others if relay.is_far(rank)}
         self._holders: dict[int, str] = {}  # by rank: what its workers were busy with when it answered last
         self._own: dict[int, Ask] = {}  # by number: calls of the root about which the ranks are asked
         self._recent: deque[str] = deque(maxlen=SHOWN_CALLS)
@@ -99,9 +99,8 @@ class Inquiries:
         self.work()
 
     def heard(self, rank: int) -> None:
-        """With the lock held: something has come from a rank, maybe by way of others."""
-        if rank in self._far:
-            self._rolls.heard(rank, time.monotonic())
+        """With the lock held: something has come from a rank by way of others, one of those that are `far`."""
+        self._rolls.heard(rank, time.monotonic())
 
     def gone(self, rank: int) -> None:
         """With the lock held: a rank has ended."""

@@ -236,13 +236,16 @@ class Lane(Connected):
                 self._relay.up(Report(self._group.rank, message.seq, False, result.failure, arrival.cost))
             return
         with self._lock:
-            arrival.drop()
-            arrival.local = result = arrival.judged(result)
+            arrival.body = arrival.own = arrival.shared = None
+            if arrival.objection is not None:
+                result = arrival.judged(result)
+            arrival.local = result
             verdict = arrival.verdict
             arrival.reported_s = time.monotonic()
             read = arrival.ask is not None
             arrival.told_read |= read
-        self._trace_said("report", message.seq)
+        if self.tracer is not None:
+            self._trace_said("report", message.seq)
         self._relay.up(Report(self._group.rank, message.seq, read, result.failure, arrival.cost))
         if verdict is not None:
             self._conclude(arrival, Result(failure=verdict, cause=result.cause if result.failure is not None else None))
@@ -265,7 +268,10 @@ class Lane(Connected):
                 return
             local = arrival.local
             if local is not None:
-                self._count("agree", arrival.reported_s, time.monotonic(), arrival.message)
+                now_s = time.monotonic()
+                self._counters.noted.append(("agree", now_s - arrival.reported_s))
+                if (tracer := self.tracer) is not None:
+                    tracer.took("agree", arrival.reported_s, now_s, arrival.message)
             elif verdict.failure is not None and verdict.failure.rank == self._group.rank and arrival.begun:
                 arrival.verdict = verdict.failure  # it is about to be found here, with its cause: a peer was quicker
                 return

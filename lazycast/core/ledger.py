@@ -86,7 +86,7 @@ class Ledger:
             failure = self._credible(entry, rank, failure)
             if failure is None:
                 return None
-        elif failure is None and not entry.decided:
+        elif failure is None and entry.hearsay and not entry.decided:
             failure = self._contradicted(entry, rank)
         first = rank in entry.unreported
         entry.unreported.discard(rank)

@@ -76,7 +76,7 @@ class Placing:
 
     def __init__(self, group: Group, topology: Topology, options: Options) -> None:
         self._options, self._root, self._size = options, group.root, group.size
-        self._trials: OrderedDict[int, _Trial] = OrderedDict()
+        self.trials: OrderedDict[int, _Trial] = OrderedDict()
         self._proven: OrderedDict[tuple[str, int], None] = (
             OrderedDict()
         )  # kinds of cast whose values are known to pickle
@@ -100,19 +100,19 @@ class Placing:
         name = call.name or place_name(fn)
         staged = isinstance(fn, Staged)
         choice = chooser.choose(name, payload_nbytes, depth, staged=staged, replicated=self._options.replicated)
-        self._trials[call.seq] = _Trial(name, payload_nbytes, choice.placement, depth, time.monotonic())
-        if len(self._trials) > _MAX_TRIALS:
-            self._trials.popitem(last=False)
+        self.trials[call.seq] = _Trial(name, payload_nbytes, choice.placement, depth, time.monotonic())
+        if len(self.trials) > _MAX_TRIALS:
+            self.trials.popitem(last=False)
         return choice
 
     def doubts(self, call: Call) -> bool:
         """Whether it is not known yet that a value of this kind, which is to be cast, pickles."""
-        trial = self._trials.get(call.seq)
+        trial = self.trials.get(call.seq)
         return trial is not None and trial.placement == "root" and trial.kind not in self._proven
 
     def spent(self, seq: int, cost: Cost) -> None:
         """Note what the root has spent on a cast before it sent it."""
-        trial = self._trials.get(seq)
+        trial = self.trials.get(seq)
         if trial is not None:
             trial.own_s += cost.busy_s
             self._add(trial, cost)
@@ -128,7 +128,7 @@ class Placing:
 
     def reported(self, seq: int, rank: int, cost: Cost | None) -> None:
         """Note what its part of a cast cost a rank. Once all have reported, this is learnt from."""
-        trial = self._trials.get(seq)
+        trial = self.trials.get(seq)
         if trial is None:
             return
         trial.busy_s[rank] = cost.busy_s if cost is not None else 0.0
@@ -136,7 +136,7 @@ class Placing:
             self._add(trial, cost)
         if len(trial.busy_s) < self._size:
             return
-        del self._trials[seq]
+        del self.trials[seq]
         assert self._chooser is not None
         self._proven.pop(trial.kind, None)
         if trial.placement != "every" and trial.unshared is None:
@@ -161,7 +161,7 @@ class Placing:
 
     def failed(self, seq: int) -> None:
         """Forget a cast: what failed tells nothing about costs."""
-        self._trials.pop(seq, None)
+        self.trials.pop(seq, None)
 
     def standings(self) -> tuple[Standing, ...]:
         """Return how each kind of cast stands."""

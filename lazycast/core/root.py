@@ -62,16 +62,20 @@ class RootLane(Sending):
             self._on_gone(message)
 
     def _on_report(self, message: Report) -> None:
-        self._trace_heard(message.rank, "report", message.seq)
+        if self.tracer is not None:
+            self._trace_heard(message.rank, "report", message.seq)
         with self._lock:
             if message.read and message.rank != self._group.rank:
                 self._ledger.read(message.rank, message.seq)
-                self._freed()
-            if message.failure is None:
-                self._placing.reported(message.seq, message.rank, message.cost)
-            else:
-                self._placing.failed(message.seq)
-            self._inquiries.heard(message.rank)
+                if self._gates or self._held:
+                    self._freed()
+            if self._placing.trials:
+                if message.failure is None:
+                    self._placing.reported(message.seq, message.rank, message.cost)
+                else:
+                    self._placing.failed(message.seq)
+            if message.rank in self._inquiries.far:
+                self._inquiries.heard(message.rank)
             known = message.failure is not None and message.failure in self._without_code
             verdict = self._ledger.report(message.rank, message.seq, message.failure, known=known)
         if verdict is not None:

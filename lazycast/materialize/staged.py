@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, WrapperDescriptorType
 from typing import Generic, TypeVar
 
 P = TypeVar("P")
@@ -55,9 +55,18 @@ def unusable(fn: object) -> str | None:
     return None
 
 
+_ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
 def _is_async(fn: object) -> bool:
     while isinstance(fn, functools.partial):
         fn = fn.func
     # Of other objects only the class is asked: their attributes may be anything.
     called = fn if isinstance(fn, (FunctionType, MethodType)) else vars(type(fn)).get("__call__")
+    # What most are, first: `inspect` passes through a dozen functions, and every call of the root does.
+    plain = called.__func__ if type(called) is MethodType else called
+    if type(plain) is FunctionType and not plain.__dict__:
+        return bool(plain.__code__.co_flags & _ASYNC)
+    if type(called) is WrapperDescriptorType:
+        return False
     return inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called)

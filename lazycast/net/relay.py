@@ -247,10 +247,13 @@ class Relay:
 
     def up(self, message: AnyMessage) -> None:
         """Send towards the root; on the root itself, straight to the receiver."""
-        if self._topology.parent is None:
+        parent, mesh = self._topology.parent, self._mesh
+        if parent is None:
             self._receiver.on_message(message, _EMPTY)
+        elif parent in self._near and mesh is not None:
+            mesh.send_all((parent,), wire.encode(message))
         else:
-            self._send(self._topology.parent, wire.encode(message))
+            self._send(parent, wire.encode(message))
 
     def one(self, message: Status | Relayed) -> None:
         """Send to the rank the message names, which is below this one."""

@@ -200,7 +200,7 @@ def test_memory_is_bounded_by_the_trials_placed_last() -> None:
     assert samples(only(subject)) == 0
     report_all(subject, 1)
     assert samples(only(subject)) == 1
-    assert len(subject._trials) == MAX_TRIALS - 1
+    assert len(subject.trials) == MAX_TRIALS - 1
 
 
 # The site
