@@ -227,7 +227,7 @@ BLAMED = [
 def blames() -> list[str]:
     """A rank reports that another failed, was lost, or has closed, which has done its part; of each second cast."""
     seen = []
-    with LazyBroadcast(timeout_s=30) as lazy:
+    with LazyBroadcast(timeout_s=30) as lazy, LazyBroadcast(timeout_s=30, root=ATTACKER, name="ready") as ready:
         relay: Any = lazy._lane._relay
         honest = relay.up
 
@@ -238,6 +238,7 @@ def blames() -> list[str]:
 
         if lazy.rank == ATTACKER:
             relay.up = lies
+        ready.broadcast("from here on it lies")
         for kind, _ in BLAMED:
             try:
                 lazy.broadcast(kind, timeout_s=1.5 if kind in ("lost", "closed") else None)

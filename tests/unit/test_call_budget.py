@@ -62,7 +62,7 @@ def passed(options: dict[str, Any], materialize: Any) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("options", "materialize", "root", "other"),
     [
-        ({"agree": False, "placement": "every"}, None, 66, 62),
+        ({"agree": False, "placement": "every"}, None, 66, 64),
         ({}, None, 85, 70),
         ({"placement": "every"}, length, 140, 105),
     ],
