@@ -63,7 +63,7 @@ def passed(options: dict[str, Any], materialize: Any) -> list[list[str]]:
     ("options", "materialize", "root", "other"),
     [
         ({"agree": False, "placement": "every"}, None, 66, 64),
-        ({}, None, 85, 70),
+        ({}, None, 88, 72),
         ({"placement": "every"}, length, 140, 105),
     ],
     ids=["agree=False", "default", "materializer"],
