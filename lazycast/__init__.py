@@ -28,6 +28,7 @@ from lazycast.errors import (
 from lazycast.materialize.materializers import register_materializer
 from lazycast.materialize.placement.chooser import PlacementCost, Standing
 from lazycast.materialize.staged import Staged
+from lazycast.options import Auto, Shard, Tuning
 from lazycast.start.launcher import launch
 from lazycast.version import __version__
 from lazycast.watch.dumps import dump_all
@@ -36,6 +37,7 @@ from lazycast.watch.stats import Stats
 from lazycast.watch.timing import Timing
 
 __all__ = [
+    "Auto",
     "BackendError",
     "BackendUnavailableError",
     "CastFuture",
@@ -56,11 +58,13 @@ __all__ = [
     "PlacementCost",
     "ReentrantCallError",
     "RemoteError",
+    "Shard",
     "Staged",
     "Standing",
     "Stats",
     "Timing",
     "TrustError",
+    "Tuning",
     "__version__",
     "dump_all",
     "launch",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import os
 import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from lazycast.arguments import limit, usable_key
 from lazycast.codec.reducers import note_devices
@@ -20,7 +21,7 @@ from lazycast.here import here
 from lazycast.missing import MISSING, Missing
 from lazycast.net.backend import Backend
 from lazycast.net.wire import Key
-from lazycast.options import DEFAULT_ARENA_NBYTES, DEFAULT_MAX_INFLIGHT_NBYTES, Options, check, debug_wanted
+from lazycast.options import Auto, Options, Shard, Tuning, check, debug_wanted, flat, refuse_old, shown
 from lazycast.start import construction, discovery, lifetime
 from lazycast.tracebacks import forget_frames
 from lazycast.watch.group_stats import GroupStats
@@ -34,6 +35,20 @@ V = TypeVar("V")
 _CLOSE_TIMEOUT_S = 30.0
 #: By how much a blocking call outlives its time limit before it stops trusting the engine to end it (seconds).
 _GRACE_S = 5.0
+
+
+_Init = TypeVar("_Init", bound=Callable[..., None])
+
+
+def _with_old_names_refused(init: _Init) -> _Init:
+    """Let a constructor say how a keyword is spelled now that it had once."""
+
+    @functools.wraps(init)
+    def explained(*args: Any, **keywords: Any) -> None:
+        refuse_old(keywords)
+        init(*args, **keywords)
+
+    return cast(_Init, explained)
 
 
 class LazyBroadcast(Generic[P, V]):
@@ -51,9 +66,8 @@ class LazyBroadcast(Generic[P, V]):
             each cast, whose value the others of its host get through shared memory (they make their own if it cannot be
             shared); the "root", which casts the value; on "demand", each rank when it asks. With "auto" the root
             chooses one of the first three for each cast, by what casts like it have cost. Wherever not every rank
-            materializes, the others get an unpickled copy.
-        owners: the ranks that take turns in a "shard", also if "auto" chooses it; all by default. A host with none of
-            them uses all its ranks.
+            materializes, the others get an unpickled copy. `Shard(owners=...)` and `Auto(owners=...)` leave it to some
+            ranks.
         replicated: every rank passes its own payload, equal to the root's, and none is sent: only the value, or what
             the first stage of a `Staged` makes. Each rank works when it asks. Payloads are compared by a fingerprint
             of their structure and of samples of their bytes.
@@ -64,25 +78,18 @@ class LazyBroadcast(Generic[P, V]):
             the heap, faster for values that are overwritten as a whole. Below 64 KiB, values are copied anyway.
         trust: "pickle": ranks trust each other, as with torch's and MPI's object collectives. "data": payloads, values
             and hints are plain data and arrays, materializers are registered by name (`register_materializer`), and
-            nothing that arrives is unpickled or imported.
-        allow: with trust "pickle": the exact names ("module.qualname") of all types and functions that may arrive,
-            beside plain data, arrays and images; materializers are listed here, or registered. None: any, and code too.
-            Whoever sends may construct listed classes with any arguments, set any attributes of their instances, and
-            call listed functions: list data classes and pure functions. Names that give everything are refused.
-        max_inflight: how many casts the slowest rank may have that it has not asked for; beyond it the root's calls
-            block.
-        max_inflight_nbytes: the same for bytes of payload.
+            nothing that arrives is unpickled or imported. A collection of names: "pickle", and these are the exact
+            names ("module.qualname") of all types and functions that may arrive, beside plain data, arrays and images;
+            materializers are listed here, or registered. Whoever sends may construct listed classes with any
+            arguments, set any attributes of their instances, and call listed functions: list data classes and pure
+            functions. Names that give everything are refused.
         timeout_s: how long construction, and each call that does not say otherwise, may wait (seconds).
-        warn_after_s: a call that waits longer than this is logged once, with whom it waits for (seconds).
-        executor: runs materializers in this process; by default some threads of lazycast's own.
-        arena_nbytes: how much shared memory this rank may write messages and values to (bytes); pages count once they
-            are used.
-        shared_memory: "auto", with every rank that can be reached so; False: with none, all go over the network.
+        tuning: what is good as it is for most: back-pressure, shared memory, warnings, threads. See `Tuning`.
 
     Raises:
         ValueError, TypeError: an argument makes no sense; the other ranks raise ConfigMismatchError.
-        ConfigMismatchError: ranks differ in root, name, placement, owners, replicated, agree, values, trust,
-            allow or wire version.
+        ConfigMismatchError: ranks differ in root, name, placement, owners, replicated, agree, values, trust or
+            wire version.
         BackendUnavailableError: a library is missing or not initialised.
         CastTimeoutError: some rank, which is named, did not construct its object in time.
         BackendError: a rank went away, or the engine that connects them failed, meanwhile.
@@ -92,6 +99,7 @@ class LazyBroadcast(Generic[P, V]):
     Memory: payloads and values as its methods say.
     """
 
+    @_with_old_names_refused
     def __init__(
         self,
         materialize: Callable[[P], V] | None = None,
@@ -99,20 +107,13 @@ class LazyBroadcast(Generic[P, V]):
         backend: str | Backend = "auto",
         root: int = 0,
         name: str = "default",
-        placement: str = "auto",
-        owners: Collection[int] | None = None,
+        placement: str | Shard | Auto = "auto",
         replicated: bool = False,
         agree: bool = True,
         values: str = "private",
-        trust: str = "pickle",
-        allow: Collection[str] | None = None,
-        max_inflight: int = 64,
-        max_inflight_nbytes: int = DEFAULT_MAX_INFLIGHT_NBYTES,
-        arena_nbytes: int = DEFAULT_ARENA_NBYTES,
-        shared_memory: bool | str = "auto",
+        trust: str | Collection[str] = "pickle",
         timeout_s: float = 300.0,
-        warn_after_s: float = 30.0,
-        executor: concurrent.futures.Executor | None = None,
+        tuning: Tuning = Tuning(),  # noqa: B008  # it never changes
     ) -> None:
         note_devices()
         self._backend = discovery.resolve(backend)
@@ -120,27 +121,22 @@ class LazyBroadcast(Generic[P, V]):
             materialize=materialize,
             root=root,
             name=name,
-            placement=placement,
             agree=agree,
             values=values,
-            trust=trust,
-            max_inflight=max_inflight,
-            max_inflight_nbytes=max_inflight_nbytes,
             timeout_s=timeout_s,
-            warn_after_s=warn_after_s,
-            executor=executor,
-            arena_nbytes=arena_nbytes,
-            shared_memory=shared_memory,
-            owners=owners,
             replicated=replicated,
-            allow=allow,
+            **flat(placement, trust, tuning),
             debug=debug_wanted(),
         )
         self._options = options
         self._limit_s = 0.0  # of a call that has none of its own, once the options are known to be good
         began_s = time.monotonic()
         try:
-            self._lane = construction.meet(self._backend, options, check(options, self._backend.size))
+            error = check(options, self._backend.size)
+            given: object = tuning
+            if not isinstance(given, Tuning):
+                error = TypeError(f"tuning must be a Tuning, got {shown(given)}")
+            self._lane = construction.meet(self._backend, options, error)
         except (BackendError, CastTimeoutError) as exc:
             exc.operation, exc.phase, exc.age_s = "construct", "meeting the other ranks", time.monotonic() - began_s
             raise
@@ -360,17 +356,26 @@ class LazyBroadcast(Generic[P, V]):
         else:
             lane.discard(cast(Key, usable), counted)
 
-    def stats(self) -> Stats:
-        """Return counts and timings of this rank, and how casts are placed. Local, never blocks. Threads: safe."""
-        return self._lane.stats()
+    @overload
+    def stats(self, *, group: Literal[False] = False) -> Stats: ...
 
-    def group_stats(self) -> GroupStats:
-        """Return what every rank has counted, as far as the root has heard; see `GroupStats`.
+    @overload
+    def stats(self, *, group: Literal[True]) -> GroupStats: ...
 
-        Raises: ValueError on a rank that is not the root.
+    def stats(self, *, group: bool = False) -> Stats | GroupStats:
+        """Return counts and timings of this rank, and how casts are placed.
+
+        Args:
+            group: on the root, what every rank has counted, as far as the root has heard; see `GroupStats`.
+        Raises: ValueError with `group` on a rank that is not the root.
         Collective: no; ranks tell the root unasked. Local, never blocks. Threads: safe.
         """
-        return self._lane.group_stats()
+        return self._lane.group_stats() if group else self._lane.stats()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "group_stats":
+            raise AttributeError("LazyBroadcast has no group_stats(): write stats(group=True)")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def trace(self, folder: str | os.PathLike[str]) -> Tracer:
         """Write what this rank's casts do, and when, to a new file in `folder`, until it is stopped.

@@ -26,6 +26,47 @@ DEFAULT_ARENA_NBYTES: Final = 1 << 30
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What is good as it is for most: `LazyBroadcast(tuning=Tuning(max_inflight=8))`. See the tuning page.
+
+    Attributes:
+        max_inflight: how many casts the root may be ahead of the slowest rank; a call beyond it waits.
+        max_inflight_nbytes: the same in bytes of payloads; at least one goes out, whatever its size.
+        arena_nbytes: shared memory for what this rank sends on its host, and as much again for payloads that do not
+            fit. Taken as it is used. May differ by rank.
+        shared_memory: "auto", or False to send everything through the backend, also on one host.
+        warn_after_s: after how long a call that waits is warned about (seconds).
+        executor: where materializers run, instead of on threads of lazycast's own. It stays yours to shut down.
+    """
+
+    max_inflight: int = 64
+    max_inflight_nbytes: int = DEFAULT_MAX_INFLIGHT_NBYTES
+    arena_nbytes: int = DEFAULT_ARENA_NBYTES
+    shared_memory: bool | str = "auto"
+    warn_after_s: float = 30.0
+    executor: concurrent.futures.Executor | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """`placement="shard"` with some ranks alone as owners: `LazyBroadcast(placement=Shard(owners={2, 3}))`.
+
+    Attributes:
+        owners: the ranks that materialize, on their hosts in turn, group-local; None for all. A host that has none of
+            them uses all of its ranks.
+    """
+
+    owners: Collection[int] | None = None
+
+
+@dataclass(frozen=True)
+class Auto:
+    """`placement="auto"` with some ranks alone as owners where it chooses `"shard"`: see `Shard`."""
+
+    owners: Collection[int] | None = None
+
+
+@dataclass(frozen=True)
 class Options:
     """The options of one object on one rank, checked by `check`."""
 
@@ -63,6 +104,38 @@ class Options:
         said["allow"] = _allow_agreed(self.allow)
         said[DEBUG] = self.debug
         return said
+
+
+#: Keywords of the constructor that were, and how the same is spelled now.
+_OLD: Final = {
+    **{field.name: f"tuning=Tuning({field.name}=...)" for field in fields(Tuning)},
+    "owners": "placement=Shard(owners=...), or Auto(owners=...)",
+    "allow": "trust={...}, the names that are allowed",
+}
+
+
+def refuse_old(keywords: Collection[str]) -> None:
+    """Raise TypeError for keywords that the constructor had once, saying how the same is spelled now."""
+    for name in keywords:
+        if name in _OLD:
+            raise TypeError(f"LazyBroadcast() has no {name}=: write {_OLD[name]}")
+
+
+def flat(placement: object, trust: object, tuning: object) -> dict[str, Any]:
+    """Return what `Options` knows by single names. What is no good stays as it is, for `check` to refuse."""
+    tuning = tuning if isinstance(tuning, Tuning) else Tuning()
+    found: dict[str, Any] = {field.name: getattr(tuning, field.name) for field in fields(Tuning)}
+    owners = placement.owners if isinstance(placement, (Shard, Auto)) else None
+    if isinstance(placement, (Shard, Auto)):
+        placement = type(placement).__name__.lower()
+    allow = trust if isinstance(trust, Collection) and not isinstance(trust, (str, bytes)) else None
+    return {
+        **found,
+        "placement": placement,
+        "owners": owners,
+        "trust": "pickle" if allow is not None else trust,
+        "allow": allow,
+    }
 
 
 def debug_wanted() -> bool:
@@ -130,7 +203,7 @@ def _owners_problem(options: Options, size: int) -> str | None:
     if owners is None:
         return None
     if options.placement not in WITH_OWNERS:
-        return f"owners= is for placement 'shard' or 'auto', not {shown(options.placement)}"
+        return f"owners are for placement 'shard' or 'auto', not {shown(options.placement)}"
     if not isinstance(owners, Collection) or isinstance(owners, (str, bytes)) or len(owners) == 0:
         return f"owners must be a collection of at least one rank, or None, got {shown(owners)}"
     strange = [r for r in owners if isinstance(r, bool) or not isinstance(r, (int, np.integer)) or not 0 <= r < size]
@@ -140,14 +213,13 @@ def _owners_problem(options: Options, size: int) -> str | None:
 def _trust_problem(options: Options) -> str | None:
     allow: object = options.allow
     if not isinstance(options.trust, str) or options.trust not in TRUST:
-        return f"unknown trust {shown(options.trust)}; use one of {', '.join(map(repr, TRUST))}"
+        known = ", ".join(map(repr, TRUST))
+        return f"unknown trust {shown(options.trust)}; use one of {known}, or a set of the names that may arrive"
     if allow is None:
         return None
     if not isinstance(allow, Collection) or isinstance(allow, (str, bytes)):
-        return f"allow must be a collection of names, or None, got {shown(allow)}"
-    if options.trust == "data":
-        return "allow= is for trust='pickle': with trust='data' nothing that arrives names a type or function"
-    return next((f"allow: {shown(name)} {why}" for name in allow if (why := problem(name)) is not None), None)
+        return f"trust must be 'pickle', 'data' or a set of names, got {shown(allow)}"
+    return next((f"trust: {shown(name)} {why}" for name in allow if (why := problem(name)) is not None), None)
 
 
 def check(options: Options, size: int) -> Exception | None:

@@ -27,6 +27,7 @@ from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import Any
 
+from lazycast import Shard, Tuning
 from lazycast.api import LazyBroadcast
 from lazycast.arguments import checked_key
 from lazycast.core.future import CastFuture
@@ -88,12 +89,11 @@ class SGLangBroadcast:
             backend=backend(group),
             root=root,
             name=name,
-            placement="root" if made_up else "shard",  # which ranks compare
-            owners=None if made_up else owners,
+            placement="root" if made_up else Shard(owners),  # which ranks compare
             replicated=True,
             timeout_s=timeout_s,
-            warn_after_s=_PATIENCE * timeout_s,  # what a rank sits out is no reason to warn
-            executor=self._executor,
+            # What a rank sits out is no reason to warn.
+            tuning=Tuning(warn_after_s=_PATIENCE * timeout_s, executor=self._executor),
         )
         self._timeout_s = timeout_s if self._lazy.is_root else _PATIENCE * timeout_s
         self._numbers = itertools.count(1)

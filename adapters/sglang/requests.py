@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from lazycast import Tuning
 from lazycast.api import LazyBroadcast
 from lazycast.start import discovery
 from lazycast.watch.stats import Stats
@@ -59,9 +60,8 @@ class RequestBroadcast:
             name="sglang-requests",
             placement="every",
             agree=False,
-            max_inflight=_MAX_AHEAD,
             timeout_s=_CONSTRUCTION_S,
-            warn_after_s=_NEVER_S,
+            tuning=Tuning(max_inflight=_MAX_AHEAD, warn_after_s=_NEVER_S),
         )
 
     def broadcast(self, data: list[Any]) -> list[Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lazycast import LazyBroadcast
+from lazycast import LazyBroadcast, Tuning
 
 from .inputs import BadInputError, Inputs
 from .model import Model, fingerprint
@@ -54,7 +54,11 @@ class Engine:
         self._replies: list[tuple[str, Reply]] = []
         # An object of its own: decisions come in order and are not agreed upon, so rank 0 never waits for a rank here.
         self._schedule: LazyBroadcast[Any, Decision] = LazyBroadcast(
-            backend=ranks.backend, name="schedule", agree=False, max_inflight=AHEAD, timeout_s=SILENCE_S
+            backend=ranks.backend,
+            name="schedule",
+            agree=False,
+            timeout_s=SILENCE_S,
+            tuning=Tuning(max_inflight=AHEAD),
         )
 
     def run(self) -> None:

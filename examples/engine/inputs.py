@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lazycast import CastFuture, CastTimeoutError, LazyBroadcast, LazycastError
+from lazycast import CastFuture, CastTimeoutError, LazyBroadcast, LazycastError, Tuning
 
 from .photos import Pixels, develop
 from .ranks import Ranks
@@ -80,7 +80,11 @@ class LazycastInputs(Inputs):
 
     def __init__(self, ranks: Ranks, wake: Callable[[], None], *, max_inflight: int, timeout_s: float) -> None:
         self._lazy: LazyBroadcast[Payload, Pixels] = LazyBroadcast(
-            develop, backend=ranks.backend, name="photos", max_inflight=max_inflight, timeout_s=timeout_s
+            develop,
+            backend=ranks.backend,
+            name="photos",
+            timeout_s=timeout_s,
+            tuning=Tuning(max_inflight=max_inflight),
         )
         self._wake = wake
         self._timeout_s = timeout_s

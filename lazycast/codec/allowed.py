@@ -1,4 +1,4 @@
-"""The codec of `allow=`: pickle, but what is unpickled can name only what is allowed, letter by letter.
+"""The codec of `trust=names`: pickle, but what is unpickled can name only what is allowed, letter by letter.
 
 Guarantees:
 
@@ -172,7 +172,7 @@ class AllowCodec:
             return pickling.encode_by_name(obj, _Reduction)
         except Exception as exc:
             raise CannotEncode(
-                f"{type(obj).__name__} does not pickle by name, and with allow= no code travels: "
+                f"{type(obj).__name__} does not pickle by name, and with names in trust= no code travels: "
                 f"{type(exc).__name__}: {exc}"
             ) from exc
 
@@ -215,4 +215,6 @@ def _refuse_extensions(stream: memoryview) -> None:
     """Raise TrustError for a stream with extension codes: pickle keeps what they meant, and asks nobody again."""
     for opcode, code, _ in pickletools.genops(bytes(stream)):
         if opcode.name.startswith("EXT"):
-            raise TrustError(f"what arrived holds extension code {code}, and with allow= types travel by name only")
+            raise TrustError(
+                f"what arrived holds extension code {code}, and with names in trust= types travel by name only"
+            )

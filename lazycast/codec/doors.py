@@ -1,4 +1,4 @@
-"""Names and types that may not stand in `allow=`: with one of them, whoever sends a stream has everything.
+"""Names and types that may not stand in `trust=names`: with one of them, whoever sends a stream has everything.
 
 Guarantees: no error recommends to list what `problem` refuses. `problem` looks at a name alone and imports nothing.
 `objection_to` looks at what is found under a name, so that another name for the same thing is no way around.
@@ -88,7 +88,7 @@ _REFUSED: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
 
 
 def problem(name: object) -> str | None:
-    """Say why a name cannot stand in `allow=`, or None."""
+    """Say why a name cannot stand in `trust=names`, or None."""
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         return "is not the exact name of a type or function, 'module.qualname'"
     return next((why for pattern, why in _REFUSED if pattern.match(name)), None)
@@ -99,7 +99,7 @@ def not_allowed(name: str) -> str:
     why = problem(name)
     if why is not None:
         return f"is not allowed and cannot be: it {why}"
-    return "is not allowed: add it to allow= on every rank, if it is good"
+    return "is not allowed: add it to trust= on every rank, if it is good"
 
 
 def is_array_class(found: Any) -> bool:

@@ -46,7 +46,7 @@ class Policy(NamedTuple):
             why = "by name only, and this one has none that can be imported (code cannot be allowed):"
         else:
             refused = problem(".".join(path))
-            way = "add it to allow= on every rank, or" if refused is None else f"and cannot be, for it {refused}:"
+            way = "add it to trust= on every rank, or" if refused is None else f"and cannot be, for it {refused}:"
             why = f"by allowed names only, and {'.'.join(path)!r} is not one: {way}"
         return (
             f"materializer {name!r} is not registered, and with {self.rule} materializers travel {why} call "

@@ -346,7 +346,7 @@ class Spread(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Figures(Message, frozen=True, tag="figures"):
-    """What a rank has counted since construction, for the root's `group_stats`.
+    """What a rank has counted since construction, for the root's `stats(group=True)`.
 
     `counts` has the attributes of `lazycast.watch.stats.Stats` that are whole numbers, by name.
     """

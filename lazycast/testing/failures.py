@@ -18,6 +18,7 @@ from lazycast.errors import (
     ReentrantCallError,
     RemoteError,
 )
+from lazycast.options import Shard
 from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same, this_rank
 
 
@@ -341,10 +342,11 @@ def options_that_differ_are_refused_on_every_rank(rank: Rank) -> None:
         ({"placement": "nowhere"}, ValueError, "unknown placement 'nowhere'; use one of 'every'"),
         ({"values": "shared"}, ValueError, "unknown values 'shared'; use one of 'private'"),
         ({"trust": "nobody"}, ValueError, "trust"),
-        ({"allow": "os.system"}, ValueError, "allow"),
+        ({"trust": ["os.system"]}, ValueError, "trust: 'os.system'"),
         ({"owners": []}, ValueError, "at least one rank"),
         ({"owners": [0, rank.size]}, ValueError, "no ranks of this group"),
-        ({"owners": [0], "placement": "every"}, ValueError, "owners= is for placement 'shard' or 'auto'"),
+        ({"tuning": {"max_inflight": 3}}, TypeError, "tuning must be a Tuning"),
+        ({"placement": Shard}, ValueError, "unknown placement"),
         ({"replicated": 1}, ValueError, "replicated must be True or False"),
         ({"shared_memory": True}, ValueError, "shared_memory must be 'auto' or False"),
         ({"arena_nbytes": 0}, ValueError, "arena_nbytes must be a positive int"),

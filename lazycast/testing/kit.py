@@ -6,14 +6,15 @@ import concurrent.futures
 import itertools
 import re
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import numpy as np
 
 from lazycast.api import LazyBroadcast
 from lazycast.net.backend import Backend, Context
+from lazycast.options import Auto, Shard, Tuning
 
 E = TypeVar("E", bound=BaseException)
 
@@ -78,12 +79,25 @@ class Rank:
     def lazy(self, materialize: Callable[[Any], Any] | None = None, **options: Any) -> LazyBroadcast[Any, Any]:
         """Construct an object on all ranks, with a name of its own. Collective."""
         defaults = {"name": f"check-{next(self._names)}", "timeout_s": TIMEOUT_S, "shared_memory": self.shared_memory}
-        options = {**defaults, **options}
-        return LazyBroadcast(materialize, backend=self.backend, **options)
+        return LazyBroadcast(materialize, backend=self.backend, **spelled({**defaults, **options}))
 
     def executor(self, threads: int = 2) -> concurrent.futures.ThreadPoolExecutor:
         """Return an executor whose threads know this rank (`this_rank`)."""
         return concurrent.futures.ThreadPoolExecutor(threads, initializer=_set_rank, initargs=(self.rank,))
+
+
+def spelled(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options by single names, `owners`, `allow` and those of `Tuning` too, as the constructor has them."""
+    left = dict(options)
+    tuned = {field.name: left.pop(field.name) for field in fields(Tuning) if field.name in left}
+    if tuned:
+        left["tuning"] = Tuning(**tuned)
+    owners, allow = left.pop("owners", None), left.pop("allow", None)
+    if owners is not None:
+        left["placement"] = {"shard": Shard, "auto": Auto}[left.get("placement", "auto")](owners)
+    if allow is not None:
+        left["trust"] = allow
+    return left
 
 
 Behaviour = Callable[[Rank], None]

@@ -69,10 +69,10 @@ def the_root_hears_what_all_have_counted(rank: Rank) -> None:
             lazy.broadcast(bytes(n))
         raises(MaterializeError, "no", partial(lazy.broadcast, b"", materialize=_refuse))
         if not lazy.is_root:
-            raises(ValueError, "only the root, rank 0", lazy.group_stats)
+            raises(ValueError, "only the root, rank 0", partial(lazy.stats, group=True))
         else:
             group = _eventually(
-                lazy.group_stats,
+                lambda: lazy.stats(group=True),
                 lambda group: not group.unheard and all(s.failed for s in group.ranks.values()),
             )
             same(list(group.ranks), list(range(rank.size)), "ranks heard of")
@@ -96,7 +96,7 @@ def the_last_word_of_a_rank_that_closes_is_kept(rank: Rank) -> None:
             lazy.close()
         rank.meet()
     if lazy.is_root:
-        group = _eventually(lazy.group_stats, lambda group: not group.unheard)
+        group = _eventually(lambda: lazy.stats(group=True), lambda group: not group.unheard)
         same({r: s.resolved for r, s in group.ranks.items()}, dict.fromkeys(range(rank.size), 3), "resolved")
     rank.meet()
     lazy.close()

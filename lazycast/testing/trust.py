@@ -238,7 +238,7 @@ def a_hostile_payload_runs_nothing_and_is_told(rank: Rank) -> None:
     options: dict[str, Any]
     for kind, pattern, options in (
         (DecodeError, "not plain data", {"trust": "data"}),
-        (TrustError, f"names '{_HERE}.harm', which is not allowed: add it to allow=", {"allow": ALLOW}),
+        (TrustError, f"names '{_HERE}.harm', which is not allowed: add it to trust=", {"allow": ALLOW}),
     ):
         for materialize in (None, BRIGHTEN):
             with rank.lazy(materialize, placement="every", **options) as lazy:
@@ -292,7 +292,7 @@ def what_is_not_allowed_is_refused_and_the_next_cast_works(rank: Rank) -> None:
             for refused, pattern in (
                 (lambda frame: 1, "none that can be imported"),
                 (partial(total_of), "none that can be imported"),
-                (measure_other, f"{_HERE}.measure_other' is not one: add it to allow="),
+                (measure_other, f"{_HERE}.measure_other' is not one: add it to trust="),
                 (Staged(measure, measure_other), "measure_other' is not one"),
             ):
                 _at_root(rank, TrustError, pattern, partial(lazy.broadcast, Frame(np.ones(3)), materialize=refused))

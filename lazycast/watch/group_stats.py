@@ -10,7 +10,7 @@ from lazycast.watch.timing import Timing, merged
 
 @dataclass(frozen=True)
 class GroupStats:
-    """What `LazyBroadcast.group_stats()` returns on the root: the last word of every rank.
+    """What `LazyBroadcast.stats(group=True)` returns on the root: the last word of every rank.
 
     A rank tells the root what it has counted two seconds after a cast has arrived there, and again as long as casts
     come, and once more when it closes (which reaches the root if the ranks on the way are there still). So what is here

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lazycast import LazyBroadcast
+from lazycast import LazyBroadcast, Tuning
 from lazycast.net import wire
 from lazycast.net.host import mesh as mesh_module
 
@@ -76,7 +76,7 @@ def flooded(floods: Floods, folder: str, *, reads: bool) -> dict[str, tuple[int,
 
 
 def flooded_with(make: Callable[[int], wire.AnyMessage], over: Path, *, reads: bool) -> tuple[int, int]:
-    with LazyBroadcast(timeout_s=20, agree=reads, max_inflight=10**6) as lazy:
+    with LazyBroadcast(timeout_s=20, agree=reads, tuning=Tuning(max_inflight=10**6)) as lazy:
         lazy.broadcast(1)
         before, casts, sent, more = resident_nbytes(), 0, 0, True
         if lazy.rank == ATTACKER:

@@ -18,7 +18,7 @@ from typing import Any
 
 from scenarios import RANK, SIZE, VICTIM, backend, say
 
-from lazycast import LazyBroadcast, LazycastError
+from lazycast import LazyBroadcast, LazycastError, Tuning
 
 FROZEN_S = 3.0
 
@@ -113,7 +113,7 @@ def is_left_behind(lazy: LazyBroadcast[Any, Any]) -> None:
 
 if __name__ == "__main__":
     shared = os.environ.get("SHARED_MEMORY", "auto")
-    the_object = LazyBroadcast(backend=backend(sys.argv[2]), shared_memory=shared == "auto" and "auto")
+    the_object = LazyBroadcast(backend=backend(sys.argv[2]), tuning=Tuning(shared_memory=shared == "auto" and "auto"))
     assert the_object.broadcast("first" if the_object.is_root else None) == "first"
     mark("ready").touch()
     {fn.__name__: fn for fn in (goes_on, is_told_that_its_time_was_over, is_left_behind)}[sys.argv[1]](the_object)

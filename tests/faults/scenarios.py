@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from lazycast import ClosedError, KeyInUseError, LazyBroadcast, LazycastError
+from lazycast import ClosedError, KeyInUseError, LazyBroadcast, LazycastError, Tuning
 from lazycast.net.backend import Backend
 from lazycast.testing.kit import raises
 
@@ -162,5 +162,5 @@ SCENARIOS = {
 if __name__ == "__main__":
     the_backend = backend(sys.argv[2])
     inflight = int(os.environ.get("MAX_INFLIGHT", "64"))
-    SCENARIOS[sys.argv[1]](LazyBroadcast(backend=the_backend, max_inflight=inflight))
+    SCENARIOS[sys.argv[1]](LazyBroadcast(backend=the_backend, tuning=Tuning(max_inflight=inflight)))
     say("done")

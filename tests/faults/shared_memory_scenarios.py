@@ -12,7 +12,7 @@ import threading
 import numpy as np
 from scenarios import RANK, VICTIM, backend
 
-from lazycast import LazyBroadcast, PeerLostError
+from lazycast import LazyBroadcast, PeerLostError, Tuning
 
 
 def payload(n: int) -> np.ndarray:
@@ -20,7 +20,7 @@ def payload(n: int) -> np.ndarray:
 
 
 def main() -> None:
-    lazy = LazyBroadcast(backend=backend(sys.argv[1]), arena_nbytes=4 << 20, timeout_s=30)
+    lazy = LazyBroadcast(backend=backend(sys.argv[1]), tuning=Tuning(arena_nbytes=4 << 20), timeout_s=30)
     held: dict[int, np.ndarray] = {}
     for n in range(100_000):
         if n == 50 and RANK == VICTIM:  # from another thread, so that it comes at any point of a cast

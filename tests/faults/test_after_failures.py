@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast import CastTimeoutError, LazyBroadcast, LazycastError, MaterializeError, launch
+from lazycast import CastTimeoutError, LazyBroadcast, LazycastError, MaterializeError, Tuning, launch
 
 _FREED_WITHIN_S = 20.0
 
@@ -146,7 +146,7 @@ def test_a_failed_call_is_freed_without_the_collector(placement: str) -> None:
 def _refuse_many() -> list[str]:
     gc.disable()
     errors = []
-    with LazyBroadcast[Any, Any](arena_nbytes=32 << 20, placement="every") as lazy:
+    with LazyBroadcast[Any, Any](tuning=Tuning(arena_nbytes=32 << 20), placement="every") as lazy:
         payload = np.zeros(4 << 20, np.uint8) if lazy.is_root else None
         for _ in range(100):
             try:

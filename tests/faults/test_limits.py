@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast import ClosedError, DecodeError, EncodeError, LazyBroadcast, LazycastError, RemoteError, launch
+from lazycast import ClosedError, DecodeError, EncodeError, LazyBroadcast, LazycastError, RemoteError, Tuning, launch
 
 MIB = 1 << 20
 #: Where starting is cheap enough: what is limited is the process, whatever connects it.
@@ -139,7 +139,7 @@ def address_space_limited_to(more_nbytes: int) -> Iterator[None]:
 
 
 def root_lacks_memory() -> str:
-    with LazyBroadcast(timeout_s=20, arena_nbytes=512 * MIB) as lazy:
+    with LazyBroadcast(timeout_s=20, tuning=Tuning(arena_nbytes=512 * MIB)) as lazy:
         lazy.broadcast("small")
         payload = np.ones(256 * MIB, np.uint8) if lazy.is_root else None
         with address_space_limited_to(64 * MIB if lazy.is_root else 4096 * MIB):
@@ -193,7 +193,7 @@ def test_a_reader_without_memory_fails_that_cast_for_all_and_the_next_works(back
 
 
 def reader_cannot_map(folder: str, which: int) -> str:
-    with LazyBroadcast(timeout_s=20, arena_nbytes=512 * MIB) as lazy:
+    with LazyBroadcast(timeout_s=20, tuning=Tuning(arena_nbytes=512 * MIB)) as lazy:
         lazy.broadcast("small")
         meet_in(folder)
         old = resource.getrlimit(which)
@@ -247,7 +247,7 @@ def cgroup_of(nbytes: int) -> Path | str:
 
 def casts_in_a_cgroup(path: str) -> tuple[str, int]:
     (Path(path) / "cgroup.procs").write_text(str(os.getpid()))
-    with LazyBroadcast(timeout_s=30, arena_nbytes=1024 * MIB) as lazy:
+    with LazyBroadcast(timeout_s=30, tuning=Tuning(arena_nbytes=1024 * MIB)) as lazy:
         held = []
         n = 0
         try:

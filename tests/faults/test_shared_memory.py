@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast import EncodeError, LazyBroadcast, RemoteError, launch
+from lazycast import EncodeError, LazyBroadcast, RemoteError, Tuning, launch
 from tests.own_shm import own_shm
 
 SHARED_NBYTES = 100_000  # above what is copied, not a multiple of a page
@@ -104,7 +104,7 @@ def holds() -> None:
 
 
 def holds_with(how: str, keep: Callable[[np.ndarray], Any]) -> None:
-    with LazyBroadcast(arena_nbytes=4 * MIB, timeout_s=60) as lazy:
+    with LazyBroadcast(tuning=Tuning(arena_nbytes=4 * MIB), timeout_s=60) as lazy:
         held = []
         for n in range(20):
             value = cast(lazy, n)
@@ -129,7 +129,7 @@ def test_a_part_of_a_value_of_any_kind_keeps_its_slot() -> None:
 
 def holds_thousands(arena_nbytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
-    with LazyBroadcast(arena_nbytes=arena_nbytes, agree=False, timeout_s=60) as lazy:
+    with LazyBroadcast(tuning=Tuning(arena_nbytes=arena_nbytes), agree=False, timeout_s=60) as lazy:
         base = np.zeros(64 << 10, np.uint8)
         held = []
         for n in range(5000):
@@ -173,7 +173,7 @@ def writes(values: str) -> None:
 
 def writes_to(values: str, arena_nbytes: int, nbytes: int) -> None:
     # Ranks that lag behind hold what they have not read; so that not more is held than fits, not many may be unread.
-    with LazyBroadcast(values=values, arena_nbytes=arena_nbytes, max_inflight=2, timeout_s=60) as lazy:
+    with LazyBroadcast(values=values, tuning=Tuning(arena_nbytes=arena_nbytes, max_inflight=2), timeout_s=60) as lazy:
         own = np.uint8(lazy.rank + 1)
         held: list[np.ndarray] = []
         for n in range(60):
@@ -201,7 +201,7 @@ def test_what_a_rank_writes_is_seen_by_nobody_else_nor_in_the_next_value(values:
 
 
 def forks(child_outlives: bool) -> None:
-    with LazyBroadcast(arena_nbytes=16 * MIB, timeout_s=60) as lazy:
+    with LazyBroadcast(tuning=Tuning(arena_nbytes=16 * MIB), timeout_s=60) as lazy:
         held = [cast(lazy, n) for n in range(10)]
         go_on, told = multiprocessing.Pipe(duplex=False)
 
@@ -337,7 +337,7 @@ def churn(lazy: LazyBroadcast[Any, Any], casts: int, seed: int) -> None:
 
 
 def churns(casts: int) -> None:
-    with LazyBroadcast(arena_nbytes=24 * MIB, timeout_s=60) as lazy:
+    with LazyBroadcast(tuning=Tuning(arena_nbytes=24 * MIB), timeout_s=60) as lazy:
         churn(lazy, 2_000, seed=1)
         lazy.broadcast(0)
         nothing_is_held(lazy)
@@ -360,7 +360,7 @@ def test_no_value_changes_and_nothing_grows_in_thousands_of_casts(casts: int) ->
 
 
 def is_larger_than_the_arena() -> None:
-    with LazyBroadcast(arena_nbytes=MIB, timeout_s=60) as lazy:
+    with LazyBroadcast(tuning=Tuning(arena_nbytes=MIB), timeout_s=60) as lazy:
         for n in range(4):
             value = cast(lazy, n, 3 * MIB + 1)
             same_bytes(value, n)
@@ -376,7 +376,7 @@ def test_a_payload_larger_than_the_arena_arrives() -> None:
 
 def fills() -> list[int]:
     descriptors = len(os.listdir("/proc/self/fd"))
-    with LazyBroadcast(arena_nbytes=4 * MIB, timeout_s=60) as lazy:
+    with LazyBroadcast(tuning=Tuning(arena_nbytes=4 * MIB), timeout_s=60) as lazy:
         held: list[np.ndarray] = []
         counts = []
         for round_ in range(3):

@@ -21,6 +21,7 @@ from lazycast import (
     LaunchError,
     LazyBroadcast,
     MaterializeError,
+    Tuning,
     launch,
 )
 from lazycast.testing.kit import raises
@@ -114,7 +115,7 @@ def test_code_that_only_the_root_can_import_is_fetched_or_said_to_be_gone(tmp_pa
 def lacks_memory() -> Any:
     import lazycast.net.relay
 
-    with LazyBroadcast(timeout_s=30, shared_memory=False) as lazy:
+    with LazyBroadcast(timeout_s=30, tuning=Tuning(shared_memory=False)) as lazy:
         if lazy.rank == 1:
             whole = lazycast.net.relay.allocate
 

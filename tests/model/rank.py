@@ -20,6 +20,7 @@ from lazycast import CastTimeoutError, ClosedError, LazyBroadcast, LazycastError
 from lazycast.backends.local import LocalBackend
 from lazycast.core.future import CastFuture
 from lazycast.core.mailbox import Mailbox
+from lazycast.testing.kit import spelled
 from lazycast.tools.soak.rank import Meeting
 
 from . import casting, plan
@@ -151,7 +152,7 @@ class _Rank:
         folder = self._folder / f"{self._world.seed.replace('/', '-')}.{index}"
         folder.mkdir(exist_ok=True)
         backend = LocalBackend(thing.members.index(self._me), len(thing.members), str(folder))
-        return LazyBroadcast(backend=backend, name=thing.name, timeout_s=LIMIT_S, **thing.options)
+        return LazyBroadcast(backend=backend, name=thing.name, timeout_s=LIMIT_S, **spelled(thing.options))
 
     def _burst(self, objects: dict[int, _Object], burst: plan.Burst) -> None:
         main, *others = plan.order(self._world, burst, self._me)

@@ -111,7 +111,7 @@ def test_views_tensors_and_images_come_back() -> None:
 
 def test_a_type_comes_once_it_is_allowed() -> None:
     with pytest.raises(
-        TrustError, match=rf"what arrived names '{FRAME}', which is not allowed: add it to allow= on ev"
+        TrustError, match=rf"what arrived names '{FRAME}', which is not allowed: add it to trust= on ev"
     ):
         round_trip([Frame(1)])
     assert round_trip([Frame(np.ones(3))], FRAME)[0].pixels.sum() == 3
@@ -240,7 +240,9 @@ def test_a_bomb_does_not_go_off(name: str, tmp_path: Path) -> None:
 def test_code_by_value_is_explained() -> None:
     with pytest.raises(TrustError, match=r"holds code \(cloudpickle.*which cannot be allowed by name: send functions"):
         decode(cloudpickle.dumps(lambda: 1, protocol=5))
-    with pytest.raises(CannotEncode, match=r"dict does not pickle by name, and with allow= no code travels: .*lambda"):
+    with pytest.raises(
+        CannotEncode, match=r"dict does not pickle by name, and with names in trust= no code travels: .*lambda"
+    ):
         NOTHING.encode({"f": lambda: 1})
     assert problem("cloudpickle.cloudpickle._make_function") is not None
     assert problem("types.CodeType") is not None

@@ -236,7 +236,7 @@ def test_what_gives_the_sender_everything_is_neither_listed_nor_recommended(name
     module, _, qualname = name.rpartition(".")
     with pytest.raises((TrustError, pickle.UnpicklingError)) as caught:
         arrives(Call(Name(module, qualname), ("x",)))
-    assert "add it to allow=" not in str(caught.value)
+    assert "add it to trust=" not in str(caught.value)
 
 
 # Data
@@ -520,7 +520,7 @@ def _refusal(obj: Any, *allow: str) -> str:
 def test_a_name_that_is_recommended_can_be_listed() -> None:
     name = f"{HERE}.Parametrised[int]"
     call = Call(Name(HERE, "Parametrised[int]"), new=True)
-    assert f"names {name!r}, which is not allowed: add it to allow=" in _refusal(call)
+    assert f"names {name!r}, which is not allowed: add it to trust=" in _refusal(call)
     assert problem(name) is None
     assert type(arrives(call, name)) is Parametrised
 
@@ -556,7 +556,7 @@ def test_time_zones_travel_by_their_key() -> None:
     encoded = AllowCodec([]).encode([at])
     room = memoryview(bytearray(encoded.nbytes))
     encoded.write_into(room)
-    with pytest.raises(TrustError, match=r"names 'zoneinfo\.ZoneInfo', which is not allowed: add it to allow="):
+    with pytest.raises(TrustError, match=r"names 'zoneinfo\.ZoneInfo', which is not allowed: add it to trust="):
         AllowCodec([]).decode(room, encoded.layout)
     (back,) = AllowCodec(["zoneinfo.ZoneInfo"]).decode(room, encoded.layout)
     assert (back, back.tzinfo.key) == (at, "UTC")

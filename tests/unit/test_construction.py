@@ -25,6 +25,7 @@ from lazycast import ConfigMismatchError, LazyBroadcast
 from lazycast.errors import CastTimeoutError, LazycastError
 from lazycast.net.backend import Backend, Context, Link, Sink
 from lazycast.start import meeting
+from lazycast.testing.kit import spelled
 
 _here = threading.local()  # `world` and `rank` of the thread
 
@@ -179,7 +180,7 @@ def constructed(world: World, shared: bool, **of_the_victim: Any) -> None:
     def construct(backend: Backend) -> LazyBroadcast[Any, Any]:
         own = of_the_victim if backend.rank == world.victim else {}
         options: dict[str, Any] = {"shared_memory": "auto" if shared else False, "timeout_s": 30, **own}
-        return LazyBroadcast(backend=backend, **options)
+        return LazyBroadcast(backend=backend, **spelled(options))
 
     with mock.patch.object(meeting, "_answered", _answered_in_turn):
         world.run(construct)

@@ -18,6 +18,7 @@ import pytest
 from lazycast import LazyBroadcast, RemoteError
 from lazycast.backends.local import LocalBackend
 from lazycast.here import here
+from lazycast.testing.kit import spelled
 
 WAIT_S = 20.0
 #: Of the steps at which signals wait, one in so many is tried: what comes at any of them comes at the end.
@@ -89,8 +90,8 @@ def two_ranks(root: int, **options: Any) -> Iterator[tuple[Lazy, Lazy, concurren
     """Rank 0, of this thread, and rank 1, whose calls the executor's thread makes."""
     mine, theirs = LocalBackend.threads(2)
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        made = thread.submit(LazyBroadcast, backend=theirs, root=root, timeout_s=WAIT_S, **options)
-        lazy: Lazy = LazyBroadcast(backend=mine, root=root, timeout_s=WAIT_S, **options)
+        made = thread.submit(LazyBroadcast, backend=theirs, root=root, timeout_s=WAIT_S, **spelled(options))
+        lazy: Lazy = LazyBroadcast(backend=mine, root=root, timeout_s=WAIT_S, **spelled(options))
         other: Lazy = made.result()
         try:
             yield lazy, other, thread

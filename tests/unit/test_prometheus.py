@@ -119,7 +119,7 @@ def test_ranks_are_told_apart_and_the_root_alone_can_speak_for_all(
             together(*(lambda lazy=lazy: lazy.close() for lazy in objects[1:]))  # each says its last word
             deadline_s = time.monotonic() + 20
             while time.monotonic() < deadline_s:  # which the root may read a moment after they have closed
-                heard = objects[0].group_stats().ranks
+                heard = objects[0].stats(group=True).ranks
                 if [stats.resolved for stats in heard.values()] == [4, 4, 4]:
                     break
                 time.sleep(0.01)

@@ -253,7 +253,7 @@ def test_a_closed_image_is_refused_in_pillows_words() -> None:
 
 def test_with_allow_an_image_of_several_frames_is_refused() -> None:
     for kind in ("WEBP of 3", "PNG of 3"):
-        with pytest.raises(CannotEncode, match="an image of 3 frames: with allow= only one travels"):
+        with pytest.raises(CannotEncode, match="an image of 3 frames: with names in trust= only one travels"):
             AllowCodec([]).encode(open_(kind, "opened"))
 
 

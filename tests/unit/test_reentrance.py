@@ -32,7 +32,7 @@ class Dying:
 
 METHODS: dict[str, Callable[[Lazy, CastFuture[Any]], object]] = {
     "stats": lambda lazy, pending: lazy.stats().rank,
-    "group_stats": lambda lazy, pending: lazy.group_stats() if lazy.is_root else None,
+    "group_stats": lambda lazy, pending: lazy.stats(group=True) if lazy.is_root else None,
     "has_room": lambda lazy, pending: lazy.has_room(),
     "dump": lambda lazy, pending: lazy.dump()[:8],
     "repr": lambda lazy, pending: repr(pending)[:11],

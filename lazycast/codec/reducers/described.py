@@ -1,4 +1,4 @@
-"""NumPy's objects, and images, for the codec of `allow=`: by description, so that their own pickling is not needed.
+"""NumPy's objects, and images, for the codec of `trust=names`: by description, so their own pickling is not needed.
 
 That trusts what it is given: a forged dtype makes numbers into pointers, `numpy.ndarray` itself makes them of any
 buffer, and the classes of images open the file whose name they are given. What is here checks instead, see
@@ -79,8 +79,8 @@ def reduce_image(image: Image) -> Reduced:
     frames = vars(image).get("n_frames", 1)
     if isinstance(frames, int) and frames > 1:
         raise ValueError(
-            f"an image of {frames} frames: with allow= only one travels. Send the bytes of its file, or it.copy() for "
-            "the one frame"
+            f"an image of {frames} frames: with names in trust= only one travels. Send the bytes of its file, or "
+            "it.copy() for the one frame"
         )
     image = pil_images.to_load(image)
     reduced = pil_images.reduce_pixels(image)

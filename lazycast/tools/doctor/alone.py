@@ -9,6 +9,7 @@ import numpy as np
 
 from lazycast.api import LazyBroadcast
 from lazycast.errors import BackendUnavailableError, LazycastError
+from lazycast.options import Tuning
 from lazycast.start import discovery
 from lazycast.start.launcher import launch
 from lazycast.testing.kit import same
@@ -75,6 +76,8 @@ def _carry(name: str, timeout_s: float) -> Probe:
 def _cast_over(name: str, timeout_s: float) -> MPI | None:
     """On each of two ranks: cast over the backend itself, without shared memory."""
     payload = np.arange(300_000)
-    with LazyBroadcast[object, object](name="doctor-carry", shared_memory=False, timeout_s=timeout_s) as lazy:
+    with LazyBroadcast[object, object](
+        name="doctor-carry", tuning=Tuning(shared_memory=False), timeout_s=timeout_s
+    ) as lazy:
         same(lazy.broadcast(payload if lazy.is_root else None), payload)
     return libraries.look_at_mpi(lazy.rank) if name == "mpi" else None

@@ -13,6 +13,7 @@ from typing import Any
 from lazycast.api import LazyBroadcast
 from lazycast.errors import LazycastError
 from lazycast.net.backend import Backend
+from lazycast.testing.kit import spelled
 from lazycast.tools.soak import census, materializers
 from lazycast.tools.soak.asking import Asker
 from lazycast.tools.soak.diary import Diary, Orders
@@ -60,10 +61,8 @@ class Round:
                 executor = stack.enter_context(concurrent.futures.ThreadPoolExecutor(2))
             name = f"round-{self._plan.number}"
             limit_s = self._orders.limit_s
-            self._lazy = LazyBroadcast(
-                backend=self._backend, name=name, timeout_s=limit_s, warn_after_s=limit_s, executor=executor,
-                **self._plan.options,
-            )  # fmt: skip
+            options = {**self._plan.options, "warn_after_s": limit_s, "executor": executor}
+            self._lazy = LazyBroadcast(backend=self._backend, name=name, timeout_s=limit_s, **spelled(options))
             self._asker = Asker(self._orders, self._plan, self._lazy, self._judge)
             self._diary.write("begin", round=self._plan.number)
             self._live()

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from lazycast import LazyBroadcast, LazycastError
+from lazycast import LazyBroadcast, LazycastError, Shard, Tuning
 from lazycast.net.backend import Backend
 from tests.faults.matrix import groups, resources
 from tests.faults.matrix.combinations import ORDERLY
@@ -203,10 +203,9 @@ def close_and_strike(lazy: LazyBroadcast[Any, Any]) -> None:
 def constructed(backend: Backend, **options: Any) -> Iterator[LazyBroadcast[Any, Any]]:
     spec = me.spec
     owners = [me.victim] if spec["role"] == "owner" else None
-    placement = "shard" if owners else "every"
-    with LazyBroadcast(
-        backend=backend, timeout_s=me.timeout_s, placement=placement, owners=owners, arena_nbytes=256 << 20, **options
-    ) as lazy:
+    placement = Shard(owners) if owners else "every"
+    tuning = Tuning(arena_nbytes=256 << 20)
+    with LazyBroadcast(backend=backend, timeout_s=me.timeout_s, placement=placement, tuning=tuning, **options) as lazy:
         yield lazy
 
 
