@@ -44,7 +44,7 @@ def test_the_old_name_of_a_method_says_what_it_is_now() -> None:
 
 def test_there_are_few_keywords_and_tools_see_them() -> None:
     parameters = inspect.signature(LazyBroadcast).parameters
-    assert list(parameters)[0] == "materialize"
+    assert next(iter(parameters)) == "materialize"
     assert len(parameters) <= 11
     assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 

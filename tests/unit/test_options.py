@@ -103,7 +103,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"owners": "12"}, ValueError, "owners must be a collection of at least one rank"),
     ({"owners": [0, 4]}, ValueError, "owners: [4] are no ranks of this group: 0 to 3"),
     ({"owners": [True, "a"]}, ValueError, "owners: [True, 'a'] are no ranks"),
-    ({"owners": [0], "placement": "root"}, ValueError, "owners= is for placement 'shard' or 'auto', not 'root'"),
+    ({"owners": [0], "placement": "root"}, ValueError, "owners are for placement 'shard' or 'auto', not 'root'"),
     ({"executor": "threads"}, TypeError, "executor"),
 ]
 
