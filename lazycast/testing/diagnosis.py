@@ -17,7 +17,7 @@ from lazycast.api import LazyBroadcast
 from lazycast.errors import CastTimeoutError, ClosedError, DivergenceError
 from lazycast.options import DEBUG
 from lazycast.testing.failures import identity
-from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same, this_rank
+from lazycast.testing.kit import TIMEOUT_S, TOLD_S, Rank, behaviour, check, raises, same, this_rank
 
 
 @contextlib.contextmanager
@@ -77,7 +77,7 @@ def a_time_out_compares_the_numbers_of_calls(rank: Rank) -> None:
         same(lazy.broadcast(1), 1)
         if not lazy.is_root:
             pattern = "the root has made 1 calls without a key, this is number 2 here"
-            exc = raises(CastTimeoutError, pattern, lambda: lazy.broadcast(timeout_s=0.5))
+            exc = raises(CastTimeoutError, pattern, lambda: lazy.broadcast(timeout_s=TOLD_S))
             same((exc.operation, exc.key, exc.seq, exc.missing), ("broadcast", None, None, (0,)))
         rank.meet()
         if lazy.is_root:
@@ -229,7 +229,7 @@ def a_key_that_the_root_never_casts_shows_what_it_casts_in_debug_mode(rank: Rank
             pattern = (
                 r"key 'request-2' .*made at \S*diagnosis.py.*the root's last calls: #1 key 'request-1' at \S*diagn"
             )
-            raises(CastTimeoutError, pattern, lambda: lazy.broadcast(key="request-2", timeout_s=0.5))
+            raises(CastTimeoutError, pattern, lambda: lazy.broadcast(key="request-2", timeout_s=TOLD_S))
         rank.meet()
 
 

@@ -19,7 +19,7 @@ from lazycast.errors import (
     RemoteError,
 )
 from lazycast.options import Shard
-from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same, this_rank
+from lazycast.testing.kit import TIMEOUT_S, TOLD_S, Rank, behaviour, check, raises, same, this_rank
 
 
 class UnpicklableError(Exception):
@@ -170,8 +170,8 @@ def a_time_out_names_the_root_that_did_not_call(rank: Rank) -> None:
         if not lazy.is_root:
             exc = raises(
                 CastTimeoutError,
-                rf"key 'k' on rank {rank.rank} of .*root 0.*0.5 s.*root has not made this call.*missing: rank 0",
-                lambda: lazy.broadcast(key="k", timeout_s=0.5),
+                rf"key 'k' on rank {rank.rank} of .*root 0.*{TOLD_S:g} s.*root has not made this call.*missing: rank 0",
+                lambda: lazy.broadcast(key="k", timeout_s=TOLD_S),
             )
             check(isinstance(exc, TimeoutError), "it is no TimeoutError")
         rank.meet()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lazycast.errors import CastTimeoutError, KeyInUseError, RemoteError
-from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same
+from lazycast.testing.kit import TIMEOUT_S, TOLD_S, Rank, behaviour, check, raises, same
 
 
 @behaviour(min_size=2)
@@ -57,12 +57,14 @@ def blocking_asks_too_far_apart_time_out_with_names(rank: Rank) -> None:
         if lazy.is_root:
             for n in range(2):
                 lazy.broadcast(n, key=n)
-            raises(CastTimeoutError, "rank 1.*#1 key 0, #2 key 1", lambda: lazy.broadcast(2, key=2, timeout_s=3.0))
+            raises(
+                CastTimeoutError, "rank 1.*#1 key 0, #2 key 1", lambda: lazy.broadcast(2, key=2, timeout_s=2 * TOLD_S)
+            )
         else:
             raises(
                 CastTimeoutError,
                 "max_inflight=2.*rank 1.*#1 key 0, #2 key 1.*missing: rank 0",
-                lambda: lazy.broadcast(key=2, timeout_s=0.6),
+                lambda: lazy.broadcast(key=2, timeout_s=TOLD_S),
             )
         rank.meet()
         if not lazy.is_root:
@@ -81,7 +83,7 @@ def a_time_out_under_back_pressure_with_long_keys_is_only_a_time_out(rank: Rank)
                 lazy.broadcast(key, key=key)
         rank.meet()
         if not lazy.is_root:
-            raises(CastTimeoutError, "max_inflight=8", lambda: lazy.broadcast(key="none", timeout_s=0.5))
+            raises(CastTimeoutError, "max_inflight=8", lambda: lazy.broadcast(key="none", timeout_s=TOLD_S))
         rank.meet()
         for key in [] if lazy.is_root else keys:
             same(lazy.broadcast(key=key), key)
