@@ -81,7 +81,7 @@ def a_time_out_compares_the_numbers_of_calls(rank: Rank) -> None:
             same((exc.operation, exc.key, exc.seq, exc.missing), ("broadcast", None, None, (0,)))
         rank.meet()
         if lazy.is_root:
-            raises(CastTimeoutError, "had waited 0.5 s", lambda: lazy.broadcast(2))  # what the others have waited for
+            raises(CastTimeoutError, "had waited 3 s", lambda: lazy.broadcast(2))  # what the others have waited for
         same(lazy.broadcast(3), 3)
 
 

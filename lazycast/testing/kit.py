@@ -93,7 +93,7 @@ def spelled(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options by single names, `owners`, `allow` and those of `Tuning` too, as the constructor has them."""
     left = dict(options)
     tuned = {field.name: left.pop(field.name) for field in fields(Tuning) if field.name in left}
-    if tuned:
+    if tuned and "tuning" not in left:
         left["tuning"] = Tuning(**tuned)
     owners, allow = left.pop("owners", None), left.pop("allow", None)
     if owners is not None:
