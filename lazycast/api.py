@@ -59,7 +59,8 @@ class LazyBroadcast(Generic[P, V]):
             rules; other ranks need not have it. It runs as in a new thread: what a caller has set for itself (gradient
             modes of torch, context variables) does not reach it.
         backend: "auto" (torch.distributed if its default group is initialised, else MPI if started by its launcher,
-            else local), a name found among the entry points `lazycast.backends`, or a `Backend`.
+            else local), a name found among the entry points `lazycast.backends`, a `Backend`, a process group of torch
+            or a communicator of mpi4py.
         root: the rank that owns the payloads, 0-based, local to the backend's group.
         name: part of the handshake; objects with other names never cross.
         placement: who materializes: "every" rank on arrival; in a "shard", one rank of each host, a different one for
@@ -104,7 +105,7 @@ class LazyBroadcast(Generic[P, V]):
         self,
         materialize: Callable[[P], V] | None = None,
         *,
-        backend: str | Backend = "auto",
+        backend: str | Backend | object = "auto",
         root: int = 0,
         name: str = "default",
         placement: str | Shard | Auto = "auto",

@@ -16,6 +16,8 @@ class LazycastError(Exception):
         rank: the rank the error is about (where a materializer raised, who died, who closed), or `None`.
         host: that rank's host, or `None`.
         remote_traceback: the traceback as text where the error happened on another rank, else `None`.
+        remote_type: the class of the exception that a materializer, a payload or a decoder raised, as "module.qualname"
+            ("PIL.UnidentifiedImageError"), the same on every rank; `None` where none was raised.
 
     Of a time-out and of a lost or closed rank also, as far as it is known:
 
@@ -37,6 +39,7 @@ class LazycastError(Exception):
     silent: tuple[int, ...] = ()
     nbytes: int | None = None
     age_s: float | None = None
+    remote_type: str | None = None
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ class Tuning:
         arena_nbytes: shared memory for what this rank sends on its host, and as much again for payloads that do not
             fit. Taken as it is used. May differ by rank.
         shared_memory: "auto", or False to send everything through the backend, also on one host.
-        warn_after_s: after how long a call that waits is warned about (seconds).
+        warn_after_s: after how long a call that waits is warned about (seconds); `math.inf`: never.
         executor: where materializers run, instead of on threads of lazycast's own. It stays yours to shut down.
     """
 
@@ -198,6 +198,10 @@ def _problem(name: str, value: object, kinds: tuple[type, ...]) -> str | None:
     return None
 
 
+def _is_never(value: object) -> bool:
+    return isinstance(value, float) and value == math.inf
+
+
 def _owners_problem(options: Options, size: int) -> str | None:
     owners: object = options.owners
     if owners is None:
@@ -261,7 +265,7 @@ def check(options: Options, size: int) -> Exception | None:
         _problem("max_inflight_nbytes", options.max_inflight_nbytes, (int,)),
         _problem("arena_nbytes", options.arena_nbytes, (int,)),
         _problem("timeout_s", options.timeout_s, (int, float)),
-        _problem("warn_after_s", options.warn_after_s, (int, float)),
+        _problem("warn_after_s", 1.0 if _is_never(options.warn_after_s) else options.warn_after_s, (int, float)),
     ):
         if text:
             return ValueError(text)

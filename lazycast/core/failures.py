@@ -20,6 +20,7 @@ from lazycast.tracebacks import describe, formatted
 
 _MAX_MESSAGE = 2 << 10
 _MAX_TRACEBACK = 16 << 10
+_MAX_CLASS = 200
 
 # What a failure is raised as on the rank where it happened, and on the others.
 _AT_HOME: dict[FailureKind, type[LazycastError]] = {
@@ -58,7 +59,16 @@ def clip(text: str, limit: int) -> str:
 def from_exception(kind: FailureKind, what: str, exc: BaseException, *, rank: int, host: str) -> Failure:
     """Put an exception into a form that can travel. `what` opens the message, as in "materializer 'f' raised"."""
     message = f"{what} on rank {rank} ({host}): {describe(exc)}"
-    return Failure(kind, rank, host, clip(message, _MAX_MESSAGE), clip(formatted(exc), _MAX_TRACEBACK))
+    traceback = clip(formatted(exc), _MAX_TRACEBACK)
+    return Failure(kind, rank, host, clip(message, _MAX_MESSAGE), traceback, raised=_class_of(exc))
+
+
+def _class_of(exc: BaseException) -> str:
+    kind = type(exc)
+    try:
+        return clip(f"{kind.__module__}.{kind.__qualname__}", _MAX_CLASS)
+    except Exception:  # whatever a metaclass does
+        return "builtins.Exception"
 
 
 def to_exception(
@@ -79,6 +89,7 @@ def to_exception(
         host=failure.host,
         remote_traceback=None if at_home else failure.traceback,
     )
+    exc.remote_type = failure.raised
     loss = failure.loss
     if loss is not None and isinstance(exc, PeerLostError):
         exc.link, exc.reason, exc.noticed_by, exc.last_heard_s = loss.link, loss.reason, loss.by, loss.heard_s

@@ -18,7 +18,7 @@ import msgspec
 
 from lazycast.net.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
 
-WIRE_VERSION: Final = 7
+WIRE_VERSION: Final = 8
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
@@ -101,7 +101,10 @@ class Overdue(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Failure(msgspec.Struct, frozen=True, array_like=True):
-    """What went wrong on one rank, as text: it arrives even if the exception itself could not."""
+    """What went wrong on one rank, as text: it arrives even if the exception itself could not.
+
+    `raised` names the class of the exception, "module.qualname", where one was raised.
+    """
 
     kind: FailureKind
     rank: int
@@ -110,12 +113,15 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     traceback: str | None = None
     loss: Loss | None = None
     overdue: Overdue | None = None
+    raised: str | None = None
 
     def __post_init__(self) -> None:
         """An exception's text and a traceback have lines; who was lost or has closed is said in one."""
         message = printable(self.message, "" if self.kind in ENDS else "\n\t")
         traceback = None if self.traceback is None else printable(self.traceback, "\n\t")
-        for name, text in (("message", message), ("traceback", traceback), ("host", printable(self.host))):
+        raised = None if self.raised is None else printable(self.raised)
+        texts = ("message", message), ("traceback", traceback), ("host", printable(self.host)), ("raised", raised)
+        for name, text in texts:
             msgspec.structs.force_setattr(self, name, text)
 
 

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -83,7 +83,7 @@ def _remedy_for_checkout(exc: Exception) -> str:
     """Say what to do when a checkout's `lazycast` folder, which has no backends in it, hides the installed package."""
     if not isinstance(exc, ModuleNotFoundError) or exc.name != "lazycast.backends":
         return ""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     return (
         f"; lazycast was imported from {here}, which is not a whole installation: if that is a checkout, "
         f"run `pip install -e {shlex.quote(str(here.parent))}`, or start in another folder"
@@ -119,7 +119,15 @@ def _automatic() -> Backend:
     return by_name("local").from_environment()
 
 
-def resolve(backend: str | Backend) -> Backend:
+def _named(kind: type) -> tuple[str, str]:
+    return kind.__module__.partition(".")[0], kind.__name__
+
+
+#: What libraries call their groups of ranks, by package and class, and whose constructor takes one.
+_NATIVE = {("torch", "ProcessGroup"): "torch", ("mpi4py", "Comm"): "mpi"}
+
+
+def resolve(backend: object) -> Backend:
     """Return the backend for the `backend` argument of `LazyBroadcast`.
 
     Raises: TypeError, ValueError for what is no backend; BackendUnavailableError with the remedy.
@@ -127,5 +135,12 @@ def resolve(backend: str | Backend) -> Backend:
     if isinstance(backend, Backend):
         return backend
     if not isinstance(backend, str):
-        raise TypeError(f"backend must be a name or a Backend instance, got {type(backend).__name__}")
+        native = next((_NATIVE[of] for base in type(backend).__mro__ if (of := _named(base)) in _NATIVE), None)
+        if native is None:
+            raise TypeError(
+                f"backend must be a name, a Backend instance, a process group of torch or a communicator of mpi4py, "
+                f"got {type(backend).__name__}"
+            )
+        of_group: Callable[[object], Backend] = by_name(native)
+        return of_group(backend)
     return _automatic() if backend == "auto" else by_name(backend).from_environment()

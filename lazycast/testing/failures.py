@@ -44,6 +44,13 @@ def exits(payload: object) -> None:
     raise SystemExit(3)
 
 
+_RAISES = {
+    "fails_everywhere": "builtins.ValueError",
+    "fails_oddly": f"{UnpicklableError.__module__}.{UnpicklableError.__qualname__}",
+    "exits": "builtins.SystemExit",
+}
+
+
 class FailsOn:
     """A materializer that fails on one rank only; needs `Rank.executor`."""
 
@@ -87,6 +94,7 @@ def a_materializer_that_raises_everywhere(rank: Rank) -> None:
                 for fn in (fails_everywhere, fails_oddly, exits):
                     name = fn.__name__
                     exc = raises(MaterializeError, name, partial(lazy.broadcast, 1, materialize=fn))
+                    same(exc.remote_type, _RAISES[name], "what was raised")
                     check(exc.host is not None and exc.rank is not None, "rank and host are not named")
                     if exc.rank == rank.rank:
                         check(exc.__cause__ is not None, "the original is not the cause")

@@ -20,7 +20,7 @@ def main() -> None:
     group = world.Split(color=me % 2, key=-me)
     members = [r for r in range(3, -1, -1) if r % 2 == me % 2]
     for root in (0, 1):
-        with LazyBroadcast(backend=MPIBackend(group), root=root) as lazy:
+        with LazyBroadcast(backend=MPIBackend(group) if root else group, root=root) as lazy:
             assert (lazy.rank, lazy.size) == (members.index(me), 2)
             assert lazy.broadcast(f"from {me}") == f"from {members[root]}"
     with LazyBroadcast(backend="mpi", root=3) as outer, LazyBroadcast(backend=MPIBackend(group)) as inner:

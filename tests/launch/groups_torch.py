@@ -21,7 +21,7 @@ def main() -> None:
     for members, group in (([2, 3], high), ([1, 3], odd)):  # torch sorts a group's ranks
         if me in members:
             for root in (0, 1):  # group-local, so global 2 and 3, or 1 and 3
-                with LazyBroadcast(backend=TorchBackend(group), root=root) as lazy:
+                with LazyBroadcast(backend=TorchBackend(group) if root else group, root=root) as lazy:
                     assert lazy.rank == members.index(me), (lazy.rank, me)
                     assert lazy.size == 2
                     assert lazy.is_root == (me == members[root])

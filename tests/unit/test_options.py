@@ -46,6 +46,7 @@ GOOD: list[dict[str, Any]] = [
     {"agree": False},
     {"max_inflight": 1, "max_inflight_nbytes": 1},
     {"timeout_s": 1, "warn_after_s": 1e-3},
+    {"warn_after_s": math.inf},
     *({"placement": placement} for placement in PLACEMENTS),
 ]
 
