@@ -24,6 +24,7 @@ from lazycast.errors import (
     ReentrantCallError,
     RemoteError,
     TrustError,
+    WouldBlockError,
 )
 from lazycast.materialize.materializers import register_materializer
 from lazycast.materialize.placement.chooser import PlacementCost, Standing
@@ -65,6 +66,7 @@ __all__ = [
     "Timing",
     "TrustError",
     "Tuning",
+    "WouldBlockError",
     "__version__",
     "dump_all",
     "launch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import functools
 import os
@@ -15,6 +16,7 @@ from typing import Any, Generic, Literal, TypeVar, cast, overload
 from lazycast.arguments import limit, usable_key
 from lazycast.codec.reducers import note_devices
 from lazycast.core.future import CastFuture
+from lazycast.core.turns import Turns
 from lazycast.core.workers import role_of
 from lazycast.errors import BackendError, CastTimeoutError
 from lazycast.here import here
@@ -36,6 +38,9 @@ _CLOSE_TIMEOUT_S = 30.0
 #: By how much a blocking call outlives its time limit before it stops trusting the engine to end it (seconds).
 _GRACE_S = 5.0
 
+
+#: The time that a call has for which there was no room until its time was over (seconds).
+_NOW_S = 1e-3
 
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
@@ -142,6 +147,7 @@ class LazyBroadcast(Generic[P, V]):
             exc.operation, exc.phase, exc.age_s = "construct", "meeting the other ranks", time.monotonic() - began_s
             raise
         self._limit_s, _ = limit(None, options.timeout_s, self.rank)
+        self._turns = Turns(self._lane.when_room)
         lifetime.watch(self._lane)
 
     @property
@@ -243,13 +249,17 @@ class LazyBroadcast(Generic[P, V]):
         materialize: Callable[[P], V] | None = None,
         key: Key | None = None,
         timeout_s: float | None = None,
+        block: bool = True,
     ) -> CastFuture[V]:
         """Cast `payload` to every rank and return a future for the value.
 
-        Args: as for `broadcast`.
+        Args: as for `broadcast`, and
+            block: on the root, whether to wait for ranks that are behind (`max_inflight`). On the thread of a running
+                asyncio loop it never waits.
         Returns: a `concurrent.futures.Future`, also awaitable. Its errors are those of `broadcast`.
-        Raises: at once, on the root: TypeError, KeyInUseError, CastTimeoutError (held up by back-pressure); on every
-            rank: KeyInUseError, ClosedError of this rank's own object. Everything else through the future.
+        Raises: at once, on the root: TypeError, KeyInUseError, CastTimeoutError (held up by back-pressure),
+            WouldBlockError (it would be, and is not to wait: then it does not count); on every rank: KeyInUseError,
+            ClosedError of this rank's own object. Everything else through the future.
         Collective: every rank, in any order (matched by key) or in the same order (without).
         Blocking: never, short of back-pressure on the root (`max_inflight`).
         Threads: safe; calls without a key from one thread per rank.
@@ -257,7 +267,8 @@ class LazyBroadcast(Generic[P, V]):
         """
         counted: list[bool] = []
         try:
-            return self._begin(counted, payload, materialize, key, timeout_s, blocking=False)[0]
+            block = block and asyncio._get_running_loop() is None  # the public one raises where there is none
+            return self._begin(counted, payload, materialize, key, timeout_s, blocking=False, block=block)[0]
         except BaseException as exc:
             if not counted:  # as above
                 self._lane.handed.append((self._lane.count_missed, (key, exc)))
@@ -275,6 +286,7 @@ class LazyBroadcast(Generic[P, V]):
         timeout_s: float | None,
         *,
         blocking: bool,
+        block: bool = True,
     ) -> tuple[CastFuture[V], float]:
         """Make a call; return its future and its time limit.
 
@@ -303,7 +315,9 @@ class LazyBroadcast(Generic[P, V]):
                 refusal = in_the_middle or lane.reentrant("broadcast()") or refusal
         try:
             if in_the_middle is None:
-                future = lane.call(payload, materialize, key, limit_s, refusal, here=blocking, counted=counted)
+                future = lane.call(
+                    payload, materialize, key, limit_s, refusal, here=blocking, block=block, counted=counted
+                )
             else:
                 future = lane.call_later(payload, materialize, key, limit_s, refusal)
                 counted.append(True)
@@ -312,6 +326,42 @@ class LazyBroadcast(Generic[P, V]):
         finally:
             del refusal, in_the_middle  # as above
         return future, limit_s
+
+    async def cast(
+        self,
+        payload: P | Missing | None = MISSING,
+        *,
+        materialize: Callable[[P], V] | None = None,
+        key: Key | None = None,
+        timeout_s: float | None = None,
+    ) -> V:
+        """Cast `payload` to every rank and return the value, without ever blocking asyncio's loop.
+
+        On the root it waits, beside the loop's other tasks, while ranks are behind (`max_inflight`). Calls of one loop
+        keep their order.
+
+        Args, Returns, Raises: as for `broadcast`. A CastTimeoutError of a call for which there was no room in time
+            counts, as any other. Cancelling the task before there is room leaves nothing behind.
+        Collective: as `broadcast`. Blocking: never. Threads: of a running asyncio loop, or uvloop's.
+        """
+        limit_s, _ = limit(timeout_s, self._options.timeout_s, self.rank)
+
+        def late() -> CastFuture[V]:
+            """It ends as any other call does for which there was no room."""
+            counted: list[bool] = []
+            try:
+                return self._begin(counted, payload, materialize, key, _NOW_S, blocking=False)[0]
+            except BaseException as exc:
+                if not counted:
+                    self._lane.handed.append((self._lane.count_missed, (key, exc)))
+                    self._lane.wake()
+                raise
+            finally:
+                forget_frames()
+
+        call = functools.partial(self.broadcast_async, payload, materialize=materialize, key=key, timeout_s=timeout_s)
+        future = await self._turns.take(functools.partial(call, block=False), late, limit_s)
+        return await future
 
     def has_room(self) -> bool:
         """Return whether `broadcast_async` would return at once now, instead of waiting for ranks that are behind.

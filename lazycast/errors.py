@@ -126,6 +126,13 @@ class DivergenceError(LazycastError, RuntimeError):
     site: str | None = None
 
 
+class WouldBlockError(LazycastError, BlockingIOError):
+    """A call on the root would have to wait: the ranks named have too much that they have not asked for.
+
+    Nothing has happened, and the call does not count: make it again later, or let `await lazy.cast(...)` wait.
+    """
+
+
 class KeyInUseError(LazycastError, KeyError):
     """A cast (on the root) or an ask (elsewhere) with this key is still pending."""
 

@@ -20,7 +20,7 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Protocol
 
 from lazycast.codec.trust import policy_of
 from lazycast.core.arrival import Arrival
@@ -50,6 +50,12 @@ _AGAIN_S, _MOST_PUT_OFF = 0.01, 200
 _MOST_PLANS = 64
 
 
+class Gate(Protocol):
+    """What is opened when something has changed: a lock, or what wakes somebody else. With the lane's lock held."""
+
+    def release(self) -> object: ...
+
+
 class Desk(Records):
     """What all kinds of lanes share: the books on asks, and the clock."""
 
@@ -58,7 +64,7 @@ class Desk(Records):
     def __init__(self, group: Group, options: Options) -> None:
         super().__init__(group, options)
         self._policy = policy_of(options, same_program=group.same_program)
-        self._gates: list[threading.Lock] = []  # of threads that wait for a change, each opened once
+        self._gates: list[Gate] = []  # of who waits for a change, each opened once
         #: What was asked for in the middle of our own work, with its arguments. Filled in one step, from anywhere.
         self.handed: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._pending: dict[Key, Ask] = {}  # asks with a key whose future is not done
@@ -88,12 +94,14 @@ class Desk(Records):
         refusal: Exception | None = None,
         *,
         here: bool = False,
+        block: bool = True,
         counted: list[bool] | None = None,
     ) -> CastFuture[Any]:
         """Cast (root) or ask (elsewhere). With `refusal` the call only counts, and raises it.
 
-        With `here` the caller is about to wait for the future, so its thread may do some of the work. `counted` gets
-        something in it as soon as the call counts.
+        With `here` the caller is about to wait for the future, so its thread may do some of the work. Without `block`
+        a call that would have to wait for room raises WouldBlockError, and does not count. `counted` gets something in
+        it as soon as the call counts, or is not to.
         """
 
     @abstractmethod
@@ -106,6 +114,10 @@ class Desk(Records):
 
     def has_room(self) -> bool:
         """Whether `call` would not be held back now."""
+        return True
+
+    def when_room(self, wake: Callable[[], None]) -> bool:
+        """Whether `call` would not be held back now; else `wake` is called, from any thread, when that may change."""
         return True
 
     def guard(self, what: str) -> None:

@@ -87,6 +87,7 @@ class FollowerLane(Lane):
         refusal: Exception | None = None,
         *,
         here: bool = False,
+        block: bool = True,
         counted: list[bool] | None = None,
     ) -> CastFuture[Any]:
         if self.handed:

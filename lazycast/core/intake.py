@@ -28,7 +28,7 @@ from lazycast.core.ledger import Ledger
 from lazycast.core.performer import Group
 from lazycast.core.situation import Situation
 from lazycast.core.window import Window
-from lazycast.errors import CastTimeoutError, ClosedError, TrustError
+from lazycast.errors import CastTimeoutError, ClosedError, TrustError, WouldBlockError
 from lazycast.materialize.materializers import objection
 from lazycast.materialize.staged import unusable
 from lazycast.missing import MISSING
@@ -37,6 +37,13 @@ from lazycast.net.host.mesh import Mesh
 from lazycast.net.topology import Topology
 from lazycast.net.wire import Failure, FailureKind, Key
 from lazycast.options import Options
+
+
+class _Waker:
+    """A gate that wakes somebody who does not stand at one."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.release = wake
 
 
 class Intake(Lane):
@@ -75,6 +82,7 @@ class Intake(Lane):
         refusal: Exception | None = None,
         *,
         here: bool = False,
+        block: bool = True,
         counted: list[bool] | None = None,
     ) -> CastFuture[Any]:
         began_s = time.monotonic()
@@ -95,6 +103,10 @@ class Intake(Lane):
                 with self._lock:
                     if self._closing:
                         self._refuse_if_closed()
+                    if not block and refusal is None and not self._window.has_room() and self._end.failure is None:
+                        if counted is not None:
+                            counted.append(False)
+                        raise self._would_block(key)
                     ask = self._make_ask(key, timeout_s, began_s, "broadcast" if here else "broadcast_async")
                     if refusal is None and key is not None and key in self._pending:
                         refusal = self._key_in_use(key)
@@ -189,6 +201,20 @@ class Intake(Lane):
     def has_room(self) -> bool:
         with Uninterrupted(), self._lock:
             return self._window.has_room() or self._end.failure is not None
+
+    def when_room(self, wake: Callable[[], None]) -> bool:
+        with Uninterrupted(), self._lock:
+            if self._window.has_room() or self._end.failure is not None or self._closing:
+                return True
+            self._gates.append(_Waker(wake))
+            return False
+
+    def _would_block(self, key: Key | None) -> WouldBlockError:
+        """With the lock held."""
+        text = (
+            f"{self._label(key, None)}: it would block: {self._window.held_back()}; nothing was cast: come back later"
+        )
+        return WouldBlockError(f"{text}, or await lazy.cast(...)", rank=self._group.rank)
 
     def _must_wait(self, call: Call) -> bool:
         """With the lock held."""

@@ -53,6 +53,7 @@ class SoloLane(Desk):
         refusal: Exception | None = None,
         *,
         here: bool = False,
+        block: bool = True,
         counted: list[bool] | None = None,
     ) -> CastFuture[Any]:
         if refusal is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lazycast.errors import CastTimeoutError, KeyInUseError, RemoteError
+from lazycast.errors import CastTimeoutError, KeyInUseError, RemoteError, WouldBlockError
 from lazycast.testing.kit import TIMEOUT_S, TOLD_S, Rank, behaviour, check, raises, same
 
 
@@ -28,6 +28,9 @@ def back_pressure_holds_the_root_and_names_who_does_not_read(rank: Rank) -> None
                 for future in futures:
                     future.result()
                 check(not lazy.has_room(), "the next call would wait")
+                never = partial(lazy.broadcast_async, "never cast", key="k4", block=False)
+                exc: Exception = raises(WouldBlockError, "max_inflight.*rank 1 has not asked for 4 casts", never)
+                check(isinstance(exc, BlockingIOError), "it is no BlockingIOError")
                 exc = raises(
                     CastTimeoutError,
                     r"max_inflight.*rank 1 has not asked for 4 casts: #1 key 'k0', #2 key 'k1'",
