@@ -31,6 +31,7 @@ from lazycast.backends.local import LocalBackend
 from lazycast.net import wire
 from lazycast.testing.trust import Bomb, harmed
 
+pytestmark = pytest.mark.usefixtures("warm_python")
 ATTACKER = 2
 MIB = 1 << 20
 
@@ -337,6 +338,7 @@ def addresses_of_children() -> list[str]:
     return found
 
 
+@pytest.mark.cold  # the ranks are this process's children
 def test_strangers_that_call_all_the_time_keep_no_rank_out(tmp_path: Path) -> None:
     over = threading.Event()
     calls = 0
