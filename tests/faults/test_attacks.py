@@ -123,7 +123,13 @@ def wait_for_the_loss(lazy: LazyBroadcast[Any, Any]) -> None:
     raise AssertionError("nobody was lost")
 
 
-@pytest.mark.parametrize("hosts", ["aaa", "aab"], ids=["on the host", "between hosts"])
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        pytest.param("aaa", id="on the host", marks=pytest.mark.exhaustive),
+        pytest.param("aab", id="between hosts"),
+    ],
+)
 def test_a_rank_that_sends_what_it_may_not_is_lost_and_the_others_go_on(hosts: str, tmp_path: Path) -> None:
     for n, _ in ALL:
         (tmp_path / str(n)).mkdir()
@@ -180,7 +186,13 @@ def attacked_from_above(hosts: str, folder: str) -> dict[str, list[str]]:
     return seen
 
 
-@pytest.mark.parametrize("hosts", ["aaa", "abb"], ids=["on the host", "between hosts"])
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        pytest.param("aaa", id="on the host"),
+        pytest.param("abb", id="between hosts", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_root_that_sends_what_it_may_not_is_lost_and_the_others_go_on(hosts: str, tmp_path: Path) -> None:
     for n, _ in enumerate(FROM_ABOVE):
         (tmp_path / str(n)).mkdir()

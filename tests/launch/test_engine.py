@@ -30,14 +30,16 @@ from tests import warm
 
 from .command import run
 
+pytestmark = pytest.mark.usefixtures("warm_python")
 BIN = Path(sys.executable).parent
+PYTHON = sys.executable
 MIX = Mix(qps=10, seconds=1.5, photos=0.7, aborts=0.25, bad=0.15, seed=5)
 LOAD = ["--qps=10", "--seconds=1.5", "--warm-up=0", "--photos=0.7", "--aborts=0.25", "--bad=0.15", "--seed=5"]
 STEPS = ["--step-ms=5", "--busy-ms=0.2"]
 COMMANDS = {
     "torch-2": lambda: [warm.torchrun(), "--nproc_per_node=2", "-m"],
     "torch-4": lambda: [warm.torchrun(), "--nproc_per_node=4", "-m"],
-    "mpi-2": lambda: [str(BIN / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, "-m"],
+    "mpi-2": lambda: [str(BIN / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-n", "2", PYTHON, "-m"],
     "local-3": lambda: [sys.executable, "-m"],
 }
 

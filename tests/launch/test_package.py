@@ -77,7 +77,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(source: Path, wheel: Path
         for path in (source / folder).rglob("*")
         if path.is_file()
     }
-    assert {"lazycast/py.typed", "lazycast/tools/doctor/__main__.py", "lazycast/backends/mpi.py"} <= expected
+    assert {"lazycast/py.typed", "lazycast/tools/doctor/__init__.py", "lazycast/backends/mpi.py"} <= expected
     names = set(contents(wheel))
     info = f"lazycast-{__version__}.dist-info"
     told = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
@@ -130,7 +130,7 @@ def test_the_wheel_runs_from_where_it_was_unpacked(wheel: Path, tmp_path: Path) 
         archive.extractall(tmp_path / "site")
     code = (
         "import lazycast, sys\n"
-        "from lazycast import discovery\n"
+        "from lazycast.start import discovery\n"
         "assert lazycast.__file__.startswith(sys.argv[1]), lazycast.__file__\n"
         "print(lazycast.__version__, *discovery.names(), discovery.by_name('local').__module__)\n"
         "print(lazycast.launch(lambda: lazycast.LazyBroadcast(len).broadcast('four'), ranks=2))\n"
