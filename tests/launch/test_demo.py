@@ -109,6 +109,7 @@ def test_every_rank_gets_the_same_pixels_as_plain_python(backend: str, ranks: in
     assert sum(report["materialize_ms"] for report in run["ranks"]) > 0
 
 
+@pytest.mark.exhaustive
 def test_root_placement_sends_pixels_and_nobody_else_decodes(expected: dict[str, str]) -> None:
     ended = python("-m", "lazycast", "demo", "--ranks", "2", "--placement", "root", "--json")
     assert ended.code == 0, ended

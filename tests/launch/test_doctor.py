@@ -69,7 +69,7 @@ def check_healthy(said: dict[str, Any], ranks: int) -> None:
 
 
 def test_alone() -> None:
-    said = examined([sys.executable, *DOCTOR, "--ranks", "3", "--timeout-s", "60"], 0)
+    said = examined([*python(), *DOCTOR, "--ranks", "3", "--timeout-s", "60"], 0)
     check_healthy(said, 3)
     assert (said["launcher"], said["backend"]) == (None, "local")
     findings = by_name(said)
@@ -190,12 +190,13 @@ def wrapped(tmp_path: Path, before: str) -> list[str]:
 
 def test_too_few_descriptors_are_a_problem(tmp_path: Path) -> None:
     script = wrapped(tmp_path, "resource.setrlimit(resource.RLIMIT_NOFILE, (14, 14))")
-    said = examined([*python(), *script, "--no-self-test", "--ranks", "2"], 1)
+    said = examined([sys.executable, *script, "--no-self-test", "--ranks", "2"], 1)
     finding = by_name(said)["open files"]
     assert finding["verdict"] == "problem", said["findings"]
     assert "ulimit -n 65536" in finding["remedy"]
 
 
+@pytest.mark.exhaustive
 def test_a_library_that_is_missing_where_it_is_needed(tmp_path: Path) -> None:
     script = wrapped(tmp_path, "sys.modules['mpi4py'] = None")
     said = examined([*mpirun(2), *script], 1)

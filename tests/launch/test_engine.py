@@ -133,6 +133,7 @@ def test_a_burst_beyond_max_inflight_waits_and_nothing_is_lost(tmp_path: Path) -
     check(row, 2)
 
 
+@pytest.mark.exhaustive
 def test_a_full_engine_rejects_and_serves_the_others(tmp_path: Path) -> None:
     options = ["--multimodal=lazycast", "--max-open=2", "--step-ms=40"]
     (row,) = serve("local-3", tmp_path, *options)
@@ -261,6 +262,7 @@ def _overdue() -> list[str]:
         inputs.close()
 
 
+@pytest.mark.exhaustive
 def test_when_rank_0_waits_no_longer_every_rank_is_told_so() -> None:
     said = launch(_overdue, ranks=3, timeout_s=60)
     assert said[1:] == [["rank 0"]] * 2, "not that their own time, twice as long, was over"
