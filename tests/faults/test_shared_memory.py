@@ -155,12 +155,12 @@ def holds_thousands(count: int, arena_nbytes: int) -> None:
 @pytest.mark.parametrize(
     ("count", "arena_nbytes"),
     [
-        pytest.param(2000, 88 * MIB, id="two thousand, also in segments"),
+        pytest.param(1200, 52 * MIB, id="twelve hundred, also in segments"),
         pytest.param(5000, 512 * MIB, id="five thousand in the arena", marks=pytest.mark.exhaustive),
         pytest.param(5000, 220 * MIB, id="five thousand, also in segments", marks=pytest.mark.exhaustive),
     ],
 )
-def test_thousands_of_values_are_held_with_a_thousand_descriptors(count: int, arena_nbytes: int) -> None:
+def test_more_values_are_held_than_there_are_descriptors(count: int, arena_nbytes: int) -> None:
     launch(holds_thousands, ranks=2, args=(count, arena_nbytes), timeout_s=100)
 
 
@@ -194,7 +194,7 @@ def writes_to(values: str, arena_nbytes: int, nbytes: int) -> None:
         nothing_is_held(lazy)
 
 
-@pytest.mark.parametrize("values", ["private", "copy"])
+@pytest.mark.parametrize("values", ["private", pytest.param("copy", marks=pytest.mark.exhaustive)])
 def test_what_a_rank_writes_is_seen_by_nobody_else_nor_in_the_next_value(values: str) -> None:
     launch(writes, ranks=3, args=(values,), timeout_s=100)
 
@@ -353,8 +353,8 @@ def churns(casts: int) -> None:
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("casts", [1_600, pytest.param(20_000, marks=pytest.mark.exhaustive)])
-def test_no_value_changes_and_nothing_grows_in_thousands_of_casts(casts: int) -> None:
+@pytest.mark.parametrize("casts", [800, pytest.param(20_000, marks=pytest.mark.exhaustive)])
+def test_no_value_changes_and_nothing_grows_in_many_casts(casts: int) -> None:
     launch(churns, ranks=3, args=(casts,), timeout_s=180)
 
 
@@ -441,7 +441,7 @@ def has_no_memfd(root: int) -> tuple[tuple[int, ...], ...]:
         return lazy.stats().hosts
 
 
-@pytest.mark.parametrize("root", [0, 1, pytest.param(2, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("root", [1, *(pytest.param(root, marks=pytest.mark.exhaustive) for root in (0, 2))])
 def test_a_rank_without_memfd_gets_everything_through_the_network(root: int) -> None:
     for hosts in launch(has_no_memfd, ranks=4, args=(root,), timeout_s=60):
         assert hosts == ((0, 2, 3), (1,))

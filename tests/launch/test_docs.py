@@ -38,6 +38,7 @@ def blocks() -> list[Block]:
     return found
 
 
+@pytest.mark.cold
 def test_the_pages_have_blocks() -> None:
     assert {block.name.partition(":")[0] for block in blocks()} >= {"README.md", "docs/concepts.md"}
 

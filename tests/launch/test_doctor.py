@@ -189,7 +189,10 @@ def wrapped(tmp_path: Path, before: str) -> list[str]:
 
 
 def test_too_few_descriptors_are_a_problem(tmp_path: Path) -> None:
-    script = wrapped(tmp_path, "resource.setrlimit(resource.RLIMIT_NOFILE, (14, 14))")
+    script = wrapped(
+        tmp_path,
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (14, 14))\nsys.modules['torch'] = sys.modules['mpi4py'] = None",
+    )
     said = examined([sys.executable, *script, "--no-self-test", "--ranks", "2"], 1)
     finding = by_name(said)["open files"]
     assert finding["verdict"] == "problem", said["findings"]
