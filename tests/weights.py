@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 #: How many of the heaviest tests are listed.
-HEAVIEST = 400
+HEAVIEST = 60
 _START = pytest.StashKey["tuple[float, float]"]()
 _WEIGHTS: dict[str, tuple[float, float]] = {}
 

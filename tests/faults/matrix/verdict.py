@@ -68,7 +68,9 @@ class TooLate(AssertionError):
 def _others(rank: int, seen: Seen) -> str:
     """Where one does not end, another may be to blame."""
     return "\n".join(
-        f"rank {other}: {seen.codes.get(other)} {said}" for other, said in seen.stderr.items() if other != rank
+        f"rank {other}: {seen.codes.get(other)} {events} {seen.stderr[other]}"
+        for other, events in seen.said.items()
+        if other not in (-1, rank)
     )
 
 
