@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 
@@ -12,6 +13,10 @@ from tests import warm
 
 #: The tests in `sglang` run inside environments of their own (`make test-sglang`).
 collect_ignore = ["sglang"]
+
+# Hundreds of ranks import the library: where the environment forbids to keep it compiled, each would compile it again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell that starts a command in the background has it ignore Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -14,6 +14,21 @@ CASES = [("auto", size, name_of(fn)) for size in (1, SELDOM, 4) for fn in behavi
 # The network path, which ranks of one host do not take by themselves; five ranks, so that one passes messages on.
 CASES += [(False, 5, name_of(fn)) for fn in behaviours(5) if not name_of(fn).startswith("contract.")]
 
+#: What takes seconds: one size shows it, the largest.
+HEAVY = (
+    "load.a_thousand_keyed_casts_from_several_threads_in_any_order",
+    "contract.messages_of_all_sizes_arrive_whole_and_in_order",  # `launch/test_suite` has it on torch and MPI
+    "lifecycle.fifty_objects_in_a_row",
+    "trust.a_hostile_root_runs_nothing_and_is_told",
+    "values.a_payload_beyond_the_chunk_size_is_intact",
+    "values.payloads_arrive_equal_from_every_root",
+    "placements.the_choice_of_a_placement_never_fails_a_value_that_does_not_pickle",
+)
+
+
+def _marks(shared_memory: bool | str, size: int, name: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.exhaustive] if size == SELDOM or (name in HEAVY and shared_memory) else []
+
 
 def _run_one(name: str, shared_memory: bool | str) -> list[Outcome]:
     return run(resolve("auto"), only=name, shared_memory=shared_memory)
@@ -21,7 +36,7 @@ def _run_one(name: str, shared_memory: bool | str) -> list[Outcome]:
 
 @pytest.mark.parametrize(
     ("shared_memory", "size", "name"),
-    [pytest.param(*case, marks=[pytest.mark.exhaustive] if case[1] == SELDOM else []) for case in CASES],
+    [pytest.param(*case, marks=_marks(*case)) for case in CASES],
     ids=[f"{name}-{size}-{'shared' if shared else 'network'}" for shared, size, name in CASES],
 )
 def test_behaviour(shared_memory: bool | str, size: int, name: str) -> None:

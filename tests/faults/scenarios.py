@@ -58,7 +58,7 @@ def outcome(call: Callable[[], Any]) -> None:
 
 def interrupts_at_any_moment(lazy: LazyBroadcast[Any, Any]) -> None:
     """Ctrl-C hits the root again and again, wherever it is; it makes the call again, and nobody is out of step."""
-    casts, interrupted, armed, over = 150, 0, False, threading.Event()
+    casts, interrupted, armed, over = int(os.environ["CASTS"]), 0, False, threading.Event()
 
     def on_interrupt(_number: int, _frame: Any) -> None:
         nonlocal armed, interrupted

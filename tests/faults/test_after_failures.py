@@ -17,6 +17,7 @@ import pytest
 
 from lazycast import CastTimeoutError, LazyBroadcast, LazycastError, MaterializeError, Tuning, launch
 
+pytestmark = pytest.mark.usefixtures("warm_python")
 _FREED_WITHIN_S = 20.0
 
 

@@ -50,8 +50,9 @@ def errors(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [event for event in events if event["event"] == "error"]
 
 
-def test_interrupts_of_the_root_at_any_moment_leave_nobody_out_of_step() -> None:
-    for rank, (code, events) in enumerate(run("interrupts_at_any_moment", "local", MAX_INFLIGHT=2000)):
+@pytest.mark.parametrize("casts", [50, pytest.param(150, marks=pytest.mark.exhaustive)])
+def test_interrupts_of_the_root_at_any_moment_leave_nobody_out_of_step(casts: int) -> None:
+    for rank, (code, events) in enumerate(run("interrupts_at_any_moment", "local", MAX_INFLIGHT=2000, CASTS=casts)):
         assert code == 0, (rank, code, events)
         assert events[-1]["event"] == "done"
         if rank == 0:
@@ -65,7 +66,7 @@ def test_an_interpreter_that_exits_without_close_ends_cleanly(backend: str) -> N
         assert (code, [e["event"] for e in events]) == (0, ["leaving", "done"]), (rank, code, events)
 
 
-@pytest.mark.parametrize("backend", ["local", "torch"])
+@pytest.mark.parametrize("backend", ["local", pytest.param("torch", marks=pytest.mark.exhaustive)])
 def test_a_forked_child_leaves_its_parent_alone(backend: str) -> None:
     for rank, (code, events) in enumerate(run("fork_while_open", backend)):
         assert code == 0, (rank, code, events)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from lazycast import launch
 
 from . import floods
 from .floods import ALLOWED_NBYTES, ANSWERED, ATTACKER, UNANSWERED
+
+pytestmark = pytest.mark.usefixtures("warm_python")
 
 
 def check(results: list[dict[str, Any]], kinds: floods.Floods) -> None:
@@ -29,9 +33,12 @@ def reading(folder: str) -> Any:
     return floods.flooded(UNANSWERED | ANSWERED, folder, reads=True)
 
 
-def test_who_asks_and_never_reads_the_answers_holds_up_nobody(tmp_path: Path) -> None:
-    check(launch(deaf, ranks=3, args=(str(tmp_path),), timeout_s=100), ANSWERED)
+@pytest.mark.parametrize(
+    "name", [name if n == 0 else pytest.param(name, marks=pytest.mark.exhaustive) for n, name in enumerate(ANSWERED)]
+)
+def test_who_asks_and_never_reads_the_answers_holds_up_nobody(name: str, tmp_path: Path) -> None:
+    check(launch(deaf, ranks=3, args=(name, str(tmp_path)), timeout_s=100), {name: ANSWERED[name]})
 
 
-def deaf(folder: str) -> Any:
-    return floods.flooded(ANSWERED, folder, reads=False)
+def deaf(name: str, folder: str) -> Any:
+    return floods.flooded({name: ANSWERED[name]}, folder, reads=False)

@@ -13,14 +13,21 @@ import pytest
 from tests.faults.test_exits import run
 
 pytestmark = pytest.mark.usefixtures("warm_python")
+SELDOM = pytest.mark.exhaustive
 SCENARIOS = Path(__file__).parent / "frozen_ranks.py"
 Events = list[dict[str, Any]]
 
-WAYS = [
-    pytest.param("local", "auto", id="local-shared"),
-    pytest.param("local", "off", id="local-network"),
-    pytest.param("torch", "off", id="torch-network", marks=pytest.mark.exhaustive),
-]
+WAYS = {"local-shared": ("local", "auto"), "local-network": ("local", "off"), "torch-network": ("torch", "off")}
+#: Who is frozen by default.
+OFTEN = (("local-shared", 1), ("local-network", 0))
+
+
+def weighed() -> list[Any]:
+    return [
+        pytest.param(*WAYS[way], victim, id=f"{way}-{victim}", marks=[] if (way, victim) in OFTEN else [SELDOM])
+        for way in WAYS
+        for victim in (0, 1, 4)
+    ]
 
 
 def events_of(scenario: str, backend: str, shared: str, victim: int) -> list[Events]:
@@ -39,8 +46,7 @@ def the(name: str, events: Events) -> dict[str, Any]:
     return found[0]
 
 
-@pytest.mark.parametrize("victim", [0, 1, 4])
-@pytest.mark.parametrize(("backend", "shared"), WAYS)
+@pytest.mark.parametrize(("backend", "shared", "victim"), weighed())
 def test_a_frozen_rank_is_named_as_silent_and_goes_on_with_the_others(backend: str, shared: str, victim: int) -> None:
     for rank, events in enumerate(events_of("goes_on", backend, shared, victim)):
         assert the("after", events)["value"] == "after", (rank, events)
@@ -69,7 +75,10 @@ def test_a_call_that_was_waiting_is_told_that_its_rank_did_not_run() -> None:
         assert ("this rank itself did not run for " in pending["message"]) == (rank == 2), (rank, events)
 
 
-@pytest.mark.parametrize(("backend", "shared"), WAYS)
+@pytest.mark.parametrize(
+    ("backend", "shared"),
+    [pytest.param(*it, id=way, marks=[] if way == "local-shared" else [SELDOM]) for way, it in WAYS.items()],
+)
 def test_who_has_been_left_behind_is_told_so_and_the_others_can_close(backend: str, shared: str) -> None:
     for rank, events in enumerate(events_of("is_left_behind", backend, shared, 1)):
         if rank == 1:

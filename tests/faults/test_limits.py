@@ -23,9 +23,10 @@ import pytest
 
 from lazycast import ClosedError, DecodeError, EncodeError, LazyBroadcast, LazycastError, RemoteError, Tuning, launch
 
+pytestmark = pytest.mark.usefixtures("warm_python")
 MIB = 1 << 20
-#: Where starting is cheap enough: what is limited is the process, whatever connects it.
-BACKENDS = ["local", "torch"]
+#: What is limited is the process, whatever connects it.
+BACKENDS = ["local", pytest.param("torch", marks=pytest.mark.exhaustive)]
 
 
 def this_rank() -> int:
@@ -37,12 +38,16 @@ def this_size() -> int:
 
 
 def meet_in(folder: str, where: str = "here") -> None:
-    """Wait until all ranks are here, without lazycast: receivers always listen, so a cast waits for nobody."""
-    Path(folder, f"{where}.{this_rank()}").touch()
+    """Wait until all ranks are here, without lazycast: receivers always listen, so a cast waits for nobody.
+
+    It takes neither a descriptor nor memory, so that ranks can meet when all have their limits.
+    """
+    os.mkdir(f"{folder}/{where}.{this_rank()}")
     until_s = time.monotonic() + 20
-    while len(list(Path(folder).glob(f"{where}.*"))) < this_size():
-        assert time.monotonic() < until_s
-        time.sleep(0.01)
+    for rank in range(this_size()):
+        while not os.path.exists(f"{folder}/{where}.{rank}"):
+            assert time.monotonic() < until_s
+            time.sleep(0.01)
 
 
 # Descriptors
@@ -67,9 +72,8 @@ def has_no_descriptor_left(victim: int, folder: str) -> str:
     """A rank has no descriptor left when the first large payload brings some. That cast fails, the next ones work."""
     with LazyBroadcast(timeout_s=20) as lazy:
         lazy.broadcast("small")
-        meet_in(folder)  # listing it takes a descriptor
         with descriptors_limited_to(0 if this_rank() == victim else 100):
-            lazy.broadcast("all are limited")
+            meet_in(folder, "all are limited")
             with pytest.raises(LazycastError) as raised:
                 lazy.broadcast(np.zeros(MIB, np.uint8))
             lazy.broadcast("small again")
@@ -195,7 +199,6 @@ def test_a_reader_without_memory_fails_that_cast_for_all_and_the_next_works(back
 def reader_cannot_map(folder: str, which: int) -> str:
     with LazyBroadcast(timeout_s=20, tuning=Tuning(arena_nbytes=512 * MIB)) as lazy:
         lazy.broadcast("small")
-        meet_in(folder)
         old = resource.getrlimit(which)
         if this_rank() == 2:
             field = "VmSize:" if which == resource.RLIMIT_AS else "VmData:"
@@ -203,7 +206,7 @@ def reader_cannot_map(folder: str, which: int) -> str:
             used_kib = next(int(line.split()[1]) for line in lines if line.startswith(field))
             resource.setrlimit(which, ((used_kib << 10) + 64 * MIB, old[1]))
         try:
-            lazy.broadcast("all are limited")
+            meet_in(folder, "all are limited")
             with pytest.raises(DecodeError) as raised:
                 lazy.broadcast(np.zeros(MIB, np.uint8) if lazy.is_root else None)
             assert raised.value.rank == 2
@@ -286,6 +289,7 @@ exec "$0" -m lazycast.testing --backend local --launch 3 --only {only}
 """
 
 
+@pytest.mark.cold  # a mount of its own
 def test_a_full_dev_shm_does_not_matter() -> None:
     """Values in shared memory, where not a page of /dev/shm is left."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
@@ -359,7 +363,7 @@ def forks_in_the_middle() -> list[int]:
 
         def fork_again_and_again() -> None:
             context = multiprocessing.get_context("fork")
-            for _ in range(8):
+            for _ in range(4):
                 child = context.Process(target=lazy_is_of_no_use, args=(lazy,))
                 child.start()
                 child.join(20)
@@ -369,11 +373,11 @@ def forks_in_the_middle() -> list[int]:
         thread = threading.Thread(target=fork_again_and_again)
         thread.start()
         n = 0
-        while n < 400 or not over.is_set():
-            value = lazy.broadcast(np.full(1000 + 300 * (n % 400), n % 251, np.uint8) if lazy.is_root else None, key=n)
+        while n < 200 or not over.is_set():
+            value = lazy.broadcast(np.full(1000 + 300 * (n % 200), n % 251, np.uint8) if lazy.is_root else None, key=n)
             assert (value == n % 251).all()
             n += 1
-            if lazy.broadcast(over.is_set() if lazy.is_root else None, key=f"over {n}") and n >= 400:
+            if lazy.broadcast(over.is_set() if lazy.is_root else None, key=f"over {n}") and n >= 200:
                 break
         thread.join(30)
     return codes
@@ -386,7 +390,7 @@ def lazy_is_of_no_use(lazy: LazyBroadcast[Any, Any]) -> None:
 
 def test_forks_in_the_middle_of_casts_harm_nobody() -> None:
     for codes in launch(forks_in_the_middle, ranks=2, timeout_s=90):
-        assert codes == [0] * 8, codes
+        assert codes == [0] * 4, codes
 
 
 def has_bad_callbacks() -> list[str]:

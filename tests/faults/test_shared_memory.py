@@ -28,6 +28,7 @@ import pytest
 from lazycast import EncodeError, LazyBroadcast, RemoteError, Tuning, launch
 from tests.own_shm import own_shm
 
+pytestmark = pytest.mark.usefixtures("warm_python")
 SHARED_NBYTES = 100_000  # above what is copied, not a multiple of a page
 MIB = 1 << 20
 
@@ -111,7 +112,7 @@ def holds_with(how: str, keep: Callable[[np.ndarray], Any]) -> None:
             held.append((n, keep(value), bytes(np.asarray(keep(value)))))
             same_bytes(value, n)
             del value
-        for n in range(100):  # the arena takes 20 besides, so each place is used again and again
+        for n in range(50):  # the arena takes 20 besides, so each place is used again and again
             same_bytes(cast(lazy, 1000 + n), 1000 + n)
         for n, part, was in held:
             assert bytes(np.asarray(part)) == was == bytes(np.asarray(keep(pattern(n)))), (how, n)
@@ -127,18 +128,18 @@ def test_a_part_of_a_value_of_any_kind_keeps_its_slot() -> None:
     launch(holds, ranks=2, timeout_s=100)
 
 
-def holds_thousands(arena_nbytes: int) -> None:
+def holds_thousands(count: int, arena_nbytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
     with LazyBroadcast(tuning=Tuning(arena_nbytes=arena_nbytes), agree=False, timeout_s=60) as lazy:
         base = np.zeros(64 << 10, np.uint8)
         held = []
-        for n in range(5000):
+        for n in range(count):
             if lazy.is_root:  # whose futures are done when the payload has been encoded
                 base[:4].view(np.uint32)[0] = base[-4:].view(np.uint32)[0] = n
             held.append(lazy.broadcast(base))
         lazy.broadcast("all there")
         if lazy.is_root:
-            until(lambda: lazy.stats().shared_slots == 5000, lambda: lazy.stats().shared_slots)
+            until(lambda: lazy.stats().shared_slots == count, lambda: lazy.stats().shared_slots)
         else:
             for n, value in enumerate(held):
                 assert value.shape == (64 << 10,)
@@ -152,14 +153,15 @@ def holds_thousands(arena_nbytes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "arena_nbytes",
+    ("count", "arena_nbytes"),
     [
-        pytest.param(512 * MIB, id="in the arena", marks=pytest.mark.exhaustive),
-        pytest.param(220 * MIB, id="also in segments"),
+        pytest.param(1200, 52 * MIB, id="twelve hundred, also in segments"),
+        pytest.param(5000, 512 * MIB, id="five thousand in the arena", marks=pytest.mark.exhaustive),
+        pytest.param(5000, 220 * MIB, id="five thousand, also in segments", marks=pytest.mark.exhaustive),
     ],
 )
-def test_five_thousand_values_are_held_with_a_thousand_descriptors(arena_nbytes: int) -> None:
-    launch(holds_thousands, ranks=2, args=(arena_nbytes,), timeout_s=100)
+def test_more_values_are_held_than_there_are_descriptors(count: int, arena_nbytes: int) -> None:
+    launch(holds_thousands, ranks=2, args=(count, arena_nbytes), timeout_s=100)
 
 
 # Writing
@@ -176,7 +178,7 @@ def writes_to(values: str, arena_nbytes: int, nbytes: int) -> None:
     with LazyBroadcast(values=values, tuning=Tuning(arena_nbytes=arena_nbytes, max_inflight=2), timeout_s=60) as lazy:
         own = np.uint8(lazy.rank + 1)
         held: list[np.ndarray] = []
-        for n in range(60):
+        for n in range(30):
             value = cast(lazy, n, nbytes)
             same_bytes(value, n)
             assert value.flags.writeable
@@ -192,7 +194,7 @@ def writes_to(values: str, arena_nbytes: int, nbytes: int) -> None:
         nothing_is_held(lazy)
 
 
-@pytest.mark.parametrize("values", ["private", "copy"])
+@pytest.mark.parametrize("values", ["private", pytest.param("copy", marks=pytest.mark.exhaustive)])
 def test_what_a_rank_writes_is_seen_by_nobody_else_nor_in_the_next_value(values: str) -> None:
     launch(writes, ranks=3, args=(values,), timeout_s=100)
 
@@ -226,7 +228,7 @@ def forks(child_outlives: bool) -> None:
         else:
             process.join(30)
             assert process.exitcode == 0
-        for n in range(200):
+        for n in range(100):
             same_bytes(cast(lazy, 1000 + n), 1000 + n)
         for n, value in enumerate(held):
             same_bytes(value, n, "in the parent")
@@ -338,7 +340,7 @@ def churn(lazy: LazyBroadcast[Any, Any], casts: int, seed: int) -> None:
 
 def churns(casts: int) -> None:
     with LazyBroadcast(tuning=Tuning(arena_nbytes=24 * MIB), timeout_s=60) as lazy:
-        churn(lazy, 2_000, seed=1)
+        churn(lazy, casts // 2, seed=1)
         lazy.broadcast(0)
         nothing_is_held(lazy)
         descriptors, mappings, anonymous_kb = memory_in_use()
@@ -351,8 +353,8 @@ def churns(casts: int) -> None:
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("casts", [4_000, pytest.param(20_000, marks=pytest.mark.exhaustive)])
-def test_no_value_changes_and_nothing_grows_in_thousands_of_casts(casts: int) -> None:
+@pytest.mark.parametrize("casts", [800, pytest.param(20_000, marks=pytest.mark.exhaustive)])
+def test_no_value_changes_and_nothing_grows_in_many_casts(casts: int) -> None:
     launch(churns, ranks=3, args=(casts,), timeout_s=180)
 
 
@@ -439,7 +441,7 @@ def has_no_memfd(root: int) -> tuple[tuple[int, ...], ...]:
         return lazy.stats().hosts
 
 
-@pytest.mark.parametrize("root", [0, 1, 2])
+@pytest.mark.parametrize("root", [1, *(pytest.param(root, marks=pytest.mark.exhaustive) for root in (0, 2))])
 def test_a_rank_without_memfd_gets_everything_through_the_network(root: int) -> None:
     for hosts in launch(has_no_memfd, ranks=4, args=(root,), timeout_s=60):
         assert hosts == ((0, 2, 3), (1,))
@@ -475,9 +477,14 @@ def started(
             process.communicate()
 
 
+@pytest.mark.cold  # a mount of its own
 @pytest.mark.parametrize(
     ("backend", "victim"),
-    [("local", 0), ("local", 1), ("local", 2), pytest.param("torch", 1, marks=pytest.mark.exhaustive)],
+    [
+        ("local", 0),
+        ("local", 1),
+        *(pytest.param(*it, marks=pytest.mark.exhaustive) for it in (("local", 2), ("torch", 1))),
+    ],
 )
 def test_nothing_is_left_of_a_killed_rank_and_what_the_others_hold_lasts(backend: str, victim: int) -> None:
     with own_shm() as shm, tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as temporary:

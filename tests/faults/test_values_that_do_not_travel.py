@@ -10,6 +10,8 @@ import pytest
 
 from lazycast import LazyBroadcast, launch
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 
 class Stays:
     """Pickles, and does not unpickle."""

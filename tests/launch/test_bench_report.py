@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -79,6 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(400)
 def test_the_report_has_every_run(folder: Path) -> None:
     runs = [f"{name}-torch-{ranks}.json" for name in ("bench", "qps") for ranks in (2, 3)]
@@ -91,6 +91,7 @@ def test_the_report_has_every_run(folder: Path) -> None:
         assert str(said["machine"]["kernel"]) in page
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(400)
 def test_the_page_is_laid_out_and_silent(folder: Path) -> None:
     page = folder / "report.html"
@@ -136,6 +137,7 @@ def test_the_page_is_laid_out_and_silent(folder: Path) -> None:
     assert all(choose and why for choose, why in found["dts"])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(400)
 def test_it_can_be_read_by_day_and_by_night(folder: Path, tmp_path: Path) -> None:
     grounds, inks = [], []
@@ -151,6 +153,7 @@ def test_it_can_be_read_by_day_and_by_night(folder: Path, tmp_path: Path) -> Non
     assert inks[1] > 0.5 * inks[0] > 5_000  # what can be seen by day can be seen by night
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(400)
 def test_a_narrow_window_scrolls_tables_and_nothing_else(folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
@@ -165,7 +168,7 @@ def test_the_published_runs_make_a_page(tmp_path: Path) -> None:
     browser.find()
     page = tmp_path / "report.html"
     command = [
-        sys.executable,
+        warm.python(),
         "-m",
         "lazycast",
         "bench",

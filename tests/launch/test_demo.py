@@ -22,6 +22,7 @@ from lazycast import BackendUnavailableError, LaunchError, __version__
 from lazycast.tools import cli
 from lazycast.tools.cli import demo
 
+pytestmark = pytest.mark.usefixtures("warm_python")
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -79,7 +80,13 @@ def expected() -> dict[str, str]:
     return digests
 
 
-@pytest.mark.parametrize(("backend", "ranks"), [("local", 4), ("threads", 3), ("torch", 3), ("mpi", 3)])
+@pytest.mark.parametrize(
+    ("backend", "ranks"),
+    [
+        ("torch", 3),
+        *(pytest.param(*it, marks=pytest.mark.exhaustive) for it in (("local", 4), ("threads", 3), ("mpi", 3))),
+    ],
+)
 def test_every_rank_gets_the_same_pixels_as_plain_python(backend: str, ranks: int, expected: dict[str, str]) -> None:
     ended = python("-m", "lazycast", "demo", "--backend", backend, "--ranks", str(ranks), "--json")
     assert ended.code == 0, ended
@@ -102,6 +109,7 @@ def test_every_rank_gets_the_same_pixels_as_plain_python(backend: str, ranks: in
     assert sum(report["materialize_ms"] for report in run["ranks"]) > 0
 
 
+@pytest.mark.exhaustive
 def test_root_placement_sends_pixels_and_nobody_else_decodes(expected: dict[str, str]) -> None:
     ended = python("-m", "lazycast", "demo", "--ranks", "2", "--placement", "root", "--json")
     assert ended.code == 0, ended
@@ -112,6 +120,7 @@ def test_root_placement_sends_pixels_and_nobody_else_decodes(expected: dict[str,
     assert expected.items() <= other["photos"].items()
 
 
+@pytest.mark.exhaustive
 def test_one_rank() -> None:
     ended = python("-m", "lazycast", "demo", "--ranks", "1", "--json")
     assert ended.code == 0, ended
@@ -228,6 +237,7 @@ def test_one_backend_that_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert said[-1] == "lazycast: LaunchError: rank 1 [red] was killed by signal 9"
 
 
+@pytest.mark.cold
 def test_importing_lazycast_brings_in_nothing_of_the_command() -> None:
     code = "import lazycast, sys; print(sorted({'rich', 'PIL', 'sklearn', 'lazycast.tools.cli'} & set(sys.modules)))"
     assert python("-c", code) == (0, "[]\n", "")

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -38,11 +38,30 @@ def blocks() -> list[Block]:
     return found
 
 
+@pytest.mark.cold
 def test_the_pages_have_blocks() -> None:
     assert {block.name.partition(":")[0] for block in blocks()} >= {"README.md", "docs/concepts.md"}
 
 
-@pytest.mark.parametrize("block", blocks(), ids=lambda block: block.name)
+#: Of these pages every block is run by `make test`, and one under each launcher.
+OFTEN = (
+    "README.md",
+    "docs/concepts.md",
+    "docs/index.md",
+    "docs/backends.md:1",
+    "docs/errors.md",
+    "docs/how-to/mpirun.md",
+)
+
+
+def weighed() -> list[Any]:
+    return [
+        pytest.param(block, id=block.name, marks=[] if block.name.startswith(OFTEN) else [pytest.mark.exhaustive])
+        for block in blocks()
+    ]
+
+
+@pytest.mark.parametrize("block", weighed())
 def test_block_runs(block: Block, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(block.code)

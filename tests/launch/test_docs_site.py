@@ -88,6 +88,7 @@ def test_the_reference_has_every_public_name(site: Path) -> None:
     assert set(lazycast.__all__) - named - {"__version__"} == set()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(240)
 def test_it_works_in_a_browser(site: Path) -> None:
     browser.find()

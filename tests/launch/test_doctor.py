@@ -23,8 +23,11 @@ from .command import run
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 DOCTOR = ["-m", "lazycast", "doctor"]
-PYTHON = [sys.executable]
 MPIRUN = [str(BIN / "mpirun"), "--oversubscribe", *(["--allow-run-as-root"] if os.geteuid() == 0 else [])]
+
+
+def python() -> list[str]:
+    return [warm.python()]
 
 
 def torchrun(ranks: int) -> list[str]:
@@ -66,7 +69,7 @@ def check_healthy(said: dict[str, Any], ranks: int) -> None:
 
 
 def test_alone() -> None:
-    said = examined([*PYTHON, *DOCTOR, "--ranks", "3", "--timeout-s", "60"], 0)
+    said = examined([*python(), *DOCTOR, "--ranks", "3", "--timeout-s", "60"], 0)
     check_healthy(said, 3)
     assert (said["launcher"], said["backend"]) == (None, "local")
     findings = by_name(said)
@@ -148,7 +151,7 @@ def local_job(folder: Path, code: int, *ranks: list[str], before: dict[int, list
     job = {**os.environ, "LAZYCAST_WORLD_SIZE": str(len(ranks)), "LAZYCAST_RENDEZVOUS": str(meeting)}
     processes = [
         subprocess.Popen(
-            [*(before or {}).get(rank, []), *PYTHON, *arguments, "--json", "--no-self-test"],
+            [*(before or {}).get(rank, []), *python(), *arguments, "--json", "--no-self-test"],
             env={**job, "LAZYCAST_RANK": str(rank)},
             stdout=subprocess.PIPE,
             text=True,
@@ -186,13 +189,17 @@ def wrapped(tmp_path: Path, before: str) -> list[str]:
 
 
 def test_too_few_descriptors_are_a_problem(tmp_path: Path) -> None:
-    script = wrapped(tmp_path, "resource.setrlimit(resource.RLIMIT_NOFILE, (14, 14))")
-    said = examined([*PYTHON, *script, "--no-self-test", "--ranks", "2"], 1)
+    script = wrapped(
+        tmp_path,
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (14, 14))\nsys.modules['torch'] = sys.modules['mpi4py'] = None",
+    )
+    said = examined([sys.executable, *script, "--no-self-test", "--ranks", "2"], 1)
     finding = by_name(said)["open files"]
     assert finding["verdict"] == "problem", said["findings"]
     assert "ulimit -n 65536" in finding["remedy"]
 
 
+@pytest.mark.exhaustive
 def test_a_library_that_is_missing_where_it_is_needed(tmp_path: Path) -> None:
     script = wrapped(tmp_path, "sys.modules['mpi4py'] = None")
     said = examined([*mpirun(2), *script], 1)

@@ -30,14 +30,16 @@ from tests import warm
 
 from .command import run
 
+pytestmark = pytest.mark.usefixtures("warm_python")
 BIN = Path(sys.executable).parent
+PYTHON = sys.executable
 MIX = Mix(qps=10, seconds=1.5, photos=0.7, aborts=0.25, bad=0.15, seed=5)
 LOAD = ["--qps=10", "--seconds=1.5", "--warm-up=0", "--photos=0.7", "--aborts=0.25", "--bad=0.15", "--seed=5"]
 STEPS = ["--step-ms=5", "--busy-ms=0.2"]
 COMMANDS = {
     "torch-2": lambda: [warm.torchrun(), "--nproc_per_node=2", "-m"],
     "torch-4": lambda: [warm.torchrun(), "--nproc_per_node=4", "-m"],
-    "mpi-2": lambda: [str(BIN / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-n", "2", sys.executable, "-m"],
+    "mpi-2": lambda: [str(BIN / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-n", "2", PYTHON, "-m"],
     "local-3": lambda: [sys.executable, "-m"],
 }
 
@@ -131,6 +133,7 @@ def test_a_burst_beyond_max_inflight_waits_and_nothing_is_lost(tmp_path: Path) -
     check(row, 2)
 
 
+@pytest.mark.exhaustive
 def test_a_full_engine_rejects_and_serves_the_others(tmp_path: Path) -> None:
     options = ["--multimodal=lazycast", "--max-open=2", "--step-ms=40"]
     (row,) = serve("local-3", tmp_path, *options)
@@ -259,6 +262,7 @@ def _overdue() -> list[str]:
         inputs.close()
 
 
+@pytest.mark.exhaustive
 def test_when_rank_0_waits_no_longer_every_rank_is_told_so() -> None:
     said = launch(_overdue, ranks=3, timeout_s=60)
     assert said[1:] == [["rank 0"]] * 2, "not that their own time, twice as long, was over"

@@ -26,6 +26,8 @@ from lazycast import (
 )
 from lazycast.testing.kit import raises
 
+pytestmark = pytest.mark.usefixtures("warm_python")
+
 
 def who() -> tuple[int, int]:
     with LazyBroadcast(timeout_s=20) as lazy:

@@ -22,7 +22,8 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize(
-    "how", [pytest.param(how, marks=pytest.mark.exhaustive) if how == "torchrun" else how for how in COMMANDS]
+    "how",
+    [pytest.param(how, marks=pytest.mark.exhaustive) if how in ("torchrun", "mpirun-m") else how for how in COMMANDS],
 )
 @pytest.mark.timeout(180)
 def test_a_script_has_its_classes_once_whatever_travels(how: str) -> None:

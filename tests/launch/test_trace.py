@@ -21,6 +21,7 @@ from lazycast.watch.tracing import events
 from lazycast.watch.tracing.events import Event
 from lazycast.watch.tracing.merge import merge, read_all
 
+pytestmark = pytest.mark.usefixtures("warm_python")
 RANKS, CASTS = 4, 12
 
 
@@ -46,7 +47,7 @@ def _phases(merged: list[Event], pid: int) -> dict[str, list[int]]:
     return {name: sorted(seqs) for name, seqs in found.items()}
 
 
-@pytest.mark.parametrize("backend", ["local", "torch"])
+@pytest.mark.parametrize("backend", ["local", pytest.param("torch", marks=pytest.mark.exhaustive)])
 @pytest.mark.timeout(100)
 def test_every_cast_is_seen_on_every_rank(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

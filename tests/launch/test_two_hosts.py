@@ -37,7 +37,7 @@ def crosses_once() -> tuple[int, int, tuple[tuple[int, ...], ...]]:
         return 3 * payload.nbytes, stats.nbytes_sent, stats.hosts
 
 
-@pytest.mark.parametrize("backend", ["local", "torch", "mpi"])
+@pytest.mark.parametrize("backend", ["local", "torch", pytest.param("mpi", marks=pytest.mark.exhaustive)])
 def test_a_payload_crosses_between_hosts_once(backend: str) -> None:
     results = launch(crosses_once, ranks=4, backend=backend, timeout_s=100)
     for rank, (nbytes, sent, hosts) in enumerate(results):
@@ -68,6 +68,8 @@ def is_idle() -> int:
         return lazy.broadcast(2)
 
 
-@pytest.mark.parametrize("backend", ["local", "torch", "mpi"])
+@pytest.mark.parametrize(
+    "backend", ["local", *(pytest.param(it, marks=pytest.mark.exhaustive) for it in ("torch", "mpi"))]
+)
 def test_a_group_may_be_idle_for_longer_than_its_calls_may_take(backend: str) -> None:
     assert launch(is_idle, ranks=2, backend=backend, timeout_s=60) == [2, 2]

@@ -16,6 +16,7 @@ from lazycast import CastTimeoutError, LaunchError, launch
 
 from . import oracle, plan, rank
 
+pytestmark = pytest.mark.usefixtures("warm_python")
 RANKS = 4
 
 
@@ -46,13 +47,13 @@ def seed_of(default: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_calls_end_as_the_model_says(capsys: pytest.CaptureFixture[str]) -> None:
-    casts, interrupted = check(seed_of("6", capsys), 1_500, timeout_s=110)
+    casts, interrupted = check(seed_of("6", capsys), 750, timeout_s=110)
     assert casts > 20
     assert interrupted > 10
 
 
 def test_they_do_without_interrupts(capsys: pytest.CaptureFixture[str]) -> None:
-    casts, interrupted = check(seed_of("7", capsys), 500, interrupts=False, timeout_s=110)
+    casts, interrupted = check(seed_of("7", capsys), 250, interrupts=False, timeout_s=110)
     assert casts > 20
     assert interrupted == 0
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import warm
+
 # No deadline: speed is measured in benchmarks, and a loaded machine is no defect.
 settings.register_profile("unit", deadline=None, max_examples=60)
 settings.load_profile("unit")
@@ -31,8 +33,10 @@ def _descriptors() -> set[str]:
 
 
 @pytest.fixture(autouse=True)
-def _leak_free() -> Iterator[None]:
+def _leak_free(request: pytest.FixtureRequest) -> Iterator[None]:
     """Threads and descriptors are what they were when a test is over."""
+    if "warm_python" in request.fixturenames:
+        warm.python()  # the parent of its ranks lasts, which is no leak
     threads, descriptors = set(threading.enumerate()), _descriptors()
     yield
     for thread in set(threading.enumerate()) - threads:
@@ -46,7 +50,7 @@ def _leak_free() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _warm_torch() -> None:
-    """Nothing here starts ranks over torch, and the descriptors of a warm parent would be taken for a leak."""
+    """Nothing here starts ranks over torch."""
 
 
 RunPython = Callable[..., str]

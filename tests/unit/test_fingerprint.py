@@ -262,8 +262,18 @@ def layouts(one: np.ndarray) -> dict[str, np.ndarray]:
 SHAPES = [(1_500_000,), (1000, 1237), (640, 481, 3), (3, 640, 488), (70, 3, 64, 65), (1, 999, 1, 1200)]
 
 
-@pytest.mark.parametrize("dtype", ["u1", "<f2", ">f4", "f8", "c16", "V3"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+DTYPES = ["u1", "<f2", ">f4", "f8", "c16", "V3"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        # By default each shape and each type once.
+        pytest.param(shape, dtype, id=f"{shape}-{dtype}", marks=[] if n == k else [pytest.mark.exhaustive])
+        for n, shape in enumerate(SHAPES)
+        for k, dtype in enumerate(DTYPES)
+    ],
+)
 def test_long_arrays_count_by_their_elements_however_they_lie_in_memory(shape: tuple[int, ...], dtype: str) -> None:
     kind = np.dtype(dtype)
     raw = np.random.default_rng(3).integers(0, 256, math.prod(shape) * kind.itemsize, dtype=np.uint8)

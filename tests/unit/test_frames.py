@@ -168,6 +168,7 @@ def _rank(values: str) -> list[Any]:
     return got
 
 
+@pytest.mark.usefixtures("warm_python")
 @pytest.mark.parametrize("values", ["private", "readonly", "copy"])
 def test_all_ranks_get_the_bytes_that_were_sent(values: str) -> None:
     for got in launch(functools.partial(_rank, values), ranks=2):

@@ -200,5 +200,6 @@ def _rank() -> list[Any]:
         return [first]
 
 
+@pytest.mark.usefixtures("warm_python")
 def test_the_roots_payload_can_be_resized_after_a_cast() -> None:
     assert launch(_rank, ranks=2) == [[7.0], [7.0]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -43,9 +44,18 @@ def best(site: str, workload: str, at_a_time: int) -> dict[str, tuple[float, flo
     return costs
 
 
-@pytest.mark.parametrize("at_a_time", [IDLE, LOADED], ids=["idle", "loaded"])
-@pytest.mark.parametrize("workload", WORKLOADS)
-@pytest.mark.parametrize("site", SITES)
+def weighed() -> list[Any]:
+    """Each site and workload, by default either idle or loaded."""
+    return [
+        pytest.param(site, workload, load, id=f"{site}-{workload}-{'loaded' if at else 'idle'}", marks=marks)
+        for n, site in enumerate(SITES)
+        for k, workload in enumerate(WORKLOADS)
+        for at, load in enumerate((IDLE, LOADED))
+        for marks in [[] if (n + k + at) % 2 else [pytest.mark.exhaustive]]
+    ]
+
+
+@pytest.mark.parametrize(("site", "workload", "at_a_time"), weighed())
 def test_costs_stay_near_those_of_the_best_fixed_placement(site: str, workload: str, at_a_time: int) -> None:
     player = Player(Group(SITES[site], WORKLOADS[workload], seed=2))
     ended = player.run(CASTS, at_a_time)
@@ -74,7 +84,7 @@ def test_costs_stay_near_those_of_the_best_fixed_placement(site: str, workload: 
         ("2 hosts, 1 rank, 1 core", "huge payload", IDLE, {"root"}),
     ],
 )
-@pytest.mark.parametrize("seed", [3, 4])
+@pytest.mark.parametrize("seed", [3, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_where_the_best_is_clear_it_is_found(
     site: str, workload: str, at_a_time: int, expected: set[str], seed: int
 ) -> None:

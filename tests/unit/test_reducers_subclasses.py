@@ -236,6 +236,7 @@ def _rank() -> list[Any]:
     return got
 
 
+@pytest.mark.usefixtures("warm_python")
 def test_every_rank_sees_the_same_array() -> None:
     unit = ["m", {"of": "length"}]
     seen = [

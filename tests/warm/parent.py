@@ -28,6 +28,8 @@ from typing import Any
 import cloudpickle  # noqa: F401
 import msgspec  # noqa: F401
 import numpy  # noqa: F401
+import PIL.Image  # noqa: F401
+import sklearn  # noqa: F401 - its photos are a package's data: whoever looks for them imports it
 import torch.distributed.run
 
 Order = dict[str, Any]

@@ -114,13 +114,15 @@ def every() -> Iterator[Combination]:
 
 
 def few() -> Iterator[Combination]:
-    """Of `some`, enough to meet each backend, layout, role, step and fault at least once."""
+    """Of `some`, enough to meet each backend, layout, role, step and fault, and a death at each step."""
+    left = [(it, {*asdict(it).items(), (it.step, str(it.fault in DEADLY))}) for it in some()]
     met: set[tuple[str, str]] = set()
-    for it in some():
-        facets = {*asdict(it).items()}
-        if facets - met:
-            met |= facets
-            yield it
+    while True:
+        it, facets = max(left, key=lambda pair: len(pair[1] - met))  # the first of those that add most
+        if not facets - met:
+            return
+        met |= facets
+        yield it
 
 
 def some() -> Iterator[Combination]:

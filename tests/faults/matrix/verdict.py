@@ -65,6 +65,15 @@ class TooLate(AssertionError):
     """The victim got to its step when there was nothing left to disturb: this says nothing of lazycast."""
 
 
+def _others(rank: int, seen: Seen) -> str:
+    """Where one does not end, another may be to blame."""
+    return "\n".join(
+        f"rank {other}: {seen.codes.get(other)} {events} {seen.stderr[other]}"
+        for other, events in seen.said.items()
+        if other not in (-1, rank)
+    )
+
+
 def _check_exits(it: Combination, seen: Seen) -> None:
     for rank, events in seen.said.items():
         if rank < 0:
@@ -74,7 +83,7 @@ def _check_exits(it: Combination, seen: Seen) -> None:
             number = signal.SIGKILL if it.fault == "kill" else signal.SIGTERM
             assert seen.codes.get(rank, -number) == -number, about
             continue
-        assert seen.codes.get(rank, 0) == 0, about
+        assert seen.codes.get(rank, 0) == 0, f"{about}\nand the others: {_others(rank, seen)}"
         assert "Traceback" not in seen.stderr[rank], about
         if rank != it.victim or it.fault != "exit":
             assert events[-1]["event"] == "done", about
