@@ -148,7 +148,7 @@ class Collector:
                 return [(mine, 0.0)]
             if mine.rank != mine.root:
                 return []
-            group = one.group_stats()
+            group = one.group_stats() if isinstance(one, Desk) else one.stats(group=True)
         except ClosedError:  # this process was forked
             return []
         return [(stats, group.age_s[rank]) for rank, stats in group.ranks.items()]

@@ -220,7 +220,7 @@ def reader_cannot_map(folder: str, which: int) -> str:
     return raised.value.message
 
 
-@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", pytest.param("RLIMIT_DATA", marks=pytest.mark.exhaustive)])
 def test_a_reader_that_cannot_map_an_arena_fails_that_cast_alone(limit: str, tmp_path: Path) -> None:
     which = getattr(resource, limit)
     for said in launch(reader_cannot_map, ranks=3, args=(str(tmp_path), which), timeout_s=90):

@@ -188,6 +188,7 @@ def wrapped(tmp_path: Path, before: str) -> list[str]:
     return [str(script)]
 
 
+@pytest.mark.exhaustive
 def test_too_few_descriptors_are_a_problem(tmp_path: Path) -> None:
     script = wrapped(
         tmp_path,

@@ -59,7 +59,9 @@ def test_the_suite_passes(backend: str, ranks: int, path: str) -> None:
 
 
 @pytest.mark.timeout(400)
-# Locally the contract is kept by threads too, in `conformance`.
-@pytest.mark.parametrize("backend", [pytest.param("local", marks=pytest.mark.exhaustive), "torch", "mpi"])
+# The whole suite has torch's above, and `conformance` the local one's.
+@pytest.mark.parametrize(
+    "backend", [*(pytest.param(it, marks=pytest.mark.exhaustive) for it in ("local", "torch")), "mpi"]
+)
 def test_the_backend_keeps_its_contract(backend: str) -> None:
     check_suite(backend, 4, only="contract.")

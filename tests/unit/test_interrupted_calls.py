@@ -237,10 +237,13 @@ LOOKS: dict[str, Callable[[Lazy], object]] = {
 }
 
 
+@STEPS
 @pytest.mark.parametrize("look", LOOKS)
-def test_looking_is_interrupted_without_leaving_anything_locked(handlers: None, look: str) -> None:
+def test_looking_is_interrupted_without_leaving_anything_locked(
+    handlers: None, look: str, first: int, stride: int
+) -> None:
     with two_ranks(0) as (lazy, _, thread):
-        for at in range(1_000_000):
+        for at in range(first, 1_000_000, stride):
             stepper = Stepper(signal.SIGALRM, at)
             with contextlib.suppress(Alarm), stepper:
                 LOOKS[look](lazy)
@@ -253,10 +256,11 @@ def test_looking_is_interrupted_without_leaving_anything_locked(handlers: None, 
         assert at > 3
 
 
-def test_a_group_of_one_is_interrupted_anywhere_and_goes_on(handlers: None) -> None:
+@STEPS
+def test_a_group_of_one_is_interrupted_anywhere_and_goes_on(handlers: None, first: int, stride: int) -> None:
     [backend] = LocalBackend.threads(1)
     with LazyBroadcast(lambda text: text.upper(), backend=backend) as lazy:
-        for at in range(1_000_000):
+        for at in range(first, 1_000_000, stride):
             stepper = Stepper(signal.SIGALRM, at)
             with contextlib.suppress(Alarm), stepper:
                 lazy.broadcast("a", key="k")

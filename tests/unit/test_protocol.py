@@ -128,6 +128,18 @@ def name_of(value: Any) -> str:
 
 
 COMBINATIONS = pytest.mark.parametrize(("hosts", "placement", "agree"), EACH, ids=name_of)
+#: What shards that agree on one host go through takes as long as all the others.
+HARD = (TWO, "shard", True)
+
+
+def seldom(*values: Any) -> Any:
+    """Thousands of orders more, in which nothing is met that the others do not meet."""
+    return pytest.param(*values, marks=pytest.mark.exhaustive)
+
+
+BUT_HARD = pytest.mark.parametrize(
+    ("hosts", "placement", "agree"), [seldom(*it) if it == HARD else it for it in EACH], ids=name_of
+)
 
 
 def explored(case: Case, check: Any, *, least: int, departures: int | None = None) -> None:
@@ -174,7 +186,7 @@ def test_two_ranks_of_which_one_goes(hosts: Any, placement: str, end: Do, who: i
     explored(Case(tuple(map(tuple, scripts)), placement, hosts=hosts), check, least=10)
 
 
-@COMBINATIONS
+@BUT_HARD
 def test_a_materializer_that_raises_fails_its_cast_and_no_other(hosts: Any, placement: str, agree: bool) -> None:
     script = (cast(None, 1, fail), cast(None, 2)), (ask(None), ask(None))
 
@@ -189,7 +201,7 @@ def test_a_materializer_that_raises_fails_its_cast_and_no_other(hosts: Any, plac
     explored(Case(script, placement, agree, hosts=hosts), check, least=10)
 
 
-@COMBINATIONS
+@BUT_HARD
 def test_a_withdrawal_is_everybodys_or_nobodys(hosts: Any, placement: str, agree: bool) -> None:
     script = (cast("a", 1, double), CANCEL, cast("a", 3)), (ask("a"), ask("a"))
 
@@ -206,14 +218,7 @@ def test_a_withdrawal_is_everybodys_or_nobodys(hosts: Any, placement: str, agree
     explored(Case(script, placement, agree, hosts=hosts), check, least=20)
 
 
-def seldom(*values: Any) -> Any:
-    """Thousands of orders more, in which nothing is met that the others do not meet."""
-    return pytest.param(*values, marks=pytest.mark.exhaustive)
-
-
 GIVE_UP = ("discard", "cancel", "time out")
-#: What shards that agree on one host go through takes as long as all the others.
-HARD = (TWO, "shard", True)
 
 
 @pytest.mark.parametrize(

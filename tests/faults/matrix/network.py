@@ -28,6 +28,8 @@ class Network:
         self._zygotes = [
             Zygote("torch.distributed", within=end.within, GLOO_SOCKET_IFNAME=end.interface) for end in ends
         ]
+        for zygote in self._zygotes:  # no host's ranks wait for another host's process that still imports torch
+            zygote.codes()
 
     def run(self, it: Combination) -> Seen:
         cut = it.fault == "cut"

@@ -28,7 +28,7 @@ from lazycast.net.backend import Backend
 from tests.faults.matrix import groups, resources
 from tests.faults.matrix.combinations import ORDERLY
 
-TIMEOUT_S = 1.5  # of everything that a rank waits for when nobody answers
+TIMEOUT_S = 2.5  # of everything that a rank waits for when nobody answers
 CONSTRUCT_S = 3.0
 LONG_S = 15.0  # of everything that must not need its time limit
 HOLD_S = 0.3  # how long a step lasts after the fault
