@@ -17,7 +17,7 @@ from lazycast.errors import CastTimeoutError, DecodeError, MaterializeError, Pay
 from lazycast.materialize.materializers import register_materializer
 from lazycast.materialize.staged import Staged
 from lazycast.missing import MISSING
-from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same, this_rank
+from lazycast.testing.kit import TIMEOUT_S, TOLD_S, Rank, behaviour, check, raises, same, this_rank
 
 PLACEMENTS = ("every", "demand", "root", "shard", "auto")
 
@@ -303,7 +303,7 @@ def an_owner_that_never_asks_is_named(rank: Rank) -> None:
             else:
                 if late:  # whose time is over first says whom it lacks, for all
                     text = rf"missing: ranks? .*\b({'|'.join(map(str, late))})\b"
-                    raises(CastTimeoutError, text, partial(lazy.broadcast, payload, key=turn, timeout_s=1.0))
+                    raises(CastTimeoutError, text, partial(lazy.broadcast, payload, key=turn, timeout_s=TOLD_S))
                 else:
                     same(lazy.broadcast(payload, key=turn)[1], 1000.0)
                 rank.meet()

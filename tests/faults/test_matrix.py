@@ -54,6 +54,6 @@ def test_every_survivor_is_told_and_has_nothing_left_over(it: Combination, zygot
     judge(it, lambda: start.run(it, zygotes))
 
 
-@pytest.mark.parametrize("it", weighed(CASES, (CASES[-2],), CASES[::4]), ids=lambda it: it.id)
+@pytest.mark.parametrize("it", weighed(CASES, (CASES[-2],), CASES[2::4]), ids=lambda it: it.id)
 def test_over_a_wire_every_survivor_is_told(it: Combination, net: Network) -> None:
     judge(it, lambda: net.run(it))
