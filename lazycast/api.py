@@ -225,7 +225,7 @@ class LazyBroadcast(Generic[P, V]):
             tracer, began_s = self._lane.tracer, time.monotonic()
             future, limit_s = self._begin(counted, payload, materialize, key, timeout_s, blocking=True)
         except BaseException as exc:
-            if not counted:
+            if not counted and not self._lane.closed:
                 self._lane.handed.append((self._lane.count_missed, (key, exc)))  # one step: more interrupts may come
                 self._lane.wake()
             raise
@@ -270,7 +270,7 @@ class LazyBroadcast(Generic[P, V]):
             block = block and asyncio._get_running_loop() is None  # the public one raises where there is none
             return self._begin(counted, payload, materialize, key, timeout_s, blocking=False, block=block)[0]
         except BaseException as exc:
-            if not counted:  # as above
+            if not counted and not self._lane.closed:  # as above
                 self._lane.handed.append((self._lane.count_missed, (key, exc)))
                 self._lane.wake()
             raise
@@ -352,7 +352,7 @@ class LazyBroadcast(Generic[P, V]):
             try:
                 return self._begin(counted, payload, materialize, key, _NOW_S, blocking=False)[0]
             except BaseException as exc:
-                if not counted:
+                if not counted and not self._lane.closed:
                     self._lane.handed.append((self._lane.count_missed, (key, exc)))
                     self._lane.wake()
                 raise
@@ -384,7 +384,7 @@ class LazyBroadcast(Generic[P, V]):
         try:
             self._discard(counted, key)
         except BaseException:
-            if not counted:  # as a call does
+            if not counted and not self._lane.closed:  # as a call does
                 self._lane.handed.append((self._lane.discard, (key,)))
                 self._lane.wake()
             raise

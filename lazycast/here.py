@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 
@@ -32,6 +32,17 @@ class _Here(threading.local):
 here = _Here()
 
 
+#: Signals whose handlers wait, and what runs them: `lazycast.core.interrupts` says so.
+_put_off: Collection[int] = ()
+_deliver: Callable[[], object] = int  # nothing, until then
+
+
+def delivers(put_off: Collection[int], deliver: Callable[[], object]) -> None:
+    """Say what waits for user code to be interrupted, and how that is done."""
+    global _put_off, _deliver
+    _put_off, _deliver = put_off, deliver
+
+
 def own_thread() -> None:
     """This thread is one of lazycast's own: all it does is lazycast's work, but for the user code that it calls."""
     here.depth = 1
@@ -42,6 +53,8 @@ def call_out(fn: Callable[..., Any], *args: object) -> Any:
     before = here.depth, here.defers
     here.depth, here.defers = 0, False
     try:
+        if _put_off and here.main:
+            _deliver()  # it may take long, or wait for what the handler does
         return fn(*args)
     finally:  # no context: an interrupt could keep its end from being run
         here.depth, here.defers = before

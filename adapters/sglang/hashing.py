@@ -71,7 +71,7 @@ def _sha256(tensor: Any) -> int:
 @functools.lru_cache
 def _is_sha256(dtype: Any) -> bool:
     """Whether this release hashes contiguous tensors of a type as `_sha256` does (bfloat16: not until 0.5.9)."""
-    sample = sys.modules["torch"].arange(24).to(dtype).reshape(4, 6)
+    sample = sys.modules["torch"].arange(24, device="cpu").to(dtype).reshape(4, 6)
     hash_feature = importlib.import_module("sglang.srt.managers.mm_utils").hash_feature
     return bool(hash_feature(sample) == _sha256(sample))
 

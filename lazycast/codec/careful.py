@@ -81,6 +81,8 @@ def _good_arguments(kind: Any, module: str, arguments: Collection[Any]) -> bool:
         return True
     if kind is str:
         return len(arguments) <= 1 and _PLAIN.issuperset(map(type, arguments))  # two would look for a codec
+    if kind is dict:
+        return not arguments  # items come one by one, where their keys are looked at
     if kind in _HOLDERS:
         return len(arguments) <= 1 and _HOLDERS.issuperset(map(type, arguments))
     return all(_is_plain(argument) or isinstance(argument, _TIMES) for argument in arguments)

@@ -73,6 +73,8 @@ _AS_TEXT = (
 )
 _MAX_KINDS = 1000
 _slots_known: dict[type, tuple[str, ...]] = {}
+#: Classes of which `_Reader._other` knows nothing, so that it is not asked for each of their objects.
+_unknown: set[type] = set()
 
 
 def _slots(kind: type) -> tuple[str, ...]:
@@ -263,7 +265,7 @@ class _Reader:
             self._mapping(obj, depth)
         elif kind is list or kind is tuple:
             self._sequence(obj, depth)
-        elif kind in _slots_known:  # which only objects of unknown classes come to be
+        elif kind in _unknown:
             self._object(obj, depth)
         else:
             self._other(kind, obj, depth)
@@ -368,6 +370,9 @@ class _Reader:
 
     def _object(self, obj: Any, depth: int) -> None:
         kind = type(obj)
+        if len(_unknown) >= _MAX_KINDS:
+            _unknown.clear()
+        _unknown.add(kind)
         self._say(kind.__module__, kind.__qualname__)
         torch, pillow = sys.modules.get("torch"), sys.modules.get("PIL.Image")
         if torch is not None and isinstance(obj, torch.Tensor):

@@ -219,7 +219,9 @@ def encode(obj: object, *, same_program: bool = True) -> Encoded:
 def _names_program(encoded: Encoded) -> bool:
     """Whether a stream may name something of `__main__`. Bytes of a payload can look like it."""
     for piece in encoded.pieces:
-        if len(piece) < _SLICE_NBYTES and (b"__main__" in piece or b"__mp_main__" in piece):  # larger: `bytes` of it
+        # What is large and neither opens the stream nor a frame of it is `bytes` of the payload.
+        looked_at = len(piece) < _SLICE_NBYTES or piece[:1] in (pickle.PROTO, pickle.FRAME)
+        if looked_at and (b"__main__" in piece or b"__mp_main__" in piece):
             return True
     return False
 

@@ -67,6 +67,7 @@ class Desk(Records):
         self._gates: list[Gate] = []  # of who waits for a change, each opened once
         #: What was asked for in the middle of our own work, with its arguments. Filled in one step, from anywhere.
         self.handed: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._handing = threading.Lock()  # held by the thread that does what was handed over
         self._pending: dict[Key, Ask] = {}  # asks with a key whose future is not done
         self._asked = self._unkeyed = 0
         self._plans: dict[float, Plan] = {}  # by time limit
@@ -143,7 +144,13 @@ class Desk(Records):
 
     def in_the_middle(self, what: str) -> ReentrantCallError | None:
         """The same for a call that comes in the middle of our own work: made here it would wait for that."""
-        return self._reentrant(what, "finalizer, or what else runs in the middle of the work,") if here.depth else None
+        if not here.depth:
+            return None
+        return ReentrantCallError(
+            f"{what} would block inside a finalizer, or what else runs in the middle of lazycast's own work on this "
+            "thread, be it another object's, which may be what it waits for; use broadcast_async and callbacks there, "
+            "and close() elsewhere"
+        )
 
     def _reentrant(self, what: str, role: str) -> ReentrantCallError:
         return ReentrantCallError(
@@ -181,7 +188,9 @@ class Desk(Records):
 
     def _do_handed(self) -> None:
         """Do what was handed over, in its order. Call it before anything that takes a place in line."""
-        with Uninterrupted(), inside(self, "finalizer"):
+        if role_of(self) == "finalizer":
+            return  # it is being done: what comes first is in the middle of its own call
+        with Uninterrupted(), inside(self, "finalizer"), self._handing:  # nobody else's comes in between
             while self.handed:
                 try:
                     fn, args = self.handed.popleft()

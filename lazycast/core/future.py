@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -34,6 +35,8 @@ _PENDING, _FINISHED = "PENDING", "FINISHED"
 _CANCELLED = frozenset({"CANCELLED", "CANCELLED_AND_NOTIFIED"})
 _SETTLED = _CANCELLED | {_FINISHED}
 
+#: How often whoever waits looks whether it has missed the end (seconds).
+_LOOK_AGAIN_S = 5.0
 _UNUSED = threading.Condition()  # in the place of a condition that nobody has needed until the future was settled
 
 
@@ -145,10 +148,17 @@ class CastFuture(concurrent.futures.Future[V]):
     def _wait(self, timeout: float | None) -> None:
         # At a gate, not at the base class's condition: whoever wakes there needs a second lock, which the thread that
         # woke it still holds. That costs 10 µs and often another switch of threads, for each blocking call.
-        if not self.done():
-            self._guard()
-            if self._gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+        if self.done():
+            return
+        self._guard()
+        end_s = math.inf if timeout is None else time.monotonic() + max(0.0, timeout)
+        while True:
+            if self._gate.acquire(timeout=max(0.0, min(_LOOK_AGAIN_S, end_s - time.monotonic()))):
                 self._gate.release()
+                return
+            # Whoever was interrupted between the two lines above has left it locked for all others.
+            if self.done() or time.monotonic() >= end_s:
+                return
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[V]], object]) -> None:
         """Call `fn(future)` when done: at once in this thread if it is, else on the object's callback thread.

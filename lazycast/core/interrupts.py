@@ -5,8 +5,9 @@ Guarantees:
 * While the main thread is `Uninterrupted`, no handler of a signal runs that is written in Python; they all run at the
   end of it, each once, and what one raises is raised there. So is what Ctrl-C raises: it is a signal like any other.
 * User code in the middle of it, a materializer, is interrupted as ever.
-* A handler that was installed from C is left alone. What is put aside is what was installed at the beginning; a handler
-  that user code installs meanwhile stays.
+* What is put aside is what was installed at the beginning; a handler that user code installs meanwhile stays. Of what C
+  code has installed with `sigaction`, behind Python's back, nothing is known: where Python has a handler for the same
+  signal, that takes its place.
 * Whatever is raised in between, our own handler at worst stays for a while in front of the one that was put aside, and
   passes on to it.
 """
@@ -18,7 +19,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-from lazycast.here import here
+from lazycast.here import delivers, here
 
 # What `signal` wraps: the wrappers look names up in enums, for 22 µs each time that a handler is changed and put back.
 _signal: Any = importlib.import_module("_signal")
@@ -76,6 +77,18 @@ def _deliver() -> None:
         _aside[number](number, frame)
     finally:  # whatever it raises: the others have come as well
         _deliver()
+
+
+def _interrupt_user_code() -> None:
+    """Run the handlers that wait, in front of user code that we call: what they raise, it has raised."""
+    try:
+        _deliver()
+    except BaseException as exc:
+        _raised.append(exc)
+        raise
+
+
+delivers(_caught, _interrupt_user_code)
 
 
 def of_handler(exc: BaseException | None) -> bool:

@@ -136,11 +136,15 @@ class Performer:
     def _work_on(self, seq: int, part: Callable[[], Result], done: Callable[[Result], None]) -> None:
         me = threading.get_ident()
         self._waiting.discard(seq)
+        outer = self._running.get(me)  # of an executor that runs what it is given at once, in the middle of another
         self._running[me] = seq, time.monotonic()
         try:
             self._do(part, done)
         finally:
-            del self._running[me]
+            if outer is None:
+                del self._running[me]
+            else:
+                self._running[me] = outer
 
     def holders(self, seq: int | None = None) -> str:
         """Say which casts hold the workers that others, or the cast with this number, wait for; nothing if none does.

@@ -20,6 +20,7 @@ import msgspec
 
 from lazycast.codec.fingerprint import approximate_nbytes, fingerprint
 from lazycast.codec.pickling import CannotEncode
+from lazycast.codec.untouched import mark
 from lazycast.core.arrival import Arrival
 from lazycast.core.calls import Call
 from lazycast.core.encoder import Encoded, Encoder, own_of
@@ -183,7 +184,8 @@ class Sending(Intake):
         """Keep a payload, for a value that does not travel. It is large, or `_spare` would have encoded it."""
         if call.failure is None:
             with contextlib.suppress(Exception):  # of one that cannot be looked at: its value has to travel
-                call.untouched = fingerprint(call.payload), call.payload, call.materialize
+                as_it_is = mark(call.payload)
+                call.untouched = None if as_it_is is None else (as_it_is, call.payload, call.materialize)
 
     def _spare(self, call: Call) -> None:
         """Get ready for a value that does not pickle: then every rank is to make its own, from the payload as it is."""
@@ -262,8 +264,8 @@ class Sending(Intake):
         if call.untouched is None:
             return None
         value = call.payload, call.materialize, call.hint, call.prepared, call.placement
-        mark, call.payload, call.materialize = call.untouched
-        if fingerprint(call.payload) != mark:
+        before, call.payload, call.materialize = call.untouched
+        if mark(call.payload) != before:
             raise CannotEncode(
                 "the value does not travel, and the materializer has changed its payload, so no other can make it: "
                 "let it leave its payload as it is, or use placement='every' or 'shard'"

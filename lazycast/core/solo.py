@@ -56,6 +56,8 @@ class SoloLane(Desk):
         block: bool = True,
         counted: list[bool] | None = None,
     ) -> CastFuture[Any]:
+        if counted is not None:
+            counted.append(False)  # there is nobody to be out of step with
         if refusal is not None:
             try:
                 raise refusal

@@ -592,3 +592,9 @@ def test_honest_objects_come_back(name: str) -> None:
     back = AllowCodec(allow).decode(room, encoded.layout)
     assert (type(back), back) == (type(value), value)
     assert getattr(back, "_metadata", None) == getattr(value, "_metadata", None)
+
+
+def test_a_dict_is_not_called_with_items() -> None:
+    """Its keys would be looked at by nobody."""
+    made = Call(Name("builtins", "dict"), ([("__array_interface__", 1)],))
+    assert "with what no honest stream does" in _refusal([made, Call(BOX, (1, "two"), {"x": 3})], *BOXES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import pickle
+import sys
 import threading
 from collections.abc import Callable
 from fractions import Fraction
@@ -382,3 +383,23 @@ def test_what_may_be_decoded_at_once_names_nothing_but_numpy(payload: object, pl
 def test_sizes_beyond_all_memory_are_memory_errors(nbytes: int) -> None:
     with pytest.raises(MemoryError):
         pickling.allocate(nbytes)
+
+
+class OfProgram:
+    """Stands for a class of `__main__`."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@pytest.mark.parametrize("count", [10, 6000])
+def test_a_class_of_the_program_is_found_in_a_stream_of_any_length(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OfProgram, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "OfProgram", OfProgram, raising=False)
+    payload = [OfProgram(number) for number in range(count)]
+    assert pickling._names_program(pickling.encode_by_name(payload))
+    assert b"cloudpickle" in pickling.encode(payload, same_program=False).stream
+
+
+def test_large_bytes_of_a_payload_are_not_searched_for_names() -> None:
+    assert not pickling._names_program(pickling.encode_by_name([b"x" * 100_000 + b"__main__"]))

@@ -521,3 +521,15 @@ def test_it_says_where_payloads_differ(mine: Any, root: Any, says: str) -> None:
 def test_it_stays_small_whatever_a_payload_has() -> None:
     assert len(fingerprint(1)) == 16
     assert len(fingerprint(dict.fromkeys(range(9999), "x"))) == 16 + 2 * 33
+
+
+class Identity(int):
+    """A number that is a type of its own."""
+
+
+def test_to_weigh_a_payload_changes_nothing_of_how_it_is_read() -> None:
+    before = fingerprint({"a": array.array("d", [1, 2]), "i": Identity(5)})
+    approximate_nbytes([Identity(1), array.array("d", [1.0])])
+    assert fingerprint({"a": array.array("d", [1, 2]), "i": Identity(5)}) == before
+    assert fingerprint(Identity(5)) != fingerprint(Identity(6))
+    assert fingerprint(array.array("d", [1, 2])) != fingerprint(array.array("d", [1, 3]))

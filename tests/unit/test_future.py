@@ -414,3 +414,15 @@ def test_awaiting_under_another_loop_names_the_way(engine: Engine, end: str | No
     task = _await(engine.future)
     with pytest.raises(RuntimeError, match=r"trio.to_thread.run_sync\(future.result\)"):
         task.send(None)  # as the loop of trio does
+
+
+def test_who_waits_finds_it_done_though_the_gate_was_left_locked(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread that waited was interrupted when it had taken the gate, and before it gave it on."""
+    monkeypatch.setattr("lazycast.core.future._LOOK_AGAIN_S", 0.02)
+    engine.future.settle(5)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        monkeypatch.setattr(engine.future, "done", iter([False, False, True, True, True]).__next__)
+        engine.future._gate.acquire()
+        thread.submit(engine.future._wait, None).result(WAIT_S)
