@@ -50,7 +50,8 @@ def every_phase_of_every_cast_is_counted(rank: Rank) -> None:
             timing = getattr(stats, phase)
             check(0 <= timing.p50_s <= timing.p99_s <= timing.max_s < TIMEOUT_S, f"{phase}: {timing}")
             check(timing.max_s <= timing.total_s + 1e-9, f"{phase}: {timing}")
-        check(stats.materialize.total_s < stats.total.total_s, "calls took less than their work")
+        if lazy.is_root:  # elsewhere the work may be done before the call
+            check(stats.materialize.total_s < stats.total.total_s, "calls took less than their work")
         rank.meet()
 
 

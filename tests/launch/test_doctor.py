@@ -149,9 +149,15 @@ def local_job(folder: Path, code: int, *ranks: list[str], before: dict[int, list
     meeting = folder / "meeting"
     meeting.mkdir()
     job = {**os.environ, "LAZYCAST_WORLD_SIZE": str(len(ranks)), "LAZYCAST_RENDEZVOUS": str(meeting)}
+
+    def interpreter(rank: int) -> list[str]:
+        """One that a warm parent forks has that one's namespaces, whatever was run before it."""
+        first = (before or {}).get(rank)
+        return python() if first is None else [*first, sys.executable]
+
     processes = [
         subprocess.Popen(
-            [*(before or {}).get(rank, []), *python(), *arguments, "--json", "--no-self-test"],
+            [*interpreter(rank), *arguments, "--json", "--no-self-test"],
             env={**job, "LAZYCAST_RANK": str(rank)},
             stdout=subprocess.PIPE,
             text=True,

@@ -99,7 +99,8 @@ def _check_outcome(it: Combination, rank: int, outcome: Event, struck_s: float, 
         _check_cut(outcome, rank, about)
     else:
         if kind == "value":  # what could still be finished
-            if it.fault not in ORDERLY and outcome["at_s"] <= struck_s:
+            # A rank that was struck may have reported before, and the verdict is on its way: as good as done.
+            if it.fault in DEADLY or (it.fault not in ORDERLY and outcome["at_s"] <= struck_s):
                 raise TooLate(f"the fault came when all was done: {about}")
             assert it.fault in ORDERLY, about
             return
