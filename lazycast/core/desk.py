@@ -184,22 +184,35 @@ class Desk(Records):
         self.handed.append((fn, args))
         self._clock.wake()
         if self._closed.is_set():
-            self._do_handed()  # nobody else will; and by now it can only fail
+            # Nobody else will, unless they are at it; and by now it can only fail. Not to be waited for: this thread is
+            # in the middle of its work, and may hold what whoever is at it waits for.
+            self._do_handed(wait=False)
 
-    def _do_handed(self) -> None:
-        """Do what was handed over, in its order. Call it before anything that takes a place in line."""
+    def _do_handed(self, *, wait: bool = True) -> None:
+        """Do what was handed over, in its order. Call it before anything that takes a place in line, without the lock.
+
+        Without `wait`, what another thread is doing is left to that one, which looks again when it is done.
+        """
         if role_of(self) == "finalizer":
             return  # it is being done: what comes first is in the middle of its own call
-        with Uninterrupted(), inside(self, "finalizer"), self._handing:  # nobody else's comes in between
-            while self.handed:
+        with Uninterrupted(), inside(self, "finalizer"):
+            while self.handed and self._handing.acquire(blocking=wait):
                 try:
-                    fn, args = self.handed.popleft()
-                except IndexError:  # another thread has taken it
-                    return
-                try:
-                    fn(*args)
-                except ClosedError as exc:  # closed meanwhile; whoever asked for it has gone on
-                    logger.debug("lazycast: what was handed over came too late: %s", exc)
+                    self._do_first()
+                finally:
+                    self._handing.release()
+
+    def _do_first(self) -> None:
+        """Do what was handed over first. It stays there meanwhile, so that other threads' calls come after it."""
+        if not self.handed:  # another thread has done it
+            return
+        fn, args = self.handed[0]
+        try:
+            fn(*args)
+        except ClosedError as exc:  # closed meanwhile; whoever asked for it has gone on
+            logger.debug("lazycast: what was handed over came too late: %s", exc)
+        finally:
+            self.handed.popleft()
 
     def call_later(
         self,
