@@ -8,21 +8,27 @@ import sys
 
 
 def descriptors():
-    # Those that a program would have inherited.
-    found = []
+    # Those that a program would have inherited, and what they are.
+    found = {}
     for name in os.listdir("/proc/self/fd"):
         try:
             if os.get_inheritable(int(name)):
-                found.append(int(name))
+                found[int(name)] = what(int(name))
         except OSError:  # the listing's own
             pass
     return found
 
 
+def what(fd):
+    stat = os.fstat(fd)
+    return [stat.st_dev, stat.st_ino]
+
+
 def main():
     fds = descriptors()
     ignored = [n for n in signal.valid_signals() if signal.getsignal(n) is signal.SIG_IGN and n != signal.SIGPIPE]
-    order = {"argv": sys.argv, "cwd": os.getcwd(), "env": dict(os.environ), "fds": fds, "ignored": ignored}
+    order = {"argv": sys.argv, "cwd": os.getcwd(), "env": dict(os.environ), "ignored": ignored}
+    order["fds"] = list(fds.items())
     said = json.dumps(order).encode()
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "parent"))

@@ -11,6 +11,7 @@ import asyncio  # noqa: F401
 import atexit
 import contextlib
 import ctypes
+import errno
 import gc
 import json
 import os
@@ -102,14 +103,16 @@ class _Parent:
         """In a fork: nothing of the parent's descriptors is left, and the caller's have their numbers again."""
         os.setsid()
         high = [os.dup2(fd, _HIGH + index) for index, fd in enumerate(fds)]
+        log = os.dup2(2, _HIGH - 1)
         sock.detach()
         self._listener.detach()
         for other, _ in self._callers.values():
             other.detach()
-        os.closerange(0, _HIGH)
-        for fd, number in zip(high, order["fds"], strict=True):
+        os.closerange(0, log)
+        for fd, (number, _) in zip(high, order["fds"], strict=True):
             os.dup2(fd, number, inheritable=True)
             os.close(fd)
+        _check(order, log)
         for number in order["ignored"]:
             signal.signal(number, signal.SIG_IGN)
 
@@ -130,13 +133,37 @@ class _Parent:
             if sock.fileno() == fd:
                 self._poller.unregister(fd)
                 sock.close()
-                os.killpg(pid, signal.SIGKILL)
+                _kill(pid)
                 return
 
     def _end(self) -> None:
         for _, pid in self._callers.values():
-            os.killpg(pid, signal.SIGKILL)
+            _kill(pid)
             os.waitpid(pid, 0)
+
+
+def _kill(pid: int) -> None:
+    """A program with its process group, which it may not have made yet."""
+    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _check(order: Order, log: int) -> None:
+    """The program has what its caller had: without its outputs it could not say what is wrong."""
+    wrong = "" if {1, 2} <= {number for number, _ in order["fds"]} else "no outputs "
+    for number, expected in order["fds"]:
+        try:
+            stat = os.fstat(number)
+        except OSError as exc:
+            wrong += f"{number}: {exc} "
+        else:
+            if [stat.st_dev, stat.st_ino] != expected:
+                wrong += f"{number}: {os.readlink(f'/proc/self/fd/{number}')}, not {expected} "
+    if wrong:
+        os.write(log, f"the warm parent's fork of {order['argv']} got {order['fds']}, but {wrong}\n".encode())
+        os._exit(97)
+    os.close(log)
 
 
 def _run(order: Order) -> None:
@@ -200,6 +227,11 @@ def _spare_at_the_end() -> None:
     ours = {name: module for name, module in sys.modules.items() if name.split(".")[0] not in sys.stdlib_module_names}
 
     def spare() -> None:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except OSError as exc:  # whoever reads them would see nothing
+            os._exit(98 if exc.errno == errno.EBADF else 99)
         for name, module in ours.items():
             if sys.modules.get(name) is module:
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(module))
