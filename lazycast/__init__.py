@@ -26,6 +26,7 @@ from lazycast.errors import (
     TrustError,
     WouldBlockError,
 )
+from lazycast.here import cancelled
 from lazycast.materialize.materializers import register_materializer
 from lazycast.materialize.placement.chooser import PlacementCost, Standing
 from lazycast.materialize.staged import Staged
@@ -68,6 +69,7 @@ __all__ = [
     "Tuning",
     "WouldBlockError",
     "__version__",
+    "cancelled",
     "dump_all",
     "launch",
     "register_materializer",

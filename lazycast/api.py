@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 
-from lazycast.arguments import limit, usable_key
+from lazycast.arguments import limit, usable_key, usable_priority
 from lazycast.codec.reducers import note_devices
 from lazycast.core.future import CastFuture
 from lazycast.core.turns import Turns
@@ -189,6 +189,7 @@ class LazyBroadcast(Generic[P, V]):
         materialize: Callable[[P], V] | None = None,
         key: Key | None = None,
         timeout_s: float | None = None,
+        priority: int = 0,
     ) -> V:
         """Cast `payload` to every rank and return the value.
 
@@ -201,6 +202,9 @@ class LazyBroadcast(Generic[P, V]):
                 the root's n-th.
             timeout_s: instead of the object's (seconds; `math.inf` waits for as long as it takes). One that is over
                 already is a CastTimeoutError.
+            priority: of the casts that wait to be sent or made, on the root and on those who materialize, the ones with
+                the highest go first, and of these the oldest; an int of 32 bits. Casts of one key, and those without
+                one, are sent in order all the same. Ignored except on the root.
         Returns: what the materializer made, or the payload without one. On the root without a materializer, the
             payload itself.
         Raises:
@@ -223,7 +227,9 @@ class LazyBroadcast(Generic[P, V]):
         counted: list[bool] = []
         try:
             tracer, began_s = self._lane.tracer, time.monotonic()
-            future, limit_s = self._begin(counted, payload, materialize, key, timeout_s, blocking=True)
+            future, limit_s = self._begin(
+                counted, payload, materialize, key, timeout_s, blocking=True, priority=priority
+            )
         except BaseException as exc:
             if not counted and not self._lane.closed:
                 self._lane.handed.append((self._lane.count_missed, (key, exc)))  # one step: more interrupts may come
@@ -249,6 +255,7 @@ class LazyBroadcast(Generic[P, V]):
         materialize: Callable[[P], V] | None = None,
         key: Key | None = None,
         timeout_s: float | None = None,
+        priority: int = 0,
         block: bool = True,
     ) -> CastFuture[V]:
         """Cast `payload` to every rank and return a future for the value.
@@ -268,7 +275,9 @@ class LazyBroadcast(Generic[P, V]):
         counted: list[bool] = []
         try:
             block = block and asyncio._get_running_loop() is None  # the public one raises where there is none
-            return self._begin(counted, payload, materialize, key, timeout_s, blocking=False, block=block)[0]
+            return self._begin(
+                counted, payload, materialize, key, timeout_s, blocking=False, block=block, priority=priority
+            )[0]
         except BaseException as exc:
             if not counted and not self._lane.closed:  # as above
                 self._lane.handed.append((self._lane.count_missed, (key, exc)))
@@ -287,6 +296,7 @@ class LazyBroadcast(Generic[P, V]):
         *,
         blocking: bool,
         block: bool = True,
+        priority: int = 0,
     ) -> tuple[CastFuture[V], float]:
         """Make a call; return its future and its time limit.
 
@@ -309,6 +319,9 @@ class LazyBroadcast(Generic[P, V]):
         limit_s, refusal, in_the_middle = self._limit_s, None, None
         if timeout_s is not None:
             limit_s, refusal = limit(timeout_s, limit_s, self.rank)
+        if type(priority) is not int or priority:
+            priority, wrong = usable_priority(priority)
+            refusal = refusal or wrong
         if here.depth or here.roles:
             in_the_middle = lane.in_the_middle("broadcast()")
             if blocking:
@@ -316,10 +329,18 @@ class LazyBroadcast(Generic[P, V]):
         try:
             if in_the_middle is None:
                 future = lane.call(
-                    payload, materialize, key, limit_s, refusal, here=blocking, block=block, counted=counted
+                    payload,
+                    materialize,
+                    key,
+                    limit_s,
+                    refusal,
+                    here=blocking,
+                    block=block,
+                    priority=priority,
+                    counted=counted,
                 )
             else:
-                future = lane.call_later(payload, materialize, key, limit_s, refusal)
+                future = lane.call_later(payload, materialize, key, limit_s, refusal, priority=priority)
                 counted.append(True)
                 if blocking:
                     raise in_the_middle
@@ -334,6 +355,7 @@ class LazyBroadcast(Generic[P, V]):
         materialize: Callable[[P], V] | None = None,
         key: Key | None = None,
         timeout_s: float | None = None,
+        priority: int = 0,
     ) -> V:
         """Cast `payload` to every rank and return the value, without ever blocking asyncio's loop.
 
@@ -350,7 +372,7 @@ class LazyBroadcast(Generic[P, V]):
             """It ends as any other call does for which there was no room."""
             counted: list[bool] = []
             try:
-                return self._begin(counted, payload, materialize, key, _NOW_S, blocking=False)[0]
+                return self._begin(counted, payload, materialize, key, _NOW_S, blocking=False, priority=priority)[0]
             except BaseException as exc:
                 if not counted and not self._lane.closed:
                     self._lane.handed.append((self._lane.count_missed, (key, exc)))
@@ -359,8 +381,16 @@ class LazyBroadcast(Generic[P, V]):
             finally:
                 forget_frames()
 
-        call = functools.partial(self.broadcast_async, payload, materialize=materialize, key=key, timeout_s=timeout_s)
-        future = await self._turns.take(functools.partial(call, block=False), late, limit_s)
+        call = functools.partial(
+            self.broadcast_async,
+            payload,
+            materialize=materialize,
+            key=key,
+            timeout_s=timeout_s,
+            priority=priority,
+            block=False,
+        )
+        future = await self._turns.take(call, late, limit_s)
         return await future
 
     def has_room(self) -> bool:

@@ -30,6 +30,16 @@ def limit(timeout_s: float | None, default_s: float, rank: int) -> tuple[float, 
     return min(seconds, FOR_EVER_S), None
 
 
+def usable_priority(priority: Any) -> tuple[int, Exception | None]:
+    """Return a call's priority, and what to refuse it with: it must count even so."""
+    exactly = exact(priority)
+    if type(exactly) is not int:
+        return 0, TypeError(f"priority is an int, got {type(priority).__name__} {shown(priority)}")
+    if not -(1 << 31) <= exactly < 1 << 31:
+        return 0, ValueError(f"priority has 32 bits, got {shown(priority)}")
+    return exactly, None
+
+
 def checked_key(key: Any) -> Key | None:
     """Return a key as it travels; raise what is wrong with it."""
     usable, bad = usable_key(key)

@@ -17,12 +17,13 @@ class _Here(threading.local):
 
     `depth`: how many pieces of lazycast's own work this thread is in; 0 in user code. `defers`: whether signals wait
     for their end, as they do not in user code. `holds`: whether their handlers have been put aside. `main`: whether
-    this thread runs them.
+    this thread runs them. `unwanted`: in a materializer, says whether anybody still waits for what it makes.
     """
 
     depth = 0
     defers = False
     holds = False
+    unwanted: Callable[[], bool] | None = None
 
     def __init__(self) -> None:
         self.main = threading.get_ident() == threading.main_thread().ident
@@ -58,6 +59,19 @@ def call_out(fn: Callable[..., Any], *args: object) -> Any:
         return fn(*args)
     finally:  # no context: an interrupt could keep its end from being run
         here.depth, here.defers = before
+
+
+def cancelled() -> bool:
+    """Return whether nobody waits any more for what the calling materializer makes.
+
+    So after the root has withdrawn its cast (`CastFuture.cancel`), after the cast has failed elsewhere, and after this
+    rank has given it up where it materializes for itself. A materializer that takes long asks now and then, and
+    returns, or raises, whatever it likes: nobody will see it. Outside of a materializer, and in threads that one has
+    started, it is False.
+    Collective: no. Blocking: never. Threads: safe.
+    """
+    unwanted = here.unwanted
+    return unwanted is not None and unwanted()
 
 
 def _after_fork_in_child() -> None:

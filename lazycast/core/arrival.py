@@ -51,6 +51,7 @@ class Arrival(msgspec.Struct, eq=False, weakref=True):
     told_read: bool = False
     arrived_s: float = 0.0
     reported_s: float = 0.0
+    declined: bool = False  # the owner says that the cast has failed: the root is about to say so too
     objection: Failure | None = None  # this rank cannot take it: its call was not meant for it, or is over
 
     @property
@@ -72,6 +73,18 @@ class Arrival(msgspec.Struct, eq=False, weakref=True):
         if own is None or own.of_root or self.message.fingerprint is None:
             return False
         return own.payload is MISSING or (own.mark is not None and own.mark != self.message.fingerprint)
+
+    @property
+    def over(self) -> bool:
+        """Whether the cast has failed, or must: nobody will see what is made of it."""
+        objection = self.objection
+        if self.final is not None or self.verdict is not None:
+            return True
+        return objection is not None and (self.message.agree or objection.kind == "withdrawn")
+
+    def unwanted(self, rank: int) -> bool:
+        """Whether nobody wants what `rank`, this one, makes of it."""
+        return self.over or (not self.wanted and self.owner != rank)
 
     def ready(self, rank: int) -> bool:
         """Whether `rank`, this one, can begin its part."""

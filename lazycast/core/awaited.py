@@ -5,7 +5,8 @@ Guarantees:
 * A value, or the news that somebody will not make it, counts in whatever order they come, also before the cast itself.
 * A cast is taken off when its value is there, when this rank is the owner itself, or when its owner has gone.
 * Of what comes before its cast, only so much is kept of each rank: one that says too much loses its own words alone.
-* Nobody but its owner makes the value of a cast.
+* Nobody but its owner makes the value of a cast. An owner that has heard that a cast has failed declines it: the others
+  wait for the root's word, which may come later to them.
 * Every answer is a function of what was told before; the caller acts on it outside any lock.
 """
 
@@ -119,7 +120,9 @@ class Awaited:
                 return False
             del self._casts[message.seq]
             self._count_pass(message.seq, message.passes - arrival.passes)
-            if arrival.final is None and not arrival.begun:
+            if message.failure is not None and message.failure.kind == "refused":
+                arrival.declined = True
+            elif arrival.final is None and not arrival.begun:
                 arrival.shared = message, body
             return False
         arrival.passes += 1

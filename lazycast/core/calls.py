@@ -31,6 +31,7 @@ class Call(msgspec.Struct, eq=False, weakref=True):
     ask: Ask
     materialize: Materializer | None = None
     payload: Any = None
+    priority: int = 0
     hint: Any = MISSING  # what the first of two stages made of it on the root
     name: str = ""  # of the materializer, for the choice of a placement
     prepared: bool = False  # the payload is the value already, or the hint is there
@@ -80,11 +81,13 @@ class Calls:
             self.sendable.append(call)
 
     def next_to_send(self, *, has_room: bool) -> Call | None:
-        """Take a call whose turn has come; without room only one that carries no value."""
-        for call in self.sendable:
-            if has_room or call.failure is not None or call.ask.taken:
-                break
-        else:
+        """Take the call whose turn has come; without room only one that carries no value."""
+        call = None
+        for each in self.sendable:
+            goes = has_room or each.failure is not None or each.ask.taken
+            if goes and (call is None or each.priority > call.priority):
+                call = each
+        if call is None:
             return None
         self.sendable.remove(call)
         line = self._lines[call.key]

@@ -114,6 +114,8 @@ class Connected(Desk):
         if arrival is None:
             return self._phase_before_arrival(ask)
         owner = arrival.owner
+        if arrival.declined and not arrival.begun:
+            return "it has failed elsewhere, and the verdict is on its way", (self._group.root,), ()
         if not arrival.begun and owner is not None and owner != self._group.rank:
             unasked = " or has not asked for it" if arrival.message.fingerprint is not None else ""
             return f"rank {owner} materializes it for this host and is not done{unasked}", (owner,), ()

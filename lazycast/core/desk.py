@@ -96,12 +96,14 @@ class Desk(Records):
         *,
         here: bool = False,
         block: bool = True,
+        priority: int = 0,
         counted: list[bool] | None = None,
     ) -> CastFuture[Any]:
         """Cast (root) or ask (elsewhere). With `refusal` the call only counts, and raises it.
 
         With `here` the caller is about to wait for the future, so its thread may do some of the work. Without `block`
-        a call that would have to wait for room raises WouldBlockError, and does not count. `counted` gets something in
+        a call that would have to wait for room raises WouldBlockError, and does not count. Of the casts that wait to be
+        made, those with the highest `priority` come first. `counted` gets something in
         it as soon as the call counts, or is not to.
         """
 
@@ -221,6 +223,8 @@ class Desk(Records):
         key: Key | None,
         timeout_s: float,
         refusal: Exception | None,
+        *,
+        priority: int = 0,
     ) -> CastFuture[Any]:
         """Hand over a call, and return the future that it will have."""
         future: CastFuture[Any] = CastFuture(
@@ -232,7 +236,7 @@ class Desk(Records):
 
         def call() -> None:
             try:
-                made = self.call(payload, materialize, key, timeout_s, refusal)
+                made = self.call(payload, materialize, key, timeout_s, refusal, priority=priority)
             except Exception as exc:
                 future.settle_error(exc)
             else:

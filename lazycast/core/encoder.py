@@ -78,6 +78,7 @@ class Encoder:
             fingerprint=call.mark,
             sent_s=time.monotonic(),
             origin=call.ask.origin,
+            priority=call.priority,
         )
         return cast, room, codes
 

@@ -88,6 +88,7 @@ class FollowerLane(Lane):
         *,
         here: bool = False,
         block: bool = True,
+        priority: int = 0,
         counted: list[bool] | None = None,
     ) -> CastFuture[Any]:
         if self.handed:
@@ -249,12 +250,7 @@ class FollowerLane(Lane):
         if isinstance(message, Cast):
             self._on_cast(message, body)
         elif isinstance(message, Verdict):
-            with self._lock:
-                comes = self._end.failure is None or self._end.failure.kind != "lost"  # after a loss no cast is taken
-                if message.seq not in self._agreeing and message.failure is not None and comes:
-                    # The news that a rank has gone can overtake a cast on its way out.
-                    self._early_verdicts[message.seq] = message
-            self._on_verdict(message)
+            self._on_any_verdict(message)
         elif isinstance(message, (Value, Pass)):
             self._on_host_message(message, body)
         elif isinstance(message, Code):
@@ -266,6 +262,28 @@ class FollowerLane(Lane):
                 self._queries.answered(message)
         elif isinstance(message, Gone):
             self._on_gone(message)
+
+    def _on_any_verdict(self, message: Verdict) -> None:
+        failure = message.failure
+        if failure is not None and failure.kind == "withdrawn":  # it comes after its cast
+            with self._lock:
+                arrival = self._agreeing.pop(message.seq, None) or self._unfinished(message.seq)
+            if arrival is not None:
+                self._conclude(arrival, Result(failure=failure))
+                self._give_up(arrival)
+            return
+        with self._lock:
+            comes = self._end.failure is None or self._end.failure.kind != "lost"  # after a loss no cast is taken
+            if message.seq not in self._agreeing and failure is not None and comes:
+                # The news that a rank has gone can overtake a cast on its way out.
+                self._early_verdicts[message.seq] = message
+        self._on_verdict(message)
+
+    def _unfinished(self, seq: int) -> Arrival | None:
+        """With the lock held: a cast without agreement that is not done. It looks at all of them."""
+        asked = [ask.arrival for ask in self._waits.live if ask.arrival is not None]
+        found = (arrival for arrival in (*asked, *self._mailbox.arrivals()) if arrival.message.seq == seq)
+        return self._owned.get(seq) or next(found, None)
 
     def _on_cast(self, message: Cast, body: memoryview) -> None:
         result = Result(failure=message.failure) if message.failure is not None else None
@@ -364,6 +382,9 @@ class FollowerLane(Lane):
                 self._trace_said("read", seqs[0])
             self._relay.up(Read(self._group.rank, seqs))
         return next_s
+
+    def _is_decided(self, ask: Ask) -> bool:
+        return ask.arrival is not None and ask.arrival.declined
 
     def _inquire(self, ask: Ask) -> None:
         arrival = ask.arrival

@@ -3,7 +3,8 @@
 Guarantees:
 
 * `call` copies nothing and does no work on the payload.
-* A call that is refused, times out in the queue or is withdrawn consumes its cast: it is sent as a failure.
+* A call that is refused, times out in the queue or is withdrawn there consumes its cast: it is sent as a failure. One
+  that is withdrawn after it was sent fails as others do, on every rank alike, as long as it has no verdict.
 * Back-pressure: a call waits while the slowest rank has `max_inflight` casts, or `max_inflight_nbytes` bytes, unread.
 * An interrupt of the caller leaves no call half made: once it counts it enters the queue, if only as a failure.
 """
@@ -14,10 +15,12 @@ import itertools
 import threading
 import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from lazycast.arguments import usable_key
+from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
 from lazycast.core.calls import Call, Calls
 from lazycast.core.future import CastFuture
@@ -35,7 +38,7 @@ from lazycast.missing import MISSING
 from lazycast.net.backend import Context
 from lazycast.net.host.mesh import Mesh
 from lazycast.net.topology import Topology
-from lazycast.net.wire import Failure, FailureKind, Key
+from lazycast.net.wire import Failure, FailureKind, Key, Verdict
 from lazycast.options import Options
 
 
@@ -56,6 +59,7 @@ class Intake(Lane):
         self._seqs = itertools.count(1)
         self._calls = Calls()
         self._held = self._calls.sendable
+        self._recalled: deque[tuple[Arrival, Verdict]] = deque()  # casts that are taken back
         self._window = Window(self._ledger, self._calls, options)
         self._inquiries = Inquiries(
             group.root,
@@ -83,6 +87,7 @@ class Intake(Lane):
         *,
         here: bool = False,
         block: bool = True,
+        priority: int = 0,
         counted: list[bool] | None = None,
     ) -> CastFuture[Any]:
         began_s = time.monotonic()
@@ -110,7 +115,7 @@ class Intake(Lane):
                     ask = self._make_ask(key, timeout_s, began_s, "broadcast" if here else "broadcast_async")
                     if refusal is None and key is not None and key in self._pending:
                         refusal = self._key_in_use(key)
-                    made = Call(next(self._seqs), key, ask, fn, payload)
+                    made = Call(next(self._seqs), key, ask, fn, payload, priority)
                     if ask.origin is not None:
                         self._inquiries.note(ask, made.seq)
                     if counted is not None:
@@ -254,6 +259,13 @@ class Intake(Lane):
         text = f"{self._ask_label(ask)}: not sent within {ask.timeout_s:g} s: {situation.text()}"
         return self._explain(ask, CastTimeoutError(text, rank=self._group.rank), situation)
 
+    def _freed(self) -> None:
+        """With the lock held: something was read, so what was held back may go."""
+        if self._gates:
+            self._notify()
+        if self._calls.sendable:
+            self._clock.wake()
+
     # Withdrawing
 
     def discard(self, key: Key, counted: list[bool] | None = None) -> None:
@@ -271,13 +283,36 @@ class Intake(Lane):
         self._inquiries.forget(ask)
 
     def _cancel(self, ask: Ask) -> bool:
+        failure = self._said("withdrawn", "the root withdrew this cast")
         with self._lock:
-            call = self._calls.of(ask)
-            if call is None or call.sending or not self._take(ask):
+            if ask.taken:
                 return ask.future.cancelled()
+            call, arrival = self._calls.of(ask), ask.arrival
+            if call is not None and not call.sending:
+                call.failure = failure
+            elif call is not None:
+                ask.late = failure  # whoever is sending it finds that
+            elif arrival is not None and not self._recall(arrival, failure):
+                return False  # everybody is about to get it
+            self._take(ask)
             self._counters.cancelled += 1
-            call.failure = self._said("withdrawn", "the root withdrew this cast")
         ask.future.settle_cancelled()
+        self._clock.wake()
+        return True
+
+    def _recall(self, arrival: Arrival, failure: Failure) -> bool:
+        """With the lock held: take back a cast that has gone out, unless it has its verdict. The engine tells of it.
+
+        What the root says of a cast comes after it: only the engine sends.
+        """
+        message = arrival.message
+        if message.failure is not None:
+            return False
+        verdict = self._ledger.withdraw(message.seq, failure, agree=message.agree)
+        if verdict is None:
+            return False
+        arrival.objection = failure
+        self._recalled.append((arrival, verdict))
         return True
 
     def _said(self, kind: FailureKind, text: str) -> Failure:

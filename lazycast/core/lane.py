@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+import weakref
 from abc import abstractmethod
 from dataclasses import dataclass, field
 
@@ -65,6 +66,8 @@ class Lane(Connected):
         self._agreeing: dict[int, Arrival] = {}  # by seq: casts whose verdict has not come
         self._parked: dict[str, list[Arrival]] = {}  # by materializer: casts that wait for its code
         self._awaited = Awaited(group.rank)
+        #: By seq: casts without agreement that this rank makes for others too, whether or not it wants them itself.
+        self._owned: weakref.WeakValueDictionary[int, Arrival] = weakref.WeakValueDictionary()
         self._end = _End()
 
     # This rank's part of a cast
@@ -76,6 +79,8 @@ class Lane(Connected):
             return
         arrival.owner = self._heir(message, ())
         if arrival.owner in (None, self._group.rank):
+            if arrival.owner is not None and not message.agree:
+                self._owned[message.seq] = arrival
             return  # alone on its host, or the owner: nobody sends it a value
         self._awaited.admit(arrival)
 
@@ -116,6 +121,8 @@ class Lane(Connected):
                 functools.partial(self._part_done, arrival),
                 light=takes,
                 seq=arrival.message.seq,
+                priority=arrival.message.priority,
+                unwanted=functools.partial(arrival.unwanted, self._group.rank),
             )
 
     def _is_quick(self, arrival: Arrival) -> bool:
@@ -151,6 +158,10 @@ class Lane(Connected):
     def _part(self, arrival: Arrival) -> Result:
         message = arrival.message
         owner = arrival.owner == self._group.rank
+        if arrival.over:
+            if owner:
+                self._decline(arrival)
+            return Result()
         if not arrival.wanted:  # nobody here will look at it: nothing to object
             if not owner:
                 return Result()
@@ -181,6 +192,12 @@ class Lane(Connected):
     def _value(self, arrival: Arrival, failure: Failure | None = None) -> Value:
         """What this rank, as the owner, has to say about a cast."""
         return Value(self._group.rank, arrival.message.seq, len(arrival.passed), failure=failure)
+
+    def _decline(self, arrival: Arrival) -> None:
+        """This rank, the owner, makes nothing of a cast that has failed: those who count on it are told so."""
+        rank = self._group.rank
+        text = "the cast had failed before its owner began"
+        self._parts.tell(self._value(arrival, Failure("refused", rank, self._group.hosts[rank], text)))
 
     def _pass_on(self, arrival: Arrival) -> None:
         """This rank was to materialize what it has no payload for: the next one of its host does."""
@@ -291,11 +308,9 @@ class Lane(Connected):
             arrival.begun = True
             read = arrival.ask is not None
             arrival.told_read |= read
-        rank = self._group.rank
-        if arrival.owner == rank:
-            failure = Failure("refused", rank, self._group.hosts[rank], "the cast had failed before its owner began")
-            self._parts.tell(self._value(arrival, failure))
-        self._relay.up(Report(rank, arrival.message.seq, read))
+        if arrival.owner == self._group.rank:
+            self._decline(arrival)
+        self._relay.up(Report(self._group.rank, arrival.message.seq, read))
 
     def _conclude(self, arrival: Arrival, result: Result) -> None:
         with self._lock:

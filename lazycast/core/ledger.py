@@ -5,7 +5,8 @@ Guarantees:
 * A cast gets exactly one verdict: a failure as soon as the first is reported, success when all ranks have.
 * A rank's report is its word on itself. What it says of another (an owner that did not share) counts once that one says
   so too, or has gone; if it says the opposite, the two do not agree, and that is what the verdict says.
-* An entry goes when its last report and its last read are in, so memory follows what is under way.
+* An entry goes when its last report and its last read are in, so memory follows what is under way. The bytes of a cast
+  that has failed, or was withdrawn, count no more: the ranks have let go of them.
 * Every answer is a function of what was told before; the caller acts on it outside any lock.
 """
 
@@ -94,6 +95,8 @@ class Ledger:
         if not entry.decided and (failure is not None or (first and not entry.unreported)):
             entry.decided = True
             verdict = Verdict(seq, failure)
+            if failure is not None:
+                self._free(seq)
         self._forget_if_done(seq, entry)
         return verdict
 
@@ -113,6 +116,26 @@ class Ledger:
         said = ((by, failure) for by, failure in entry.hearsay.items() if failure.rank == rank)
         return next((_disagreement(by, failure) for by, failure in said if failure.kind not in ENDS), None)
 
+    def withdraw(self, seq: int, failure: Failure, *, agree: bool) -> Verdict | None:
+        """Book that the root takes back a cast that has gone out; None if it has its verdict already.
+
+        A cast that needs no reports is taken back wherever it is not done.
+        """
+        if agree:
+            return self.report(self._root, seq, failure)
+        self._free(seq)
+        return Verdict(seq, failure)
+
+    def _free(self, seq: int) -> None:
+        """Nobody holds the bytes of a cast any more, whoever has not asked for it."""
+        entry = self.entries.get(seq)
+        if entry is None:
+            return
+        for rank in entry.unread:
+            self._load[rank].nbytes -= entry.nbytes
+        self.open_nbytes -= entry.nbytes
+        entry.nbytes = 0
+
     def gone(self, rank: int, failure: Failure) -> list[Verdict]:
         """Book that a rank answers no more; return the verdicts that follow: failure, wherever it had not reported."""
         self._others.discard(rank)
@@ -123,6 +146,7 @@ class Ledger:
             if (rank in entry.unreported or heard_of) and not entry.decided:
                 entry.decided = True
                 verdicts.append(Verdict(seq, failure))
+                self._free(seq)
             entry.unread.discard(rank)
             entry.unreported.discard(rank)
             self._forget_if_done(seq, entry)

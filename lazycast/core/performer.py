@@ -19,7 +19,7 @@ from lazycast.core import failures
 from lazycast.core.interrupts import Uninterrupted
 from lazycast.core.surroundings import apart
 from lazycast.core.workers import Workers, inside, unforked
-from lazycast.here import call_out
+from lazycast.here import call_out, here
 from lazycast.materialize.cores import Cores, together
 from lazycast.materialize.materializers import name_of
 from lazycast.net.wire import Failure, FailureKind
@@ -118,28 +118,37 @@ class Performer:
         here: bool = False,
         light: bool = False,
         seq: int = 0,
+        priority: int = 0,
+        unwanted: Callable[[], bool] | None = None,
     ) -> None:
         """Run `part`, which runs user code, and then `done`, on a worker; or here if it is small.
 
-        What is `light` does not wait for workers that materialize. `seq` is the number of the cast.
+        What is `light` does not wait for workers that materialize. `seq` is the number of the cast, and `unwanted` says
+        whether anybody still waits for it. A given executor keeps an order of its own, whatever the `priority`.
         """
         if here:
-            self._do(part, done)
+            self._do(part, done, unwanted)
             return
-        task = functools.partial(self._work_on, seq, part, done)
+        task = functools.partial(self._work_on, seq, part, done, unwanted)
         self._waiting.add(seq)
         if self._executor is None:
-            (self._light if light else self._workers).submit(task)
+            (self._light if light else self._workers).submit(task, priority)
         else:
             self._submit(self._executor, task, done, seq)
 
-    def _work_on(self, seq: int, part: Callable[[], Result], done: Callable[[Result], None]) -> None:
+    def _work_on(
+        self,
+        seq: int,
+        part: Callable[[], Result],
+        done: Callable[[Result], None],
+        unwanted: Callable[[], bool] | None,
+    ) -> None:
         me = threading.get_ident()
         self._waiting.discard(seq)
         outer = self._running.get(me)  # of an executor that runs what it is given at once, in the middle of another
         self._running[me] = seq, time.monotonic()
         try:
-            self._do(part, done)
+            self._do(part, done, unwanted)
         finally:
             if outer is None:
                 del self._running[me]
@@ -159,13 +168,18 @@ class Performer:
         shown = ", ".join(f"cast #{number} for {now_s - since_s:.1f} s" for number, since_s in running[:_SHOWN_HOLDERS])
         return f"a worker of rank {self._group.rank}, held by {shown}" if shown else ""
 
-    def _do(self, part: Callable[[], Result], done: Callable[[Result], None]) -> None:
+    def _do(
+        self, part: Callable[[], Result], done: Callable[[Result], None], unwanted: Callable[[], bool] | None
+    ) -> None:
         with Uninterrupted():  # in a thread of a given executor, or of a caller
+            outer, here.unwanted = here.unwanted, unwanted
             try:
                 with inside(self._owner, "materializer"):
                     result = part()
             except BaseException as exc:  # a defect: what user code raises is in the result
                 result = Result(failure=self.failure("materialize", "lazycast itself failed", exc), cause=exc)
+            finally:
+                here.unwanted = outer
             done(result)
 
     def _submit(

@@ -82,13 +82,6 @@ class RootLane(Sending):
             self._relay.down(verdict)
             self._on_verdict(verdict)
 
-    def _freed(self) -> None:
-        """With the lock held: something was read, so what was held back may go."""
-        if self._gates:
-            self._notify()
-        if self._calls.sendable:
-            self._clock.wake()
-
     def _on_need(self, message: Need) -> None:
         try:
             code, room = self._encoder.code(message.ident)
@@ -151,7 +144,7 @@ class RootLane(Sending):
         return not self._ledger.undecided(arrival.message.seq)
 
     def _busy(self) -> bool:
-        return self._calls.pending or super()._busy()
+        return self._calls.pending or bool(self._recalled) or super()._busy()
 
     def _phase_before_arrival(self, ask: Ask) -> Phase:
         phase, missing, answered = self._inquiries.before_sending(ask)

@@ -60,6 +60,8 @@ class Sending(Intake):
     def _do_queued(self) -> float | None:
         while self._work_one():
             pass
+        if self._recalled:
+            self._tell_recalled()
         return self._inquiries.work()  # besides, a new call, a value or a read will wake us
 
     def _work_a_little(self) -> None:
@@ -68,6 +70,20 @@ class Sending(Intake):
             if not self._work_one() or not (self._calls.new or self._calls.sendable):
                 return
         self._clock.wake()
+
+    def _tell_recalled(self) -> None:
+        """Tell the ranks of casts that the root has taken back. They have gone out."""
+        while self._recalled:
+            arrival, verdict = self._recalled[0]
+            self._relay.down(verdict)
+            with self._lock:
+                self._agreeing.pop(verdict.seq, None)
+                self._placing.failed(verdict.seq)
+            self._conclude(arrival, Result(failure=verdict.failure))
+            self._give_up(arrival)
+            with self._lock:
+                self._recalled.popleft()
+                self._freed()
 
     def _work_one(self) -> bool:
         """Begin or send a call; return whether there was one."""
@@ -141,10 +157,18 @@ class Sending(Intake):
             self._note_payload(call)
         call.payload = call.materialize = None
         part = functools.partial(self._prepare, call, fn, payload)
-        self._performer.run(part, functools.partial(self._prepared, call, fn, payload), seq=call.seq)
+        self._performer.run(
+            part,
+            functools.partial(self._prepared, call, fn, payload),
+            seq=call.seq,
+            priority=call.priority,
+            unwanted=lambda: call.failure is not None,
+        )
 
     def _prepare(self, call: Call, fn: Materializer, payload: Any) -> Result:
         """On a worker: make the value that is to be cast, or the hint."""
+        if call.failure is not None:  # it was withdrawn
+            return Result()
         cpu_s = time.thread_time()
         first = fn.prepare if isinstance(fn, Staged) else fn
         result, materialize_s = self._parts.materialize(call, first, payload)
@@ -298,10 +322,14 @@ class Sending(Intake):
 
     def _book_sent(self, call: Call, arrival: Arrival) -> None:
         """With the lock held: a call goes out."""
+        late = call.ask.late
         if not call.ask.taken:
             call.ask.arrival = arrival
+        elif late is not None and late.kind == "withdrawn":
+            self._recall(arrival, late)
+            self._clock.wake()
         elif arrival.message.agree:
-            arrival.objection = call.ask.late
+            arrival.objection = late
         message = arrival.message
         self._counters.cast(None if message.failure is not None else message.placement)
         self._calls.sent(call)

@@ -54,6 +54,7 @@ class SoloLane(Desk):
         *,
         here: bool = False,
         block: bool = True,
+        priority: int = 0,
         counted: list[bool] | None = None,
     ) -> CastFuture[Any]:
         if counted is not None:
@@ -89,6 +90,8 @@ class SoloLane(Desk):
                     functools.partial(self._settle, ask),
                     here=here,
                     seq=ask.number,
+                    priority=priority,
+                    unwanted=lambda: ask.taken,
                 )
             future = ask.future  # it is settled, or about to be by whoever was first: then without a cause
             error = future.exception() if here and future.done() and not future.cancelled() else None

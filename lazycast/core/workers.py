@@ -2,6 +2,7 @@
 
 Guarantees:
 
+* Of what waits, what has the highest priority runs first, and of that what came first.
 * Threads start on first use, are daemons, and end with `stop`; a materializer that never returns cannot keep the
   interpreter from exiting (a `ThreadPoolExecutor` would).
 * What is submitted runs: where no thread can be started any more (interpreter exit), in the submitting thread.
@@ -11,6 +12,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import heapq
 import logging
 import os
 import queue
@@ -79,27 +81,32 @@ class Workers:
     def __init__(self, threads: int, name: str) -> None:
         self._limit = threads
         self._name = name
-        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._tasks: list[tuple[int, int, Task]] = []  # a heap: (-priority, number, task)
+        self._submitted = 0
+        #: For each task that waits, one True: whoever takes it takes the first task. Then False for each thread.
+        self._turns: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._under_way = 0
         self._stopped = False
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: Task, priority: int = 0) -> None:
         """Run `task`, which must not raise, on a worker."""
         with self._lock:
             self._under_way += 1
             if self._under_way > len(self._threads) and len(self._threads) < self._limit and not self._stopped:
                 self._start_one()
             if self._threads and not self._stopped:
-                self._tasks.put(task)
+                self._submitted += 1
+                heapq.heappush(self._tasks, (-priority, self._submitted, task))
+                self._turns.put(True)
                 return
         self._run(task)
 
     def state(self) -> str:
         """Return a line for a dump. Takes no lock."""
         lives = sum(thread.is_alive() for thread in list(self._threads))
-        return f"{self._name}: {lives} of {self._limit} threads, {self._under_way} tasks, {self._tasks.qsize()} queued"
+        return f"{self._name}: {lives} of {self._limit} threads, {self._under_way} tasks, {len(self._tasks)} queued"
 
     def _start_one(self) -> None:
         thread = threading.Thread(target=self._work, name=f"{self._name}-{len(self._threads)}", daemon=True)
@@ -120,10 +127,9 @@ class Workers:
 
     def _work(self) -> None:
         own_thread()
-        while True:
-            task = self._tasks.get()
-            if task is None:
-                return
+        while self._turns.get():
+            with self._lock:
+                task = heapq.heappop(self._tasks)[2]
             self._run(task)
             del task  # what it holds must not live until the next one comes
             forget_frames()
@@ -136,7 +142,7 @@ class Workers:
             self._stopped = True
             threads = list(self._threads)
         for _ in threads:
-            self._tasks.put(None)
+            self._turns.put(False)
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join(timeout_s)

@@ -18,7 +18,7 @@ import msgspec
 
 from lazycast.net.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
 
-WIRE_VERSION: Final = 8
+WIRE_VERSION: Final = 9
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
@@ -178,7 +178,8 @@ class Cast(Message, frozen=True, tag="cast"):
     The value is the body; or what the materializer `ref` makes of it; or, in two stages, what `finish` makes of the
     payload and of the hint that `ref` makes of it. Without `ref` the body of a cast in two stages holds payload and
     hint. A cast with a `fingerprint` has no payload in its body: every rank has brought its own. `turn` says which
-    rank of each host is the owner. `sent_s` is when it was encoded, by the root's monotonic clock.
+    rank of each host is the owner. `sent_s` is when it was encoded, by the root's monotonic clock. Of the casts that
+    wait for a rank's workers, that with the highest `priority` comes first.
     """
 
     route = "down"
@@ -196,6 +197,7 @@ class Cast(Message, frozen=True, tag="cast"):
     fingerprint: bytes | None = None
     sent_s: float = 0.0
     origin: Origin | None = None
+    priority: int = 0
 
 
 class Chunk(Message, frozen=True, tag="chunk"):
@@ -218,7 +220,10 @@ class Code(Message, frozen=True, tag="code"):
 
 
 class Verdict(Message, frozen=True, tag="verdict"):
-    """The root's answer to the reports on a cast: everybody has it, or nobody does."""
+    """The root's answer to the reports on a cast: everybody has it, or nobody does.
+
+    That a cast is withdrawn comes after it, also of one that needs no reports.
+    """
 
     route = "down"
     seq: int

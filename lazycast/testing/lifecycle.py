@@ -178,30 +178,6 @@ def a_cast_withdrawn_before_sending_is_cancelled_everywhere(rank: Rank) -> None:
         same(lazy.stats().cancelled, 1, "cancelled")
 
 
-@behaviour(min_size=2)
-def a_cast_that_was_sent_is_not_withdrawn(rank: Rank) -> None:
-    gate = threading.Event()
-    with rank.executor(1) as executor, rank.lazy(identity, executor=executor, placement="every") as lazy:
-        slow = rank.rank == rank.last
-        held = executor.submit(lambda: slow and gate.wait(TIMEOUT_S))
-        rank.meet()
-        future = lazy.broadcast_async("x", key="k")
-        if not lazy.is_root and not slow:
-            check(future.cancel(), "a rank that is not the root may always give up")
-        if lazy.is_root:
-            while lazy.stats().casts == 0:
-                time.sleep(0.005)
-            check(not future.cancel(), "cancel() withdrew what was sent")
-        rank.meet()
-        gate.set()
-        held.result()
-        if lazy.is_root or slow:
-            same(future.result(TIMEOUT_S), "x")
-        else:
-            check(future.cancelled(), "it was not cancelled")
-        same(lazy.broadcast("next", key="k"), "next")
-
-
 @behaviour()
 def discard_consumes_the_next_cast_of_its_key(rank: Rank) -> None:
     with rank.lazy() as lazy:
