@@ -8,17 +8,17 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 
-from lazycast.arguments import limit, usable_key, usable_priority
+from lazycast.arguments import limit, usable_key, usable_priority, wait_limit
 from lazycast.codec.reducers import note_devices
 from lazycast.core.future import CastFuture
-from lazycast.core.turns import Turns
+from lazycast.core.turns import Turns, until
 from lazycast.core.workers import role_of
-from lazycast.errors import BackendError, CastTimeoutError
+from lazycast.errors import BackendError, CastTimeoutError, ClosedError
 from lazycast.here import here
 from lazycast.missing import MISSING, Missing
 from lazycast.net.backend import Backend
@@ -402,6 +402,63 @@ class LazyBroadcast(Generic[P, V]):
         """
         self._lane.refuse_after_fork()
         return self._lane.has_room()
+
+    def next(self, *, timeout_s: float | None = None, keyed: bool = False) -> tuple[Key | None, CastFuture[V]] | None:
+        """Take what has come: the key and the future of the first cast that nobody on this rank has asked for.
+
+        For a rank that does not know beforehand what the root will cast. Casts come in the root's order, the same on
+        every rank, each exactly once, beside calls that ask by key; what is taken counts as this rank's call for it.
+        Also `async for key, future in lazy`, until the root, or this rank, closes.
+
+        Args:
+            timeout_s: how long to wait for one (seconds; the object's by default). 0 only looks.
+            keyed: leave casts without a key to calls without a key.
+        Returns: the key, None of a cast without one, and a future as `broadcast_async` returns it, with the object's
+            time limit: it may be done, or still be made, have failed, or been withdrawn. None if nothing has come.
+        Raises:
+            ValueError: on the root, which has the futures of its calls.
+            PeerLostError, ClosedError: nothing more can come, and all that had come was taken.
+            ReentrantCallError: it would wait inside a materializer or callback of this object.
+        Collective: no. Blocking: up to `timeout_s`. Threads: safe; each cast goes to one of them.
+        """
+        wait_s, lane = wait_limit(timeout_s, self._options.timeout_s), self._lane
+        if here.depth or here.roles or lane.forked:
+            in_the_middle = lane.in_the_middle("next()")
+            if in_the_middle is not None:
+                raise in_the_middle
+            lane.refuse_after_fork()
+            if wait_s > 0:
+                lane.guard("next()")
+        try:
+            return lane.next_call(wait_s, self._limit_s, keyed=keyed)
+        finally:
+            forget_frames()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[Key | None, CastFuture[V]]]:
+        """What `next` returns, one after the other, beside the loop's other tasks."""
+        while True:
+            try:
+                came = self.next(timeout_s=0)
+            except ClosedError:
+                return
+            if came is None:
+                await until(functools.partial(self._lane.when_come, keyed=False))
+            else:
+                yield came
+
+    def ready(self) -> list[Key]:
+        """Return the keys of casts that every rank has, each once, in the order in which they got there.
+
+        On the root, for a loop whose ranks are to take up a request in the same step: what the root casts after this
+        call, with these keys in it say, comes to every rank after the news that their casts are whole, so their futures
+        are done there. The first call begins to note: make it before the first cast. A loop that has begun calls it in
+        every step, or the list grows. Casts that fail are not in it: their futures say so.
+
+        Raises: ValueError on a rank that is not the root, and without `agree`: then nobody knows what others have.
+        Collective: no. Blocking: never. Threads: safe.
+        """
+        self._lane.refuse_after_fork()
+        return self._lane.ready()
 
     def discard(self, key: Key) -> None:
         """Say that this rank will not ask for the next cast with `key`.

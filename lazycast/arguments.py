@@ -30,6 +30,18 @@ def limit(timeout_s: float | None, default_s: float, rank: int) -> tuple[float, 
     return min(seconds, FOR_EVER_S), None
 
 
+def wait_limit(timeout_s: float | None, default_s: float) -> float:
+    """Return how long a call may wait that may also not wait at all. Raises ValueError for what is no such time."""
+    if timeout_s is None:
+        return min(default_s, FOR_EVER_S)
+    if type(timeout_s) in (int, float) and 0 <= timeout_s < FOR_EVER_S:  # by far the most: every step of a loop asks
+        return timeout_s
+    given: Any = timeout_s
+    if not isinstance(given, Real) or isinstance(given, bool) or not given >= 0:
+        raise ValueError(f"timeout_s must be a number of seconds, at least 0, got {shown(timeout_s)}")
+    return min(float(given), FOR_EVER_S)
+
+
 def usable_priority(priority: Any) -> tuple[int, Exception | None]:
     """Return a call's priority, and what to refuse it with: it must count even so."""
     exactly = exact(priority)

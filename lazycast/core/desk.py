@@ -56,6 +56,13 @@ class Gate(Protocol):
     def release(self) -> object: ...
 
 
+class Waker:
+    """A gate that wakes somebody who does not stand at one."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.release = wake
+
+
 class Desk(Records):
     """What all kinds of lanes share: the books on asks, and the clock."""
 
@@ -106,6 +113,22 @@ class Desk(Records):
         made, those with the highest `priority` come first. `counted` gets something in
         it as soon as the call counts, or is not to.
         """
+
+    def next_call(self, wait_s: float, timeout_s: float, *, keyed: bool) -> tuple[Key | None, CastFuture[Any]] | None:
+        """Ask for what came first of all that nobody here has asked for; None if nothing comes within `wait_s`.
+
+        With `keyed` what came without a key is left. `timeout_s` is the call's own time limit.
+        """
+        raise ValueError(f"lazycast {self._options.name!r}: next() is for the other ranks; the root has its futures")
+
+    def when_come(self, wake: Callable[[], None], *, keyed: bool) -> bool:
+        """Whether `next_call` would return, or raise, now; else `wake` is called, from any thread, when it may."""
+        return True
+
+    def ready(self) -> list[Key]:
+        """Return the keys of casts that every rank has, and were not returned before. The first call begins to note."""
+        rank, root = self._group.rank, self._group.root
+        raise ValueError(f"lazycast {self._options.name!r}: only the root, rank {root}, knows; this is rank {rank}")
 
     @abstractmethod
     def discard(self, key: Key, counted: list[bool] | None = None) -> None:
@@ -169,6 +192,11 @@ class Desk(Records):
         gate.acquire()
         self._gates.append(gate)
         return gate
+
+    def _unwatch(self, gate: threading.Lock) -> None:
+        """With the lock held: nobody stands at a gate any more."""
+        if gate in self._gates:
+            self._gates.remove(gate)
 
     def _notify(self) -> None:
         """With the lock held: something has changed."""

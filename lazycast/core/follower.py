@@ -12,18 +12,20 @@ Guarantees:
 from __future__ import annotations
 
 import logging
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from lazycast.arguments import usable_key
 from lazycast.codec.fingerprint import fingerprint
-from lazycast.core import figures
+from lazycast.core import failures, figures
 from lazycast.core.arrival import Arrival, Own
 from lazycast.core.ask import Ask
+from lazycast.core.desk import Waker
 from lazycast.core.divergence import SHOWN_CALLS, Pairings, made
 from lazycast.core.dump import named
-from lazycast.core.failures import clip
 from lazycast.core.future import CastFuture
 from lazycast.core.interrupts import Uninterrupted
 from lazycast.core.lane import SPENT, Lane
@@ -76,6 +78,7 @@ class FollowerLane(Lane):
         self._pairings = Pairings()
         self._overdue: Failure | None = None  # a divergence that the others are told of with the next cast
         self._early_verdicts: dict[int, Verdict] = {}  # verdicts whose cast has not come
+        self._given_back: deque[tuple[Key | None, CastFuture[Any]]] = deque()  # taken by calls that were interrupted
         self._figures_due_s: float | None = None  # when the root is to be told what has been counted
 
     def call(
@@ -129,6 +132,59 @@ class FollowerLane(Lane):
             finally:
                 del refused, refusal  # it leads to its traceback, and that to this frame: it would lead back to it
         return ask.future
+
+    def next_call(self, wait_s: float, timeout_s: float, *, keyed: bool) -> tuple[Key | None, CastFuture[Any]] | None:
+        if self.handed:
+            self._do_handed()
+        deadline_s = time.monotonic() + wait_s
+        taken: list[tuple[Key | None, CastFuture[Any]]] = []
+        try:
+            while True:
+                left_s = deadline_s - time.monotonic()
+                with Uninterrupted():  # as for a call
+                    gate = self._take_first(taken, timeout_s, keyed=keyed, wait=left_s > 0)
+                if gate is None:
+                    return taken[0] if taken else None
+                if not gate.acquire(timeout=left_s):
+                    with Uninterrupted(), self._lock:
+                        self._unwatch(gate)
+        except BaseException:
+            self._given_back.extend(taken)  # nobody has it: the next call gets it
+            raise
+
+    def _take_first(
+        self, taken: list[tuple[Key | None, CastFuture[Any]]], timeout_s: float, *, keyed: bool, wait: bool
+    ) -> threading.Lock | None:
+        """Put what came first into `taken`. If there is nothing, return what opens when something has changed."""
+        with self._lock:
+            given_back = next((one for one in self._given_back if one[0] is not None or not keyed), None)
+            if given_back is not None:
+                self._given_back.remove(given_back)
+                taken.append(given_back)
+                return None
+            self._refuse_if_closed()
+            first, end = self._mailbox.first(keyed=keyed), self._end.failure
+            if first is None and end is not None:
+                label = f"lazycast {self._options.name!r}: next()"
+                raise failures.to_exception(end, label=label, rank=self._group.rank)
+            if first is None:
+                return self._watch() if wait else None
+            ask = self._make_ask(first.message.key, timeout_s, time.monotonic(), "next")
+            ask.origin = None  # whatever comes is what this call was meant for
+            self._book(ask)
+            arrival, result = self._match(ask)
+        self._after_match(ask, arrival, result)
+        taken.append((ask.key, ask.future))
+        return None
+
+    def when_come(self, wake: Callable[[], None], *, keyed: bool) -> bool:
+        with Uninterrupted(), self._lock:
+            if self._given_back or self._closing or self._end.failure is not None:
+                return True
+            if self._mailbox.first(keyed=keyed) is not None:
+                return True
+            self._gates.append(Waker(wake))
+            return False
 
     def discard(self, key: Key, counted: list[bool] | None = None) -> None:
         if self.handed:
@@ -256,7 +312,7 @@ class FollowerLane(Lane):
         elif isinstance(message, Code):
             self._on_code(message, body)
         elif isinstance(message, RollCall):
-            self._relay.up(Present(self._group.rank, clip(self._performer.holders(), MAX_REASON)))
+            self._relay.up(Present(self._group.rank, failures.clip(self._performer.holders(), MAX_REASON)))
         elif isinstance(message, (Status, Relayed)):
             with self._lock:
                 self._queries.answered(message)
@@ -315,6 +371,8 @@ class FollowerLane(Lane):
                 self._join(ask, arrival, in_turn=self._tells_in_turn)
                 if result is not None:
                     arrival.final = SPENT
+            elif self._gates:
+                self._notify()
         if early is None and result is None:
             self._advance(arrival)
         else:

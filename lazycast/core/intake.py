@@ -23,6 +23,7 @@ from lazycast.arguments import usable_key
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
 from lazycast.core.calls import Call, Calls
+from lazycast.core.desk import Waker
 from lazycast.core.future import CastFuture
 from lazycast.core.inquiry import Inquiries
 from lazycast.core.interrupts import Uninterrupted
@@ -40,13 +41,6 @@ from lazycast.net.host.mesh import Mesh
 from lazycast.net.topology import Topology
 from lazycast.net.wire import Failure, FailureKind, Key, Verdict
 from lazycast.options import Options
-
-
-class _Waker:
-    """A gate that wakes somebody who does not stand at one."""
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self.release = wake
 
 
 class Intake(Lane):
@@ -211,7 +205,7 @@ class Intake(Lane):
         with Uninterrupted(), self._lock:
             if self._window.has_room() or self._end.failure is not None or self._closing:
                 return True
-            self._gates.append(_Waker(wake))
+            self._gates.append(Waker(wake))
             return False
 
     def _would_block(self, key: Key | None) -> WouldBlockError:

@@ -4,6 +4,7 @@ Guarantees:
 
 * Per key (and for calls without one), the n-th ask gets the n-th arrival, whichever comes first.
 * An ask that was given up (timed out, cancelled, refused, discarded) still counts: it consumes its arrival.
+* `first` is what came before all others that wait: to take one after the other takes them as they came.
 * Memory is proportional to what waits; a key that has been served leaves nothing behind.
 """
 
@@ -16,7 +17,15 @@ from lazycast.net.wire import Key
 
 A = TypeVar("A")  # asks
 C = TypeVar("C")  # arrivals
-T = TypeVar("T")
+
+
+class _Place(Generic[C]):
+    """An arrival that waits."""
+
+    __slots__ = ("arrival", "key")
+
+    def __init__(self, key: Key | None, arrival: C) -> None:
+        self.key, self.arrival = key, arrival
 
 
 class Mailbox(Generic[A, C]):
@@ -24,47 +33,52 @@ class Mailbox(Generic[A, C]):
 
     def __init__(self) -> None:
         self._asks: dict[Key | None, deque[A]] = {}
-        self._arrivals: dict[Key | None, deque[C]] = {}
+        self._arrivals: dict[Key | None, deque[_Place[C]]] = {}
+        self._order: dict[_Place[C], None] = {}  # of all arrivals
 
     def ask(self, key: Key | None, ask: A) -> C | None:
         """Return the arrival that was waiting for this ask, or keep the ask and return None."""
-        waiting = self._arrivals.get(key)
-        if waiting is None:
+        if key not in self._arrivals:
             self._asks.setdefault(key, deque()).append(ask)
             return None
-        return _pop(self._arrivals, key, waiting)
+        return self.take(key)
 
     def take(self, key: Key | None) -> C | None:
         """Return the arrival that waits for the next ask, if there is one; remember nothing."""
         waiting = self._arrivals.get(key)
-        return None if waiting is None else _pop(self._arrivals, key, waiting)
+        if waiting is None:
+            return None
+        place = waiting.popleft()
+        if not waiting:
+            del self._arrivals[key]
+        del self._order[place]
+        return place.arrival
 
     def arrive(self, key: Key | None, arrival: C) -> A | None:
         """Return the ask that was waiting for this arrival, or keep the arrival and return None."""
         waiting = self._asks.get(key)
         if waiting is None:
-            self._arrivals.setdefault(key, deque()).append(arrival)
+            place = _Place(key, arrival)
+            self._arrivals.setdefault(key, deque()).append(place)
+            self._order[place] = None
             return None
-        ask = waiting.popleft()  # `_pop`, without the call: every cast passes here
+        ask = waiting.popleft()
         if not waiting:
             del self._asks[key]
         return ask
+
+    def first(self, *, keyed: bool) -> C | None:
+        """Return what came before all others, of those with a key if `keyed`. It goes on waiting."""
+        return next((place.arrival for place in self._order if not keyed or place.key is not None), None)
 
     def asks(self) -> list[A]:
         """Return the asks that wait for an arrival."""
         return [ask for waiting in list(self._asks.values()) for ask in list(waiting)]
 
     def arrivals(self) -> list[C]:
-        """Return the arrivals nobody has asked for."""
-        return [arrival for waiting in list(self._arrivals.values()) for arrival in list(waiting)]
+        """Return the arrivals nobody has asked for, as they came."""
+        return [place.arrival for place in list(self._order)]
 
     def clear_asks(self) -> None:
         """Forget all waiting asks: nothing will arrive any more."""
         self._asks.clear()
-
-
-def _pop(table: dict[Key | None, deque[T]], key: Key | None, waiting: deque[T]) -> T:
-    first = waiting.popleft()
-    if not waiting:
-        del table[key]
-    return first

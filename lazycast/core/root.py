@@ -13,6 +13,7 @@ from collections import deque
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
 from lazycast.core.figures import Reported
+from lazycast.core.interrupts import Uninterrupted
 from lazycast.core.performer import Group
 from lazycast.core.sending import Sending
 from lazycast.core.situation import Phase
@@ -20,7 +21,21 @@ from lazycast.materialize.placement.chooser import Standing
 from lazycast.net.backend import Context
 from lazycast.net.host.mesh import Mesh
 from lazycast.net.topology import Topology
-from lazycast.net.wire import AnyMessage, Code, Failure, Figures, Gone, Need, Pass, Present, Query, Read, Report, Value
+from lazycast.net.wire import (
+    AnyMessage,
+    Code,
+    Failure,
+    Figures,
+    Gone,
+    Key,
+    Need,
+    Pass,
+    Present,
+    Query,
+    Read,
+    Report,
+    Value,
+)
 from lazycast.options import Options
 from lazycast.watch.group_stats import GroupStats
 from lazycast.watch.stats import Stats
@@ -33,6 +48,7 @@ class RootLane(Sending):
     def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
         super().__init__(group, options, context, topology, mesh)
         self._reported = Reported()
+        self._noted_ready: list[Key] | None = None  # keys of casts that every rank has, once somebody wants to know
         self._without_code: deque[Failure] = deque(maxlen=100)
 
     # Messages
@@ -80,7 +96,24 @@ class RootLane(Sending):
             verdict = self._ledger.report(message.rank, message.seq, message.failure, known=known)
         if verdict is not None:
             self._relay.down(verdict)
+            if self._noted_ready is not None and verdict.failure is None:
+                self._note_ready(verdict.seq)
             self._on_verdict(verdict)
+
+    def _note_ready(self, seq: int) -> None:
+        """Every rank has this cast, and is told so before anything that is sent from now on."""
+        with self._lock:
+            arrival = self._agreeing.get(seq)
+            if arrival is not None and arrival.message.key is not None and self._noted_ready is not None:
+                self._noted_ready.append(arrival.message.key)
+
+    def ready(self) -> list[Key]:
+        if not self._options.agree or self._options.placement == "demand":
+            name = self._options.name
+            raise ValueError(f"lazycast {name!r}: ready() needs agree=True, and another placement than 'demand'")
+        with Uninterrupted(), self._lock:
+            keys, self._noted_ready = self._noted_ready, []
+        return keys or []
 
     def _on_need(self, message: Need) -> None:
         try:

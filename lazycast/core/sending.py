@@ -36,7 +36,7 @@ from lazycast.net import wire
 from lazycast.net.backend import Context
 from lazycast.net.host.mesh import Mesh
 from lazycast.net.topology import Topology
-from lazycast.net.wire import Cast, Cost, Failure
+from lazycast.net.wire import Cast, Cost, Failure, Verdict
 from lazycast.options import Options
 from lazycast.tracebacks import describe
 
@@ -60,8 +60,6 @@ class Sending(Intake):
     def _do_queued(self) -> float | None:
         while self._work_one():
             pass
-        if self._recalled:
-            self._tell_recalled()
         return self._inquiries.work()  # besides, a new call, a value or a read will wake us
 
     def _work_a_little(self) -> None:
@@ -71,22 +69,8 @@ class Sending(Intake):
                 return
         self._clock.wake()
 
-    def _tell_recalled(self) -> None:
-        """Tell the ranks of casts that the root has taken back. They have gone out."""
-        while self._recalled:
-            arrival, verdict = self._recalled[0]
-            self._relay.down(verdict)
-            with self._lock:
-                self._agreeing.pop(verdict.seq, None)
-                self._placing.failed(verdict.seq)
-            self._conclude(arrival, Result(failure=verdict.failure))
-            self._give_up(arrival)
-            with self._lock:
-                self._recalled.popleft()
-                self._freed()
-
     def _work_one(self) -> bool:
-        """Begin or send a call; return whether there was one."""
+        """Begin or send a call, or tell that one was taken back; return whether there was one."""
         with self._lock:
             calls = self._calls
             new = calls.new.popleft() if calls.new else None
@@ -98,7 +82,23 @@ class Sending(Intake):
                 self._spoil(new, exc)
         elif call is not None:
             self._send(call)
-        return new is not None or call is not None
+        elif self._recalled:
+            self._tell_recalled(*self._recalled[0])
+        else:
+            return False
+        return True
+
+    def _tell_recalled(self, arrival: Arrival, verdict: Verdict) -> None:
+        """Tell the ranks of a cast that the root has taken back. It has gone out."""
+        self._relay.down(verdict)
+        with self._lock:
+            self._agreeing.pop(verdict.seq, None)
+            self._placing.failed(verdict.seq)
+        self._conclude(arrival, Result(failure=verdict.failure))
+        self._give_up(arrival)
+        with self._lock:
+            self._recalled.popleft()
+            self._freed()
 
     def _next_to_send(self) -> Call | None:
         """With the lock held: take the call whose turn has come, if there is room for it."""

@@ -40,6 +40,8 @@ class SoloLane(Desk):
 
     _inquires = False
 
+    _noted_ready: list[Key] | None = None
+
     def start(self, *, timeout_s: float) -> None:
         """Begin."""
         self._clock.start()
@@ -108,6 +110,17 @@ class SoloLane(Desk):
         result = self._performer.materialize(fn, payload)
         self._took("materialize", began_s, _Call(ask.number, ask.key))
         return result
+
+    def _settle(self, ask: Ask, result: Result) -> None:
+        wanted = not ask.taken
+        super()._settle(ask, result)
+        if wanted and result.failure is None and ask.key is not None and self._noted_ready is not None:
+            self._noted_ready.append(ask.key)
+
+    def ready(self) -> list[Key]:
+        with self._lock:
+            keys, self._noted_ready = self._noted_ready, []
+        return keys or []
 
     def _named(self, ask: Ask) -> _Call:
         return _Call(ask.number, ask.key)

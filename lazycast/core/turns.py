@@ -19,6 +19,26 @@ from lazycast.errors import WouldBlockError
 F = TypeVar("F")
 
 
+async def until(when: Callable[[Callable[[], None]], bool], timeout_s: float | None = None) -> None:
+    """Wait, beside the loop's other tasks, until something may be so, or the time is over.
+
+    Args: `when` says whether it is so; if not, it calls what it is given once that may have changed, from any thread.
+    """
+    loop = asyncio.get_running_loop()
+    changed: asyncio.Future[None] = loop.create_future()
+
+    def end() -> None:
+        if not changed.done():
+            changed.set_result(None)
+
+    def wake() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+            loop.call_soon_threadsafe(end)
+
+    if not when(wake):
+        await asyncio.wait([changed], timeout=timeout_s)
+
+
 class _Line:
     """Who waits in one loop. Touched by that loop's thread alone."""
 
@@ -82,21 +102,8 @@ class Turns:
                     left_s = end_s - time.monotonic()
                     if left_s <= 0:
                         return late()
-                await self._room(loop, left_s)
+                await until(self._when_room, left_s)
         finally:
             line.leave()
 
-    async def _room(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
-        """Wait until there may be room, or the time is over."""
-        freed: asyncio.Future[None] = loop.create_future()
 
-        def end() -> None:
-            if not freed.done():
-                freed.set_result(None)
-
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
-                loop.call_soon_threadsafe(end)
-
-        if not self._when_room(wake):
-            await asyncio.wait([freed], timeout=timeout_s)

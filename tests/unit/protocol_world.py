@@ -70,7 +70,7 @@ class StepPerformer(Performer):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.tasks: deque[tuple[Callable[[], Result], Callable[[Result], None]]] = deque()
+        self.tasks: deque[tuple[Callable[[], Result], Callable[[Result], None], Callable[[], bool] | None]] = deque()
 
     def run(
         self,
@@ -80,11 +80,13 @@ class StepPerformer(Performer):
         here: bool = False,
         light: bool = False,
         seq: int = 0,
+        priority: int = 0,
+        unwanted: Callable[[], bool] | None = None,
     ) -> None:
         if here:
-            self._do(part, done)
+            self._do(part, done, unwanted)
         else:
-            self.tasks.append((part, done))
+            self.tasks.append((part, done, unwanted))
 
     def step(self) -> None:
         self._do(*self.tasks.popleft())
@@ -313,7 +315,7 @@ class World:
 
     @staticmethod
     def _engine_has_work(lane: RootLane) -> bool:
-        return bool(lane._calls.sendable) or bool(lane._calls.new)
+        return bool(lane._calls.sendable or lane._calls.new or lane._recalled)
 
     def do(self, step: Step) -> None:
         """Take a step."""

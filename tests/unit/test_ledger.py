@@ -150,7 +150,12 @@ class Model:
 
     def largest_unread(self) -> tuple[int, int]:
         loads = [self.unread(rank) for rank in range(1, self.size)]
-        return max(map(len, loads)), max(sum(self.sent[seq][0] for seq in load) for load in loads)
+        return max(map(len, loads)), max(sum(map(self.nbytes, load)) for load in loads)
+
+    def nbytes(self, seq: int) -> int:
+        """What a cast holds on the ranks: nothing once it has failed."""
+        verdict = self.verdicts.get(seq)
+        return self.sent[seq][0] if verdict is None or verdict.failure is None else 0
 
     def verdict_after(self, rank: int, seq: int, failure: Failure | None) -> Verdict | None:
         told = self.reports.setdefault(seq, set())

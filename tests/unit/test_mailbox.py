@@ -71,3 +71,21 @@ def test_things_wait_in_the_order_they_came() -> None:
     for number in range(5):
         box.arrive("k", number)
     assert [box.ask("k", "a") for _ in range(6)] == [0, 1, 2, 3, 4, None]
+
+
+@given(STEPS)
+def test_what_is_taken_as_it_came_is_the_oldest_and_of_its_key_the_next(steps: list[tuple[bool, Key | None]]) -> None:
+    box: Mailbox[str, tuple[int, Key | None]] = Mailbox()
+    waiting: list[tuple[int, Key | None]] = []
+    for number, (is_ask, key) in enumerate(steps):
+        if is_ask:
+            got = box.take(key)
+            assert got == next((one for one in waiting if type(one[1]) is type(key) and one[1] == key), None)
+            if got is not None:
+                waiting.remove(got)
+        else:
+            box.arrive(key, (number, key))
+            waiting.append((number, key))
+        assert box.arrivals() == waiting
+        assert box.first(keyed=False) == (waiting[0] if waiting else None)
+        assert box.first(keyed=True) == next((one for one in waiting if one[1] is not None), None)
