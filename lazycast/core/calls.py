@@ -40,6 +40,7 @@ class Call(msgspec.Struct, eq=False, weakref=True):
     spare: Any = None  # the cast to send if its value does not pickle, as `Encoder.encode` returns it
     untouched: Any = None  # fingerprint, payload and materializer as they were, for the same
     mark: bytes | None = None  # the fingerprint of a replicated payload
+    as_called: Any = None  # in debug mode, what the payload was recognised by when the call was made
     failure: Failure | None = None  # it was refused, or its value cannot be had: sent in place of it
     cause: BaseException | None = None
     entered: bool = False

@@ -62,6 +62,7 @@ logger = logging.getLogger("lazycast")
 
 #: How long after a cast the root is told what this rank has counted. While nothing is cast nothing is told.
 FIGURES_EVERY_S = 2.0
+_SHOWN_UNASKED = 8  # casts, in a message
 
 
 class FollowerLane(Lane):
@@ -461,7 +462,14 @@ class FollowerLane(Lane):
         return self._queries.agreement(ask)
 
     def _notes(self, ask: Ask) -> tuple[str, ...]:
-        return self._queries.notes(ask)
+        notes = self._queries.notes(ask)
+        unasked = self._mailbox.arrivals() if ask.arrival is None else []
+        if not unasked:
+            return notes
+        names = [f"#{a.message.seq}{named(a.message.key)}" for a in unasked[:_SHOWN_UNASKED]]
+        more = ", ..." if len(unasked) > len(names) else ""
+        casts = "1 cast" if len(unasked) == 1 else f"{len(unasked)} casts"
+        return (*notes, f"{casts} here that nobody has asked for: {', '.join(names)}{more}")
 
     def _forget(self) -> None:
         super()._forget()

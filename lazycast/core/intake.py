@@ -11,6 +11,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lazycast.arguments import usable_key
+from lazycast.codec.untouched import mark
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
 from lazycast.core.calls import Call, Calls
@@ -96,6 +98,10 @@ class Intake(Lane):
             refusal = TypeError(f"{self._label(key, None)}: {wrong}")
         elif fn is not None and (refused := objection(fn, self._policy)) is not None:
             refusal = TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
+        as_called = None
+        if self._options.debug and refusal is None:
+            with contextlib.suppress(Exception):  # of one that cannot be looked at nothing is known
+                as_called = mark(payload)
         call: Call | None = None  # once it has its place in line
         try:
             with Uninterrupted():  # what has begun must count, or the ranks would be out of step
@@ -110,6 +116,7 @@ class Intake(Lane):
                     if refusal is None and key is not None and key in self._pending:
                         refusal = self._key_in_use(key)
                     made = Call(next(self._seqs), key, ask, fn, payload, priority)
+                    made.as_called = as_called
                     if ask.origin is not None:
                         self._inquiries.note(ask, made.seq)
                     if counted is not None:

@@ -28,6 +28,7 @@ class _Entry(msgspec.Struct, eq=False):
     unread: set[int]
     unreported: set[int]
     decided: bool = False
+    sent_s: float = 0.0
     hearsay: dict[int, Failure] = msgspec.field(default_factory=dict)  # by rank: what it says of another
 
 
@@ -49,12 +50,14 @@ class Ledger:
         self.entries: dict[int, _Entry] = {}
         #: Bytes of all casts on the books: what some rank has not read is part of it.
         self.open_nbytes = 0
+        self.last_sent_s = 0.0
         self._gone: dict[int, Failure] = {}
 
-    def sent(self, seq: int, key: Key | None, nbytes: int, *, agree: bool) -> None:
+    def sent(self, seq: int, key: Key | None, nbytes: int, *, agree: bool, sent_s: float = 0.0) -> None:
         """Book a cast that goes out now."""
+        self.last_sent_s = sent_s
         unreported = {*self._others, self._root} if agree else set()
-        self.entries[seq] = _Entry(key, nbytes, set(self._others), unreported, not agree)
+        self.entries[seq] = _Entry(key, nbytes, set(self._others), unreported, not agree, sent_s)
         self.open_nbytes += nbytes
         for load in self._load.values():
             load.casts += 1
@@ -170,6 +173,21 @@ class Ledger:
             if load.nbytes > nbytes:
                 nbytes = load.nbytes
         return casts, nbytes
+
+    @property
+    def readers(self) -> int:
+        """How many ranks there are beside the root."""
+        return len(self._load)
+
+    def is_unread(self, rank: int, seq: int) -> bool:
+        """Whether a rank has not asked for a cast."""
+        entry = self.entries.get(seq)
+        return entry is not None and rank in entry.unread
+
+    def unread_of(self, rank: int) -> int:
+        """Return how many casts a rank has not asked for."""
+        load = self._load.get(rank)
+        return load.casts if load is not None else 0
 
     def unread_by_rank(self, *, casts: int, nbytes: int) -> dict[int, list[tuple[int, Key | None]]]:
         """Return, for each rank with at least so much unread, which casts those are: (number, key), oldest first."""

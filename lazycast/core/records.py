@@ -88,7 +88,7 @@ class Records(ABC):
         situation, more = Situation.of(failure), ""
         if failure.kind in ("lost", "closed"):
             situation = self._situation(ask)
-            more = f"; this call had waited {time.monotonic() - ask.since_s:.1f} s: {situation.text()}"
+            more = f"; this call had waited {time.monotonic() - ask.since_s:.1f} s"
         label, rank = self._ask_label(ask), self._group.rank
         exc = failures.to_exception(failure, label=label, rank=rank, cause=result.cause, more=more)
         return self._explain(ask, exc, situation)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import time
 from typing import Any
 
@@ -24,8 +25,10 @@ from lazycast.codec.untouched import mark
 from lazycast.core.arrival import Arrival
 from lazycast.core.calls import Call
 from lazycast.core.encoder import Encoded, Encoder, own_of
+from lazycast.core.dump import named
 from lazycast.core.failures import clip
 from lazycast.core.intake import Intake
+from lazycast.core.lagging import Lagging
 from lazycast.core.parts import MAX_REASON
 from lazycast.core.performer import Group, Result
 from lazycast.core.placing import Placing, place_name
@@ -39,6 +42,8 @@ from lazycast.net.topology import Topology
 from lazycast.net.wire import Cast, Cost, Failure, Verdict
 from lazycast.options import Options
 from lazycast.tracebacks import describe
+
+logger = logging.getLogger("lazycast")
 
 _STEPS_HERE = 4
 #: A payload up to this size is encoded before `auto` has the root materialize, in case that the value does not travel;
@@ -54,13 +59,31 @@ class Sending(Intake):
         self._encoder = Encoder(self._relay, self._policy, self._seqs, agree=options.agree)
         self._placed = options.placement, "nothing has been cast"
         self._placing = Placing(group, topology, options)
+        self._lagging = Lagging(self._ledger, options.warn_after_s)
 
     # In turn
 
     def _do_queued(self) -> float | None:
         while self._work_one():
             pass
-        return self._inquiries.work()  # besides, a new call, a value or a read will wake us
+        due_s = self._inquiries.work()  # besides, a new call, a value or a read will wake us
+        if not self._ledger.entries:
+            return due_s
+        lags_s = self._name_lagging(time.monotonic())
+        return lags_s if due_s is None else min(due_s, lags_s)
+
+    def _name_lagging(self, now_s: float) -> float:
+        """Warn of ranks that have stopped asking; return when to look again."""
+        with self._lock:
+            news, next_s = self._lagging.turn(now_s), self._lagging.next_s
+        for lag in news:
+            text = (
+                "lazycast %r: rank %d (%s) has not asked for %d casts, the oldest #%d%s for %.1f s, while others go on: "
+                "has its loop stopped?"
+            )
+            host, name = self._group.hosts[lag.rank], self._options.name
+            logger.warning(text, name, lag.rank, host, lag.casts, lag.seq, named(lag.key), lag.for_s)
+        return next_s
 
     def _work_a_little(self) -> None:
         """For a caller who waits for its call: begin it, send it. What others have queued before it takes no longer."""
@@ -224,6 +247,8 @@ class Sending(Intake):
 
     def _send(self, call: Call) -> None:
         began_s, cpu_s = time.monotonic(), time.thread_time() if call.measured else 0.0
+        if call.as_called is not None and not call.prepared:
+            self._check_unchanged(call)
         if call.failure is None:
             call.phase = "encoding"
             try:
@@ -247,7 +272,7 @@ class Sending(Intake):
                 self._placing.spent(call.seq, Cost(time.thread_time() - cpu_s, 0.0, shared_nbytes=sent_nbytes))
             if cast.placement == "shard":
                 self._admit(arrival)
-            self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree)
+            self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree, sent_s=cast.sent_s)
             if cast.agree:
                 self._agreeing[cast.seq] = arrival
             self._counters.noted += (("held", began_s - call.ready_s), ("encode", cast.sent_s - began_s))
@@ -268,6 +293,14 @@ class Sending(Intake):
             self._local_done(arrival, Result(own.payload))
         else:
             self._advance(arrival)
+
+    def _check_unchanged(self, call: Call) -> None:
+        """In debug mode: a payload that has changed since its call would go out half old, half new."""
+        if call.failure is not None or mark(call.payload) == call.as_called:
+            return
+        where = f", made at {call.ask.origin.site}" if call.ask.origin is not None else ""
+        text = f"the payload has changed since the call{where}: it must stay as it is until the future is done"
+        call.failure = self._said("encode", text)
 
     def _encoded(self, call: Call) -> Encoded:
         """Return what is to be sent of a value that may not travel: the payload in its place if it does not."""

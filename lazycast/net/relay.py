@@ -99,6 +99,8 @@ class Relay:
                 context.close()  # all has been exchanged, and connections that nobody uses cost descriptors and threads
             if self._mesh is not None:
                 self._mesh.start(self, f"lazycast-{name}-host", self._receiver.on_turn)
+            for peer in (*self._near, *self.away):  # they have had their say while the group was constructed
+                self.heard_s.setdefault(peer, time.monotonic())
         finally:
             self._connected.set()
 

@@ -1,0 +1,56 @@
+"""Ranks that have stopped asking while casts go on: a main loop that has ended, or stands still. Plain data, no clock.
+
+Guarantees: a rank is named once, and again only after it has asked for all that it was named for. Where nobody asks, and
+nothing more is cast, nobody is named: the group rests.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from lazycast.core.ledger import Ledger
+from lazycast.net.wire import Key
+
+
+class Lag(msgspec.Struct, frozen=True):
+    """A rank that lags: since when (seconds), by how many casts, and the oldest of them."""
+
+    rank: int
+    for_s: float
+    casts: int
+    seq: int
+    key: Key | None
+
+
+class Lagging:
+    """See the module's text. Not thread-safe.
+
+    Args: `after_s` is how long a cast may stay unasked for while others go on (seconds).
+    """
+
+    def __init__(self, ledger: Ledger, after_s: float) -> None:
+        self._ledger, self._after_s = ledger, after_s
+        self._named: dict[int, int] = {}  # by rank: the cast that it was named for
+        self.next_s = 0.0  # when to look again, if anything is on the books
+
+    def turn(self, now_s: float) -> list[Lag]:
+        """Return who is to be named now."""
+        if now_s < self.next_s or math.isinf(self._after_s):
+            return []
+        ledger, news = self._ledger, []
+        self._named = {rank: seq for rank, seq in self._named.items() if ledger.is_unread(rank, seq)}
+        self.next_s = now_s + self._after_s
+        for seq, entry in ledger.entries.items():  # as they were sent
+            if not entry.unread:
+                continue
+            age_s = now_s - entry.sent_s
+            if age_s < self._after_s:
+                self.next_s = min(self.next_s, entry.sent_s + self._after_s)
+                break
+            goes_on = len(entry.unread) < ledger.readers or now_s - ledger.last_sent_s < self._after_s
+            for rank in sorted(entry.unread - self._named.keys()) if goes_on else ():
+                self._named[rank] = seq
+                news.append(Lag(rank, age_s, ledger.unread_of(rank), seq, entry.key))
+        return news
