@@ -417,7 +417,8 @@ class LazyBroadcast(Generic[P, V]):
             time limit: it may be done, or still be made, have failed, or been withdrawn. None if nothing has come.
         Raises:
             ValueError: on the root, which has the futures of its calls.
-            PeerLostError, ClosedError: nothing more can come, and all that had come was taken.
+            PeerLostError: a rank died, and all that had come was taken. ClosedError: the same of a root that has closed,
+                unless this only looks; and of this rank's own object.
             ReentrantCallError: it would wait inside a materializer or callback of this object.
         Collective: no. Blocking: up to `timeout_s`. Threads: safe; each cast goes to one of them.
         """
@@ -430,7 +431,7 @@ class LazyBroadcast(Generic[P, V]):
             if wait_s > 0:
                 lane.guard("next()")
         try:
-            return lane.next_call(wait_s, self._limit_s, keyed=keyed)
+            return lane.next_call(wait_s, self._limit_s, keyed=keyed, looks=wait_s == 0)
         finally:
             forget_frames()
 
@@ -438,11 +439,11 @@ class LazyBroadcast(Generic[P, V]):
         """What `next` returns, one after the other, beside the loop's other tasks."""
         while True:
             try:
-                came = self.next(timeout_s=0)
+                came = self._lane.next_call(0.0, self._limit_s)
             except ClosedError:
                 return
             if came is None:
-                await until(functools.partial(self._lane.when_come, keyed=False))
+                await until(self._lane.when_come)
             else:
                 yield came
 
@@ -464,7 +465,7 @@ class LazyBroadcast(Generic[P, V]):
         """Say that this rank will not ask for the next cast with `key`.
 
         An owner still works for the others of its host; with replicated payloads it passes the cast on to another.
-        On the root, which does not ask, it withdraws a pending cast with this key if it has not been sent.
+        On the root, which does not ask, it withdraws a pending cast with this key, as `CastFuture.cancel` does.
         Collective: no. Blocking: never. Threads: safe.
         """
         counted: list[bool] = []

@@ -181,7 +181,7 @@ class SGLangBroadcast:
     def abort(self, rid: str) -> bool:
         """Give up a request of `process_async` that is not done, also while that call is still being made.
 
-        The entry rank can only while it has not been sent; then it is cancelled on every rank.
+        The entry rank can as long as not every rank has its inputs: it is cancelled on all of them, and made nowhere.
 
         Returns: whether this rank will not get its inputs. False also for an id that is not known here; and on the
             entry rank while the call is still being made: it is given up then as soon as it can be.

@@ -26,7 +26,7 @@ class InputsFuture(concurrent.futures.Future[Any]):
 
     Args:
         translated: makes of the cast's error the one to raise.
-        sure: whether giving it up always succeeds: not on the entry rank, where the cast may have been sent.
+        sure: whether giving it up always succeeds: not on the entry rank, where every rank may have it already.
     """
 
     def __init__(

@@ -120,7 +120,7 @@ class LazycastInputs(Inputs):
 
     def drop(self, rid: str) -> None:
         future = self._futures.pop(rid)
-        # On rank 0 this withdraws a cast that has not been sent; elsewhere this rank will not get the value.
+        # On rank 0 this withdraws the cast, unless all have it; elsewhere this rank will not get the value.
         if not future.cancel() and self._lazy.is_root and not future.done():
             self._given_up.add(future)
             future.add_done_callback(lambda _: self._wake())

@@ -114,14 +114,17 @@ class Desk(Records):
         it as soon as the call counts, or is not to.
         """
 
-    def next_call(self, wait_s: float, timeout_s: float, *, keyed: bool) -> tuple[Key | None, CastFuture[Any]] | None:
+    def next_call(
+        self, wait_s: float, timeout_s: float, *, keyed: bool = False, looks: bool = False
+    ) -> tuple[Key | None, CastFuture[Any]] | None:
         """Ask for what came first of all that nobody here has asked for; None if nothing comes within `wait_s`.
 
-        With `keyed` what came without a key is left. `timeout_s` is the call's own time limit.
+        With `keyed` what came without a key is left. `timeout_s` is the call's own time limit. With `looks` it is None, too,
+        once the root has closed and nothing more can come; else that raises.
         """
         raise ValueError(f"lazycast {self._options.name!r}: next() is for the other ranks; the root has its futures")
 
-    def when_come(self, wake: Callable[[], None], *, keyed: bool) -> bool:
+    def when_come(self, wake: Callable[[], None]) -> bool:
         """Whether `next_call` would return, or raise, now; else `wake` is called, from any thread, when it may."""
         return True
 

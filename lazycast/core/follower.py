@@ -134,7 +134,9 @@ class FollowerLane(Lane):
                 del refused, refusal  # it leads to its traceback, and that to this frame: it would lead back to it
         return ask.future
 
-    def next_call(self, wait_s: float, timeout_s: float, *, keyed: bool) -> tuple[Key | None, CastFuture[Any]] | None:
+    def next_call(
+        self, wait_s: float, timeout_s: float, *, keyed: bool = False, looks: bool = False
+    ) -> tuple[Key | None, CastFuture[Any]] | None:
         if self.handed:
             self._do_handed()
         deadline_s = time.monotonic() + wait_s
@@ -143,7 +145,7 @@ class FollowerLane(Lane):
             while True:
                 left_s = deadline_s - time.monotonic()
                 with Uninterrupted():  # as for a call
-                    gate = self._take_first(taken, timeout_s, keyed=keyed, wait=left_s > 0)
+                    gate = self._take_first(taken, timeout_s, keyed=keyed, wait=left_s > 0, looks=looks)
                 if gate is None:
                     return taken[0] if taken else None
                 if not gate.acquire(timeout=left_s):
@@ -154,7 +156,13 @@ class FollowerLane(Lane):
             raise
 
     def _take_first(
-        self, taken: list[tuple[Key | None, CastFuture[Any]]], timeout_s: float, *, keyed: bool, wait: bool
+        self,
+        taken: list[tuple[Key | None, CastFuture[Any]]],
+        timeout_s: float,
+        *,
+        keyed: bool,
+        wait: bool,
+        looks: bool,
     ) -> threading.Lock | None:
         """Put what came first into `taken`. If there is nothing, return what opens when something has changed."""
         with self._lock:
@@ -165,7 +173,7 @@ class FollowerLane(Lane):
                 return None
             self._refuse_if_closed()
             first, end = self._mailbox.first(keyed=keyed), self._end.failure
-            if first is None and end is not None:
+            if first is None and end is not None and not (looks and end.kind == "closed"):
                 label = f"lazycast {self._options.name!r}: next()"
                 raise failures.to_exception(end, label=label, rank=self._group.rank)
             if first is None:
@@ -178,11 +186,11 @@ class FollowerLane(Lane):
         taken.append((ask.key, ask.future))
         return None
 
-    def when_come(self, wake: Callable[[], None], *, keyed: bool) -> bool:
+    def when_come(self, wake: Callable[[], None]) -> bool:
         with Uninterrupted(), self._lock:
             if self._given_back or self._closing or self._end.failure is not None:
                 return True
-            if self._mailbox.first(keyed=keyed) is not None:
+            if self._mailbox.first(keyed=False) is not None:
                 return True
             self._gates.append(Waker(wake))
             return False

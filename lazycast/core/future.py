@@ -92,8 +92,10 @@ class CastFuture(concurrent.futures.Future[V]):
     def cancel(self) -> bool:
         """Give up this cast.
 
-        On the root this withdraws a cast that has not been sent: everyone's future for it is cancelled; once it has
-        been sent it returns False. On the other ranks it is a `discard`: this rank will not get the value.
+        On the root this withdraws it, also after it was sent: what has not begun to be made never is, what is being
+        made can learn of it (`lazycast.cancelled`), and with `agree=True` everyone's future is cancelled, or nobody's.
+        It returns False once the cast has its verdict: every rank has the value, or the error. Without agreement ranks
+        that have their value keep it. On the other ranks it is a `discard`: this rank will not get the value.
         """
         withdraw = self._withdraw
         return self.cancelled() if withdraw is None else withdraw()

@@ -98,6 +98,7 @@ def what_comes_can_be_taken_by_a_loop_until_the_root_closes(rank: Rank) -> None:
     else:
         same(asyncio.run(take(lazy)), [(n or None, n) for n in range(5)])
         raises(ClosedError, "rank 0 .* has closed", lambda: lazy.next())
+        same(lazy.next(timeout_s=0), None, "it only looks")
         lazy.close()
         raises(ClosedError, "is closed on this rank", lambda: lazy.next())
     rank.meet()

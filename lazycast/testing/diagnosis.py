@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lazycast.api import LazyBroadcast
-from lazycast.errors import CastTimeoutError, ClosedError, DivergenceError
+from lazycast.errors import CastTimeoutError, ClosedError, DivergenceError, EncodeError, RemoteError
 from lazycast.options import DEBUG
 from lazycast.testing.failures import identity
 from lazycast.testing.kit import TIMEOUT_S, TOLD_S, Rank, behaviour, check, raises, same, this_rank
@@ -86,12 +87,12 @@ def a_time_out_compares_the_numbers_of_calls(rank: Rank) -> None:
 
 
 class Records(logging.Handler):
-    """Keeps what is logged about one object."""
+    """Keeps what is logged about one object and one rank, its own or another."""
 
-    def __init__(self, about: LazyBroadcast[Any, Any]) -> None:
+    def __init__(self, about: LazyBroadcast[Any, Any], rank: int | None = None) -> None:
         super().__init__()
         self._prefix = repr(about).split()[1].rstrip("'")
-        self._rank = about.rank
+        self._rank = about.rank if rank is None else rank
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -123,6 +124,64 @@ def a_long_wait_is_logged_once_with_whom_it_waits_for(rank: Rank) -> None:
         rank.meet()
         Held.gate.set()
         same(lazy.broadcast("next", materialize=identity), "next")
+
+
+@behaviour(min_size=2)
+def a_time_out_says_what_is_here_and_was_not_asked_for(rank: Rank) -> None:
+    with rank.lazy() as lazy:
+        if lazy.is_root:
+            for key in ("request 1", None):
+                same(lazy.broadcast("x", key=key), "x")
+        rank.meet()
+        if not lazy.is_root:
+            pattern = r"2 casts here that nobody has asked for: #1 key 'request 1', #2$"
+            raises(CastTimeoutError, pattern, lambda: lazy.broadcast(key="request-1", timeout_s=TOLD_S))
+            same(lazy.broadcast(key="request 1"), "x")
+            same(lazy.broadcast(), "x")
+        rank.meet()
+
+
+@behaviour(min_size=3)
+def a_rank_that_stops_asking_while_others_go_on_is_named(rank: Rank) -> None:
+    with rank.lazy(warn_after_s=0.3) as lazy, Records(lazy, rank.last) as records:
+        if rank.rank != rank.last:
+            for n in range(3):
+                same(lazy.broadcast(n, key=n), n)
+        if lazy.is_root:
+            deadline_s = time.monotonic() + TIMEOUT_S
+            named = rf"rank {rank.last} .* has not asked for \d casts?.*, the oldest #1 key 0 for \d+\.\d s"
+            while not [text for text in records.texts if re.search(named, text)]:
+                check(time.monotonic() < deadline_s, f"nobody was named: {records.texts}")
+                time.sleep(0.02)
+        rank.meet()
+        if rank.rank == rank.last:
+            for n in range(3):
+                same(lazy.broadcast(key=n), n)
+
+
+@behaviour(min_size=2)
+def in_debug_mode_a_payload_that_changes_after_its_call_is_found(rank: Rank) -> None:
+    gate = threading.Event()
+    with debug_mode(rank):
+        lazy = rank.lazy(executor=(executor := rank.executor(1)), placement="root")
+    with executor, lazy:
+        if lazy.is_root:
+            held = executor.submit(gate.wait, TIMEOUT_S)
+            first = lazy.broadcast_async("first", materialize=identity)
+            payload = np.zeros(100_000)
+            second = lazy.broadcast_async({"pixels": payload})  # it waits for the one before
+            payload[77_777] = 1
+            gate.set()
+            held.result()
+            same(first.result(), "first")
+            pattern = r"the payload has changed since the call, made at testing/diagnosis.py:\d+"
+            raises(EncodeError, pattern, second.result)
+            same(lazy.broadcast({"pixels": payload})["pixels"], payload)
+        else:
+            same(lazy.broadcast(), "first")
+            raises(RemoteError, "the payload has changed since the call", lambda: lazy.broadcast())
+            same(lazy.broadcast()["pixels"].sum(), np.float64(1))
+        rank.meet()
 
 
 @behaviour(min_size=2)

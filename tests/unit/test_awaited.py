@@ -154,3 +154,16 @@ def test_news_that_comes_after_this_rank_has_left_a_cast_to_another_is_counted_o
     awaited.hear(Pass(FIRST, 1, SECOND, [FIRST]), NOTHING, keep=True)
     assert len(awaited) == 0
     assert arrival.shared == (value(1, 4, passes=3), NOTHING)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_an_owner_that_declines_a_failed_cast_leaves_the_others_to_the_roots_word(early: bool) -> None:
+    awaited, arrival = Awaited(ME), cast(1)
+    declined = Value(FIRST, 1, failure=Failure("refused", FIRST, "h", "the cast had failed before its owner began"))
+    steps = [lambda: awaited.hear(declined, NOTHING, keep=True), lambda: awaited.admit(arrival)]
+    for step in steps if early else reversed(steps):
+        step()
+    assert arrival.declined
+    assert arrival.shared is None
+    assert not arrival.ready(ME)
+    assert len(awaited) == 0

@@ -181,3 +181,13 @@ def test_role_of_is_per_thread_and_survives_errors(workers: Workers) -> None:
         workers.submit(lambda: (seen.append(role_of(owner)), done.set()))  # type: ignore[arg-type, return-value]
         assert done.wait(WAIT_S)
     assert seen == [None]
+
+
+def test_of_what_waits_the_highest_priority_runs_first_and_then_what_came_first() -> None:
+    pool, release, begun = Workers(1, "unit-work"), threading.Event(), []
+    pool.submit(lambda: release.wait(WAIT_S))
+    for number, priority in enumerate((0, 5, -1, 5, 0)):
+        pool.submit(lambda number=number: begun.append(number), priority)  # type: ignore[misc]
+    release.set()
+    pool.stop(WAIT_S)
+    assert begun == [1, 3, 0, 4, 2]
