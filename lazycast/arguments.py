@@ -37,9 +37,10 @@ def wait_limit(timeout_s: float | None, default_s: float) -> float:
     if type(timeout_s) in (int, float) and 0 <= timeout_s < FOR_EVER_S:  # by far the most: every step of a loop asks
         return timeout_s
     given: Any = timeout_s
-    if not isinstance(given, Real) or isinstance(given, bool) or not given >= 0:
+    seconds = float(given) if isinstance(given, Real) and given is not True and given is not False else math.nan
+    if not seconds >= 0:
         raise ValueError(f"timeout_s must be a number of seconds, at least 0, got {shown(timeout_s)}")
-    return min(float(given), FOR_EVER_S)
+    return min(seconds, FOR_EVER_S)
 
 
 def usable_priority(priority: Any) -> tuple[int, Exception | None]:

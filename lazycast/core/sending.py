@@ -24,8 +24,8 @@ from lazycast.codec.pickling import CannotEncode
 from lazycast.codec.untouched import mark
 from lazycast.core.arrival import Arrival
 from lazycast.core.calls import Call
-from lazycast.core.encoder import Encoded, Encoder, own_of
 from lazycast.core.dump import named
+from lazycast.core.encoder import Encoded, Encoder, own_of
 from lazycast.core.failures import clip
 from lazycast.core.intake import Intake
 from lazycast.core.lagging import Lagging

@@ -105,5 +105,3 @@ class Turns:
                 await until(self._when_room, left_s)
         finally:
             line.leave()
-
-

@@ -188,8 +188,11 @@ def urgent_casts_are_made_first(rank: Rank) -> None:
                 for key, name in enumerate(names)
             ]
             if rank.rank == maker:
-                seen = (lambda: lazy.stats().queue.count) if placement == "root" and rank.size > 1 else (lambda: lazy.stats().casts)  # noqa: B023
-                wait_until(lambda: seen() == len(names), "not all have come")  # noqa: B023
+                queued = placement == "root" and rank.size > 1  # else it is sent, and waits where it is made
+                wait_until(
+                    lambda: (lazy.stats().queue.count if queued else lazy.stats().casts) == len(names),  # noqa: B023
+                    "not all have come",
+                )
             rank.meet()
             shut = not gate.is_set()
             rank.meet()

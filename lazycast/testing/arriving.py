@@ -21,7 +21,7 @@ def what_comes_is_taken_in_the_roots_order(rank: Rank) -> None:
         with rank.lazy(agree=agree) as lazy:
             if lazy.is_root:
                 for n, key in enumerate(names):
-                    lazy.broadcast_async(n, key=key, **({} if n != 4 else {"materialize": refuse})).exception()
+                    lazy.broadcast_async(n, key=key, materialize=refuse if n == 4 else None).exception()
                 raises(ValueError, "next.. is for the other ranks", lambda: lazy.next())
             else:
                 got = [lazy.next(timeout_s=TIMEOUT_S) for _ in names]

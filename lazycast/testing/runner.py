@@ -26,7 +26,20 @@ from lazycast.testing import (
 from lazycast.testing.kit import TIMEOUT_S, Rank, behaviours, name_of
 
 #: Behaviours register when their modules are loaded.
-MODULES = (contract, values, placements, failures, diagnosis, pressure, lifecycle, aborts, arriving, load, observing, trust)
+MODULES = (
+    contract,
+    values,
+    placements,
+    failures,
+    diagnosis,
+    pressure,
+    lifecycle,
+    aborts,
+    arriving,
+    load,
+    observing,
+    trust,
+)
 
 #: How much longer than any wait inside a behaviour its slowest rank may take (seconds).
 _SLACK_S = 60.0

@@ -107,7 +107,8 @@ def test_examples_are_all_here() -> None:
         "threads",
         "torchrun_images",
     ]
-    # The first runs in `test_engine.py`, the second in `test_loop_examples.py`, the last where SGLang is installed, with the tests of its adapter.
+    # The first runs in `test_engine.py`, the second in `test_loop_examples.py`, the last where SGLang is installed, with
+    # the tests of its adapter.
     assert sorted({path.parent.name for path in (ROOT / "examples").rglob("*.py") if path not in EXAMPLES}) == [
         "engine",
         "loop",

@@ -27,9 +27,7 @@ def launched(launcher: str) -> list[str]:
 
 @pytest.mark.parametrize("launcher", ["torchrun", "mpirun"])
 def test_aborts_a_damaged_photo_and_a_slow_rank_are_the_same_for_all(launcher: str) -> None:
-    done = run(
-        [*launched(launcher), str(ROOT / "examples/loop/service.py")], timeout_s=110, GLOO_SOCKET_IFNAME="lo"
-    )
+    done = run([*launched(launcher), str(ROOT / "examples/loop/service.py")], timeout_s=110, GLOO_SOCKET_IFNAME="lo")
     assert done.returncode == 0, done.stdout + done.stderr
     said = {int(rank): (int(developed), endings.split()) for rank, developed, endings in SERVICE.findall(done.stdout)}
     assert sorted(said) == [0, 1, 2, 3], done.stdout
