@@ -12,7 +12,6 @@ Guarantees:
 from __future__ import annotations
 
 import functools
-import logging
 import time
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -31,8 +30,6 @@ from lazycast.net.host.mesh import Mesh
 from lazycast.net.topology import Topology
 from lazycast.net.wire import Cast, Failure, Gone, Need, Pass, Report, Value, Verdict
 from lazycast.options import Options
-
-logger = logging.getLogger("lazycast")
 
 #: A pickle stream up to this size, of builtin types and arrays and without a materializer, is decoded where it arrives:
 #: a worker would cost more. Anything else may run user code, or import a library, while other messages wait.
@@ -346,7 +343,7 @@ class Lane(Connected):
         if flood:
             self._relay.flood(message)
         if lost:
-            logger.warning("lazycast %r: %s", self._options.name, message.failure.message)
+            self.notices.lost(message.rank, message.failure.message)
         self._handle_gone(message)
 
     @abstractmethod

@@ -29,6 +29,7 @@ from lazycast.materialize.placement.chooser import Standing
 from lazycast.net.wire import Key
 from lazycast.options import Options
 from lazycast.watch.group_stats import GroupStats
+from lazycast.watch.notices import Notices
 from lazycast.watch.stats import PHASES, Counters, Stats
 from lazycast.watch.tracing.tracer import Named, Tracer
 
@@ -45,6 +46,7 @@ class Records(ABC):
         self._options = options
         self._lock = threading.RLock()  # whoever only looks may come in the middle of what this thread does
         self._counters = Counters()
+        self.notices = Notices(options.name, group.rank, self._lock)
         self.tracer: Tracer | None = None  # read once where it is used: another thread may end it meanwhile
         self._waits: Waits[Ask] = Waits()
         self._closing = False
