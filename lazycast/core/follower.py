@@ -282,6 +282,7 @@ class FollowerLane(Lane):
                         tracer.took("transfer", message.sent_s, arrival.arrived_s, message)
             else:
                 self._counters.cast(None)
+                self._counters.aborted += message.failure.kind == "withdrawn"
             if self._figures_due_s is None:
                 self._figures_due_s = arrival.arrived_s + FIGURES_EVERY_S
                 self._clock.wake()

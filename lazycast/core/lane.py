@@ -335,6 +335,7 @@ class Lane(Connected):
             if known is not None and (known.failure.kind == "lost" or not lost):
                 return
             self._end.gone[message.rank] = message
+            self._counters.lost += lost
             if lost and (self._end.failure is None or self._end.failure.kind == "closed"):
                 # Before anybody else hears of it: whoever does may close, and that is not why casts fail.
                 self._end.failure = message.failure

@@ -189,6 +189,8 @@ class Records(ABC):
                 unasked=self._unasked(),
                 resolved=counters.resolved,
                 cancelled=counters.cancelled,
+                aborted=counters.aborted,
+                lost=counters.lost,
                 blocking=counters.blocking,
                 materializer_hits=hits,
                 materializer_loads=loads,

@@ -304,6 +304,7 @@ class Sending(Intake):
             arrival.objection = call.ask.late
         message = arrival.message
         self._counters.cast(None if message.failure is not None else message.placement)
+        self._counters.aborted += message.failure is not None and message.failure.kind == "withdrawn"
         self._calls.sent(call)
         if self._gates:
             self._notify()

@@ -128,6 +128,7 @@ class SoloLane(Desk):
             if not self._take(ask):
                 return ask.future.cancelled()
             self._counters.cancelled += 1
+            self._counters.aborted += 1
         ask.future.settle_cancelled()
         return True
 

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from typing import Protocol
 
 from lazycast.tracebacks import log
@@ -27,10 +28,18 @@ class Closable(Protocol):
     def dump(self) -> str: ...
 
 
+class Watcher(Protocol):
+    """Who wants to know what is closed."""
+
+    def ended(self, thing: Closable) -> None:
+        """Learn, maybe more than once, that something is closed. It still counts as open."""
+
+
 #: How long all objects together may wait for pending calls at exit (seconds).
 _EXIT_TIMEOUT_S = 5.0
 
 _open: set[Closable] = set()  # not weak: an object that its user has dropped without closing must still say farewell
+_watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
 _lock = threading.RLock()  # a finalizer may close an object in the middle
 
 
@@ -42,8 +51,16 @@ def watch(thing: Closable) -> None:
 
 def forget(thing: Closable) -> None:
     """It was closed."""
+    if thing in _open:
+        for watcher in list(_watchers):
+            watcher.ended(thing)
     with _lock:
         _open.discard(thing)
+
+
+def tell_ends(watcher: Watcher) -> None:
+    """Tell `watcher`, as long as it lives, of all that is closed from now on."""
+    _watchers.add(watcher)
 
 
 def open_now() -> list[Closable]:

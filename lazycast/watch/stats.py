@@ -27,6 +27,8 @@ class Stats:
         pending: those whose future is not done.
         unasked: casts that have arrived and nobody here has asked for.
         resolved, cancelled, failed: how calls ended; `failed` counts by class of error.
+        aborted: casts that the root withdrew before they were sent: their calls are cancelled on every rank.
+        lost: ranks that ended without a farewell, as far as this rank knows.
         blocking: calls on the root that back-pressure holds up now.
         materializer_hits, materializer_loads: how often a cast found its materializer loaded on this rank, and how
             often it had to be imported or unpickled first.
@@ -68,6 +70,8 @@ class Stats:
     resolved: int
     cancelled: int
     failed: dict[str, int]
+    aborted: int
+    lost: int
     blocking: int
     materializer_hits: int
     materializer_loads: int
@@ -117,6 +121,8 @@ def _lines(stats: Stats) -> Iterator[str]:
     yield _row("calls", stats.asked, ended, f"{sum(stats.failed.values())} failed", f"{stats.cancelled} cancelled")
     if failed:
         yield _row("failures", *failed)
+    if stats.lost:
+        yield _row("lost", _counted(stats.lost, "rank"))
     if stats.unshared:
         yield _row("not shared", stats.unshared, f"the last: {stats.unshared_reason}")
     blocking = [f"{stats.blocking} held up by back-pressure"] if stats.blocking else []
@@ -204,6 +210,8 @@ class Counters:
     asked: int = 0
     resolved: int = 0
     cancelled: int = 0
+    aborted: int = 0
+    lost: int = 0
     blocking: int = 0
     unshared: int = 0
     unshared_reason: str | None = None
@@ -266,5 +274,5 @@ class Counters:
         failed = ", ".join(f"{count} {name}" for name, count in list(self.failed.items()))
         return (
             f"casts {self.casts}, asked {self.asked}, resolved {self.resolved}, cancelled {self.cancelled}, "
-            f"unshared {self.unshared}, failed {failed or 0}"
+            f"aborted {self.aborted}, lost {self.lost}, unshared {self.unshared}, failed {failed or 0}"
         )
