@@ -175,8 +175,8 @@ class Connected(Desk):
     def _shared(self) -> tuple[int, int, int]:
         return *self._relay.in_use(), self._relay.taken_nbytes()
 
-    def _nbytes(self) -> tuple[int, int]:
-        return self._relay.nbytes_sent, self._relay.nbytes_received
+    def _nbytes(self) -> tuple[int, int, int]:
+        return self._relay.nbytes_sent, self._relay.nbytes_received, self._relay.nbytes_from_host
 
     def _dump_leases(self) -> list[str] | None:
         return self._relay.leases()

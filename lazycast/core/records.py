@@ -199,6 +199,7 @@ class Records(ABC):
                 failed=dict(counters.failed),
                 nbytes_sent=self._nbytes()[0],
                 nbytes_received=self._nbytes()[1],
+                nbytes_from_host=self._nbytes()[2],
                 hosts=self._hosts(),
                 shared_slots=shared_slots,
                 shared_nbytes=shared_nbytes,
@@ -254,7 +255,7 @@ class Records(ABC):
             "links": self._dump_links,
             "threads": lambda: [self._clock.state(), *self._performer.state(), self._callbacks.state()],
             "counters": lambda: [self._counters.text()],
-            "bytes": lambda: ["sent to other hosts {}, received {}".format(*self._nbytes())],
+            "bytes": lambda: ["sent to other hosts {}, received {}, {} of it from this host".format(*self._nbytes())],
         }
 
     def _dump_state(self) -> list[str]:
@@ -308,6 +309,6 @@ class Records(ABC):
         """Slots and bytes of this rank's shared memory that somebody holds, and all that it has taken."""
         return 0, 0, 0
 
-    def _nbytes(self) -> tuple[int, int]:
-        """Bytes sent to and received from other ranks."""
-        return 0, 0
+    def _nbytes(self) -> tuple[int, int, int]:
+        """Bytes sent to other hosts, received from anybody, and received from this host."""
+        return 0, 0, 0

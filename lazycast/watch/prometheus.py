@@ -51,6 +51,10 @@ def _ended(stats: Stats) -> dict[str, int]:
     return {"value": stats.resolved, "cancelled": stats.cancelled, **stats.failed}
 
 
+def _received(stats: Stats) -> dict[str, int]:
+    return {"network": stats.nbytes_received - stats.nbytes_from_host, "host": stats.nbytes_from_host}
+
+
 def _looked_up(stats: Stats) -> dict[str, int]:
     return {"found": stats.materializer_hits, "loaded": stats.materializer_loads}
 
@@ -64,7 +68,7 @@ _NUMBERS = (
     _Number("lazycast_aborted_casts", "Casts that the root withdrew; they are no failures.", lambda s: s.aborted),
     _Number("lazycast_lost_ranks", "Ranks that ended without a farewell, as this rank knows.", lambda s: s.lost),
     _Number("lazycast_sent_bytes", "Bytes sent to other hosts, relaying included.", lambda s: s.nbytes_sent),
-    _Number("lazycast_received_bytes", "Bytes received, shared ones included.", lambda s: s.nbytes_received),
+    _Number("lazycast_received_bytes", "Bytes received, by what way.", _received, "by"),
     _Number("lazycast_materializer_lookups", "Materializers that were loaded already or had to be.", _looked_up, "how"),
     _Number(
         "lazycast_unshared_values", "Values that an owner could not share, or a rank rebuild.", lambda s: s.unshared

@@ -36,6 +36,7 @@ class Stats:
             shared, so that it made its own; `unshared_reason` says why, for the last one.
         nbytes_sent: to other hosts, through the backend, headers and relaying for others included.
         nbytes_received: from anybody, headers included; on a host a body counts though it is not copied.
+        nbytes_from_host: of these, from ranks of this host: by local sockets and shared memory, not by the network.
         hosts: the ranks of each host; those of one share memory.
         shared_slots, shared_nbytes: what this rank has written to shared memory and somebody still holds.
         arena_nbytes: the memory that this takes: the arena grows with what is in use at a time, and keeps its pages.
@@ -79,6 +80,7 @@ class Stats:
     unshared_reason: str | None
     nbytes_sent: int
     nbytes_received: int
+    nbytes_from_host: int
     hosts: tuple[tuple[int, ...], ...]
     shared_slots: int
     shared_nbytes: int
@@ -132,7 +134,9 @@ def _lines(stats: Stats) -> Iterator[str]:
         _counted(stats.unasked, "cast") + " not asked for",
         *blocking,
     )
-    yield _row("network", f"{nbytes_text(stats.nbytes_sent)} sent", f"{nbytes_text(stats.nbytes_received)} received")
+    away_nbytes = stats.nbytes_received - stats.nbytes_from_host
+    yield _row("network", f"{nbytes_text(stats.nbytes_sent)} sent", f"{nbytes_text(away_nbytes)} received")
+    yield _row("this host", f"{nbytes_text(stats.nbytes_from_host)} received")
     held = f"{nbytes_text(stats.shared_nbytes)} held in {_counted(stats.shared_slots, 'slot')}"
     yield _row("shared memory", held, f"{nbytes_text(stats.arena_nbytes)} taken")
     timings = [(phase, getattr(stats, phase)) for phase in PHASES]

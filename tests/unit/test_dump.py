@@ -87,7 +87,7 @@ FORM = r"""lazycast 'default': rank 3 of 5 on h, root 0
     lazycast-default-work-light: 0 of 1 threads, 0 tasks, 0 queued
     lazycast-default-callback: 0 of 1 threads, 0 tasks, 0 queued
   counters: casts 2, asked 2, resolved 0, cancelled 0, aborted 0, lost 0, unshared 0, failed 0
-  bytes: sent to other hosts \d+, received 0"""
+  bytes: sent to other hosts \d+, received 0, 0 of it from this host"""
 
 
 def test_a_dump_holds_the_whole_state_in_a_stable_form() -> None:

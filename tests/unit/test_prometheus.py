@@ -207,7 +207,8 @@ def test_gauges_of_a_closed_object_are_zero_and_the_group_keeps_its_last_word(
         samples, _ = every.scrape()
         for gauge in ("arena_bytes", "shared_bytes", "pending_calls", "unasked_casts", "blocked_calls"):
             assert value(samples, f"lazycast_{gauge}", name="g", rank=0) == 0
-        assert value(samples, "lazycast_received_bytes_total", name="g", rank=1) > 1 << 20
+        assert value(samples, "lazycast_received_bytes_total", name="g", rank=1, by="host") > 1 << 20
+        assert value(samples, "lazycast_received_bytes_total", name="g", rank=1, by="network") == 0
         samples, _ = page.scrape()
         age_s = value(samples, "lazycast_report_age_seconds", name="g", rank=0)
         assert value(page.scrape()[0], "lazycast_report_age_seconds", name="g", rank=0) == age_s
