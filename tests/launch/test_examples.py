@@ -109,8 +109,10 @@ def test_examples_are_all_here() -> None:
         "torchrun_images",
     ]
     assert BACKEND.exists()
-    # The first runs in `test_engine.py`, the other where SGLang is installed, with the tests of its adapter.
+    # The first runs in `test_engine.py`, the next in `tests/unit/test_operations_example.py`, the last where SGLang is
+    # installed, with the tests of its adapter.
     assert sorted({path.parent.name for path in (ROOT / "examples").rglob("*/*.py")}) == [
         "engine",
+        "operations",
         "sglang",
     ]
