@@ -315,9 +315,8 @@ class LazyBroadcast(Generic[P, V]):
                 refusal = in_the_middle or lane.reentrant("broadcast()") or refusal
         try:
             if in_the_middle is None:
-                future = lane.call(
-                    payload, materialize, key, limit_s, refusal, here=blocking, block=block, counted=counted
-                )
+                call = lane.call if lane.spans is None else lane.spans.around(lane.call)
+                future = call(payload, materialize, key, limit_s, refusal, here=blocking, block=block, counted=counted)
             else:
                 future = lane.call_later(payload, materialize, key, limit_s, refusal)
                 counted.append(True)

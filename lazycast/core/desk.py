@@ -269,6 +269,8 @@ class Desk(Records):
         ask = Ask(key, timeout_s, future, self._asked + 1, began_s, operation, nth, stages, next_s=next_s)
         if self._options.debug:
             ask.origin = origin(nth)
+        if self.spans is not None:
+            ask.traced = self.spans.opened()
         self._asked += 1
         self._unkeyed += key is None
         return ask

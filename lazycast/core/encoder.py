@@ -78,6 +78,7 @@ class Encoder:
             fingerprint=call.mark,
             sent_s=time.monotonic(),
             origin=call.ask.origin,
+            trace=call.ask.traced.carrier if call.ask.traced is not None else None,
         )
         return cast, room, codes
 

@@ -184,6 +184,8 @@ class FollowerLane(Lane):
     def _join(self, ask: Ask, arrival: Arrival, *, in_turn: bool = False) -> None:
         """With the lock held: an ask and its arrival have met; `in_turn`: on the thread that tells of reads itself."""
         arrival.ask = ask
+        if ask.traced is not None:
+            ask.traced.cast = arrival.message
         if arrival.objection is None and arrival.message.agree:
             arrival.objection = ask.late
         if ask.origin is not None and arrival.message.origin is not None:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import functools
 import time
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from lazycast.codec.pickling import Layout
 from lazycast.core.arrival import Arrival
@@ -64,6 +66,10 @@ class Lane(Connected):
         self._awaited = Awaited(group.rank)
         self._end = _End()
 
+    def follow(self, within: Callable[[Any, Callable[..., Any]], Callable[..., Any]] | None) -> None:
+        """Have materializers called by way of `within`: see `Spans.within`."""
+        self._parts.within = within
+
     # This rank's part of a cast
 
     def _admit(self, arrival: Arrival) -> None:
@@ -102,6 +108,8 @@ class Lane(Connected):
                 return
             arrival.begun = True
             takes = arrival.shared is not None and arrival.shared[0].unshared is None
+        if (spans := self.spans) is not None:
+            spans.began(arrival.message)
         quick = self._is_quick(arrival)
         if quick and arrival.plain:
             self._local_done(arrival, self._plain_part(arrival))
@@ -227,6 +235,8 @@ class Lane(Connected):
     def _local_done(self, arrival: Arrival, result: Result) -> None:
         """This rank's part is done: report it, or settle if nobody waits for reports."""
         message = arrival.message
+        if (spans := self.spans) is not None:
+            spans.ended(message, result)
         if not message.agree:
             self._conclude(arrival, result)
             if self._options.placement == "auto" and (message.ref is not None or message.finish is not None):

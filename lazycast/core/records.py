@@ -22,6 +22,7 @@ from lazycast.core.dump import Row, layout, named, seen, trying, written
 from lazycast.core.interrupts import Uninterrupted
 from lazycast.core.performer import Group, Performer, Result
 from lazycast.core.situation import Situation
+from lazycast.core.spans import Spans
 from lazycast.core.waits import Waits
 from lazycast.core.workers import Workers
 from lazycast.errors import ClosedError, LazycastError
@@ -48,6 +49,7 @@ class Records(ABC):
         self._counters = Counters()
         self.notices = Notices(options.name, group.rank, self._lock)
         self.tracer: Tracer | None = None  # read once where it is used: another thread may end it meanwhile
+        self.spans: Spans | None = None  # read once where it is used, too
         self._waits: Waits[Ask] = Waits()
         self._closing = False
         self._closed = threading.Event()
@@ -118,6 +120,8 @@ class Records(ABC):
             self._counters.noted.append((what, ended_s - began_s))
         if (tracer := self.tracer) is not None:
             tracer.took(what, began_s, ended_s, of)
+        if (spans := self.spans) is not None:
+            spans.took(what, began_s, ended_s, of)
 
     def _count(self, what: str, began_s: float, ended_s: float, of: Named) -> None:
         """With the lock held: count how long something took."""

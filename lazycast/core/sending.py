@@ -240,6 +240,8 @@ class Sending(Intake):
             self._relay.down(cast, room, header)
             tracer.took("send", began_s, time.monotonic(), cast)
         del room  # a slot is held as long as its writer has a hand on it
+        if (spans := self.spans) is not None:
+            spans.took("encode", began_s, cast.sent_s, cast)
         if own.prepare is None and own.finish is None:  # the value is here
             self._local_done(arrival, Result(own.payload))
         else:
@@ -287,7 +289,9 @@ class Sending(Intake):
 
     def _send_failure(self, call: Call, failure: Failure) -> None:
         """Tell the ranks that a call has no value: it counts all the same."""
-        cast = Cast(call.seq, call.key, call.placement, False, None, failure=failure, origin=call.ask.origin)
+        trace = call.ask.traced.carrier if call.ask.traced is not None else None
+        origin = call.ask.origin
+        cast = Cast(call.seq, call.key, call.placement, False, None, failure=failure, origin=origin, trace=trace)
         arrival = Arrival(cast, None, ask=call.ask)
         with self._lock:
             call.payload = call.materialize = None
@@ -303,6 +307,8 @@ class Sending(Intake):
         elif arrival.message.agree:
             arrival.objection = call.ask.late
         message = arrival.message
+        if call.ask.traced is not None:
+            call.ask.traced.cast = message
         self._counters.cast(None if message.failure is not None else message.placement)
         self._counters.aborted += message.failure is not None and message.failure.kind == "withdrawn"
         self._calls.sent(call)

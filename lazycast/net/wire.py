@@ -18,7 +18,7 @@ import msgspec
 
 from lazycast.net.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
 
-WIRE_VERSION: Final = 8
+WIRE_VERSION: Final = 9
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
@@ -178,7 +178,8 @@ class Cast(Message, frozen=True, tag="cast"):
     The value is the body; or what the materializer `ref` makes of it; or, in two stages, what `finish` makes of the
     payload and of the hint that `ref` makes of it. Without `ref` the body of a cast in two stages holds payload and
     hint. A cast with a `fingerprint` has no payload in its body: every rank has brought its own. `turn` says which
-    rank of each host is the owner. `sent_s` is when it was encoded, by the root's monotonic clock.
+    rank of each host is the owner. `sent_s` is when it was encoded, by the root's monotonic clock. `trace` has the
+    headers of W3C's Trace Context, where the root's calls are spans.
     """
 
     route = "down"
@@ -196,6 +197,7 @@ class Cast(Message, frozen=True, tag="cast"):
     fingerprint: bytes | None = None
     sent_s: float = 0.0
     origin: Origin | None = None
+    trace: dict[str, str] | None = None
 
 
 class Chunk(Message, frozen=True, tag="chunk"):

@@ -29,7 +29,10 @@ class Closable(Protocol):
 
 
 class Watcher(Protocol):
-    """Who wants to know what is closed."""
+    """Who wants to know what is open."""
+
+    def began(self, thing: Closable) -> None:
+        """Learn that something was opened."""
 
     def ended(self, thing: Closable) -> None:
         """Learn, maybe more than once, that something is closed. It still counts as open."""
@@ -47,6 +50,8 @@ def watch(thing: Closable) -> None:
     """Close `thing` at exit, and tell it of a fork."""
     with _lock:
         _open.add(thing)
+    for watcher in list(_watchers):
+        watcher.began(thing)
 
 
 def forget(thing: Closable) -> None:
@@ -58,9 +63,14 @@ def forget(thing: Closable) -> None:
         _open.discard(thing)
 
 
-def tell_ends(watcher: Watcher) -> None:
-    """Tell `watcher`, as long as it lives, of all that is closed from now on."""
+def tell(watcher: Watcher) -> None:
+    """Tell `watcher`, as long as it lives, of all that is opened and closed from now on."""
     _watchers.add(watcher)
+
+
+def tell_no_more(watcher: Watcher) -> None:
+    """Leave it alone."""
+    _watchers.discard(watcher)
 
 
 def open_now() -> list[Closable]:

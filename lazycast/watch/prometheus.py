@@ -136,7 +136,10 @@ class Collector:
         self._closed = _Sums()
         self._ended: weakref.WeakSet[lifetime.Closable] = weakref.WeakSet()  # what is in these sums
         self._pid = os.getpid()
-        lifetime.tell_ends(self)
+        lifetime.tell(self)
+
+    def began(self, thing: lifetime.Closable) -> None:
+        """Nothing is to be done for what is opened: each scrape looks for what there is."""
 
     def ended(self, thing: lifetime.Closable) -> None:
         """Keep what an object has counted at last. Called when it has been closed."""

@@ -26,7 +26,7 @@ ARROWS: dict[str, set[str]] = {
 }
 #: What a cast writes as it passes. The rest of that wing looks on from outside.
 WRITTEN = tuple(f"lazycast.watch.{name}" for name in ("group_stats", "notices", "stats", "timing", "tracing"))
-HEAVY = {"torch", "mpi4py", "rich", "PIL", "sklearn", "matplotlib", "prometheus_client"}
+HEAVY = {"torch", "mpi4py", "rich", "PIL", "sklearn", "matplotlib", "opentelemetry", "prometheus_client"}
 
 
 def _package_of(path: Path) -> str:
