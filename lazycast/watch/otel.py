@@ -29,7 +29,7 @@ from lazycast.core.future import CastFuture
 from lazycast.core.lane import Lane
 from lazycast.core.performer import Result
 from lazycast.core.workers import role_of
-from lazycast.errors import LazycastError
+from lazycast.errors import LazycastError, WouldBlockError
 from lazycast.materialize.materializers import name_of
 from lazycast.start import lifetime
 from lazycast.tracebacks import log
@@ -103,6 +103,8 @@ class Spans:
             self._here.opened = traced
             try:
                 future = call(payload, materialize, key, *more, **options)
+            except WouldBlockError:
+                raise  # it does not count: there was no call, and its span is dropped
             except BaseException as exc:
                 self._end(traced, exc, cancelled=False)
                 raise

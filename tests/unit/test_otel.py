@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import gc
 import logging
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lazycast import CastTimeoutError, LazyBroadcast, MaterializeError, RemoteError, Tuning
+from lazycast import CastTimeoutError, LazyBroadcast, MaterializeError, RemoteError, Tuning, WouldBlockError
 from lazycast.backends.local import LocalBackend
 from lazycast.net import wire
 from lazycast.testing.kit import raises
@@ -410,6 +411,35 @@ def test_a_hostile_context_does_no_harm(spans: Spans, together: Together) -> Non
     finally:
         close(objects, together)
     assert len(spans.named("lazycast.receive")) == 4
+
+
+def test_a_call_that_waits_for_room_in_a_loop_is_one_span(spans: Spans, together: Together) -> None:
+    otel.instrument(tracer_provider=spans.provider)
+    objects = group(together, 2, tuning=Tuning(max_inflight=1))
+
+    async def casts() -> list[int]:
+        found = []
+        for n in range(3):
+            with spans.user.start_as_current_span(f"request {n}"):
+                found.append(asyncio.ensure_future(objects[0].cast(n)))
+        await asyncio.sleep(0)
+        raises(WouldBlockError, "nothing was cast", lambda: objects[0].broadcast_async(9, block=False))
+        waiting.set()
+        return list(await asyncio.gather(*found))
+
+    def asks() -> list[int]:
+        assert waiting.wait(20)
+        return [objects[1].broadcast() for _ in range(3)]
+
+    waiting = threading.Event()
+    try:
+        assert together(lambda: asyncio.run(casts()), asks) == [[0, 1, 2], [0, 1, 2]]
+    finally:
+        close(objects, together)
+    calls = spans.named("lazycast.broadcast")
+    assert [attributes(call)["outcome"] for call in calls] == ["value"] * 3
+    for n, call in enumerate(sorted(calls, key=lambda call: attributes(call)["seq"])):
+        assert below(call, spans.one(f"request {n}"))
 
 
 class Payload:
