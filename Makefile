@@ -96,7 +96,7 @@ package: $(VENV)/.dev
 
 # What commands print, where the docs show it.
 docs-outputs: $(VENV)/.dev
-	$(BIN)/python tools/outputs.py docs/doctor.md docs/metrics.md
+	$(BIN)/python tools/outputs.py docs/doctor.md docs/metrics.md docs/operations.md
 	$(BIN)/python tools/cast_picture.py
 	$(BIN)/python tools/report_picture.py
 

@@ -328,7 +328,8 @@ class LazyBroadcast(Generic[P, V]):
                 refusal = in_the_middle or lane.reentrant("broadcast()") or refusal
         try:
             if in_the_middle is None:
-                future = lane.call(
+                call = lane.call if lane.spans is None else lane.spans.around(lane.call)
+                future = call(
                     payload,
                     materialize,
                     key,
@@ -417,8 +418,8 @@ class LazyBroadcast(Generic[P, V]):
             time limit: it may be done, or still be made, have failed, or been withdrawn. None if nothing has come.
         Raises:
             ValueError: on the root, which has the futures of its calls.
-            PeerLostError: a rank died, and all that had come was taken. ClosedError: the same of a root that has closed,
-                unless this only looks; and of this rank's own object.
+            PeerLostError: a rank died, and all that had come was taken. ClosedError: the same of a root that has
+                closed, unless this only looks; and of this rank's own object.
             ReentrantCallError: it would wait inside a materializer or callback of this object.
         Collective: no. Blocking: up to `timeout_s`. Threads: safe; each cast goes to one of them.
         """

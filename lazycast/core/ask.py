@@ -13,6 +13,7 @@ from lazycast.net.wire import Failure, Key, Origin, Status
 
 if TYPE_CHECKING:
     from lazycast.core.arrival import Arrival
+    from lazycast.core.spans import Traced
 
 
 class Inquiry(msgspec.Struct, eq=False):
@@ -44,3 +45,4 @@ class Ask(msgspec.Struct, eq=False, weakref=True):  # a struct is made in a thir
     inquiry: Inquiry | None = None  # what came of asking the root about it, the last time
     payload: Any = MISSING  # of this rank's own, where payloads are replicated
     mark: bytes | Exception | None = None  # its fingerprint, if that has been tried
+    traced: Traced | None = None  # where calls are followed

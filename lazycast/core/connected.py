@@ -10,7 +10,6 @@ Guarantees:
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from abc import abstractmethod
 
@@ -29,8 +28,6 @@ from lazycast.net.relay import Relay
 from lazycast.net.topology import Topology
 from lazycast.net.wire import AnyMessage, Failure, Loss, Silence
 from lazycast.options import Options
-
-logger = logging.getLogger("lazycast")
 
 #: Whoever has not answered a question for less than this is not called silent yet (seconds).
 _ANSWERS_WITHIN_S = 0.02
@@ -97,13 +94,11 @@ class Connected(Desk):
             news = heartbeat.turn(time.monotonic(), self._relay.heard_s)
         if news.beat:
             self._relay.beat()
-        name, hosts, link_to = self._options.name, self._group.hosts, self._relay.link_to
+        hosts, link_to = self._group.hosts, self._relay.link_to
         for rank, silent_s in news.silent:
-            text = "lazycast %r: rank %d (%s) has not been heard for %.1f s over %s (%s); casts wait for it"
-            logger.warning(text, name, rank, hosts[rank], silent_s, link_to(rank), self._why_silent(rank))
+            self.notices.silent(rank, hosts[rank], silent_s, link_to(rank), self._why_silent(rank))
         for rank, silent_s in news.back:
-            text = "lazycast %r: rank %d (%s) is heard again over %s, after %.1f s"
-            logger.warning(text, name, rank, hosts[rank], link_to(rank), silent_s)
+            self.notices.heard_again(rank, hosts[rank], silent_s, link_to(rank))
         return heartbeat.next_s
 
     # Whom a call waits for
@@ -182,8 +177,8 @@ class Connected(Desk):
     def _shared(self) -> tuple[int, int, int]:
         return *self._relay.in_use(), self._relay.taken_nbytes()
 
-    def _nbytes(self) -> tuple[int, int]:
-        return self._relay.nbytes_sent, self._relay.nbytes_received
+    def _nbytes(self) -> tuple[int, int, int]:
+        return self._relay.nbytes_sent, self._relay.nbytes_received, self._relay.nbytes_from_host
 
     def _dump_leases(self) -> list[str] | None:
         return self._relay.leases()

@@ -119,8 +119,8 @@ class Desk(Records):
     ) -> tuple[Key | None, CastFuture[Any]] | None:
         """Ask for what came first of all that nobody here has asked for; None if nothing comes within `wait_s`.
 
-        With `keyed` what came without a key is left. `timeout_s` is the call's own time limit. With `looks` it is None, too,
-        once the root has closed and nothing more can come; else that raises.
+        With `keyed` what came without a key is left. `timeout_s` is the call's own time limit. With `looks` it is None,
+        too, once the root has closed and nothing more can come; else that raises.
         """
         raise ValueError(f"lazycast {self._options.name!r}: next() is for the other ranks; the root has its futures")
 
@@ -279,7 +279,11 @@ class Desk(Records):
     def _work_in_turn(self) -> float | None:
         if self.handed:
             self._do_handed()
-        return self._work()
+        due_s = self._work()
+        if self.notices.due_s is None:
+            return due_s
+        told_s = self.notices.tell(time.monotonic())
+        return told_s if due_s is None else due_s if told_s is None else min(due_s, told_s)
 
     def _refuse_if_closed(self) -> None:
         """With the lock held."""
@@ -300,6 +304,8 @@ class Desk(Records):
         ask = Ask(key, timeout_s, future, self._asked + 1, began_s, operation, nth, stages, next_s=next_s)
         if self._options.debug:
             ask.origin = origin(nth)
+        if self.spans is not None:
+            ask.traced = self.spans.opened()
         self._asked += 1
         self._unkeyed += key is None
         return ask
@@ -384,7 +390,7 @@ class Desk(Records):
             elif exc is None:
                 self._counters.cancelled += 1
             else:
-                self._counters.count_failure(exc)
+                self._count_failure(exc, ask.key, exc.seq)
         if result.failure is None:
             ask.future.settle(result.value)
         elif exc is None:
@@ -404,8 +410,14 @@ class Desk(Records):
             self._trace_end(tracer, ask, exc)
         if not self._take(ask):
             return False
-        self._counters.count_failure(exc)
+        self._count_failure(exc, ask.key, exc.seq)
         return True
+
+    def _count_failure(self, exc: BaseException, key: Key | None, seq: int | None) -> None:
+        """With the lock held: count a call that failed, and have the engine's thread log it."""
+        self._counters.count_failure(exc)
+        self.notices.failed(exc, time.monotonic(), key=key, seq=seq)
+        self._clock.wake()
 
     # Time
 
@@ -431,7 +443,9 @@ class Desk(Records):
             text = situation.text()
             if (tracer := self.tracer) is not None:
                 tracer.happened("still waiting", None, call=ask.number, text=text)
-            logger.warning("%s: still waiting after %.1f s: %s", self._ask_label(ask), waited_s, text)
+            silent = [silence.rank for silence in situation.silences]
+            label, seq = self._ask_label(ask), self._seq_of(ask)
+            self.notices.waits(label, waited_s, text, key=ask.key, seq=seq, silent=silent)
         else:
             self._give_up_late(ask, situation)
 
@@ -514,6 +528,7 @@ class Desk(Records):
                 tracer.stop()
             self._closed.set()
             self._do_handed()
+            self.notices.tell(time.monotonic(), all_of_it=True)
 
     def _fail_what_waits(self, timeout_s: float) -> None:
         with self._lock:

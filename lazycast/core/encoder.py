@@ -79,6 +79,7 @@ class Encoder:
             sent_s=time.monotonic(),
             origin=call.ask.origin,
             priority=call.priority,
+            trace=call.ask.traced.carrier if call.ask.traced is not None else None,
         )
         return cast, room, codes
 

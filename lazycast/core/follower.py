@@ -250,6 +250,8 @@ class FollowerLane(Lane):
     def _join(self, ask: Ask, arrival: Arrival, *, in_turn: bool = False) -> None:
         """With the lock held: an ask and its arrival have met; `in_turn`: on the thread that tells of reads itself."""
         arrival.ask = ask
+        if ask.traced is not None:
+            ask.traced.cast = arrival.message
         if arrival.objection is None and arrival.message.agree:
             arrival.objection = ask.late
         if ask.origin is not None and arrival.message.origin is not None:
@@ -365,6 +367,7 @@ class FollowerLane(Lane):
                         tracer.took("transfer", message.sent_s, arrival.arrived_s, message)
             else:
                 self._counters.cast(None)
+                self._counters.aborted += message.failure.kind == "withdrawn"
             if self._figures_due_s is None:
                 self._figures_due_s = arrival.arrived_s + FIGURES_EVERY_S
                 self._clock.wake()

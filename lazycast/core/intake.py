@@ -194,7 +194,7 @@ class Intake(Lane):
             call.phase = "queued"
         if refusal is not None:
             if self._take(call.ask):
-                self._counters.count_failure(refusal)
+                self._count_failure(refusal, call.key, call.seq)
             if call.failure is None:
                 call.failure = call.ask.late or self._refused(refusal)
         self._calls.enter(call)

@@ -1,6 +1,6 @@
 """Ranks that have stopped asking while casts go on: a main loop that has ended, or stands still. Plain data, no clock.
 
-Guarantees: a rank is named once, and again only after it has asked for all that it was named for. Where nobody asks, and
+Guarantees: a rank is named once, and again only after it has asked for what it was named for. Where nobody asks, and
 nothing more is cast, nobody is named: the group rests.
 """
 

@@ -12,11 +12,12 @@ Guarantees:
 from __future__ import annotations
 
 import functools
-import logging
 import time
 import weakref
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from lazycast.codec.pickling import Layout
 from lazycast.core.arrival import Arrival
@@ -32,8 +33,6 @@ from lazycast.net.host.mesh import Mesh
 from lazycast.net.topology import Topology
 from lazycast.net.wire import Cast, Failure, Gone, Need, Pass, Report, Value, Verdict
 from lazycast.options import Options
-
-logger = logging.getLogger("lazycast")
 
 #: A pickle stream up to this size, of builtin types and arrays and without a materializer, is decoded where it arrives:
 #: a worker would cost more. Anything else may run user code, or import a library, while other messages wait.
@@ -69,6 +68,10 @@ class Lane(Connected):
         #: By seq: casts without agreement that this rank makes for others too, whether or not it wants them itself.
         self._owned: weakref.WeakValueDictionary[int, Arrival] = weakref.WeakValueDictionary()
         self._end = _End()
+
+    def follow(self, within: Callable[[Any, Callable[..., Any]], Callable[..., Any]] | None) -> None:
+        """Have materializers called by way of `within`: see `Spans.within`."""
+        self._parts.within = within
 
     # This rank's part of a cast
 
@@ -110,6 +113,8 @@ class Lane(Connected):
                 return
             arrival.begun = True
             takes = arrival.shared is not None and arrival.shared[0].unshared is None
+        if (spans := self.spans) is not None:
+            spans.began(arrival.message)
         quick = self._is_quick(arrival)
         if quick and arrival.plain:
             self._local_done(arrival, self._plain_part(arrival))
@@ -247,6 +252,8 @@ class Lane(Connected):
     def _local_done(self, arrival: Arrival, result: Result) -> None:
         """This rank's part is done: report it, or settle if nobody waits for reports."""
         message = arrival.message
+        if (spans := self.spans) is not None:
+            spans.ended(message, result)
         if not message.agree:
             self._conclude(arrival, result)
             if self._options.placement == "auto" and (message.ref is not None or message.finish is not None):
@@ -353,6 +360,7 @@ class Lane(Connected):
             if known is not None and (known.failure.kind == "lost" or not lost):
                 return
             self._end.gone[message.rank] = message
+            self._counters.lost += lost
             if lost and (self._end.failure is None or self._end.failure.kind == "closed"):
                 # Before anybody else hears of it: whoever does may close, and that is not why casts fail.
                 self._end.failure = message.failure
@@ -361,7 +369,7 @@ class Lane(Connected):
         if flood:
             self._relay.flood(message)
         if lost:
-            logger.warning("lazycast %r: %s", self._options.name, message.failure.message)
+            self.notices.lost(message.rank, message.failure.message)
         self._handle_gone(message)
 
     @abstractmethod

@@ -61,6 +61,7 @@ class Parts:
     ) -> None:
         self._rank, self._performer, self._relay = rank, performer, relay
         self._readonly, self._took = readonly, took
+        self.within: Callable[[Any, Callable[..., Any]], Callable[..., Any]] | None = None  # what follows materializers
         self.codec = policy.codec
         self.loader = Loader(policy)
 
@@ -139,6 +140,8 @@ class Parts:
     def materialize(self, of: Named, fn: Callable[..., Any], *args: object) -> tuple[Result, float]:
         """Call a stage; return also how long it took."""
         began_s = time.monotonic()
+        if (within := self.within) is not None:
+            fn = within(of, fn)
         result = self._performer.materialize(fn, *args)
         seconds = time.monotonic() - began_s
         self._took("materialize", began_s, of)

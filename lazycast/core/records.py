@@ -22,6 +22,7 @@ from lazycast.core.dump import Row, layout, named, seen, trying, written
 from lazycast.core.interrupts import Uninterrupted
 from lazycast.core.performer import Group, Performer, Result
 from lazycast.core.situation import Situation
+from lazycast.core.spans import Spans
 from lazycast.core.waits import Waits
 from lazycast.core.workers import Workers
 from lazycast.errors import ClosedError, LazycastError
@@ -29,6 +30,7 @@ from lazycast.materialize.placement.chooser import Standing
 from lazycast.net.wire import Key
 from lazycast.options import Options
 from lazycast.watch.group_stats import GroupStats
+from lazycast.watch.notices import Notices
 from lazycast.watch.stats import PHASES, Counters, Stats
 from lazycast.watch.tracing.tracer import Named, Tracer
 
@@ -45,7 +47,9 @@ class Records(ABC):
         self._options = options
         self._lock = threading.RLock()  # whoever only looks may come in the middle of what this thread does
         self._counters = Counters()
+        self.notices = Notices(options.name, group.rank, self._lock)
         self.tracer: Tracer | None = None  # read once where it is used: another thread may end it meanwhile
+        self.spans: Spans | None = None  # read once where it is used, too
         self._waits: Waits[Ask] = Waits()
         self._closing = False
         self._closed = threading.Event()
@@ -116,6 +120,8 @@ class Records(ABC):
             self._counters.noted.append((what, ended_s - began_s))
         if (tracer := self.tracer) is not None:
             tracer.took(what, began_s, ended_s, of)
+        if (spans := self.spans) is not None:
+            spans.took(what, began_s, ended_s, of)
 
     def _count(self, what: str, began_s: float, ended_s: float, of: Named) -> None:
         """With the lock held: count how long something took."""
@@ -187,6 +193,8 @@ class Records(ABC):
                 unasked=self._unasked(),
                 resolved=counters.resolved,
                 cancelled=counters.cancelled,
+                aborted=counters.aborted,
+                lost=counters.lost,
                 blocking=counters.blocking,
                 materializer_hits=hits,
                 materializer_loads=loads,
@@ -195,6 +203,7 @@ class Records(ABC):
                 failed=dict(counters.failed),
                 nbytes_sent=self._nbytes()[0],
                 nbytes_received=self._nbytes()[1],
+                nbytes_from_host=self._nbytes()[2],
                 hosts=self._hosts(),
                 shared_slots=shared_slots,
                 shared_nbytes=shared_nbytes,
@@ -250,7 +259,7 @@ class Records(ABC):
             "links": self._dump_links,
             "threads": lambda: [self._clock.state(), *self._performer.state(), self._callbacks.state()],
             "counters": lambda: [self._counters.text()],
-            "bytes": lambda: ["sent to other hosts {}, received {}".format(*self._nbytes())],
+            "bytes": lambda: ["sent to other hosts {}, received {}, {} of it from this host".format(*self._nbytes())],
         }
 
     def _dump_state(self) -> list[str]:
@@ -304,6 +313,6 @@ class Records(ABC):
         """Slots and bytes of this rank's shared memory that somebody holds, and all that it has taken."""
         return 0, 0, 0
 
-    def _nbytes(self) -> tuple[int, int]:
-        """Bytes sent to and received from other ranks."""
-        return 0, 0
+    def _nbytes(self) -> tuple[int, int, int]:
+        """Bytes sent to other hosts, received from anybody, and received from this host."""
+        return 0, 0, 0

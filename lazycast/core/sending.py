@@ -78,8 +78,8 @@ class Sending(Intake):
             news, next_s = self._lagging.turn(now_s), self._lagging.next_s
         for lag in news:
             text = (
-                "lazycast %r: rank %d (%s) has not asked for %d casts, the oldest #%d%s for %.1f s, while others go on: "
-                "has its loop stopped?"
+                "lazycast %r: rank %d (%s) has not asked for %d casts, the oldest #%d%s for %.1f s, while others go "
+                "on: has its loop stopped?"
             )
             host, name = self._group.hosts[lag.rank], self._options.name
             logger.warning(text, name, lag.rank, host, lag.casts, lag.seq, named(lag.key), lag.for_s)
@@ -289,6 +289,8 @@ class Sending(Intake):
             self._relay.down(cast, room, header)
             tracer.took("send", began_s, time.monotonic(), cast)
         del room  # a slot is held as long as its writer has a hand on it
+        if (spans := self.spans) is not None:
+            spans.took("encode", began_s, cast.sent_s, cast)
         if own.prepare is None and own.finish is None:  # the value is here
             self._local_done(arrival, Result(own.payload))
         else:
@@ -344,7 +346,9 @@ class Sending(Intake):
 
     def _send_failure(self, call: Call, failure: Failure) -> None:
         """Tell the ranks that a call has no value: it counts all the same."""
-        cast = Cast(call.seq, call.key, call.placement, False, None, failure=failure, origin=call.ask.origin)
+        trace = call.ask.traced.carrier if call.ask.traced is not None else None
+        origin = call.ask.origin
+        cast = Cast(call.seq, call.key, call.placement, False, None, failure=failure, origin=origin, trace=trace)
         arrival = Arrival(cast, None, ask=call.ask)
         with self._lock:
             call.payload = call.materialize = None
@@ -364,7 +368,10 @@ class Sending(Intake):
         elif arrival.message.agree:
             arrival.objection = late
         message = arrival.message
+        if call.ask.traced is not None:
+            call.ask.traced.cast = message
         self._counters.cast(None if message.failure is not None else message.placement)
+        self._counters.aborted += message.failure is not None and message.failure.kind == "withdrawn"
         self._calls.sent(call)
         if self._gates:
             self._notify()

@@ -33,6 +33,7 @@ class _Call(NamedTuple):
     seq: int
     key: Key | None
     placement: str = "every"
+    ask: Ask | None = None
 
 
 class SoloLane(Desk):
@@ -107,6 +108,9 @@ class SoloLane(Desk):
         if ask.taken:
             return Result()
         began_s = time.monotonic()
+        if (spans := self.spans) is not None and ask.traced is not None:
+            ask.traced.cast = of = _Call(ask.number, ask.key, ask=ask)
+            fn = spans.within(of, fn)
         result = self._performer.materialize(fn, payload)
         self._took("materialize", began_s, _Call(ask.number, ask.key))
         return result
@@ -144,6 +148,7 @@ class SoloLane(Desk):
             if not self._take(ask):
                 return ask.future.cancelled()
             self._counters.cancelled += 1
+            self._counters.aborted += 1
         ask.future.settle_cancelled()
         return True
 

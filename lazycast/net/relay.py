@@ -84,7 +84,8 @@ class Relay:
         self._placed: dict[int, memoryview] = {}  # by peer: where the message under way puts its body
         self.heard_s: dict[int, float] = {}  # by neighbour: when something came from it last (monotonic)
         self.nbytes_sent = 0  # to other hosts
-        self._nbytes_from_away = self._nbytes_from_host = 0
+        self._nbytes_from_away = 0
+        self.nbytes_from_host = 0
         self._count_lock = threading.Lock()
         self._down_lock = threading.Lock()
         self._leaving = False
@@ -125,7 +126,7 @@ class Relay:
     @property
     def nbytes_received(self) -> int:
         """Bytes from anybody, headers included."""
-        return self._nbytes_from_away + self._nbytes_from_host
+        return self._nbytes_from_away + self.nbytes_from_host
 
     def taken_nbytes(self) -> int:
         """Return the bytes of shared memory that this rank has taken, held or not."""
@@ -284,7 +285,7 @@ class Relay:
     def host_message(self, peer: int, header: bytes, body: memoryview) -> None:
         message = wire.decode(header)
         self._senders.check(peer, message)
-        self._nbytes_from_host += len(header) + body.nbytes  # by one thread only
+        self.nbytes_from_host += len(header) + body.nbytes  # by one thread only
         self.heard_s[peer] = time.monotonic()
         if self._passes_on:
             self._pass_on(message, header, _EMPTY)

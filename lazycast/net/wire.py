@@ -178,8 +178,9 @@ class Cast(Message, frozen=True, tag="cast"):
     The value is the body; or what the materializer `ref` makes of it; or, in two stages, what `finish` makes of the
     payload and of the hint that `ref` makes of it. Without `ref` the body of a cast in two stages holds payload and
     hint. A cast with a `fingerprint` has no payload in its body: every rank has brought its own. `turn` says which
-    rank of each host is the owner. `sent_s` is when it was encoded, by the root's monotonic clock. Of the casts that
-    wait for a rank's workers, that with the highest `priority` comes first.
+    rank of each host is the owner. `sent_s` is when it was encoded, by the root's monotonic clock. `trace` has the
+    headers of W3C's Trace Context, where the root's calls are spans. Of the casts that wait for a rank's workers, those
+    with the highest `priority` come first.
     """
 
     route = "down"
@@ -198,6 +199,7 @@ class Cast(Message, frozen=True, tag="cast"):
     sent_s: float = 0.0
     origin: Origin | None = None
     priority: int = 0
+    trace: dict[str, str] | None = None
 
 
 class Chunk(Message, frozen=True, tag="chunk"):

@@ -50,7 +50,7 @@ def meet(backend: Backend, options: Options, error: Exception | None) -> AnyLane
             same_program=script.same([h.program for h in hellos]),
             ident=hellos[options.root].ident,
         )
-        lane = _build(group, options, context, deadline_s)
+        lane, not_shared = _build(group, options, context, deadline_s)
         if backend.size == 1:
             context.close()
         try:
@@ -62,24 +62,31 @@ def meet(backend: Backend, options: Options, error: Exception | None) -> AnyLane
     except BaseException:
         context.close()
         raise
+    lane.notices.constructed(
+        size=group.size,
+        root=group.root,
+        host=group.hosts[group.rank],
+        backend=backend.name,
+        placement=options.placement,
+        hosts=lane.stats().hosts,
+        not_shared=not_shared,
+    )
     return lane
 
 
-def _build(group: Group, options: Options, context: Context, deadline_s: float) -> AnyLane:
-    """Find out which ranks share a host, and build the lane."""
+def _build(group: Group, options: Options, context: Context, deadline_s: float) -> tuple[AnyLane, str | None]:
+    """Find out which ranks share a host, and build the lane. Returns also why this rank shares no memory, if so."""
     rank, size, root = group[:3]
     if size == 1:
-        return SoloLane(group, options)
+        return SoloLane(group, options), "there is one rank"
     left_s = max(0.001, deadline_s - time.monotonic())
     host = meeting.meet(context, rank, size, wanted=options.shared_memory == "auto", timeout_s=left_s)
-    if host.reason is not None:
-        logger.info("lazycast %r: rank %d shares no memory: %s", options.name, rank, host.reason)
     mesh = None
     if host.sockets:
         copy_all = options.values == "copy"
         mesh = Mesh(host.ranks, rank, host.sockets, options.arena_nbytes, copy_all=copy_all)
     kind = RootLane if rank == root else FollowerLane
-    return kind(group, options, context, place(rank, root, host.hosts), mesh)
+    return kind(group, options, context, place(rank, root, host.hosts), mesh), host.reason
 
 
 def _trace_if_wanted(lane: AnyLane) -> None:

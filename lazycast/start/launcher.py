@@ -16,14 +16,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cloudpickle
 
 from lazycast.codec.diagnose import describe_unpicklable
 from lazycast.core.failures import from_exception
+from lazycast.core.interrupts import Uninterrupted
 from lazycast.errors import CastTimeoutError, EncodeError, LaunchError
 from lazycast.materialize import bycode
 from lazycast.net.wire import Failure
@@ -117,17 +118,41 @@ def _launch_processes(
     # The ranks look for modules where this process does, and nowhere else: `-m` would put the current folder first.
     (folder / "path").write_text(json.dumps(sys.path))
     worker = [sys.executable, "-c", _BOOT, str(folder), backend]
-    processes = [
-        subprocess.Popen(command, env={**os.environ, **env}, start_new_session=True)
-        for command, env in commands(backend, worker, ranks, folder)
-    ]
+    processes: list[subprocess.Popen[bytes]] = []
     try:
+        start_all(processes, commands(backend, worker, ranks, folder))
         _wait(processes, folder, timeout_s)
         codes = [process.poll() for process in processes]  # of those that ended by themselves
     finally:
         for process in processes:
             _end(process)
     return _results(folder, ranks, codes)
+
+
+def start_all(
+    processes: list[subprocess.Popen[bytes]],
+    starts: Iterable[tuple[list[str], dict[str, str]]],
+    *,
+    output: IO[str] | None = None,
+) -> None:
+    """Start a process for each command, with what it has in its environment besides, in a session of its own.
+
+    With `output`, what they write goes there, and they read nothing.
+
+    Each is in `processes`, for the caller to end, as soon as it runs: a signal that comes meanwhile, and whose handler
+    raises, waits until all have been started.
+    """
+    with Uninterrupted():
+        for command, env in starts:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **env},
+                stdin=None if output is None else subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+            processes.append(process)
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], folder: Path, timeout_s: float | None) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from typing import Protocol
 
 from lazycast.tracebacks import log
@@ -27,10 +28,21 @@ class Closable(Protocol):
     def dump(self) -> str: ...
 
 
+class Watcher(Protocol):
+    """Who wants to know what is open."""
+
+    def began(self, thing: Closable) -> None:
+        """Learn that something was opened."""
+
+    def ended(self, thing: Closable) -> None:
+        """Learn, maybe more than once, that something is closed. It still counts as open."""
+
+
 #: How long all objects together may wait for pending calls at exit (seconds).
 _EXIT_TIMEOUT_S = 5.0
 
 _open: set[Closable] = set()  # not weak: an object that its user has dropped without closing must still say farewell
+_watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
 _lock = threading.RLock()  # a finalizer may close an object in the middle
 
 
@@ -38,12 +50,27 @@ def watch(thing: Closable) -> None:
     """Close `thing` at exit, and tell it of a fork."""
     with _lock:
         _open.add(thing)
+    for watcher in list(_watchers):
+        watcher.began(thing)
 
 
 def forget(thing: Closable) -> None:
     """It was closed."""
+    if thing in _open:
+        for watcher in list(_watchers):
+            watcher.ended(thing)
     with _lock:
         _open.discard(thing)
+
+
+def tell(watcher: Watcher) -> None:
+    """Tell `watcher`, as long as it lives, of all that is opened and closed from now on."""
+    _watchers.add(watcher)
+
+
+def tell_no_more(watcher: Watcher) -> None:
+    """Leave it alone."""
+    _watchers.discard(watcher)
 
 
 def open_now() -> list[Closable]:

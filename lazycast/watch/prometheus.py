@@ -1,11 +1,15 @@
 """Hands what is counted to Prometheus: `register()` once per process, then serve `prometheus_client`'s registry.
 
-Guarantees: nothing is read but when Prometheus asks; an object that was closed is neither kept alive nor exported.
+Guarantees: nothing is read but when Prometheus asks and when an object is closed. Counters never go back: those of an
+object that was closed stay as they were last, but it is not kept alive. No scrape finds it both open and closed, or
+neither. A forked child exports nothing of its parent's.
 Needs `prometheus_client` (`pip install 'lazycast[prometheus]'`), which is imported when a collector is made.
 """
 
 from __future__ import annotations
 
+import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -47,6 +51,10 @@ def _ended(stats: Stats) -> dict[str, int]:
     return {"value": stats.resolved, "cancelled": stats.cancelled, **stats.failed}
 
 
+def _received(stats: Stats) -> dict[str, int]:
+    return {"network": stats.nbytes_received - stats.nbytes_from_host, "host": stats.nbytes_from_host}
+
+
 def _looked_up(stats: Stats) -> dict[str, int]:
     return {"found": stats.materializer_hits, "loaded": stats.materializer_loads}
 
@@ -57,8 +65,10 @@ _NUMBERS = (
     _Number(
         "lazycast_calls_ended", "Calls that are done: value, cancelled, or the class of their error.", _ended, "outcome"
     ),
+    _Number("lazycast_aborted_casts", "Casts that the root withdrew; they are no failures.", lambda s: s.aborted),
+    _Number("lazycast_lost_ranks", "Ranks that ended without a farewell, as this rank knows.", lambda s: s.lost),
     _Number("lazycast_sent_bytes", "Bytes sent to other hosts, relaying included.", lambda s: s.nbytes_sent),
-    _Number("lazycast_received_bytes", "Bytes received, shared ones included.", lambda s: s.nbytes_received),
+    _Number("lazycast_received_bytes", "Bytes received, by what way.", _received, "by"),
     _Number("lazycast_materializer_lookups", "Materializers that were loaded already or had to be.", _looked_up, "how"),
     _Number(
         "lazycast_unshared_values", "Values that an owner could not share, or a rank rebuild.", lambda s: s.unshared
@@ -79,25 +89,39 @@ class _Sums:
     numbers: dict[str, dict[tuple[str, ...], float]] = field(default_factory=dict)
     timings: dict[tuple[str, ...], Timing] = field(default_factory=dict)
 
-    def add(self, stats: Stats) -> None:
+    ages: dict[tuple[str, ...], float] = field(default_factory=dict)  # since the root has heard of a rank (seconds)
+
+    def add(self, stats: Stats, age_s: float, *, closed: bool = False) -> None:
+        """Add what one object has counted. One that is closed holds nothing and waits for nothing: its gauges are 0."""
         who = stats.name, str(stats.rank)
+        self.ages[who] = age_s
         for number in _NUMBERS:
             family = self.numbers.setdefault(number.name, {})
             for labels, value in number.values(stats):
-                family[who + labels] = family.get(who + labels, 0) + value
+                family[who + labels] = family.get(who + labels, 0) + (0 if closed and not number.counter else value)
         for phase in PHASES:
             labels = (*who, phase)
             self.timings[labels] = merged([self.timings.get(labels, Timing()), getattr(stats, phase)])
+
+    def copy(self) -> _Sums:
+        """Return one that can be added to; timings never change."""
+        return _Sums({name: dict(family) for name, family in self.numbers.items()}, {**self.timings}, {**self.ages})
 
 
 class Collector:
     """What a registry asks at each scrape.
 
     Args:
-        objects: export these, as long as they are open; without any, all that are open in this process.
+        objects: export these; without any, all that are open in this process, now or later. What was closed before is
+            not exported.
         group: export what the roots of these objects know of all their ranks, and nothing of objects whose root is
             elsewhere. So one process is enough to scrape; figures are up to a few seconds old.
     Raises: ImportError if prometheus_client is not installed.
+
+    What is closed later keeps its series: counters and histograms as they were last, gauges 0, and with `group` the age
+    of each rank's last word. An object of the same name and rank counts on from there. So memory grows with the number
+    of names, not of objects.
+    Threads: safe.
     """
 
     def __init__(self, *objects: LazyBroadcast[Any, Any], group: bool = False) -> None:
@@ -108,6 +132,25 @@ class Collector:
         self._core = core
         self._chosen = weakref.WeakSet(objects) if objects else None
         self._group = group
+        self._lock = threading.RLock()  # a finalizer may close an object in the middle of a scrape
+        self._closed = _Sums()
+        self._ended: weakref.WeakSet[lifetime.Closable] = weakref.WeakSet()  # what is in these sums
+        self._pid = os.getpid()
+        lifetime.tell(self)
+
+    def began(self, thing: lifetime.Closable) -> None:
+        """Nothing is to be done for what is opened: each scrape looks for what there is."""
+
+    def ended(self, thing: lifetime.Closable) -> None:
+        """Keep what an object has counted at last. Called when it has been closed."""
+        with self._lock:
+            if thing in self._ended or not isinstance(thing, Desk):
+                return
+            if self._chosen is not None and not any(lazy._lane is thing for lazy in self._chosen):
+                return
+            self._ended.add(thing)
+            for stats, age_s in self._read(thing):
+                self._closed.add(stats, age_s, closed=True)
 
     def describe(self) -> list[Metric]:
         """Return nothing: names are found at the first scrape, not when this is registered."""
@@ -115,18 +158,19 @@ class Collector:
 
     def collect(self) -> Iterator[Metric]:
         """Yield all families. Called by the registry."""
-        sums = _Sums()
-        ages: dict[tuple[str, ...], float] = {}
-        for one in self._open():
-            for stats, age_s in self._read(one):
-                sums.add(stats)
-                ages[stats.name, str(stats.rank)] = age_s
+        with self._lock:
+            if self._pid != os.getpid():  # this process was forked: what is closed here was its parent's
+                self._pid, self._closed = os.getpid(), _Sums()
+            sums = self._closed.copy()
+            for one in self._open():
+                for stats, age_s in self._read(one) if one not in self._ended else ():
+                    sums.add(stats, age_s)
         for number in _NUMBERS:
             yield self._family(number, sums.numbers.get(number.name, {}))
         if self._group:
             text = "How long ago the root heard of the rank."
             family = self._core.GaugeMetricFamily("lazycast_report_age_seconds", text, labels=_LABELS)
-            for labels, age_s in ages.items():
+            for labels, age_s in sums.ages.items():
                 family.add_metric(labels, age_s)
             yield family
         text = "How long each phase of a cast took."
@@ -136,19 +180,21 @@ class Collector:
                 histogram.add_metric(labels, _cumulated(timing), timing.total_s)
         yield histogram
 
-    def _open(self) -> list[LazyBroadcast[Any, Any]] | list[Desk]:
+    def _open(self) -> list[Desk]:
+        lanes = [lane for lane in lifetime.open_now() if isinstance(lane, Desk)]
         if self._chosen is None:
-            return [lane for lane in lifetime.open_now() if isinstance(lane, Desk)]
-        return [lazy for lazy in self._chosen if not lazy.closed]
+            return lanes
+        chosen = [lazy._lane for lazy in self._chosen]
+        return [lane for lane in lanes if any(lane is one for one in chosen)]
 
-    def _read(self, one: LazyBroadcast[Any, Any] | Desk) -> list[tuple[Stats, float]]:
+    def _read(self, one: Desk) -> list[tuple[Stats, float]]:
         try:
             mine = one.stats()
             if not self._group:
                 return [(mine, 0.0)]
             if mine.rank != mine.root:
                 return []
-            group = one.group_stats() if isinstance(one, Desk) else one.stats(group=True)
+            group = one.group_stats()
         except ClosedError:  # this process was forked
             return []
         return [(stats, group.age_s[rank]) for rank, stats in group.ranks.items()]

@@ -27,6 +27,8 @@ class Stats:
         pending: those whose future is not done.
         unasked: casts that have arrived and nobody here has asked for.
         resolved, cancelled, failed: how calls ended; `failed` counts by class of error.
+        aborted: casts that the root withdrew before they were sent: their calls are cancelled on every rank.
+        lost: ranks that ended without a farewell, as far as this rank knows.
         blocking: calls on the root that back-pressure holds up now.
         materializer_hits, materializer_loads: how often a cast found its materializer loaded on this rank, and how
             often it had to be imported or unpickled first.
@@ -34,6 +36,7 @@ class Stats:
             shared, so that it made its own; `unshared_reason` says why, for the last one.
         nbytes_sent: to other hosts, through the backend, headers and relaying for others included.
         nbytes_received: from anybody, headers included; on a host a body counts though it is not copied.
+        nbytes_from_host: of these, from ranks of this host: by local sockets and shared memory, not by the network.
         hosts: the ranks of each host; those of one share memory.
         shared_slots, shared_nbytes: what this rank has written to shared memory and somebody still holds.
         arena_nbytes: the memory that this takes: the arena grows with what is in use at a time, and keeps its pages.
@@ -68,6 +71,8 @@ class Stats:
     resolved: int
     cancelled: int
     failed: dict[str, int]
+    aborted: int
+    lost: int
     blocking: int
     materializer_hits: int
     materializer_loads: int
@@ -75,6 +80,7 @@ class Stats:
     unshared_reason: str | None
     nbytes_sent: int
     nbytes_received: int
+    nbytes_from_host: int
     hosts: tuple[tuple[int, ...], ...]
     shared_slots: int
     shared_nbytes: int
@@ -117,6 +123,8 @@ def _lines(stats: Stats) -> Iterator[str]:
     yield _row("calls", stats.asked, ended, f"{sum(stats.failed.values())} failed", f"{stats.cancelled} cancelled")
     if failed:
         yield _row("failures", *failed)
+    if stats.lost:
+        yield _row("lost", _counted(stats.lost, "rank"))
     if stats.unshared:
         yield _row("not shared", stats.unshared, f"the last: {stats.unshared_reason}")
     blocking = [f"{stats.blocking} held up by back-pressure"] if stats.blocking else []
@@ -126,7 +134,9 @@ def _lines(stats: Stats) -> Iterator[str]:
         _counted(stats.unasked, "cast") + " not asked for",
         *blocking,
     )
-    yield _row("network", f"{nbytes_text(stats.nbytes_sent)} sent", f"{nbytes_text(stats.nbytes_received)} received")
+    away_nbytes = stats.nbytes_received - stats.nbytes_from_host
+    yield _row("network", f"{nbytes_text(stats.nbytes_sent)} sent", f"{nbytes_text(away_nbytes)} received")
+    yield _row("this host", f"{nbytes_text(stats.nbytes_from_host)} received")
     held = f"{nbytes_text(stats.shared_nbytes)} held in {_counted(stats.shared_slots, 'slot')}"
     yield _row("shared memory", held, f"{nbytes_text(stats.arena_nbytes)} taken")
     timings = [(phase, getattr(stats, phase)) for phase in PHASES]
@@ -204,6 +214,8 @@ class Counters:
     asked: int = 0
     resolved: int = 0
     cancelled: int = 0
+    aborted: int = 0
+    lost: int = 0
     blocking: int = 0
     unshared: int = 0
     unshared_reason: str | None = None
@@ -266,5 +278,5 @@ class Counters:
         failed = ", ".join(f"{count} {name}" for name, count in list(self.failed.items()))
         return (
             f"casts {self.casts}, asked {self.asked}, resolved {self.resolved}, cancelled {self.cancelled}, "
-            f"unshared {self.unshared}, failed {failed or 0}"
+            f"aborted {self.aborted}, lost {self.lost}, unshared {self.unshared}, failed {failed or 0}"
         )

@@ -25,8 +25,8 @@ ARROWS: dict[str, set[str]] = {
     "tools": {"codec", "net", "materialize", "core", "start", "watch", "testing"},
 }
 #: What a cast writes as it passes. The rest of that wing looks on from outside.
-WRITTEN = ("lazycast.watch.group_stats", "lazycast.watch.stats", "lazycast.watch.timing", "lazycast.watch.tracing")
-HEAVY = {"torch", "mpi4py", "rich", "PIL", "sklearn", "matplotlib", "prometheus_client"}
+WRITTEN = tuple(f"lazycast.watch.{name}" for name in ("group_stats", "notices", "stats", "timing", "tracing"))
+HEAVY = {"torch", "mpi4py", "rich", "PIL", "sklearn", "matplotlib", "opentelemetry", "prometheus_client"}
 
 
 def _package_of(path: Path) -> str:

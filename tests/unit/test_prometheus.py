@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 import urllib.request
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
 
-from lazycast import LazyBroadcast, MaterializeError
+from lazycast import LazyBroadcast, MaterializeError, PeerLostError
 from lazycast.testing.kit import raises
 from lazycast.watch.timing import BOUNDS_S, Tally
 
@@ -89,7 +91,8 @@ def test_one_rank(page: Page) -> None:
         assert types["lazycast_casts"] == "counter"
         assert types["lazycast_pending_calls"] == "gauge"
         assert types["lazycast_phase_seconds"] == "histogram"
-    assert page.scrape()[0] == {}, "a closed object is exported"
+        assert value(samples, "lazycast_aborted_casts_total", **labels) == 0
+        assert value(samples, "lazycast_lost_ranks_total", **labels) == 0
 
 
 def each(group: list[Any], together: Callable[..., list[Any]], fn: Callable[[Any], Any]) -> list[Any]:
@@ -153,11 +156,154 @@ def test_only_the_chosen_ones_are_exported_and_none_is_kept(page: Page) -> None:
         assert names == {"chosen"}
         assert chosen.closed is False
     assert chosen.closed
-    assert page.scrape()[0] == {}
-    gone = weakref.ref(chosen)
+    lane, gone = weakref.ref(chosen._lane), weakref.ref(chosen)
     del chosen
     gc.collect()
     assert gone() is None, "the collector keeps a closed object alive"
+    assert lane() is None, "or what it is made of"
+    samples = page.scrape()[0]
+    assert {dict(labels)["name"] for _, labels in samples} == {"chosen"}
+    assert value(samples, "lazycast_calls_total", name="chosen", rank=0) == 1
+
+
+def test_series_stay_when_an_object_is_closed_and_the_next_of_its_name_counts_on(page: Page) -> None:
+    prometheus.register(registry=page.registry)
+    labels = {"name": "again", "rank": 0}
+    with LazyBroadcast(len, name="again") as lazy:
+        held = lazy.broadcast_async(b"12", key="k")
+        assert held.result(20) == 2
+        raises(MaterializeError, "no", lambda: lazy.broadcast(b"", materialize=refuse))
+        before, _ = page.scrape()
+    lazy.close()  # once more
+    after, types = page.scrape()
+    counters = {s: v for s, v in before.items() if s[0].endswith(("_total", "_bucket", "_count", "_sum"))}
+    assert len(counters) > 30
+    assert {series: after[series] for series in counters} == counters
+    assert set(after) == set(before), "a series has come or gone"
+    assert types["lazycast_pending_calls"] == "gauge"
+    assert value(after, "lazycast_pending_calls", **labels) == 0
+    with LazyBroadcast(len, name="again") as lazy:
+        assert value(page.scrape()[0], "lazycast_calls_total", **labels) == 2
+        lazy.broadcast(b"")
+        assert value(page.scrape()[0], "lazycast_calls_total", **labels) == 3
+    samples, _ = page.scrape()
+    assert value(samples, "lazycast_calls_total", **labels) == 3
+    assert value(samples, "lazycast_phase_seconds_count", **labels, phase="total") == 2
+    assert value(samples, "lazycast_calls_ended_total", **labels, outcome="MaterializeError") == 1
+
+
+def test_gauges_of_a_closed_object_are_zero_and_the_group_keeps_its_last_word(
+    page: Page, together: Callable[..., list[Any]]
+) -> None:
+    objects = together(*(lambda b=b: LazyBroadcast(backend=b, name="g") for b in LocalBackend.threads(2)))
+    prometheus.register(objects[0], group=True, registry=page.registry)
+    every = Page()
+    try:
+        prometheus.register(registry=every.registry)
+        root, other = objects
+        values = together(lambda: root.broadcast(bytes(1 << 20)), other.broadcast)  # the memory is held, beyond `close`
+        assert value(every.scrape()[0], "lazycast_arena_bytes", name="g", rank=0) > 0
+        together(*(lazy.close for lazy in objects))
+        samples, _ = every.scrape()
+        for gauge in ("arena_bytes", "shared_bytes", "pending_calls", "unasked_casts", "blocked_calls"):
+            assert value(samples, f"lazycast_{gauge}", name="g", rank=0) == 0
+        assert value(samples, "lazycast_received_bytes_total", name="g", rank=1, by="host") > 1 << 20
+        assert value(samples, "lazycast_received_bytes_total", name="g", rank=1, by="network") == 0
+        samples, _ = page.scrape()
+        age_s = value(samples, "lazycast_report_age_seconds", name="g", rank=0)
+        assert value(page.scrape()[0], "lazycast_report_age_seconds", name="g", rank=0) == age_s
+        assert value(samples, "lazycast_calls_total", name="g", rank=0) == 1
+        assert values[0] == values[1]
+    finally:
+        every.close()
+
+
+def test_aborted_casts_are_no_failures(page: Page, together: Callable[..., list[Any]]) -> None:
+    prometheus.register(registry=page.registry)
+    objects = together(
+        *(lambda b=b: LazyBroadcast(backend=b, name="ab", placement="root") for b in LocalBackend.threads(2))
+    )
+    root, other = objects
+    gate = threading.Event()
+    try:
+        held = root.broadcast_async(1, materialize=lambda payload: gate.wait(20))
+        withdrawn = root.broadcast_async(2)  # behind the other, so it has not been sent
+        assert withdrawn.cancel()
+        asked = [other.broadcast_async(), other.broadcast_async()]
+        gate.set()
+        assert held.result(20) is True
+        assert asked[0].result(20) is True
+        raises(CancelledError, "", lambda: asked[1].result(20))
+        for rank in (0, 1):
+            samples, labels = page.scrape()[0], {"name": "ab", "rank": rank}
+            assert value(samples, "lazycast_aborted_casts_total", **labels) == 1
+            outcomes = {
+                dict(series)["outcome"]: count
+                for (name, series), count in samples.items()
+                if name == "lazycast_calls_ended_total" and dict(series)["rank"] == str(rank)
+            }
+            assert outcomes == {"value": 1, "cancelled": 1}
+    finally:
+        gate.set()
+        together(*(lazy.close for lazy in objects))
+
+
+def test_a_call_that_one_rank_alone_gives_up_is_no_aborted_cast(page: Page, together: Callable[..., list[Any]]) -> None:
+    prometheus.register(registry=page.registry)
+    objects = together(*(lambda b=b: LazyBroadcast(backend=b, name="one") for b in LocalBackend.threads(2)))
+    try:
+        future = objects[1].broadcast_async()
+        assert future.cancel()
+        assert objects[0].broadcast(1) == 1
+        for rank, cancelled in ((0, 0), (1, 1)):
+            samples, labels = page.scrape()[0], {"name": "one", "rank": rank}
+            assert value(samples, "lazycast_aborted_casts_total", **labels) == 0
+            assert value(samples, "lazycast_calls_ended_total", **labels, outcome="cancelled") == cancelled
+    finally:
+        together(*(lazy.close for lazy in objects))
+
+
+def test_lost_ranks_are_counted_once_each(page: Page, together: Callable[..., list[Any]]) -> None:
+    prometheus.register(registry=page.registry)
+    objects = together(*(lambda b=b: LazyBroadcast(backend=b, name="loss") for b in LocalBackend.threads(3)))
+    try:
+        lane: Any = objects[1]._lane
+        future = objects[1].broadcast_async()
+        lane.on_neighbour_gone(2, None)  # closed: that is no loss
+        assert value(page.scrape()[0], "lazycast_lost_ranks_total", name="loss", rank=1) == 0
+        for _ in range(2):  # it is noticed, and others tell of it
+            lane.on_neighbour_gone(2, "end of file")
+        raises(PeerLostError, "rank 2", lambda: future.result(20))
+        assert objects[1].stats().lost == 1
+        assert "lost           1 rank" in str(objects[1].stats())
+    finally:
+        together(*(lazy.close for lazy in objects))
+    samples, _ = page.scrape()
+    assert value(samples, "lazycast_lost_ranks_total", name="loss", rank=1) == 1, "and it stays after close"
+    assert value(samples, "lazycast_calls_ended_total", name="loss", rank=1, outcome="PeerLostError") == 1
+
+
+def test_a_forked_child_exports_nothing_of_its_parent(run_python: Callable[..., str]) -> None:
+    code = """
+import os
+from prometheus_client import CollectorRegistry
+from lazycast import LazyBroadcast
+from lazycast.watch import prometheus
+
+collector = prometheus.register(registry=CollectorRegistry())
+names = lambda: sorted({sample.labels["name"] for family in collector.collect() for sample in family.samples})
+with LazyBroadcast(name="closed") as lazy:
+    lazy.broadcast(1)
+with LazyBroadcast(name="open") as lazy:
+    lazy.broadcast(1)
+    pid = os.fork()
+    if pid == 0:
+        os.write(1, f"child {names()}\\n".encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+print("parent", names())
+"""
+    assert run_python(code).splitlines() == ["child []", "parent ['closed', 'open']"]
 
 
 def test_buckets_hold_what_took_no_longer_than_their_bound() -> None:

@@ -218,8 +218,9 @@ class Mailboxes(RuleBasedStateMachine):
         if hasattr(self, "box"):
             assert sorted(self.box.asks()) == sorted(n for waiting in self.asks.values() for n in waiting)
             assert sorted(self.box.arrivals()) == sorted(n for waiting in self.arrivals.values() for n in waiting)
-            tables = [table for table in vars(self.box).values() if isinstance(table, dict)]
-            assert all(waiting for table in tables for waiting in table.values()), "a key without anything left behind"
+            lines = [*self.box._asks.values(), *self.box._arrivals.values()]
+            assert all(lines), "a key without anything left behind"
+            assert len(self.box._order) == sum(map(len, self.box._arrivals.values())), "a place left behind"
 
 
 TestArenas = Arenas.TestCase

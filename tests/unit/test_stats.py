@@ -77,6 +77,7 @@ def test_a_snapshot_prints_as_a_table() -> None:
             failed={"MaterializeError": 2, "CastTimeoutError": 1},
             pending=1,
             nbytes_received=64 << 20,
+            nbytes_from_host=63 << 20,
             encode=counters.timing("encode"),
         )
     ).splitlines()
@@ -87,7 +88,8 @@ def test_a_snapshot_prints_as_a_table() -> None:
         "calls          104: 100 got a value (12.3 per s lately), 3 failed, 0 cancelled",
         "failures       2 MaterializeError, 1 CastTimeoutError",
         "now            1 call pending, 0 casts not asked for",
-        "network        0 bytes sent, 64 MiB received",
+        "network        0 bytes sent, 1 MiB received",
+        "this host      63 MiB received",
         "shared memory  0 bytes held in 0 slots, 0 bytes taken",
         "phase              count        p50        p99        max     in all",
         "encode               100     2.9 ms       3 ms       3 ms     300 ms",

@@ -60,6 +60,7 @@ MESSAGES = st.one_of(
         fingerprint=st.none() | st.binary(max_size=16),
         origin=st.none()
         | st.builds(wire.Origin, site=TEXT, label=st.binary(max_size=8), place=st.binary(max_size=8), nth=SIZES),
+        trace=st.none() | st.dictionaries(TEXT, TEXT, max_size=2),
     ),
     st.builds(wire.Chunk, seq=INT, offset=SIZES, nbytes=SIZES),
     st.builds(wire.Code, seq=INT, ident=TEXT, nbytes=SIZES, failure=MAYBE),

@@ -3,15 +3,20 @@
 A subcommand's module has `HELP`, `add_arguments(parser)` and `run(args) -> exit code`. It imports what the extra
 `cli` brings inside its functions only, so that `lazycast --help` works without it.
 
-Exit codes: 0 all is well; 1 the command found something wrong; 2 it cannot do what was asked here, or was asked badly.
+Exit codes: 0 all is well; 1 the command found something wrong; 2 it cannot do what was asked here, or was asked badly;
+128 and the number of the signal that ended it. Whatever that was, but SIGKILL, the ranks have ended by then and
+temporary folders are gone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from lazycast.errors import BackendUnavailableError, LazycastError
 from lazycast.tools.cli import bench, demo, doctor, soak, trace
@@ -44,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(words)
     args.command_line = shlex.join(["lazycast", *words])  # for reports
     try:
-        code: int = args.run(args)
+        with _signals_end_it():
+            code: int = args.run(args)
     except BackendUnavailableError as exc:
         print(f"lazycast: {exc}", file=sys.stderr)
         return 2
@@ -54,3 +60,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return code
+
+
+@contextlib.contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """Let the signals that ask a program to end do so by way of its `finally`: by default it would end where it is.
+
+    The first one counts; what is left to be done after it takes seconds.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Python allows no other to set handlers
+        yield
+        return
+    ends = (signal.SIGTERM, signal.SIGHUP)
+    numbers = [number for number in ends if signal.getsignal(number) is signal.SIG_DFL]  # `nohup` ignores one
+
+    def end(number: int, frame: object) -> None:
+        for known in numbers:
+            signal.signal(known, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lazycast.start.commands import commands
+from lazycast.start.launcher import start_all
 from lazycast.tools.soak import oracle
 from lazycast.tools.soak.diary import Orders, Reader
 from lazycast.tools.soak.plan import CastPlan, JobPlan, Pause, RoundPlan
@@ -92,18 +93,9 @@ class Job:
         outlive = self._victim is not None
         with (self._folder / "output").open("w") as output, tempfile.TemporaryDirectory(prefix="lazycast-") as meeting:
             starts = commands(self._orders.backend, worker, self._orders.ranks, Path(meeting), outlive=outlive)
-            processes = [
-                subprocess.Popen(
-                    command,
-                    env={**os.environ, **_ENVIRONMENT, **env},
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                )
-                for command, env in starts
-            ]
+            processes: list[subprocess.Popen[bytes]] = []
             try:
+                start_all(processes, [(c, {**_ENVIRONMENT, **env}) for c, env in starts], output=output)
                 self._follow(processes)
             finally:
                 self._end(processes)
