@@ -431,16 +431,26 @@ class LazyBroadcast(Generic[P, V]):
             lane.refuse_after_fork()
             if wait_s > 0:
                 lane.guard("next()")
+        return self._next(wait_s, keyed=keyed, looks=wait_s == 0)
+
+    def _next(self, wait_s: float, *, keyed: bool, looks: bool) -> tuple[Key | None, CastFuture[V]] | None:
+        taken: list[tuple[Key | None, CastFuture[V]]] = []
         try:
-            return lane.next_call(wait_s, self._limit_s, keyed=keyed, looks=wait_s == 0)
-        finally:
-            forget_frames()
+            try:
+                self._lane.next_call(taken, wait_s, self._limit_s, keyed=keyed, looks=looks)
+            finally:
+                forget_frames()
+            return taken[0] if taken else None
+        except BaseException:
+            if taken:
+                self._lane.give_back(taken)
+            raise
 
     async def __aiter__(self) -> AsyncIterator[tuple[Key | None, CastFuture[V]]]:
         """What `next` returns, one after the other, beside the loop's other tasks."""
         while True:
             try:
-                came = self._lane.next_call(0.0, self._limit_s)
+                came = self._next(0.0, keyed=False, looks=False)
             except ClosedError:
                 return
             if came is None:

@@ -56,6 +56,10 @@ class Gate(Protocol):
     def release(self) -> object: ...
 
 
+#: A call that was made for what had come: its key and its future.
+Taken = tuple[Key | None, CastFuture[Any]]
+
+
 class Waker:
     """A gate that wakes somebody who does not stand at one."""
 
@@ -115,14 +119,17 @@ class Desk(Records):
         """
 
     def next_call(
-        self, wait_s: float, timeout_s: float, *, keyed: bool = False, looks: bool = False
-    ) -> tuple[Key | None, CastFuture[Any]] | None:
-        """Ask for what came first of all that nobody here has asked for; None if nothing comes within `wait_s`.
+        self, taken: list[Taken], wait_s: float, timeout_s: float, *, keyed: bool = False, looks: bool = False
+    ) -> None:
+        """Ask for what came first of all that nobody here has asked for, and put it into `taken`.
 
-        With `keyed` what came without a key is left. `timeout_s` is the call's own time limit. With `looks` it is None,
-        too, once the root has closed and nothing more can come; else that raises.
+        That stays empty if nothing comes within `wait_s`, and, with `looks`, once the root has closed and nothing more
+        can come, which raises else. With `keyed` what came without a key is left. `timeout_s` is the call's own limit.
         """
         raise ValueError(f"lazycast {self._options.name!r}: next() is for the other ranks; the root has its futures")
+
+    def give_back(self, taken: list[Taken]) -> None:
+        """Whoever was to get this was interrupted: the next one who asks gets it."""
 
     def when_come(self, wake: Callable[[], None]) -> bool:
         """Whether `next_call` would return, or raise, now; else `wake` is called, from any thread, when it may."""

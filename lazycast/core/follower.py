@@ -23,7 +23,7 @@ from lazycast.codec.fingerprint import fingerprint
 from lazycast.core import failures, figures
 from lazycast.core.arrival import Arrival, Own
 from lazycast.core.ask import Ask
-from lazycast.core.desk import Waker
+from lazycast.core.desk import Taken, Waker
 from lazycast.core.divergence import SHOWN_CALLS, Pairings, made
 from lazycast.core.dump import named
 from lazycast.core.future import CastFuture
@@ -79,7 +79,7 @@ class FollowerLane(Lane):
         self._pairings = Pairings()
         self._overdue: Failure | None = None  # a divergence that the others are told of with the next cast
         self._early_verdicts: dict[int, Verdict] = {}  # verdicts whose cast has not come
-        self._given_back: deque[tuple[Key | None, CastFuture[Any]]] = deque()  # taken by calls that were interrupted
+        self._given_back: deque[Taken] = deque()  # taken by calls that were interrupted
         self._figures_due_s: float | None = None  # when the root is to be told what has been counted
 
     def call(
@@ -135,34 +135,23 @@ class FollowerLane(Lane):
         return ask.future
 
     def next_call(
-        self, wait_s: float, timeout_s: float, *, keyed: bool = False, looks: bool = False
-    ) -> tuple[Key | None, CastFuture[Any]] | None:
+        self, taken: list[Taken], wait_s: float, timeout_s: float, *, keyed: bool = False, looks: bool = False
+    ) -> None:
         if self.handed:
             self._do_handed()
         deadline_s = time.monotonic() + wait_s
-        taken: list[tuple[Key | None, CastFuture[Any]]] = []
-        try:
-            while True:
-                left_s = deadline_s - time.monotonic()
-                with Uninterrupted():  # as for a call
-                    gate = self._take_first(taken, timeout_s, keyed=keyed, wait=left_s > 0, looks=looks)
-                if gate is None:
-                    return taken[0] if taken else None
-                if not gate.acquire(timeout=left_s):
-                    with Uninterrupted(), self._lock:
-                        self._unwatch(gate)
-        except BaseException:
-            self._given_back.extend(taken)  # nobody has it: the next call gets it
-            raise
+        while True:
+            left_s = deadline_s - time.monotonic()
+            with Uninterrupted():  # as for a call
+                gate = self._take_first(taken, timeout_s, keyed=keyed, wait=left_s > 0, looks=looks)
+            if gate is None:
+                return
+            if not gate.acquire(timeout=left_s):
+                with Uninterrupted(), self._lock:
+                    self._unwatch(gate)
 
     def _take_first(
-        self,
-        taken: list[tuple[Key | None, CastFuture[Any]]],
-        timeout_s: float,
-        *,
-        keyed: bool,
-        wait: bool,
-        looks: bool,
+        self, taken: list[Taken], timeout_s: float, *, keyed: bool, wait: bool, looks: bool
     ) -> threading.Lock | None:
         """Put what came first into `taken`. If there is nothing, return what opens when something has changed."""
         with self._lock:
@@ -185,6 +174,11 @@ class FollowerLane(Lane):
         self._after_match(ask, arrival, result)
         taken.append((ask.key, ask.future))
         return None
+
+    def give_back(self, taken: list[Taken]) -> None:
+        with Uninterrupted(), self._lock:
+            self._given_back.extend(taken)
+            self._notify()
 
     def when_come(self, wake: Callable[[], None]) -> bool:
         with Uninterrupted(), self._lock:

@@ -38,10 +38,14 @@ def _of_cast(world: World, thing: Thing, cast: Cast, ends: Mapping[int, Ending])
         allowed = _allowed(thing, cast, rank, ends)
         if end.ending not in allowed:
             yield f"rank {rank} has {end.ending!r}, where {sorted(allowed)} is right"
-    agreed = thing.options["agree"] and thing.options["placement"] != "demand"
+    agreed = _agreed(thing)
     shared = {end.ending for end in ends.values() if end.ending == "value" or end.ending.startswith("MaterializeError")}
     if agreed and len(shared) > 1:
         yield "the ranks do not agree"
+
+
+def _agreed(thing: Thing) -> bool:
+    return bool(thing.options["agree"]) and thing.options["placement"] != "demand"
 
 
 def _allowed(thing: Thing, cast: Cast, rank: int, ends: Mapping[int, Ending]) -> set[str]:
@@ -60,8 +64,10 @@ def _allowed(thing: Thing, cast: Cast, rank: int, ends: Mapping[int, Ending]) ->
         return allowed
     if roots == INTERRUPTED:  # before it was sent, or after it
         allowed |= {f"RemoteError:{thing.root}", "cancelled"}
-    elif roots == "cancelled":
+    elif roots == "cancelled":  # without agreement a rank may have had it by then
         allowed.add("cancelled")
+        if not _agreed(thing):
+            allowed |= _planned(thing, cast, rank, ends)
     elif roots.startswith(("KeyInUseError", "TypeError", "EncodeError")):
         allowed.add(f"RemoteError:{thing.root}")
     else:

@@ -18,8 +18,9 @@ from lazycast.options import PLACEMENTS
 KEYS: Final = ("a", b"a", "7", 7, -1)
 #: How a cast ends if nobody does anything to it.
 KINDS: Final = ("value", "fail", "unencodable", "missing")
-#: How a rank asks: it waits in the call; it collects the future at the end of the burst; or it gives up.
-BLOCK, COLLECT, CANCEL, DISCARD = "block", "collect", "cancel", "discard"
+#: How a rank asks: it waits in the call; it collects the future at the end of the burst; it gives up, at once or, for
+#: odd numbers, at the end of the burst; or it takes what has come, whatever that is.
+BLOCK, COLLECT, CANCEL, DISCARD, TAKE = "block", "collect", "cancel", "discard", "take"
 #: More than the casts of a burst on one object: back-pressure is not what this is about, and it could hold up ranks
 #: that wait for each other in different objects.
 _MAX_INFLIGHT = 64
@@ -38,6 +39,7 @@ class Cast:
     kind: str
     materializer: str | None
     nbytes: int
+    priority: int
     asks: tuple[str, ...]
 
 
@@ -127,14 +129,16 @@ def _burst(rng: random.Random, number: int, things: tuple[Thing, ...], count: _C
     casts = []
     for index, thing in enumerate(things):
         mine = []
+        # Who takes all that comes waits for this object's root, as in a call.
+        takers = {rank for rank in range(len(thing.members)) if rng.random() < 0.25 and index == waits} - {thing.root}
         for _ in range(rng.randint(0, _BURST)):
-            mine.append(_cast(rng, count.of[index], thing, blocking=index == waits))
+            mine.append(_cast(rng, count.of[index], thing, takers, blocking=index == waits))
             count.of[index] += 1
         casts.append(tuple(mine))
     return Burst(number, rng.random() < 0.3, tuple(casts))
 
 
-def _cast(rng: random.Random, number: int, thing: Thing, *, blocking: bool) -> Cast:
+def _cast(rng: random.Random, number: int, thing: Thing, takers: set[int], *, blocking: bool) -> Cast:
     key = rng.choice(KEYS) if rng.random() < 0.75 else None
     kind = rng.choice(KINDS) if rng.random() < 0.12 else "value"
     if kind == "unencodable" and len(thing.members) == 1:
@@ -143,14 +147,16 @@ def _cast(rng: random.Random, number: int, thing: Thing, *, blocking: bool) -> C
     asks = []
     for rank in range(len(thing.members)):
         draw = rng.random()
-        if draw < 0.06 and key is not None and rank != thing.root:
+        if rank in takers:
+            asks.append(TAKE)
+        elif draw < 0.06 and key is not None and rank != thing.root:
             asks.append(DISCARD)
         elif draw < 0.12:
             asks.append(CANCEL)
         else:
             asks.append(BLOCK if blocking and draw < 0.6 else COLLECT)
     nbytes = int(2 ** rng.uniform(0, 18))
-    return Cast(number, key, kind, materializer, nbytes, tuple(asks))
+    return Cast(number, key, kind, materializer, nbytes, rng.choice((0, 0, -1, 7)), tuple(asks))
 
 
 def order(world: World, burst: Burst, rank: int) -> list[list[tuple[int, Cast]]]:

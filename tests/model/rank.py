@@ -24,7 +24,7 @@ from lazycast.testing.kit import spelled
 from lazycast.tools.soak.rank import Meeting
 
 from . import casting, plan
-from .plan import BLOCK, CANCEL, DISCARD, Cast, World
+from .plan import BLOCK, CANCEL, DISCARD, TAKE, Cast, World
 
 #: No call of this check takes so long; what does hangs (seconds).
 LIMIT_S = 40.0
@@ -122,6 +122,8 @@ class _Object:
     def __init__(self, index: int, thing: plan.Thing, lazy: LazyBroadcast[Any, Any]) -> None:
         self.index, self.thing, self.lazy = index, thing, lazy
         self.pending: set[plan.Key] = set()
+        self.taken: list[tuple[plan.Key | None, CastFuture[Any]]] = []  # as it came
+        self.taking = threading.Lock()
 
 
 class _Rank:
@@ -161,10 +163,37 @@ class _Rank:
             self._ask_all(objects, burst.number, main)
             for thread in running:
                 thread.result()
+        for at in objects.values():
+            self._sort_out(at, burst.casts[at.index])
+        for at, cast, _, future in self._collected:
+            if cast.asks[at.lazy.rank] == CANCEL and cast.number % 2:
+                self._cancel(future)
         for at, cast, again, future in self._collected:
             self._note(burst.number, at, cast, again, self._collect(at, cast, future))
         self._collected.clear()
         self._wait_for_the_interrupted(objects)
+
+    def _sort_out(self, at: _Object, casts: tuple[Cast, ...]) -> None:
+        """Find out which casts were taken: of each key the first is the first of the burst."""
+        lines: dict[tuple[type, plan.Key | None], list[Cast]] = {}
+        for cast in casts:
+            lines.setdefault((type(cast.key), cast.key), []).append(cast)
+        for key, future in at.taken:
+            self._collected.append((at, lines[type(key), key].pop(0), False, future))
+        at.taken.clear()
+
+    def _take(self, at: _Object) -> None:
+        """Take what has come, whatever it is; who is interrupted before that takes it later."""
+        with at.taking:  # several threads would mix up the order of what they get
+            while True:
+                try:
+                    with self._interrupter.armed():
+                        came = at.lazy.next(timeout_s=LIMIT_S)
+                except (KeyboardInterrupt, Alarm):
+                    continue
+                assert came is not None, f"world {self._world.seed}, {at.thing}: nothing comes\n{self._state(at)}"
+                at.taken.append(came)
+                return
 
     def _wait_for_the_interrupted(self, objects: dict[int, _Object]) -> None:
         """A call that was interrupted counts, and its cast ends by itself: then its key is free again."""
@@ -190,10 +219,13 @@ class _Rank:
     def _ask(self, at: _Object, cast: Cast, again: bool) -> str | None:
         """Make the call that the plan has for a cast; None if its future is collected later."""
         how = cast.asks[at.lazy.rank]
+        if how == TAKE:
+            self._take(at)
+            return None
         is_root = at.lazy.is_root
         arguments: dict[str, Any] = {"key": cast.key}
         if is_root:
-            arguments["materialize"] = casting.materializer(cast)
+            arguments |= {"materialize": casting.materializer(cast), "priority": cast.priority}
         payload = casting.payload(at.thing, cast) if is_root else None
         if cast.key is not None and how != DISCARD:
             at.pending.add(cast.key)
@@ -217,7 +249,7 @@ class _Rank:
             ending = self._named(at, cast, exc)
         else:
             if future is not None:
-                if how == CANCEL:
+                if how == CANCEL and not cast.number % 2:
                     self._cancel(future)
                 self._collected.append((at, cast, again, future))
                 return None
