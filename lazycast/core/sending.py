@@ -348,9 +348,12 @@ class Sending(Intake):
         """Tell the ranks that a call has no value: it counts all the same."""
         trace = call.ask.traced.carrier if call.ask.traced is not None else None
         origin = call.ask.origin
-        cast = Cast(call.seq, call.key, call.placement, False, None, failure=failure, origin=origin, trace=trace)
-        arrival = Arrival(cast, None, ask=call.ask)
         with self._lock:
+            late = call.ask.late
+            if late is not None and late.kind == "withdrawn":  # while it was encoded
+                failure = late
+            cast = Cast(call.seq, call.key, call.placement, False, None, failure=failure, origin=origin, trace=trace)
+            arrival = Arrival(cast, None, ask=call.ask)
             call.payload = call.materialize = None
             self._placing.failed(call.seq)
             self._book_sent(call, arrival)
