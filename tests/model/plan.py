@@ -64,6 +64,14 @@ class Burst:
     threads: bool
     casts: tuple[tuple[Cast, ...], ...]
 
+    @property
+    def taken(self) -> bool:
+        """Whether somebody takes what comes, whatever it is: then nobody casts for the next burst before that is done.
+
+        A cast that its root has given up may go out after later ones with other keys.
+        """
+        return any(TAKE in cast.asks for casts in self.casts for cast in casts)
+
 
 @dataclass(frozen=True)
 class World:
@@ -125,12 +133,13 @@ def _thing(rng: random.Random, name: str, members: tuple[int, ...]) -> Thing:
 
 def _burst(rng: random.Random, number: int, things: tuple[Thing, ...], count: _Count) -> Burst:
     # A rank that waits in a call waits for this object's root, which must not wait for it elsewhere at the same time.
-    waits = rng.randrange(len(things))
+    waits, taking = rng.randrange(len(things)), rng.random() < 0.4
     casts = []
     for index, thing in enumerate(things):
         mine = []
         # Who takes all that comes waits for this object's root, as in a call.
-        takers = {rank for rank in range(len(thing.members)) if rng.random() < 0.25 and index == waits} - {thing.root}
+        takers = {rank for rank in range(len(thing.members)) if rank != thing.root and rng.random() < 0.5}
+        takers = takers if index == waits and taking else set()
         for _ in range(rng.randint(0, _BURST)):
             mine.append(_cast(rng, count.of[index], thing, takers, blocking=index == waits))
             count.of[index] += 1

@@ -145,6 +145,8 @@ class _Rank:
                     objects[index] = _Object(index, thing, lazy)
             for burst in self._world.bursts:
                 self._burst(objects, burst)
+                if burst.taken:
+                    meeting.meet()
             meeting.meet()  # who closes before the others have all they were sent would be named by them
         self._check_kept()
         self._hits.close()
