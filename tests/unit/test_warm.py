@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import warm
+from tests.own_shm import own_shm
 
 SHOW = """
 import os, sys
@@ -67,6 +68,17 @@ def test_it_ends_as_a_program_ends(code: str) -> None:
 def test_a_module_is_run_as_one() -> None:
     cold, hot = both("-m", "platform", "--terse")
     assert (hot.returncode, hot.stdout) == (cold.returncode, cold.stdout)
+
+
+def test_it_is_in_the_namespaces_of_its_caller() -> None:
+    show = "import os; print(*(os.readlink(f'/proc/self/ns/{name}') for name in ('mnt', 'net')), os.getcwd())"
+    with own_shm() as shm:
+        cold, hot = (
+            subprocess.run([*shm.within, python, "-c", show], capture_output=True, text=True, check=True).stdout
+            for python in (sys.executable, warm.python())
+        )
+        assert hot.split()[0] == os.readlink(f"/proc/{shm.holder}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
+    assert hot == cold
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

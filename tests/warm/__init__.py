@@ -13,6 +13,7 @@ import atexit
 import functools
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,9 +23,11 @@ _HERE = Path(__file__).parent
 _BIN = Path(sys.executable).parent
 
 
-@functools.cache
-def _folder(pid: int) -> Path:
-    """Start the parent of this process's programs; return the folder with the executables."""
+def start() -> Path:
+    """Start the parent of this process's programs, and of those it tells; return the folder with the executables.
+
+    Until the first of them is needed, it does next to nothing.
+    """
     folder = Path(tempfile.mkdtemp(prefix="warm-"))
     for program in _BIN.iterdir():  # whoever looks beside its Python finds the launchers
         (folder / program.name).symlink_to(program)
@@ -41,7 +44,7 @@ def _folder(pid: int) -> Path:
     )
     assert parent.stdin is not None
     assert parent.stdout is not None
-    stdin, stdout = parent.stdin, parent.stdout
+    stdin, stdout, pid = parent.stdin, parent.stdout, os.getpid()
 
     def end() -> None:
         if os.getpid() == pid:
@@ -51,7 +54,26 @@ def _folder(pid: int) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(end)
-    assert stdout.readline() == b"warm\n", "the warm parent has not started"
+    assert stdout.readline() == b"there\n", "the warm parent has not started"
+    return folder
+
+
+_of_another: Path | None = None
+
+
+def use(folder: Path) -> None:
+    """Have this process's programs forked by a parent that another process has started, and will end."""
+    global _of_another
+    _of_another = folder
+
+
+@functools.cache
+def _folder(pid: int) -> Path:
+    folder = _of_another or start()
+    with socket.socket(socket.AF_UNIX) as sock:  # who measures, or sets a limit, does not wait for torch
+        sock.connect(str(folder / "parent"))
+        sock.sendall((2).to_bytes(4, "little") + b"{}")
+        assert sock.recv(4) == b"warm", "the warm parent has ended"
     return folder
 
 

@@ -29,15 +29,19 @@ def main():
     ignored = [n for n in signal.valid_signals() if signal.getsignal(n) is signal.SIG_IGN and n != signal.SIGPIPE]
     order = {"argv": sys.argv, "cwd": os.getcwd(), "env": dict(os.environ), "ignored": ignored}
     order["fds"] = list(fds.items())
+    # Those that `ip netns exec` and `nsenter` change; the last one is taken first.
+    order["namespaces"] = [os.readlink("/proc/self/ns/" + name) for name in ("mnt", "net")]
+    namespaces = [os.open("/proc/self/ns/" + name, os.O_RDONLY) for name in ("net", "mnt")]
     said = json.dumps(order).encode()
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), "parent"))
-        sock.sendmsg([len(said).to_bytes(4, "little")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+        rights = array.array("i", [*fds, *namespaces])
+        sock.sendmsg([len(said).to_bytes(4, "little")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         sock.sendall(said)
         pid = int.from_bytes(sock.recv(4, socket.MSG_WAITALL), "little")
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, lambda number, frame: os.kill(pid, number))
-        for fd in fds:
+        for fd in rights:
             os.close(fd)  # readers of a pipe wait for its last end
         code = int.from_bytes(sock.recv(4, socket.MSG_WAITALL), "little", signed=True)
     if code < 0:
