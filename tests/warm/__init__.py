@@ -1,10 +1,11 @@
 """A warm Python: programs that start in milliseconds, since one process has imported torch for all of them,
 and what else takes them long.
 
-`python()` is the path of an executable to be used like `sys.executable`, and `torchrun()` like torchrun. Neither has
-imported anything of lazycast. What they start is a fork of that process, with the descriptors, the environment, the
-folder and the signals of whoever has called; it ends as any interpreter does. What is tested of a program's very start
-(what it imports, warnings, options of the interpreter but `-u`, `-m` and `-c`) needs a Python of its own.
+`python()` is the path of an executable to be used like `sys.executable`, and `torchrun()` like torchrun. Programs find
+that torch is imported and lazycast is not, though that takes them no time then. What they start is a fork of that
+process, with the descriptors, the environment, the folder, the signals and the namespaces of whoever has called; it
+ends as any interpreter does. What is tested of a program's very start (what it imports, warnings, options of the
+interpreter but `-u`, `-m` and `-c`) needs a Python of its own.
 """
 
 from __future__ import annotations

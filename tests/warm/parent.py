@@ -12,7 +12,7 @@ import contextlib
 import ctypes
 import errno
 import gc
-import importlib
+import importlib.util
 import json
 import os
 import runpy
@@ -22,6 +22,8 @@ import socket
 import sys
 import types
 import warnings
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,37 @@ def _receive(sock: socket.socket) -> tuple[Order, list[int]]:
     order: Order = json.loads(said)
     assert not order or len(fds) == len(order["fds"]) + len(order["namespaces"]), "more descriptors than can be sent"
     return order, fds
+
+
+class _Imported(MetaPathFinder, Loader):
+    """A package that this process has imported, and whose programs have not: when they import it, it is there at once.
+
+    With it come the modules that came with it here, as they were then. Another one of that name is imported as ever.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._package = importlib.import_module(name)
+        self._spec = self._package.__spec__
+        self._modules = {other: module for other, module in sys.modules.items() if other.split(".")[0] == name}
+        for other in self._modules:
+            del sys.modules[other]
+        sys.meta_path.insert(0, self)
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != self._package.__name__:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin == self._package.__file__:
+            sys.modules.update(self._modules)
+            spec.loader = self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        return self._package
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__spec__ = self._spec
 
 
 class _Parent:
@@ -269,6 +302,7 @@ def main() -> None:
     for name in IMPORTED:
         importlib.import_module(name)
     _spare_at_the_end()
+    _Imported("lazycast")  # after the others: it looks which there are
     gc.collect()
     gc.freeze()  # nor do collections look at all that was imported
     order = parent.serve()
