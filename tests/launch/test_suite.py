@@ -27,7 +27,7 @@ def command(backend: str, ranks: int) -> list[str]:
         return [warm.torchrun(), "--nproc_per_node", str(ranks), *SUITE, "--backend", "torch"]
     if backend == "mpi":
         mpirun = [str(BIN / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-n", str(ranks)]
-        return [*mpirun, PYTHON, *SUITE, "--backend", "mpi"]
+        return [*mpirun, warm.python(), *SUITE, "--backend", "mpi"]
     return [PYTHON, *SUITE, "--backend", backend, "--launch", str(ranks)]
 
 
