@@ -72,7 +72,7 @@ def test_lazycast_is_imported_with_the_same_modules() -> None:
         "import lazycast.backends.local\n"
         "mine = [module for name, module in sys.modules.items() if name.startswith('lazycast')]\n"
         "print(sorted((module.__name__, module.__spec__.name, module.__spec__.origin) for module in mine))\n"
-        "print(type(lazycast.__spec__.loader), lazycast.__path__, len(sys.meta_path))\n"
+        "print(type(lazycast.__spec__.loader), lazycast.__path__, len(sys.meta_path), sorted(dir(lazycast)))\n"
     )
     cold, hot = both("-c", code)
     assert (hot.returncode, hot.stdout) == (cold.returncode, cold.stdout), hot.stderr

@@ -59,9 +59,9 @@ class _Imported(MetaPathFinder, Loader):
     def __init__(self, name: str) -> None:
         self._package = importlib.import_module(name)
         self._spec = self._package.__spec__
-        self._modules = {other: module for other, module in sys.modules.items() if other.split(".")[0] == name}
-        for other in self._modules:
-            del sys.modules[other]
+        mine = [other for other in sys.modules if other.split(".")[0] == name]
+        self._modules = {other: sys.modules.pop(other) for other in mine}
+        del self._modules[name]  # which is put back by who imports it
         sys.meta_path.insert(0, self)
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
