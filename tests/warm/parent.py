@@ -3,6 +3,8 @@
 It ends with its standard input, and imports nothing before somebody calls. A caller connects to the socket in the
 folder, hands over its descriptors and says what to run. It is told the process id of the fork, and at last how that has
 ended; if it is killed before, so is the fork, with its process group.
+
+What the programs of one process of `-n` have taken of the processor is in a file of the folder, `spent.` and its name.
 """
 
 from __future__ import annotations
@@ -89,6 +91,9 @@ class _Parent:
         self._listener.bind(str(folder / "parent"))
         self._listener.listen(128)
         self._callers: dict[int, tuple[socket.socket, int]] = {}  # by descriptor of the process
+        self._folder = folder
+        self._for: dict[int, str] = {}  # by process: whose program it is
+        self._spent_s: dict[str, float] = {}
         self._poller = select.poll()
         for fd in (0, self._listener.fileno()):
             self._poller.register(fd, select.POLLIN)
@@ -131,6 +136,7 @@ class _Parent:
             return order
         for fd in fds:
             os.close(fd)
+        self._for[pid] = order["env"].get("PYTEST_XDIST_WORKER", "")
         pidfd = os.pidfd_open(pid)
         self._callers[pidfd] = sock, pid
         self._poller.register(pidfd, select.POLLIN)
@@ -162,7 +168,12 @@ class _Parent:
 
     def _ended(self, pidfd: int) -> None:
         sock, pid = self._callers.pop(pidfd)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        _, status, used = os.wait4(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        whose = self._for.pop(pid)
+        self._spent_s[whose] = self._spent_s.get(whose, 0.0) + used.ru_utime + used.ru_stime
+        (self._folder / "spent").write_text(str(self._spent_s[whose]))
+        (self._folder / "spent").rename(self._folder / f"spent.{whose}")  # who reads it finds all of it
         self._poller.unregister(pidfd)
         os.close(pidfd)
         if sock.fileno() >= 0:
