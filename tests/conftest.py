@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +28,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.import_plugin("tests.skips")
+    if hasattr(config, "workerinput"):
+        warm.use(Path(config.workerinput["warm"]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """All processes of `-n` have their programs forked by one warm parent: torch is imported once."""
+    node.workerinput["warm"] = str(_shared())
+
+
+@functools.cache
+def _shared() -> Path:
+    return warm.start()
 
 
 @pytest.hookimpl(trylast=True)

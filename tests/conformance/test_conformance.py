@@ -26,12 +26,18 @@ HEAVY = (
 )
 
 
-#: What is passed on; over the network the whole suite on four ranks of torch has all of it (`launch/test_suite`).
-PASSED_ON = ("values.", "failures.", *HEAVY)
+#: What is passed on. What is not here, three ranks of torch have over the network (`launch/test_suite`), and of what
+#: takes seconds all else that is there.
+PASSED_ON = ("values.", "failures.", "placements.", "trust.", "load.")
+THERE = (
+    "values.a_payload_beyond_the_chunk_size_is_intact",
+    "values.payloads_arrive_equal_from_every_root",
+)
 
 
 def _marks(shared_memory: bool | str, size: int, name: str) -> list[pytest.MarkDecorator]:
-    often = size != SELDOM and (name not in HEAVY if shared_memory else name.startswith(PASSED_ON))
+    over_network = name.startswith(PASSED_ON) and name not in THERE
+    often = size != SELDOM and (name not in HEAVY if shared_memory else over_network)
     return [] if often else [pytest.mark.exhaustive]
 
 

@@ -20,6 +20,7 @@ import pytest
 from . import browser
 from .command import run
 
+pytestmark = pytest.mark.exhaustive
 ROOT = Path(__file__).parents[2]
 
 #: What a browser would fetch by itself, of another host.
@@ -88,7 +89,6 @@ def test_the_reference_has_every_public_name(site: Path) -> None:
     assert set(lazycast.__all__) - named - {"__version__"} == set()
 
 
-@pytest.mark.exhaustive
 @pytest.mark.timeout(240)
 def test_it_works_in_a_browser(site: Path) -> None:
     browser.find()

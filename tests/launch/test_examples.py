@@ -42,7 +42,8 @@ def command_of(example: Path) -> list[str]:
 def output_of(example: Path) -> str:
     """Run an example in the repository's root and return its standard output. It must exit with 0."""
     command = command_of(example)
-    env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "GLOO_SOCKET_IFNAME": "lo"}
+    beside = Path(warm.python()).parent  # the `python` that mpirun starts
+    env = {**os.environ, "PATH": f"{beside}{os.pathsep}{os.environ['PATH']}", "GLOO_SOCKET_IFNAME": "lo"}
     process = subprocess.Popen(
         command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )

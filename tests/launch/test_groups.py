@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 MPIRUN = [str(BIN / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-n", "4"]
 COMMANDS = {
     "torch": lambda: [warm.torchrun(), "--nproc_per_node", "4", str(HERE / "groups_torch.py")],
-    "mpi": lambda: [*MPIRUN, sys.executable, str(HERE / "groups_mpi.py")],
+    "mpi": lambda: [*MPIRUN, warm.python(), str(HERE / "groups_mpi.py")],
 }
 
 

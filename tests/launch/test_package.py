@@ -84,6 +84,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(source: Path, wheel: Path
     assert names == expected | {f"{info}/{name}" for name in told}
 
 
+@pytest.mark.exhaustive
 def test_the_source_package_builds_the_same_wheel(source: Path, wheel: Path, tmp_path: Path) -> None:
     (direct,) = build(source, tmp_path, "--wheel").glob("*.whl")
     assert direct.name == wheel.name == f"lazycast-{__version__}-py3-none-any.whl"

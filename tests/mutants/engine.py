@@ -233,7 +233,7 @@ MUTANTS = (
     Mutant(
         "placing-trials-unbounded",
         _PLACING,
-        "if len(self._trials) > _MAX_TRIALS:",
+        "if len(self.trials) > _MAX_TRIALS:",
         "if False:",
         "whatever ranks do not report, memory is bounded",
     ),

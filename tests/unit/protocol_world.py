@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import ctypes
+import functools
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -221,13 +222,17 @@ class Member:
         return performer
 
 
-def _options(case: Case) -> Options:
+_placed = functools.cache(place)  # thousands of worlds have the same ranks, and the same options
+
+
+@functools.cache
+def _options(root: int, placement: str, agree: bool, replicated: bool) -> Options:
     return Options(
         materialize=None,
-        root=case.root,
+        root=root,
         name="world",
-        placement=case.placement,
-        agree=case.agree,
+        placement=placement,
+        agree=agree,
         values="private",
         trust="pickle",
         max_inflight=64,
@@ -237,7 +242,7 @@ def _options(case: Case) -> Options:
         executor=None,
         arena_nbytes=1 << 20,
         shared_memory=False,
-        replicated=case.replicated,
+        replicated=replicated,
     )
 
 
@@ -253,19 +258,18 @@ class World:
         self._ended: set[tuple[int, int]] = set()
         hosts = case.hosts or tuple((rank,) for rank in range(case.size))
         self._host_of = {rank: host for host in hosts for rank in host}
-        options, size = _options(case), case.size
+        options, size = _options(case.root, case.placement, case.agree, case.replicated), case.size
         names = [f"h{hosts.index(self._host_of[rank])}" for rank in range(size)]
         self.members: list[Member] = []
-        with mock.patch.object(desk, "Performer", StepPerformer):
-            for rank, script in enumerate(case.scripts):
-                group = Group(rank, size, case.root, names, [Cores([0])] * size)
-                host = self._host_of[rank]
-                mesh: Any = FakeMesh(self, rank, host) if len(host) > 1 else None
-                kind = RootLane if rank == case.root else FollowerLane
-                lane = kind(group, options, FakeContext(self, rank), place(rank, case.root, hosts), mesh)
-                relay: Relay = lane._relay
-                relay.connect(lane._context, timeout_s=1.0, name="world")
-                self.members.append(Member(lane, deque(script)))
+        for rank, script in enumerate(case.scripts):
+            group = Group(rank, size, case.root, names, [Cores([0])] * size)
+            host = self._host_of[rank]
+            mesh: Any = FakeMesh(self, rank, host) if len(host) > 1 else None
+            kind = RootLane if rank == case.root else FollowerLane
+            lane = kind(group, options, FakeContext(self, rank), _placed(rank, case.root, hosts), mesh)
+            relay: Relay = lane._relay
+            relay.connect(lane._context, timeout_s=1.0, name="world")
+            self.members.append(Member(lane, deque(script)))
 
     # The ways between ranks
 
@@ -425,6 +429,11 @@ def explore(case: Case, check: Callable[[World], None], *, departures: int | Non
     Args:
         departures: where that is too much: how often an order may depart from always taking the first step there is.
     """
+    with mock.patch.object(desk, "Performer", StepPerformer):
+        return _explore(case, check, departures)
+
+
+def _explore(case: Case, check: Callable[[World], None], departures: int | None) -> int:
     ends = 0
     todo: list[tuple[list[Step], frozenset[Step], int]] = [([], frozenset(), departures or 0)]
     while todo:

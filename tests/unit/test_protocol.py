@@ -127,9 +127,10 @@ def name_of(value: Any) -> str:
     return {ALONE: "alone", TWO: "together", True: "agree", False: "each"}.get(value, value)
 
 
-COMBINATIONS = pytest.mark.parametrize(("hosts", "placement", "agree"), EACH, ids=name_of)
 #: What shards that agree on one host go through takes as long as all the others.
 HARD = (TWO, "shard", True)
+#: Who is alone on a host has a shard to itself: that differs from `every` in who sends what to whom, not in its order.
+LIKE_EVERY = (ALONE, "shard", False)
 
 
 def seldom(*values: Any) -> Any:
@@ -137,9 +138,12 @@ def seldom(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.exhaustive)
 
 
-BUT_HARD = pytest.mark.parametrize(
-    ("hosts", "placement", "agree"), [seldom(*it) if it == HARD else it for it in EACH], ids=name_of
-)
+def each_but(*left_out: Any) -> pytest.MarkDecorator:
+    cases = [seldom(*it) if it in left_out else it for it in EACH]
+    return pytest.mark.parametrize(("hosts", "placement", "agree"), cases, ids=name_of)
+
+
+BUT_LIKE, BUT_HARD = each_but(LIKE_EVERY), each_but(LIKE_EVERY, HARD)
 
 
 def explored(case: Case, check: Any, *, least: int, departures: int | None = None) -> None:
@@ -148,7 +152,7 @@ def explored(case: Case, check: Any, *, least: int, departures: int | None = Non
     assert orders >= least, f"{orders} orders"  # it is worth something only if there was something to choose
 
 
-@COMBINATIONS
+@BUT_LIKE
 def test_keys_meet_in_any_order(hosts: Any, placement: str, agree: bool) -> None:
     script = (cast("a", 1, double), cast("b", 3)), (ask("b"), ask("a"))
 
@@ -169,8 +173,11 @@ def test_two_casts_that_agree() -> None:
     explored(Case(script, "every", hosts=ALONE), check, least=1000)
 
 
-@pytest.mark.parametrize("hosts", [ALONE, TWO], ids=["alone", "together"])
-@pytest.mark.parametrize("placement", ["every", "shard"])
+@pytest.mark.parametrize(
+    ("hosts", "placement"),
+    [(ALONE, "every"), (TWO, "every"), (TWO, "shard"), seldom(ALONE, "shard")],
+    ids=name_of,
+)
 @pytest.mark.parametrize("end", [DIE, CLOSE], ids=["dies", "closes"])
 @pytest.mark.parametrize("who", [0, 1])
 def test_two_ranks_of_which_one_goes(hosts: Any, placement: str, end: Do, who: int) -> None:
@@ -225,7 +232,11 @@ GIVE_UP = ("discard", "cancel", "time out")
 
 @pytest.mark.parametrize(
     ("hosts", "placement", "agree", "how"),
-    [seldom(*it, how) if it == HARD and how != "time out" else (*it, how) for it in EACH for how in GIVE_UP],
+    [
+        seldom(*it, how) if it == LIKE_EVERY or (it == HARD and how != "time out") else (*it, how)
+        for it in EACH
+        for how in GIVE_UP
+    ],
     ids=name_of,
 )
 def test_a_rank_that_gives_up_keeps_nobody(hosts: Any, placement: str, agree: bool, how: str) -> None:

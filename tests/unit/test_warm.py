@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import warm
+from tests.own_shm import own_shm
 
 SHOW = """
 import os, sys
@@ -64,9 +65,42 @@ def test_it_ends_as_a_program_ends(code: str) -> None:
     assert hot.stderr.splitlines()[-1:] == cold.stderr.splitlines()[-1:]
 
 
+def test_lazycast_is_imported_with_the_same_modules() -> None:
+    code = (
+        "import sys\n"
+        "assert not [name for name in sys.modules if name.startswith('lazycast')]\n"
+        "import lazycast.backends.local\n"
+        "mine = [module for name, module in sys.modules.items() if name.startswith('lazycast')]\n"
+        "print(sorted((module.__name__, module.__spec__.name, module.__spec__.origin) for module in mine))\n"
+        "print(type(lazycast.__spec__.loader), lazycast.__path__, len(sys.meta_path), sorted(dir(lazycast)))\n"
+    )
+    cold, hot = both("-c", code)
+    assert (hot.returncode, hot.stdout) == (cold.returncode, cold.stdout), hot.stderr
+    assert "lazycast.core.lane" in cold.stdout
+
+
+def test_another_lazycast_is_another(tmp_path: Path) -> None:
+    (tmp_path / "lazycast").mkdir()
+    (tmp_path / "lazycast" / "__init__.py").write_text("import sys\nprint([n for n in sys.modules if 'lazycast' in n])")
+    cold, hot = both("-c", "import lazycast; print(lazycast.__file__)", cwd=str(tmp_path))
+    assert (hot.returncode, hot.stdout) == (cold.returncode, cold.stdout), hot.stderr
+    assert str(tmp_path) in cold.stdout
+
+
 def test_a_module_is_run_as_one() -> None:
     cold, hot = both("-m", "platform", "--terse")
     assert (hot.returncode, hot.stdout) == (cold.returncode, cold.stdout)
+
+
+def test_it_is_in_the_namespaces_of_its_caller() -> None:
+    show = "import os; print(*(os.readlink(f'/proc/self/ns/{name}') for name in ('mnt', 'net')), os.getcwd())"
+    with own_shm() as shm:
+        cold, hot = (
+            subprocess.run([*shm.within, python, "-c", show], capture_output=True, text=True, check=True).stdout
+            for python in (sys.executable, warm.python())
+        )
+        assert hot.split()[0] == os.readlink(f"/proc/{shm.holder}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
+    assert hot == cold
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

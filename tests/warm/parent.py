@@ -1,19 +1,21 @@
 """The process that forks programs, and has imported torch and what else many need: `python parent.py FOLDER`.
 
-It ends with its standard input. A caller connects to the socket in the folder, hands over its descriptors and says what
-to run. It is told the process id of the fork, and at last how that has ended; if it is killed before, so is the fork,
-with its process group.
+It ends with its standard input, and imports nothing before somebody calls. A caller connects to the socket in the
+folder, hands over its descriptors and says what to run. It is told the process id of the fork, and at last how that has
+ended; if it is killed before, so is the fork, with its process group.
+
+What the programs of one process of `-n` have taken of the processor is in a file of the folder, `spent.` and its name.
 """
 
 from __future__ import annotations
 
-import asyncio  # noqa: F401
 import atexit
 import contextlib
 import ctypes
 import errno
 import gc
-import json
+import importlib.util
+import marshal
 import os
 import runpy
 import select
@@ -22,17 +24,17 @@ import socket
 import sys
 import types
 import warnings
-from importlib import metadata  # noqa: F401
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-import cloudpickle  # noqa: F401
-import msgspec  # noqa: F401
-import numpy  # noqa: F401
-import PIL.Image  # noqa: F401
-import sklearn  # noqa: F401 - its photos are a package's data: whoever looks for them imports it
-import torch.distributed.run
-
+#: What programs find imported. The photos of sklearn are a package's data, so whoever looks for them imports it; ranks
+#: that run a function of a test's module import pytest.
+IMPORTED = (
+    *("asyncio", "fractions", "importlib.metadata", "mmap", "pickletools", "queue", "secrets", "shlex", "sysconfig"),
+    *("PIL.Image", "cloudpickle", "hypothesis", "msgspec", "numpy", "pytest", "sklearn", "torch.distributed.run"),
+)
 Order = dict[str, Any]
 _HIGH = 700  # above the numbers that programs have inherited
 
@@ -45,9 +47,40 @@ def _receive(sock: socket.socket) -> tuple[Order, list[int]]:
         if not part:
             raise ConnectionError("the caller has gone")
         said += part
-    order: Order = json.loads(said)
-    assert len(fds) == len(order["fds"]), "more descriptors than can be handed over at once"
+    order: Order = marshal.loads(said)
+    assert not order or len(fds) == len(order["fds"]) + len(order["namespaces"]), "more descriptors than can be sent"
     return order, fds
+
+
+class _Imported(MetaPathFinder, Loader):
+    """A package that this process has imported, and whose programs have not: when they import it, it is there at once.
+
+    With it come the modules that came with it here, as they were then. Another one of that name is imported as ever.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._package = importlib.import_module(name)
+        self._spec = self._package.__spec__
+        mine = [other for other in sys.modules if other.split(".")[0] == name]
+        self._modules = {other: sys.modules.pop(other) for other in mine}
+        del self._modules[name]  # which is put back by who imports it
+        sys.meta_path.insert(0, self)
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != self._package.__name__:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin == self._package.__file__:
+            sys.modules.update(self._modules)
+            spec.loader = self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        return self._package
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        module.__spec__ = self._spec
 
 
 class _Parent:
@@ -58,9 +91,16 @@ class _Parent:
         self._listener.bind(str(folder / "parent"))
         self._listener.listen(128)
         self._callers: dict[int, tuple[socket.socket, int]] = {}  # by descriptor of the process
+        self._folder = folder
+        self._for: dict[int, str] = {}  # by process: whose program it is
+        self._spent_s: dict[str, float] = {}
         self._poller = select.poll()
         for fd in (0, self._listener.fileno()):
             self._poller.register(fd, select.POLLIN)
+
+    def is_called(self) -> bool:
+        """Wait for the first caller, who is not answered yet; whether there is one before the end."""
+        return 0 not in [fd for fd, _ in self._poller.poll()]
 
     def serve(self) -> Order | None:
         """Fork as told. Returns in each fork, with what it is to run, and at the end with nothing."""
@@ -85,12 +125,18 @@ class _Parent:
         except (ConnectionError, ValueError):
             sock.close()
             return None
+        if not order:  # the caller only wants to know that this process is warm
+            with contextlib.suppress(OSError):
+                sock.sendall(b"warm")
+            sock.close()
+            return None
         pid = os.fork()
         if pid == 0:
             self._become(sock, order, fds)
             return order
         for fd in fds:
             os.close(fd)
+        self._for[pid] = order["env"].get("PYTEST_XDIST_WORKER", "")
         pidfd = os.pidfd_open(pid)
         self._callers[pidfd] = sock, pid
         self._poller.register(pidfd, select.POLLIN)
@@ -102,6 +148,10 @@ class _Parent:
     def _become(self, sock: socket.socket, order: Order, fds: list[int]) -> None:
         """In a fork: nothing of the parent's descriptors is left, and the caller's have their numbers again."""
         os.setsid()
+        for namespace in order["namespaces"]:
+            fd = fds.pop()
+            if namespace != os.readlink(f"/proc/self/ns/{namespace.partition(':')[0]}"):
+                _enter(fd)
         high = [os.dup2(fd, _HIGH + index) for index, fd in enumerate(fds)]
         log = os.dup2(2, _HIGH - 1)
         sock.detach()
@@ -118,7 +168,12 @@ class _Parent:
 
     def _ended(self, pidfd: int) -> None:
         sock, pid = self._callers.pop(pidfd)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        _, status, used = os.wait4(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        whose = self._for.pop(pid)
+        self._spent_s[whose] = self._spent_s.get(whose, 0.0) + used.ru_utime + used.ru_stime
+        (self._folder / "spent").write_text(str(self._spent_s[whose]))
+        (self._folder / "spent").rename(self._folder / f"spent.{whose}")  # who reads it finds all of it
         self._poller.unregister(pidfd)
         os.close(pidfd)
         if sock.fileno() >= 0:
@@ -140,6 +195,13 @@ class _Parent:
         for _, pid in self._callers.values():
             _kill(pid)
             os.waitpid(pid, 0)
+
+
+def _enter(namespace: int) -> None:
+    """Enter a namespace as `nsenter` does."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(namespace, 0) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
 
 
 def _kill(pid: int) -> None:
@@ -183,7 +245,7 @@ def _run(order: Order) -> None:
         setattr(sys, f"__{name}__", stream)
     if Path(executable).name == "torchrun":
         sys.argv = ["torchrun", *argv]
-        torch.distributed.run.main()
+        importlib.import_module("torch.distributed.run").main()
         return
     while argv and argv[0] in ("-u", "-S"):
         if argv.pop(0) == "-u":
@@ -242,13 +304,22 @@ def _spare_at_the_end() -> None:
     atexit.register(spare)  # the first, so it is called last
 
 
-if __name__ == "__main__":
-    _parent = _Parent(Path(sys.argv[1]))
+def main() -> None:
+    parent = _Parent(Path(sys.argv[1]))
+    sys.stdout.write("there\n")
+    sys.stdout.flush()
+    if not parent.is_called():
+        return
+    for name in IMPORTED:
+        importlib.import_module(name)
     _spare_at_the_end()
+    _Imported("lazycast")  # after the others: it looks which there are
     gc.collect()
     gc.freeze()  # nor do collections look at all that was imported
-    sys.stdout.write("warm\n")
-    sys.stdout.flush()
-    _order = _parent.serve()
-    if _order is not None:
-        _run(_order)
+    order = parent.serve()
+    if order is not None:
+        _run(order)
+
+
+if __name__ == "__main__":
+    main()
