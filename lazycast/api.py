@@ -147,7 +147,7 @@ class LazyBroadcast(Generic[P, V]):
             exc.operation, exc.phase, exc.age_s = "construct", "meeting the other ranks", time.monotonic() - began_s
             raise
         self._limit_s, _ = limit(None, options.timeout_s, self.rank)
-        self._turns = Turns(self._lane.when_room)
+        self._turns = Turns(self._lane.when_room, self._lane.forget_waker)
         lifetime.watch(self._lane)
 
     @property
@@ -320,7 +320,7 @@ class LazyBroadcast(Generic[P, V]):
         if timeout_s is not None:
             limit_s, refusal = limit(timeout_s, limit_s, self.rank)
         if type(priority) is not int or priority:
-            priority, wrong = usable_priority(priority)
+            priority, wrong = usable_priority(priority) if self.is_root else (0, None)
             refusal = refusal or wrong
         if here.depth or here.roles:
             in_the_middle = lane.in_the_middle("broadcast()")
@@ -417,23 +417,24 @@ class LazyBroadcast(Generic[P, V]):
         Returns: the key, None of a cast without one, and a future as `broadcast_async` returns it, with the object's
             time limit: it may be done, or still be made, have failed, or been withdrawn. None if nothing has come.
         Raises:
-            ValueError: on the root, which has the futures of its calls.
+            ValueError: on the root, which has the futures of its calls, and with `replicated` payloads, of which each
+                rank must pass its own.
             PeerLostError: a rank died, and all that had come was taken. ClosedError: the same of a root that has
                 closed, unless this only looks; and of this rank's own object.
             ReentrantCallError: it would wait inside a materializer or callback of this object.
         Collective: no. Blocking: up to `timeout_s`. Threads: safe; each cast goes to one of them.
         """
-        wait_s, lane = wait_limit(timeout_s, self._options.timeout_s), self._lane
-        if here.depth or here.roles or lane.forked:
-            in_the_middle = lane.in_the_middle("next()")
-            if in_the_middle is not None:
-                raise in_the_middle
-            lane.refuse_after_fork()
-            if wait_s > 0:
-                lane.guard("next()")
+        wait_s = wait_limit(timeout_s, self._options.timeout_s)
+        if wait_s > 0 and here.roles:
+            self._lane.guard("next()")
         return self._next(wait_s, keyed=keyed, looks=wait_s == 0)
 
     def _next(self, wait_s: float, *, keyed: bool, looks: bool) -> tuple[Key | None, CastFuture[V]] | None:
+        if here.depth or self._lane.forked:
+            self._lane.refuse_after_fork()
+            in_the_middle = self._lane.in_the_middle("next()")
+            if in_the_middle is not None:
+                raise in_the_middle
         taken: list[tuple[Key | None, CastFuture[V]]] = []
         try:
             try:
@@ -442,8 +443,9 @@ class LazyBroadcast(Generic[P, V]):
                 forget_frames()
             return taken[0] if taken else None
         except BaseException:
+            self._lane.given_back.extend(taken)  # one step: more interrupts may come
             if taken:
-                self._lane.give_back(taken)
+                self._lane.tell_changed()
             raise
 
     async def __aiter__(self) -> AsyncIterator[tuple[Key | None, CastFuture[V]]]:
@@ -452,9 +454,10 @@ class LazyBroadcast(Generic[P, V]):
             try:
                 came = self._next(0.0, keyed=False, looks=False)
             except ClosedError:
+                self._lane.refuse_after_fork()
                 return
             if came is None:
-                await until(self._lane.when_come)
+                await until(self._lane.when_come, self._lane.forget_waker)
             else:
                 yield came
 
@@ -466,7 +469,8 @@ class LazyBroadcast(Generic[P, V]):
         are done there. The first call begins to note: make it before the first cast. A loop that has begun calls it in
         every step, or the list grows. Casts that fail are not in it: their futures say so.
 
-        Raises: ValueError on a rank that is not the root, and without `agree`: then nobody knows what others have.
+        Raises: ValueError on a rank that is not the root, without `agree` and with placement "demand": then nobody
+            knows what others have.
         Collective: no. Blocking: never. Threads: safe.
         """
         self._lane.refuse_after_fork()

@@ -51,6 +51,7 @@ class Arrival(msgspec.Struct, eq=False, weakref=True):
     told_read: bool = False
     arrived_s: float = 0.0
     reported_s: float = 0.0
+    lapsed: bool = False  # its verdict cannot come any more
     declined: bool = False  # the owner says that the cast has failed: the root is about to say so too
     objection: Failure | None = None  # this rank cannot take it: its call was not meant for it, or is over
 
@@ -78,7 +79,7 @@ class Arrival(msgspec.Struct, eq=False, weakref=True):
     def over(self) -> bool:
         """Whether the cast has failed, or must: nobody will see what is made of it."""
         objection = self.objection
-        if self.final is not None or self.verdict is not None:
+        if self.final is not None or self.verdict is not None or self.lapsed:
             return True
         return objection is not None and (self.message.agree or objection.kind == "withdrawn")
 

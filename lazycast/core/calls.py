@@ -22,6 +22,9 @@ from lazycast.materialize.materializers import Materializer
 from lazycast.missing import MISSING
 from lazycast.net.wire import Failure, Key
 
+#: The phase of a call whose value, or hint, is being made on the root.
+MATERIALIZING = "materializing on the root"
+
 
 class Call(msgspec.Struct, eq=False, weakref=True):
     """One call of the root."""
@@ -86,7 +89,7 @@ class Calls:
         call = None
         for each in self.sendable:
             goes = has_room or each.failure is not None or each.ask.taken
-            if goes and (call is None or each.priority > call.priority):
+            if goes and (call is None or (each.priority, -each.seq) > (call.priority, -call.seq)):
                 call = each
         if call is None:
             return None

@@ -73,6 +73,16 @@ class Clock(Generic[W]):
         finally:
             self._working.release()
 
+    def work_at_last(self, work: Callable[[], object], timeout_s: float) -> bool:
+        """Do `work` in this thread, after what the engine's is at; return False if that takes longer than allowed."""
+        if not self._working.acquire(timeout=timeout_s):
+            return False
+        try:
+            work()
+        finally:
+            self._working.release()
+        return True
+
     def stop(self) -> None:
         """End the thread, from any thread."""
         self._stopped = True

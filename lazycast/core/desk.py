@@ -78,10 +78,13 @@ class Desk(Records):
         self._gates: list[Gate] = []  # of who waits for a change, each opened once
         #: What was asked for in the middle of our own work, with its arguments. Filled in one step, from anywhere.
         self.handed: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        #: What was taken by calls of `next` that were interrupted: whoever asks for it next gets it. As above.
+        self.given_back: deque[Taken] = deque()
         self._handing = threading.Lock()  # held by the thread that does what was handed over
         self._pending: dict[Key, Ask] = {}  # asks with a key whose future is not done
         self._asked = self._unkeyed = 0
         self._plans: dict[float, Plan] = {}  # by time limit
+        self._noted_ready: list[Key] | None = None  # keys of casts that every rank has, once somebody wants to know
         self._held: Collection[Any] = ()  # on the root, calls that are ready and not sent
         self._performer = Performer(self, group, options.executor, f"lazycast-{options.name}-work")
         self._callbacks = Workers(1, f"lazycast-{options.name}-callback")
@@ -128,17 +131,24 @@ class Desk(Records):
         """
         raise ValueError(f"lazycast {self._options.name!r}: next() is for the other ranks; the root has its futures")
 
-    def give_back(self, taken: list[Taken]) -> None:
-        """Whoever was to get this was interrupted: the next one who asks gets it."""
-
     def when_come(self, wake: Callable[[], None]) -> bool:
         """Whether `next_call` would return, or raise, now; else `wake` is called, from any thread, when it may."""
         return True
 
     def ready(self) -> list[Key]:
         """Return the keys of casts that every rank has, and were not returned before. The first call begins to note."""
-        rank, root = self._group.rank, self._group.root
-        raise ValueError(f"lazycast {self._options.name!r}: only the root, rank {root}, knows; this is rank {rank}")
+        self._check_ready()
+        with Uninterrupted(), self._lock:
+            keys, self._noted_ready = self._noted_ready, []
+        return keys or []
+
+    def _check_ready(self) -> None:
+        """Raise if nobody here can know what every rank has."""
+        name, rank, root = self._options.name, self._group.rank, self._group.root
+        if rank != root:
+            raise ValueError(f"lazycast {name!r}: only the root, rank {root}, knows; this is rank {rank}")
+        if not self._options.agree or self._options.placement == "demand":
+            raise ValueError(f"lazycast {name!r}: ready() needs agree=True, and another placement than 'demand'")
 
     @abstractmethod
     def discard(self, key: Key, counted: list[bool] | None = None) -> None:
@@ -207,6 +217,16 @@ class Desk(Records):
         """With the lock held: nobody stands at a gate any more."""
         if gate in self._gates:
             self._gates.remove(gate)
+
+    def forget_waker(self, wake: Callable[[], None]) -> None:
+        """Whoever was to be woken waits no more."""
+        with Uninterrupted(), self._lock:
+            self._gates = [gate for gate in self._gates if not (isinstance(gate, Waker) and gate.release is wake)]
+
+    def tell_changed(self) -> None:
+        """Something has changed that somebody may wait for."""
+        with Uninterrupted(), self._lock:
+            self._notify()
 
     def _notify(self) -> None:
         """With the lock held: something has changed."""

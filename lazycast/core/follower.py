@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -79,7 +78,6 @@ class FollowerLane(Lane):
         self._pairings = Pairings()
         self._overdue: Failure | None = None  # a divergence that the others are told of with the next cast
         self._early_verdicts: dict[int, Verdict] = {}  # verdicts whose cast has not come
-        self._given_back: deque[Taken] = deque()  # taken by calls that were interrupted
         self._figures_due_s: float | None = None  # when the root is to be told what has been counted
 
     def call(
@@ -108,6 +106,11 @@ class FollowerLane(Lane):
             with self._lock:
                 if self._closing:
                     self._refuse_if_closed()
+                given = self._given_to(key) if self.given_back and refused is None else None
+                if given is not None:
+                    if counted is not None:
+                        counted.append(True)
+                    return given
                 ask = self._make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
                 if refused is None and key is not None and key in self._pending:
                     refused = self._key_in_use(key)
@@ -137,6 +140,10 @@ class FollowerLane(Lane):
     def next_call(
         self, taken: list[Taken], wait_s: float, timeout_s: float, *, keyed: bool = False, looks: bool = False
     ) -> None:
+        if self._options.replicated:
+            raise ValueError(
+                f"lazycast {self._options.name!r}: next() has no payload, which with replicated=True each has"
+            )
         if self.handed:
             self._do_handed()
         deadline_s = time.monotonic() + wait_s
@@ -155,12 +162,12 @@ class FollowerLane(Lane):
     ) -> threading.Lock | None:
         """Put what came first into `taken`. If there is nothing, return what opens when something has changed."""
         with self._lock:
-            given_back = next((one for one in self._given_back if one[0] is not None or not keyed), None)
+            self._refuse_if_closed()
+            given_back = next((one for one in self.given_back if one[0] is not None or not keyed), None)
             if given_back is not None:
-                self._given_back.remove(given_back)
+                self.given_back.remove(given_back)
                 taken.append(given_back)
                 return None
-            self._refuse_if_closed()
             first, end = self._mailbox.first(keyed=keyed), self._end.failure
             if first is None and end is not None and not (looks and end.kind == "closed"):
                 label = f"lazycast {self._options.name!r}: next()"
@@ -171,18 +178,24 @@ class FollowerLane(Lane):
             ask.origin = None  # whatever comes is what this call was meant for
             self._book(ask)
             arrival, result = self._match(ask)
+            hopeless = end if result is None and self._depends_on_end(arrival) else None
         self._after_match(ask, arrival, result)
+        if hopeless is not None:
+            self._settle(ask, Result(failure=hopeless))
         taken.append((ask.key, ask.future))
         return None
 
-    def give_back(self, taken: list[Taken]) -> None:
-        with Uninterrupted(), self._lock:
-            self._given_back.extend(taken)
-            self._notify()
+    def _given_to(self, key: Key | None) -> CastFuture[Any] | None:
+        """With the lock held: the future that an interrupted `next` had of the cast that is a call's for `key`."""
+        mine = next((one for one in self.given_back if type(one[0]) is type(key) and one[0] == key), None)
+        if mine is None:
+            return None
+        self.given_back.remove(mine)
+        return mine[1]
 
     def when_come(self, wake: Callable[[], None]) -> bool:
         with Uninterrupted(), self._lock:
-            if self._given_back or self._closing or self._end.failure is not None:
+            if self.given_back or self._closing or self._end.failure is not None:
                 return True
             if self._mailbox.first(keyed=False) is not None:
                 return True
@@ -205,11 +218,16 @@ class FollowerLane(Lane):
         with Uninterrupted():  # as for a call
             with self._lock:
                 self._refuse_if_closed()
-                ask = self._given_up_ask(key)
                 if counted is not None:
                     counted.append(True)
-                arrival, result = self._match(ask)
-            self._after_match(ask, arrival, result)
+                given = self._given_to(key) if self.given_back else None
+                if given is None:
+                    ask = self._given_up_ask(key)
+                    arrival, result = self._match(ask)
+            if given is not None:
+                given.cancel()
+            else:
+                self._after_match(ask, arrival, result)
 
     def _given_up_ask(self, key: Key | None) -> Ask:
         """With the lock held: an ask that only consumes its arrival."""
@@ -329,6 +347,7 @@ class FollowerLane(Lane):
         if failure is not None and failure.kind == "withdrawn":  # it comes after its cast
             with self._lock:
                 arrival = self._agreeing.pop(message.seq, None) or self._unfinished(message.seq)
+                self._counters.aborted += 1
             if arrival is not None:
                 self._conclude(arrival, Result(failure=failure))
                 self._give_up(arrival)
@@ -479,6 +498,7 @@ class FollowerLane(Lane):
     def _forget(self) -> None:
         super()._forget()
         self._mailbox = Mailbox()
+        self.given_back.clear()
 
     def _placement(self) -> tuple[str, str]:
         if self._options.placement != "auto":

@@ -24,7 +24,7 @@ from lazycast.arguments import usable_key
 from lazycast.codec.untouched import mark
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
-from lazycast.core.calls import Call, Calls
+from lazycast.core.calls import MATERIALIZING, Call, Calls
 from lazycast.core.desk import Waker
 from lazycast.core.future import CastFuture
 from lazycast.core.inquiry import Inquiries
@@ -291,6 +291,8 @@ class Intake(Lane):
             call, arrival = self._calls.of(ask), ask.arrival
             if call is not None and not call.sending:
                 call.failure = failure
+                if call.phase == MATERIALIZING:  # nobody waits for what is made of it
+                    self._calls.make_ready(call)
             elif call is not None:
                 ask.late = failure  # whoever is sending it finds that
             elif arrival is not None and not self._recall(arrival, failure):

@@ -33,11 +33,11 @@ class Lagging:
     def __init__(self, ledger: Ledger, after_s: float) -> None:
         self._ledger, self._after_s = ledger, after_s
         self._named: dict[int, int] = {}  # by rank: the cast that it was named for
-        self.next_s = 0.0  # when to look again, if anything is on the books
+        self.next_s = math.inf if math.isinf(after_s) else 0.0  # when to look again, if anything is on the books
 
     def turn(self, now_s: float) -> list[Lag]:
         """Return who is to be named now."""
-        if now_s < self.next_s or math.isinf(self._after_s):
+        if now_s < self.next_s:
             return []
         ledger, news = self._ledger, []
         self._named = {rank: seq for rank, seq in self._named.items() if ledger.is_unread(rank, seq)}

@@ -263,7 +263,8 @@ class Lane(Connected):
             arrival.body = arrival.own = arrival.shared = None
             if arrival.objection is not None:
                 result = arrival.judged(result)
-            arrival.local = result
+            if arrival.final is None:
+                arrival.local = result
             verdict = arrival.verdict
             arrival.reported_s = time.monotonic()
             read = arrival.ask is not None
@@ -386,6 +387,8 @@ class Lane(Connected):
             parked = [arrival for waiting in self._parked.values() for arrival in waiting]
             if failure.kind == "closed":  # what has arrived and needs nobody's word still gets done
                 asks = [ask for ask in asks if ask.arrival is None or ask.arrival.message.agree]
+            for arrival in self._agreeing.values():
+                arrival.lapsed = True
             self._agreeing.clear()
             self._parked.clear()
             if failure.kind == "lost":

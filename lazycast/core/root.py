@@ -13,7 +13,6 @@ from collections import deque
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
 from lazycast.core.figures import Reported
-from lazycast.core.interrupts import Uninterrupted
 from lazycast.core.performer import Group
 from lazycast.core.sending import Sending
 from lazycast.core.situation import Phase
@@ -27,7 +26,6 @@ from lazycast.net.wire import (
     Failure,
     Figures,
     Gone,
-    Key,
     Need,
     Pass,
     Present,
@@ -48,7 +46,6 @@ class RootLane(Sending):
     def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
         super().__init__(group, options, context, topology, mesh)
         self._reported = Reported()
-        self._noted_ready: list[Key] | None = None  # keys of casts that every rank has, once somebody wants to know
         self._without_code: deque[Failure] = deque(maxlen=100)
 
     # Messages
@@ -106,14 +103,6 @@ class RootLane(Sending):
             arrival = self._agreeing.get(seq)
             if arrival is not None and arrival.message.key is not None and self._noted_ready is not None:
                 self._noted_ready.append(arrival.message.key)
-
-    def ready(self) -> list[Key]:
-        if not self._options.agree or self._options.placement == "demand":
-            name = self._options.name
-            raise ValueError(f"lazycast {name!r}: ready() needs agree=True, and another placement than 'demand'")
-        with Uninterrupted(), self._lock:
-            keys, self._noted_ready = self._noted_ready, []
-        return keys or []
 
     def _on_need(self, message: Need) -> None:
         try:

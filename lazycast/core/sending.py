@@ -23,7 +23,7 @@ from lazycast.codec.fingerprint import approximate_nbytes, fingerprint
 from lazycast.codec.pickling import CannotEncode
 from lazycast.codec.untouched import mark
 from lazycast.core.arrival import Arrival
-from lazycast.core.calls import Call
+from lazycast.core.calls import MATERIALIZING, Call
 from lazycast.core.dump import named
 from lazycast.core.encoder import Encoded, Encoder, own_of
 from lazycast.core.failures import clip
@@ -113,10 +113,11 @@ class Sending(Intake):
 
     def _tell_recalled(self, arrival: Arrival, verdict: Verdict) -> None:
         """Tell the ranks of a cast that the root has taken back. It has gone out."""
-        self._relay.down(verdict)
         with self._lock:
+            self._placing.failed(verdict.seq)  # before anybody reports that it has made nothing
             self._agreeing.pop(verdict.seq, None)
-            self._placing.failed(verdict.seq)
+            self._counters.aborted += 1
+        self._relay.down(verdict)
         self._conclude(arrival, Result(failure=verdict.failure))
         self._give_up(arrival)
         with self._lock:
@@ -137,13 +138,28 @@ class Sending(Intake):
                 call.failure = call.ask.late or self._said("timeout", text)
         return call
 
+    def _tell_all_recalled(self) -> None:
+        while self._recalled:
+            self._tell_recalled(*self._recalled[0])
+
+    def _disconnect(self, timeout_s: float) -> None:
+        if self._recalled:  # whoever was told that a cast is withdrawn everywhere was told so
+            self._clock.work_at_last(self._tell_all_recalled, timeout_s)
+        super()._disconnect(timeout_s)
+
     # Beginning
+
+    def _fail_call(self, call: Call, what: str, exc: BaseException) -> None:
+        """A call has no value, unless it was withdrawn or refused before: what was said first counts."""
+        failure = self._performer.failure("encode", what, exc)
+        with self._lock:
+            if call.failure is None:
+                call.failure, call.cause = failure, exc
 
     def _spoil(self, call: Call, exc: BaseException) -> None:
         """A call could not be begun: that is its failure, and nobody else's."""
+        self._fail_call(call, "the call could not be begun", exc)
         with self._lock:
-            if call.failure is None:
-                call.failure, call.cause = self._performer.failure("encode", "the call could not be begun", exc), exc
             self._placing.failed(call.seq)
             if not call.ready:
                 self._calls.make_ready(call)
@@ -173,7 +189,7 @@ class Sending(Intake):
             if call.failure is not None or call.ask.taken or fn is None or call.placement != "root":
                 self._calls.make_ready(call)
                 return
-            call.phase = "materializing on the root"
+            call.phase = MATERIALIZING
         if doubtful or (call.measured and nbytes <= _SPARE_NBYTES):
             self._spare(call)
         elif call.measured:
@@ -185,12 +201,12 @@ class Sending(Intake):
             functools.partial(self._prepared, call, fn, payload),
             seq=call.seq,
             priority=call.priority,
-            unwanted=lambda: call.failure is not None,
+            unwanted=lambda: call.failure is not None or call.ask.taken,
         )
 
     def _prepare(self, call: Call, fn: Materializer, payload: Any) -> Result:
         """On a worker: make the value that is to be cast, or the hint."""
-        if call.failure is not None:  # it was withdrawn
+        if call.failure is not None or call.ask.taken:  # it was withdrawn, or its time is over
             return Result()
         cpu_s = time.thread_time()
         first = fn.prepare if isinstance(fn, Staged) else fn
@@ -202,6 +218,8 @@ class Sending(Intake):
 
     def _prepared(self, call: Call, fn: Materializer, payload: Any, result: Result) -> None:
         with self._lock:
+            if call.ready:  # it was withdrawn meanwhile, and goes out without a value
+                return
             if isinstance(fn, Staged):
                 call.payload, call.materialize, call.hint = payload, fn, result.value
             else:
@@ -218,8 +236,7 @@ class Sending(Intake):
             if call.failure is None and self._options.replicated:
                 call.mark = fingerprint(call.payload)
         except Exception as exc:  # whatever the attributes of a payload do when they are looked at
-            what = "no fingerprint of the payload could be taken"
-            call.failure, call.cause = self._performer.failure("encode", what, exc), exc
+            self._fail_call(call, "no fingerprint of the payload could be taken", exc)
         if call.failure is not None or call.materialize is None or not self._placing.chooses:
             return 0
         try:
@@ -240,7 +257,7 @@ class Sending(Intake):
         try:
             call.spare = self._encoder.encode(call)
         except BaseException as exc:  # the payload does not pickle either
-            call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
+            self._fail_call(call, "encoding failed", exc)
         call.placement = "root"
 
     # Sending

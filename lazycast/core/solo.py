@@ -41,8 +41,6 @@ class SoloLane(Desk):
 
     _inquires = False
 
-    _noted_ready: list[Key] | None = None
-
     def start(self, *, timeout_s: float) -> None:
         """Begin."""
         self._clock.start()
@@ -116,15 +114,11 @@ class SoloLane(Desk):
         return result
 
     def _settle(self, ask: Ask, result: Result) -> None:
-        wanted = not ask.taken
+        if result.failure is None and ask.key is not None:
+            with self._lock:
+                if self._noted_ready is not None and not ask.taken:
+                    self._noted_ready.append(ask.key)
         super()._settle(ask, result)
-        if wanted and result.failure is None and ask.key is not None and self._noted_ready is not None:
-            self._noted_ready.append(ask.key)
-
-    def ready(self) -> list[Key]:
-        with self._lock:
-            keys, self._noted_ready = self._noted_ready, []
-        return keys or []
 
     def _named(self, ask: Ask) -> _Call:
         return _Call(ask.number, ask.key)

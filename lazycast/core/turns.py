@@ -19,10 +19,16 @@ from lazycast.errors import WouldBlockError
 F = TypeVar("F")
 
 
-async def until(when: Callable[[Callable[[], None]], bool], timeout_s: float | None = None) -> None:
+When = Callable[[Callable[[], None]], bool]
+Forget = Callable[[Callable[[], None]], None]
+
+
+async def until(when: When, forget: Forget, timeout_s: float | None = None) -> None:
     """Wait, beside the loop's other tasks, until something may be so, or the time is over.
 
-    Args: `when` says whether it is so; if not, it calls what it is given once that may have changed, from any thread.
+    Args:
+        when: says whether it is so; if not, it calls what it is given once that may have changed, from any thread.
+        forget: is told what need not be called any more.
     """
     loop = asyncio.get_running_loop()
     changed: asyncio.Future[None] = loop.create_future()
@@ -35,8 +41,13 @@ async def until(when: Callable[[Callable[[], None]], bool], timeout_s: float | N
         with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
             loop.call_soon_threadsafe(end)
 
-    if not when(wake):
+    if when(wake):
+        return
+    try:
         await asyncio.wait([changed], timeout=timeout_s)
+    finally:
+        if not changed.done():
+            forget(wake)
 
 
 class _Line:
@@ -77,12 +88,11 @@ class Turns:
     """See the module's text. Thread-safe, as far as loops are.
 
     Args:
-        when_room: says whether there is room for a call; if not, it calls what it is given once that may have changed,
-            from any thread.
+        when_room, forget: as for `until`: whether there is room for a call.
     """
 
-    def __init__(self, when_room: Callable[[Callable[[], None]], bool]) -> None:
-        self._when_room = when_room
+    def __init__(self, when_room: When, forget: Forget) -> None:
+        self._when_room, self._forget = when_room, forget
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Line] = weakref.WeakKeyDictionary()
 
     async def take(self, call: Callable[[], F], late: Callable[[], F], limit_s: float) -> F:
@@ -102,6 +112,6 @@ class Turns:
                     left_s = end_s - time.monotonic()
                     if left_s <= 0:
                         return late()
-                await until(self._when_room, left_s)
+                await until(self._when_room, self._forget, left_s)
         finally:
             line.leave()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import lazycast
+from lazycast.errors import RemoteError
 from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same, this_rank
 
 #: What materializers were called with, by rank: ranks may be threads of one process. Payloads are unique.
@@ -209,6 +210,11 @@ def urgent_casts_are_made_first(rank: Rank) -> None:
 @behaviour()
 def a_priority_that_is_none_is_refused_and_counts(rank: Rank) -> None:
     with rank.lazy() as lazy:
-        raises(TypeError, "priority is an int, got str", lambda: lazy.broadcast("x", priority="high"))  # type: ignore[arg-type]
-        raises(ValueError, "priority has 32 bits", lambda: lazy.broadcast("x", priority=1 << 40))
+        wrong: dict[Any, tuple[type[Exception], str]] = {
+            "high": (TypeError, "priority is an int, got str"),
+            1 << 40: (ValueError, "priority has 32 bits"),
+        }
+        for priority, (kind, text) in wrong.items():
+            error = kind if lazy.is_root else RemoteError
+            raises(error, text, lambda: lazy.broadcast("x", priority=priority))  # noqa: B023
         same(lazy.broadcast("y", priority=-3), "y")

@@ -27,7 +27,7 @@ class Stats:
         pending: those whose future is not done.
         unasked: casts that have arrived and nobody here has asked for.
         resolved, cancelled, failed: how calls ended; `failed` counts by class of error.
-        aborted: casts that the root withdrew before they were sent: their calls are cancelled on every rank.
+        aborted: casts that the root withdrew: with agreement their calls are cancelled on every rank.
         lost: ranks that ended without a farewell, as far as this rank knows.
         blocking: calls on the root that back-pressure holds up now.
         materializer_hits, materializer_loads: how often a cast found its materializer loaded on this rank, and how
