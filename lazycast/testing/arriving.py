@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from typing import Any
 
+import numpy as np
+
 from lazycast.errors import ClosedError, MaterializeError
+from lazycast.testing.aborts import wait_until
+from lazycast.testing.failures import identity
 from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same
 
 
@@ -134,3 +139,110 @@ def what_every_rank_has_can_be_taken_up_in_the_same_step(rank: Rank) -> None:
     with rank.lazy(agree=False) as lazy:
         if lazy.is_root and rank.size > 1:
             raises(ValueError, "needs agree=True", lambda: lazy.ready())
+
+
+@behaviour(min_size=2)
+def what_is_taken_after_the_end_of_the_root_fails_at_once(rank: Rank) -> None:
+    """It had come, and needs a verdict that nobody gives any more."""
+    gate = threading.Event()
+    with rank.executor(1) as executor:
+        lazy = rank.lazy(identity, executor=executor, placement="every")
+        held = executor.submit(gate.wait, TIMEOUT_S)
+        rank.meet()
+        if lazy.is_root:
+            lazy.broadcast_async("x", key="k")
+            wait_until(lambda: lazy.stats().casts == 1, "it was not sent")
+            lazy.close(timeout_s=0)
+        else:
+            wait_until(lambda: lazy.stats().casts == 1, "it has not come")
+            raises(ClosedError, "rank 0 .* has closed", lambda: lazy.broadcast(key="never"))
+            came = lazy.next(timeout_s=TIMEOUT_S)
+            assert came is not None
+            same(came[0], "k")
+            raises(ClosedError, "rank 0 .* has closed", came[1].result)
+        gate.set()
+        held.result()
+        rank.meet()
+        lazy.close()
+
+
+@behaviour(min_size=2)
+def what_an_interrupted_call_had_taken_is_the_next_ones(rank: Rank) -> None:
+    """Whoever asks for its key, or takes what comes; or nobody, where that is said."""
+    with rank.lazy() as lazy:
+        if lazy.is_root:
+            for n, key in enumerate(("asked", "taken", "discarded", None, "asked")):
+                same(lazy.broadcast(n, key=key), n)
+        else:
+            for _ in range(4):
+                came = lazy.next()
+                assert came is not None
+                lazy._lane.given_back.append(came)  # as an interrupt between two lines does
+            same(lazy.broadcast(key="asked"), 0)
+            lazy.discard("discarded")
+            taken = lazy.next(keyed=True)
+            assert taken is not None
+            same((taken[0], taken[1].result()), ("taken", 1))
+            same(lazy.broadcast(), 3)
+            same(lazy.broadcast(key="asked"), 4)
+            same(lazy.next(timeout_s=0), None)
+        rank.meet()
+
+
+@behaviour(min_size=2)
+def a_loop_that_gives_up_waiting_leaves_nothing_behind(rank: Rank) -> None:
+    async def impatient(lazy: Any) -> None:
+        for _ in range(5):
+            try:
+                await asyncio.wait_for(anext_of(lazy), 0.01)
+            except asyncio.TimeoutError:
+                continue
+            raise AssertionError("something has come")
+
+    async def anext_of(lazy: Any) -> Any:
+        async for came in lazy:
+            return came
+        raise AssertionError("it has ended")
+
+    with rank.lazy() as lazy:
+        if not lazy.is_root:
+            asyncio.run(impatient(lazy))
+            same(lazy._lane._gates, [], "who is to be woken")
+        rank.meet()
+    with rank.lazy(replicated=True) as lazy:
+        if not lazy.is_root:
+            raises(ValueError, "replicated=True", lambda: lazy.next())
+
+
+@behaviour()
+def what_is_withdrawn_while_it_is_made_is_not_kept(rank: Rank) -> None:
+    """Nobody but the root has asked for it, and nobody need."""
+    _made_of.clear()
+    _gates.clear()
+    rank.meet()
+    gate = _gates.setdefault(rank.size, threading.Event())
+    with rank.lazy(held_back, placement="every") as lazy:
+        if lazy.is_root:
+            future = lazy.broadcast_async(rank.size, key="k")
+            wait_until(lambda: lazy.stats().casts == 1 and bool(_made_of), "nobody has begun")
+            check(future.cancel(), "cancel() said no")
+        rank.meet()
+        gate.set()
+        same(lazy.broadcast(0, key="next", materialize=identity), 0)
+        rank.meet()
+        wait_until(lambda: all(value() is None for value in list(_made_of)), "a value is kept")
+        if not lazy.is_root:
+            lazy.discard("k")
+    rank.meet()
+
+
+_gates: dict[int, threading.Event] = {}
+_made_of: list[Any] = []
+
+
+def held_back(payload: int) -> Any:
+    """Begin at once, and be done when the gate opens."""
+    value = np.zeros(1000)
+    _made_of.append(weakref.ref(value))
+    check(_gates.setdefault(payload, threading.Event()).wait(TIMEOUT_S), "the gate stayed shut")
+    return value

@@ -61,3 +61,4 @@ def test_without_warnings_nobody_is_named() -> None:
     ledger.sent(1, "k", 5, agree=False, sent_s=0.0)
     ledger.read(1, 1)
     assert lagging.turn(1e6) == []
+    assert lagging.next_s == math.inf, "there is nothing to come back for"
