@@ -141,9 +141,8 @@ class FollowerLane(Lane):
         self, taken: list[Taken], wait_s: float, timeout_s: float, *, keyed: bool = False, looks: bool = False
     ) -> None:
         if self._options.replicated:
-            raise ValueError(
-                f"lazycast {self._options.name!r}: next() has no payload, which with replicated=True each has"
-            )
+            text = "with replicated=True each rank passes its own payload, and next() has none: ask by key"
+            raise ValueError(f"lazycast {self._options.name!r}: {text}")
         if self.handed:
             self._do_handed()
         deadline_s = time.monotonic() + wait_s
@@ -347,7 +346,7 @@ class FollowerLane(Lane):
         if failure is not None and failure.kind == "withdrawn":  # it comes after its cast
             with self._lock:
                 arrival = self._agreeing.pop(message.seq, None) or self._unfinished(message.seq)
-                self._counters.aborted += 1
+                self._counters.aborted += failure.rank == self._group.root  # else every rank has given it up
             if arrival is not None:
                 self._conclude(arrival, Result(failure=failure))
                 self._give_up(arrival)
