@@ -469,8 +469,9 @@ class LazyBroadcast(Generic[P, V]):
         are done there. The first call begins to note: make it before the first cast. A loop that has begun calls it in
         every step, or the list grows. Casts that fail are not in it: their futures say so.
 
-        Raises: ValueError on a rank that is not the root, without `agree` and with placement "demand": then nobody
-            knows what others have.
+        Raises:
+            ValueError: on a rank that is not the root, and without `agree` or with placement "demand", where nobody
+                knows what others have.
         Collective: no. Blocking: never. Threads: safe.
         """
         self._lane.refuse_after_fork()
