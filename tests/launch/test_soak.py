@@ -14,7 +14,8 @@ import pytest
 from .command import run
 
 SELDOM = pytest.mark.exhaustive
-pytestmark = pytest.mark.usefixtures("warm_python")
+#: What a fork of the warm parent has of its memory grows by itself, in steps of 30 MiB, and the soak looks for growth.
+pytestmark = pytest.mark.cold
 
 
 def soak(
