@@ -117,8 +117,8 @@ class Desk(Records):
 
         With `here` the caller is about to wait for the future, so its thread may do some of the work. Without `block`
         a call that would have to wait for room raises WouldBlockError, and does not count. Of the casts that wait to be
-        made, those with the highest `priority` come first. `counted` gets something in
-        it as soon as the call counts, or is not to.
+        made, those with the highest `priority` come first. `counted` gets something in it as soon as the call counts,
+        or is not to.
         """
 
     def next_call(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import time
 from typing import Any
 
@@ -42,8 +41,6 @@ from lazycast.net.topology import Topology
 from lazycast.net.wire import Cast, Cost, Failure, Verdict
 from lazycast.options import Options
 from lazycast.tracebacks import describe
-
-logger = logging.getLogger("lazycast")
 
 _STEPS_HERE = 4
 #: A payload up to this size is encoded before `auto` has the root materialize, in case that the value does not travel;
@@ -74,15 +71,13 @@ class Sending(Intake):
 
     def _name_lagging(self, now_s: float) -> float:
         """Warn of ranks that have stopped asking; return when to look again."""
+        if now_s < self._lagging.next_s:  # without the lock: the engine thread passes here at every turn
+            return self._lagging.next_s
         with self._lock:
             news, next_s = self._lagging.turn(now_s), self._lagging.next_s
         for lag in news:
-            text = (
-                "lazycast %r: rank %d (%s) has not asked for %d casts, the oldest #%d%s for %.1f s, while others go "
-                "on: has its loop stopped?"
-            )
-            host, name = self._group.hosts[lag.rank], self._options.name
-            logger.warning(text, name, lag.rank, host, lag.casts, lag.seq, named(lag.key), lag.for_s)
+            oldest = f"#{lag.seq}{named(lag.key)}"
+            self.notices.lags(lag.rank, self._group.hosts[lag.rank], lag.casts, oldest, lag.for_s, lag.key, lag.seq)
         return next_s
 
     def _work_a_little(self) -> None:

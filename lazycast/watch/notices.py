@@ -152,6 +152,13 @@ class Notices:
         text = f"rank {peer} ({host}) is heard again over {link}, after {silent_s:.1f} s"
         self._log(logging.WARNING, text, self._fields("heard again", peer=peer))
 
+    def lags(self, peer: int, host: str, casts: int, oldest: str, for_s: float, key: _Key, seq: int) -> None:
+        """Log that a rank has stopped asking while others go on: since `for_s` (seconds), for so many casts."""
+        waiting = "1 cast" if casts == 1 else f"{casts} casts"
+        text = f"rank {peer} ({host}) has not asked for {waiting}, the oldest {oldest} for {for_s:.1f} s"
+        fields = self._fields("lags", peer=peer, key=key, seq=seq, count=casts)
+        self._log(logging.WARNING, f"{text}, while others go on: has its loop stopped?", fields)
+
     def waits(
         self, label: str, waited_s: float, text: str, *, key: _Key, seq: int | None, silent: Collection[int]
     ) -> None:

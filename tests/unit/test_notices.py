@@ -296,3 +296,17 @@ def test_a_call_that_waits_is_a_warning_with_its_key(log: Log, together: Togethe
         assert (failed["error"], failed["key"], failed["seq"]) == ("CastTimeoutError", "never", None)
     finally:
         together(*(lazy.close for lazy in objects))
+
+
+def test_a_rank_that_stops_asking_is_a_warning_of_the_root_that_names_it(log: Log, together: Together) -> None:
+    objects = group(together, 3, tuning=Tuning(warn_after_s=0.2))
+    try:
+        assert together(lambda: objects[0].broadcast(1, key="k"), lambda: objects[1].broadcast(key="k")) == [1, 1]
+        (said,) = log.wait("lags", 1, 0)
+        assert (said["level"], said["object"], said["peer"]) == ("WARNING", "tp", 2)
+        assert (said["key"], said["seq"], said["count"]) == ("k", 1, 1)
+        assert "rank 2 (" in said["text"]
+        assert "has not asked for 1 cast, the oldest #1 key 'k' for" in said["text"]
+        assert objects[2].broadcast(key="k") == 1
+    finally:
+        together(*(lazy.close for lazy in objects))

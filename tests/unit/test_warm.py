@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +115,25 @@ def test_signals_reach_it(number: int) -> None:
         assert process.wait(20) == -number
         assert select.select([ended], [], [], 20)[0], "it lives on"
         os.close(ended)
+
+
+def test_callers_that_are_killed_before_they_have_said_all_harm_nobody() -> None:
+    parent = Path(warm.python()).with_name("parent")
+    for said in (b"", b"\x10", (16).to_bytes(4, "little"), (3).to_bytes(4, "little") + b"???"):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(parent))
+            if said:
+                socket.send_fds(sock, [said], [0, 1, 2])
+    done = subprocess.run([warm.python(), "-c", "print('still there')"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "still there\n")
+
+
+def test_a_program_that_nobody_runs_is_no_success(tmp_path: Path) -> None:
+    (tmp_path / "python").write_text(Path(warm.python()).read_text())
+    (tmp_path / "python").chmod(0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "parent"))
+        listener.listen()
+        caller = subprocess.Popen([tmp_path / "python", "-c", "pass"])
+        listener.accept()[0].close()  # a parent that ends
+        assert caller.wait(60) not in (0, None)

@@ -24,6 +24,14 @@ def what(fd):
     return [stat.st_dev, stat.st_ino]
 
 
+def answer(sock):
+    # Without one the program has not run, or nobody knows how it ended: that is no success.
+    said = sock.recv(4, socket.MSG_WAITALL)
+    if len(said) < 4:
+        os._exit(96)
+    return said
+
+
 def main():
     fds = descriptors()
     ignored = [n for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN and n != signal.SIGPIPE]
@@ -39,12 +47,12 @@ def main():
     rights = b"".join(fd.to_bytes(4, sys.byteorder) for fd in handed)
     sock.sendmsg([len(said).to_bytes(4, "little")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
     sock.sendall(said)
-    pid = int.from_bytes(sock.recv(4, socket.MSG_WAITALL), "little")
+    pid = int.from_bytes(answer(sock), "little")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, frame: os.kill(pid, number))
     for fd in handed:
         os.close(fd)  # readers of a pipe wait for its last end
-    code = int.from_bytes(sock.recv(4, socket.MSG_WAITALL), "little", signed=True)
+    code = int.from_bytes(answer(sock), "little", signed=True)
     if code < 0:
         if -code != signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)

@@ -39,8 +39,10 @@ Order = dict[str, Any]
 _HIGH = 700  # above the numbers that programs have inherited
 
 
-def _receive(sock: socket.socket) -> tuple[Order, list[int]]:
-    head, fds, _, _ = socket.recv_fds(sock, 4, 253)
+def _receive(sock: socket.socket, fds: list[int]) -> Order:
+    """Return what a caller says; what it hands over is in `fds` as soon as it is here."""
+    head, handed, _, _ = socket.recv_fds(sock, 4, 253)
+    fds += handed
     left, said = int.from_bytes(head, "little"), b""
     while len(said) < left:
         part = sock.recv(left - len(said))
@@ -49,7 +51,7 @@ def _receive(sock: socket.socket) -> tuple[Order, list[int]]:
         said += part
     order: Order = marshal.loads(said)
     assert not order or len(fds) == len(order["fds"]) + len(order["namespaces"]), "more descriptors than can be sent"
-    return order, fds
+    return order
 
 
 class _Imported(MetaPathFinder, Loader):
@@ -120,9 +122,12 @@ class _Parent:
 
     def _fork(self) -> Order | None:
         sock, _ = self._listener.accept()
+        fds: list[int] = []
         try:
-            order, fds = _receive(sock)
-        except (ConnectionError, ValueError):
+            order = _receive(sock, fds)
+        except (ConnectionError, EOFError, TypeError, ValueError):  # it was killed before it had said all
+            for fd in fds:
+                os.close(fd)
             sock.close()
             return None
         if not order:  # the caller only wants to know that this process is warm
