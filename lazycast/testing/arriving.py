@@ -12,7 +12,7 @@ import numpy as np
 from lazycast.errors import ClosedError, MaterializeError
 from lazycast.testing.aborts import wait_until
 from lazycast.testing.failures import identity
-from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same
+from lazycast.testing.kit import TIMEOUT_S, Rank, behaviour, check, raises, same, this_rank
 
 
 def refuse(payload: object) -> object:
@@ -217,32 +217,33 @@ def a_loop_that_gives_up_waiting_leaves_nothing_behind(rank: Rank) -> None:
 @behaviour()
 def what_is_withdrawn_while_it_is_made_is_not_kept(rank: Rank) -> None:
     """Nobody but the root has asked for it, and nobody need."""
-    _made_of.clear()
+    _made_by.clear()
     _gates.clear()
     rank.meet()
     gate = _gates.setdefault(rank.size, threading.Event())
-    with rank.lazy(held_back, placement="every") as lazy:
-        if lazy.is_root:
-            future = lazy.broadcast_async(rank.size, key="k")
-            wait_until(lambda: lazy.stats().casts == 1 and bool(_made_of), "nobody has begun")
+    with rank.executor(1) as executor, rank.lazy(held_back, executor=executor, placement="every") as lazy:
+        future = lazy.broadcast_async(rank.size, key="k") if lazy.is_root else None
+        wait_until(lambda: rank.rank in _made_by, "it has not begun")
+        rank.meet()
+        if future is not None:
             check(future.cancel(), "cancel() said no")
         rank.meet()
         gate.set()
         same(lazy.broadcast(0, key="next", materialize=identity), 0)
         rank.meet()
-        wait_until(lambda: all(value() is None for value in list(_made_of)), "a value is kept")
+        wait_until(lambda: _made_by[rank.rank]() is None, "the value is kept")
         if not lazy.is_root:
             lazy.discard("k")
-    rank.meet()
+        rank.meet()
 
 
 _gates: dict[int, threading.Event] = {}
-_made_of: list[Any] = []
+_made_by: dict[int, Any] = {}
 
 
 def held_back(payload: int) -> Any:
     """Begin at once, and be done when the gate opens."""
     value = np.zeros(1000)
-    _made_of.append(weakref.ref(value))
+    _made_by[this_rank()] = weakref.ref(value)
     check(_gates.setdefault(payload, threading.Event()).wait(TIMEOUT_S), "the gate stayed shut")
     return value

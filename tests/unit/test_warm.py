@@ -135,5 +135,8 @@ def test_a_program_that_nobody_runs_is_no_success(tmp_path: Path) -> None:
         listener.bind(str(tmp_path / "parent"))
         listener.listen()
         caller = subprocess.Popen([tmp_path / "python", "-c", "pass"])
-        listener.accept()[0].close()  # a parent that ends
+        with listener.accept()[0] as parent:  # which ends when it has heard all
+            left = int.from_bytes(parent.recv(4), "little")
+            while left:
+                left -= len(parent.recv(left))
         assert caller.wait(60) not in (0, None)
