@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from lazycast.arguments import limit, usable_key, usable_priority, wait_limit
 from lazycast.codec.reducers import note_devices
+from lazycast.core.desk import Desk
 from lazycast.core.future import CastFuture
 from lazycast.core.turns import Turns, until
 from lazycast.core.workers import role_of
@@ -67,6 +68,9 @@ class LazyBroadcast(Generic[P, V]):
             else local), a name found among the entry points `lazycast.backends`, a `Backend`, a process group of torch
             or a communicator of mpi4py.
         root: the rank that owns the payloads, 0-based, local to the backend's group.
+        roots: "one", that rank; or "any": every rank casts payloads of its own, and each call says whose cast it asks
+            for (`root=` of `broadcast`). Keys, the order of casts, calls without a key and back-pressure are each
+            root's own; threads, sockets, shared memory and workers are shared.
         name: part of the handshake; objects with other names never cross.
         placement: who materializes: "every" rank on arrival; in a "shard", one rank of each host, a different one for
             each cast, whose value the others of its host get through shared memory (they make their own if it cannot be
@@ -94,7 +98,7 @@ class LazyBroadcast(Generic[P, V]):
 
     Raises:
         ValueError, TypeError: an argument makes no sense; the other ranks raise ConfigMismatchError.
-        ConfigMismatchError: ranks differ in root, name, placement, owners, replicated, agree, values, trust or
+        ConfigMismatchError: ranks differ in root, roots, name, placement, owners, replicated, agree, values, trust or
             wire version.
         BackendUnavailableError: a library is missing or not initialised.
         CastTimeoutError: some rank, which is named, did not construct its object in time.
@@ -112,6 +116,7 @@ class LazyBroadcast(Generic[P, V]):
         *,
         backend: str | Backend | object = "auto",
         root: int = 0,
+        roots: str = "one",
         name: str = "default",
         placement: str | Shard | Auto = "auto",
         replicated: bool = False,
@@ -131,6 +136,7 @@ class LazyBroadcast(Generic[P, V]):
             values=values,
             timeout_s=timeout_s,
             replicated=replicated,
+            roots=roots,
             **flat(placement, trust, tuning),
             debug=debug_wanted(),
         )
@@ -142,7 +148,7 @@ class LazyBroadcast(Generic[P, V]):
             given: object = tuning
             if not isinstance(given, Tuning):
                 error = TypeError(f"tuning must be a Tuning, got {shown(given)}")
-            self._lane = construction.meet(self._backend, options, error)
+            self._lane: Desk = construction.meet(self._backend, options, error)
         except (BackendError, CastTimeoutError) as exc:
             exc.operation, exc.phase, exc.age_s = "construct", "meeting the other ranks", time.monotonic() - began_s
             raise
@@ -162,12 +168,12 @@ class LazyBroadcast(Generic[P, V]):
 
     @property
     def root(self) -> int:
-        """The rank that owns the payloads, group-local."""
-        return self._options.root
+        """The rank that owns the payloads, group-local; with `roots="any"` this one, which owns those of its own."""
+        return self.rank if self._options.roots == "any" else self._options.root
 
     @property
     def is_root(self) -> bool:
-        """Whether this rank is the root."""
+        """Whether this rank is the root, or one of several."""
         return self.rank == self.root
 
     @property
@@ -177,8 +183,9 @@ class LazyBroadcast(Generic[P, V]):
 
     def __repr__(self) -> str:
         options = self._options
+        root = f"root {options.root}" if options.roots == "one" else "every rank a root"
         return (
-            f"<LazyBroadcast {options.name!r} rank {self.rank} of {self.size}, root {self.root}, "
+            f"<LazyBroadcast {options.name!r} rank {self.rank} of {self.size}, {root}, "
             f"backend {self._backend.name}, placement {options.placement}>"
         )
 
@@ -190,6 +197,7 @@ class LazyBroadcast(Generic[P, V]):
         key: Key | None = None,
         timeout_s: float | None = None,
         priority: int = 0,
+        root: int | None = None,
     ) -> V:
         """Cast `payload` to every rank and return the value.
 
@@ -205,6 +213,7 @@ class LazyBroadcast(Generic[P, V]):
             priority: of the casts that wait to be sent or made, on the root and on those who materialize, the ones with
                 the highest go first, and of these the oldest; an int of 32 bits. Casts of one key, and those without
                 one, are sent in order all the same. Ignored except on the root.
+            root: with `roots="any"`, whose cast is asked for; without it, it is this rank's own.
         Returns: what the materializer made, or the payload without one. On the root without a materializer, the
             payload itself.
         Raises:
@@ -226,13 +235,14 @@ class LazyBroadcast(Generic[P, V]):
         """
         counted: list[bool] = []
         try:
-            tracer, began_s = self._lane.tracer, time.monotonic()
+            tracer, began_s = self._lane.engine.tracer, time.monotonic()
             future, limit_s = self._begin(
-                counted, payload, materialize, key, timeout_s, blocking=True, priority=priority
+                counted, payload, materialize, key, timeout_s, root, blocking=True, priority=priority
             )
         except BaseException as exc:
             if not counted and not self._lane.closed:
-                self._lane.handed.append((self._lane.count_missed, (key, exc)))  # one step: more interrupts may come
+                # One step: more interrupts may come.
+                self._lane.handed.append((self._lane.count_missed, (key, exc, root)))
                 self._lane.wake()
             raise
         finally:
@@ -257,6 +267,7 @@ class LazyBroadcast(Generic[P, V]):
         timeout_s: float | None = None,
         priority: int = 0,
         block: bool = True,
+        root: int | None = None,
     ) -> CastFuture[V]:
         """Cast `payload` to every rank and return a future for the value.
 
@@ -276,11 +287,11 @@ class LazyBroadcast(Generic[P, V]):
         try:
             block = block and asyncio._get_running_loop() is None  # the public one raises where there is none
             return self._begin(
-                counted, payload, materialize, key, timeout_s, blocking=False, block=block, priority=priority
+                counted, payload, materialize, key, timeout_s, root, blocking=False, block=block, priority=priority
             )[0]
         except BaseException as exc:
             if not counted and not self._lane.closed:  # as above
-                self._lane.handed.append((self._lane.count_missed, (key, exc)))
+                self._lane.handed.append((self._lane.count_missed, (key, exc, root)))
                 self._lane.wake()
             raise
         finally:
@@ -293,6 +304,7 @@ class LazyBroadcast(Generic[P, V]):
         materialize: Callable[[P], V] | None,
         key: Key | None,
         timeout_s: float | None,
+        root: int | None,
         *,
         blocking: bool,
         block: bool = True,
@@ -304,9 +316,15 @@ class LazyBroadcast(Generic[P, V]):
         code. What is in `counted` then says that it has counted, or is not to.
         """
         lane, bad = self._lane, None
+        if root is not None:
+            try:
+                lane = lane.of(root)
+            except ValueError:
+                counted.append(False)
+                raise
         if key is not None:
             key, bad = usable_key(key)
-        if bad is not None or lane.forked:
+        if bad is not None or lane.engine.forked:
             counted.append(False)
             lane.refuse_after_fork()
             assert bad is not None
@@ -320,7 +338,8 @@ class LazyBroadcast(Generic[P, V]):
         if timeout_s is not None:
             limit_s, refusal = limit(timeout_s, limit_s, self.rank)
         if type(priority) is not int or priority:
-            priority, wrong = usable_priority(priority) if self.is_root else (0, None)
+            casts = self.is_root and (root is None or root == self.rank)
+            priority, wrong = usable_priority(priority) if casts else (0, None)
             refusal = refusal or wrong
         if here.depth or here.roles:
             in_the_middle = lane.in_the_middle("broadcast()")
@@ -328,7 +347,7 @@ class LazyBroadcast(Generic[P, V]):
                 refusal = in_the_middle or lane.reentrant("broadcast()") or refusal
         try:
             if in_the_middle is None:
-                call = lane.call if lane.spans is None else lane.spans.around(lane.call)
+                call = lane.call if lane.engine.spans is None else lane.engine.spans.around(lane)
                 future = call(
                     payload,
                     materialize,
@@ -357,6 +376,7 @@ class LazyBroadcast(Generic[P, V]):
         key: Key | None = None,
         timeout_s: float | None = None,
         priority: int = 0,
+        root: int | None = None,
     ) -> V:
         """Cast `payload` to every rank and return the value, without ever blocking asyncio's loop.
 
@@ -373,10 +393,12 @@ class LazyBroadcast(Generic[P, V]):
             """It ends as any other call does for which there was no room."""
             counted: list[bool] = []
             try:
-                return self._begin(counted, payload, materialize, key, _NOW_S, blocking=False, priority=priority)[0]
+                return self._begin(counted, payload, materialize, key, _NOW_S, root, blocking=False, priority=priority)[
+                    0
+                ]
             except BaseException as exc:
                 if not counted and not self._lane.closed:
-                    self._lane.handed.append((self._lane.count_missed, (key, exc)))
+                    self._lane.handed.append((self._lane.count_missed, (key, exc, root)))
                     self._lane.wake()
                 raise
             finally:
@@ -390,6 +412,7 @@ class LazyBroadcast(Generic[P, V]):
             timeout_s=timeout_s,
             priority=priority,
             block=False,
+            root=root,
         )
         future = await self._turns.take(call, late, limit_s)
         return await future
@@ -404,7 +427,9 @@ class LazyBroadcast(Generic[P, V]):
         self._lane.refuse_after_fork()
         return self._lane.has_room()
 
-    def next(self, *, timeout_s: float | None = None, keyed: bool = False) -> tuple[Key | None, CastFuture[V]] | None:
+    def next(
+        self, *, timeout_s: float | None = None, keyed: bool = False, root: int | None = None
+    ) -> tuple[Key | None, CastFuture[V]] | None:
         """Take what has come: the key and the future of the first cast that nobody on this rank has asked for.
 
         For a rank that does not know beforehand what the root will cast. Casts come in the root's order, the same on
@@ -414,23 +439,29 @@ class LazyBroadcast(Generic[P, V]):
         Args:
             timeout_s: how long to wait for one (seconds; the object's by default). 0 only looks.
             keyed: leave casts without a key to calls without a key.
+            root: with `roots="any"`, whose casts; without it those of all other ranks, as they come here (each root's
+                in its order; between roots, ranks may see another order). The future's `root` says whose it is.
         Returns: the key, None of a cast without one, and a future as `broadcast_async` returns it, with the object's
             time limit: it may be done, or still be made, have failed, or been withdrawn. None if nothing has come.
         Raises:
             ValueError: on the root, which has the futures of its calls, and with `replicated` payloads, of which each
                 rank must pass its own.
             PeerLostError: a rank died, and all that had come was taken. ClosedError: the same of a root that has
-                closed, unless this only looks; and of this rank's own object.
+                closed (of several, the last), unless this only looks; and of this rank's own object.
             ReentrantCallError: it would wait inside a materializer or callback of this object.
         Collective: no. Blocking: up to `timeout_s`. Threads: safe; each cast goes to one of them.
         """
         wait_s = wait_limit(timeout_s, self._options.timeout_s)
         if wait_s > 0 and here.roles:
             self._lane.guard("next()")
-        return self._next(wait_s, keyed=keyed, looks=wait_s == 0)
+        if root is not None and root == self.rank and self._options.roots == "any":
+            raise ValueError(f"lazycast {self._options.name!r}: next(root={root}) is this rank, which has its futures")
+        return self._next(wait_s, root, keyed=keyed, looks=wait_s == 0)
 
-    def _next(self, wait_s: float, *, keyed: bool, looks: bool) -> tuple[Key | None, CastFuture[V]] | None:
-        if here.depth or self._lane.forked:
+    def _next(
+        self, wait_s: float, root: int | None, *, keyed: bool, looks: bool
+    ) -> tuple[Key | None, CastFuture[V]] | None:
+        if here.depth or self._lane.engine.forked:
             self._lane.refuse_after_fork()
             in_the_middle = self._lane.in_the_middle("next()")
             if in_the_middle is not None:
@@ -438,12 +469,12 @@ class LazyBroadcast(Generic[P, V]):
         taken: list[tuple[Key | None, CastFuture[V]]] = []
         try:
             try:
-                self._lane.next_call(taken, wait_s, self._limit_s, keyed=keyed, looks=looks)
+                self._lane.of(root).next_call(taken, wait_s, self._limit_s, keyed=keyed, looks=looks)
             finally:
                 forget_frames()
             return taken[0] if taken else None
         except BaseException:
-            self._lane.given_back.extend(taken)  # one step: more interrupts may come
+            self._lane.engine.given_back.extend(taken)  # one step: more interrupts may come
             if taken:
                 self._lane.tell_changed()
             raise
@@ -452,7 +483,7 @@ class LazyBroadcast(Generic[P, V]):
         """What `next` returns, one after the other, beside the loop's other tasks."""
         while True:
             try:
-                came = self._next(0.0, keyed=False, looks=False)
+                came = self._next(0.0, None, keyed=False, looks=False)
             except ClosedError:
                 self._lane.refuse_after_fork()
                 return
@@ -464,10 +495,11 @@ class LazyBroadcast(Generic[P, V]):
     def ready(self) -> list[Key]:
         """Return the keys of casts that every rank has, each once, in the order in which they got there.
 
-        On the root, for a loop whose ranks are to take up a request in the same step: what the root casts after this
-        call, with these keys in it say, comes to every rank after the news that their casts are whole, so their futures
-        are done there. The first call begins to note: make it before the first cast. A loop that has begun calls it in
-        every step, or the list grows. Casts that fail are not in it: their futures say so.
+        On the root (of its own casts, where there are several), for a loop whose ranks are to take up a request in the
+        same step: what the root casts after this call, with these keys in it say, comes to every rank after the news
+        that their casts are whole, so their futures are done there. The first call begins to note: make it before the
+        first cast. A loop that has begun calls it in every step, or the list grows. Casts that fail are not in it:
+        their futures say so.
 
         Raises:
             ValueError: on a rank that is not the root, and without `agree` or with placement "demand", where nobody
@@ -477,8 +509,8 @@ class LazyBroadcast(Generic[P, V]):
         self._lane.refuse_after_fork()
         return self._lane.ready()
 
-    def discard(self, key: Key) -> None:
-        """Say that this rank will not ask for the next cast with `key`.
+    def discard(self, key: Key, *, root: int | None = None) -> None:
+        """Say that this rank will not ask for the next cast with `key`; with `roots="any"` of that `root`.
 
         An owner still works for the others of its host; with replicated payloads it passes the cast on to another.
         On the root, which does not ask, it withdraws a pending cast with this key, as `CastFuture.cancel` does.
@@ -486,21 +518,25 @@ class LazyBroadcast(Generic[P, V]):
         """
         counted: list[bool] = []
         try:
-            self._discard(counted, key)
+            self._discard(counted, key, root)
         except BaseException:
             if not counted and not self._lane.closed:  # as a call does
-                self._lane.handed.append((self._lane.discard, (key,)))
+                self._lane.handed.append((self._lane.discard_of, (root, key)))
                 self._lane.wake()
             raise
         finally:
             forget_frames()
 
-    def _discard(self, counted: list[bool], key: Key) -> None:
-        lane = self._lane
+    def _discard(self, counted: list[bool], key: Key, root: int | None) -> None:
+        try:
+            lane = self._lane.of(root)
+        except ValueError:
+            counted.append(False)
+            raise
         usable, bad = usable_key(key)
         if usable is None and bad is None:
             bad = TypeError("discard() needs a key")
-        if bad is not None or lane.forked:
+        if bad is not None or lane.engine.forked:
             counted.append(False)
             lane.refuse_after_fork()
             assert bad is not None
@@ -569,7 +605,7 @@ class LazyBroadcast(Generic[P, V]):
         in_the_middle = self._lane.in_the_middle("close()")
         if in_the_middle is not None:
             raise in_the_middle
-        if role_of(self._lane) is not None:
+        if role_of(self._lane.engine) is not None:
             self._lane.guard("close()")
         self._close(min(_CLOSE_TIMEOUT_S, self._options.timeout_s) if timeout_s is None else timeout_s)
 

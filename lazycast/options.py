@@ -18,6 +18,7 @@ from lazycast.materialize.staged import unusable
 VALUES: Final = ("private", "readonly", "copy")
 PLACEMENTS: Final = ("every", "demand", "root", "shard", "auto")
 TRUST: Final = ("pickle", "data")
+ROOTS: Final = ("one", "any")
 WITH_OWNERS: Final = ("shard", "auto")
 #: The environment variable that makes each call's place travel with it.
 DEBUG: Final = "LAZYCAST_DEBUG"
@@ -86,6 +87,7 @@ class Options:
     shared_memory: bool | str
     owners: Collection[int] | None = None
     replicated: bool = False
+    roots: str = "one"
     allow: Collection[str] | None = None
     debug: bool = False
 
@@ -95,7 +97,7 @@ class Options:
 
     def agreed(self) -> dict[str, object]:
         """Return what must be the same on every rank."""
-        shared = ("root", "name", "placement", "agree", "values", "trust", "replicated")
+        shared = ("root", "name", "placement", "agree", "values", "trust", "replicated", "roots")
         said: dict[str, object] = {name: getattr(self, name) for name in shared}
         try:
             said["owners"] = None if self.owners is None else sorted({int(rank) for rank in self.owners})
@@ -237,6 +239,10 @@ def check(options: Options, size: int) -> Exception | None:
         return ValueError(
             f"root={shown(options.root)} is not a rank of this group: 0 to {size - 1} (root is group-local)"
         )
+    if not isinstance(options.roots, str) or options.roots not in ROOTS:
+        return ValueError(f"unknown roots {shown(options.roots)}; use 'one' or 'any'")
+    if options.roots == "any" and options.root != 0:
+        return ValueError(f"with roots='any' every rank is a root: leave out root={options.root}")
     if not isinstance(options.placement, str) or options.placement not in PLACEMENTS:
         return ValueError(
             f"unknown placement {shown(options.placement)}; use one of {', '.join(map(repr, PLACEMENTS))}"

@@ -6,43 +6,55 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic
+from typing import Any, NamedTuple
 
 from lazycast.core.waits import Stage, W, Waits
 from lazycast.here import own_thread
 from lazycast.tracebacks import forget_frames
 
 
-class Clock(Generic[W]):
-    """One thread that reports due waits and calls `work`.
+class _Served(NamedTuple):
+    """Whose time the clock keeps."""
 
-    Args:
-        waits: guarded by `lock`.
-        on_due: called without the lock for each stage of a wait that comes due.
-        work: does what is queued; returns when to be called again at the latest (monotonic seconds), or None.
-        on_failure: called once if one of the two raises, which is a defect; the thread then ends.
-    """
+    waits: Waits[Any]
+    on_due: Callable[[Stage, Any], None]
+    work: Callable[[], float | None]
+    on_failure: Callable[[BaseException], None]
 
-    def __init__(
-        self,
-        waits: Waits[W],
-        lock: threading.RLock,
-        *,
-        on_due: Callable[[Stage, W], None],
-        work: Callable[[], float | None],
-        on_failure: Callable[[BaseException], None],
-        name: str,
-    ) -> None:
-        self._waits, self._lock = waits, lock
-        self._on_due, self._work, self._on_failure = on_due, work, on_failure
+
+class Clock:
+    """One thread that reports due waits of all whom it serves, and does their work. `lock` guards the waits."""
+
+    def __init__(self, lock: threading.RLock, *, name: str) -> None:
+        self._lock = lock
+        self._served: list[_Served] = []
         self._gate = threading.Lock()  # locked while there is nothing to do: cheaper to open than an Event to set
         self._gate.acquire()
         self._working = threading.Lock()  # held by the thread that does what is queued
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
+    def serve(
+        self,
+        waits: Waits[W],
+        *,
+        on_due: Callable[[Stage, W], None],
+        work: Callable[[], float | None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        """Keep time for somebody. Before `start`.
+
+        Args:
+            on_due: called without the lock for each stage of a wait that comes due.
+            work: does what is queued; returns when to be called again at the latest (monotonic seconds), or None.
+            on_failure: called once if one of the two raises, anybody's, which is a defect; the thread then ends.
+        """
+        self._served.append(_Served(waits, on_due, work, on_failure))
+
     def start(self) -> None:
-        self._thread.start()
+        """Begin, if nobody has said so before."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def state(self) -> str:
         """Return a line for a dump."""
@@ -68,7 +80,7 @@ class Clock(Generic[W]):
         try:
             work()
         except BaseException as exc:
-            self._on_failure(exc)
+            self._tell_failure(exc)
             raise
         finally:
             self._working.release()
@@ -96,23 +108,32 @@ class Clock(Generic[W]):
             while not self._stopped:
                 self._turn()
         except Exception as exc:
-            self._on_failure(exc)
+            self._tell_failure(exc)
+
+    def _tell_failure(self, exc: BaseException) -> None:
+        for served in self._served:
+            served.on_failure(exc)
 
     def _tell_due(self) -> None:
         # On its own: what it has told of must not live as long as this thread sleeps.
-        with self._lock:
-            due = self._waits.due(time.monotonic())
-        for stage, what in due:
-            self._on_due(stage, what)
+        for served in self._served:
+            with self._lock:
+                due = served.waits.due(time.monotonic())
+            for stage, what in due:
+                served.on_due(stage, what)
 
     def _turn(self) -> None:
         self._tell_due()
+        next_s = math.inf
         with self._working:
-            work_s = self._work()
+            for served in self._served:
+                work_s = served.work()
+                if work_s is not None and work_s < next_s:
+                    next_s = work_s
         with self._lock:
-            next_s = self._waits.next_s
-        if work_s is not None and work_s < next_s:
-            next_s = work_s
+            for served in self._served:
+                if served.waits.next_s < next_s:
+                    next_s = served.waits.next_s
         forget_frames()
         # Whoever wakes us from here on opens the gate, so nothing that comes meanwhile is missed.
         self._gate.acquire(timeout=-1 if next_s == math.inf else max(0.0, next_s - time.monotonic()))

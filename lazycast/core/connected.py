@@ -16,6 +16,7 @@ from abc import abstractmethod
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
 from lazycast.core.desk import Desk
+from lazycast.core.engine import Engine
 from lazycast.core.failures import clip
 from lazycast.core.parts import MAX_REASON
 from lazycast.core.performer import Group
@@ -36,8 +37,16 @@ _ANSWERS_WITHIN_S = 0.02
 class Connected(Desk):
     """See the module's text."""
 
-    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
-        super().__init__(group, options)
+    def __init__(
+        self,
+        group: Group,
+        options: Options,
+        context: Context,
+        topology: Topology,
+        mesh: Mesh | None,
+        engine: Engine | None = None,
+    ) -> None:
+        super().__init__(group, options, engine)
         self._context = context
         self._topology = topology
         self._relay = Relay(topology, self, mesh)
@@ -49,6 +58,11 @@ class Connected(Desk):
             self._heartbeat = Heartbeat(self._relay.away, time.monotonic())
         self._relay.connect(self._context, timeout_s=timeout_s, name=self._options.name)
         self._clock.start()
+
+    @property
+    def relay(self) -> Relay:
+        """This rank's place in the tree of its root."""
+        return self._relay
 
     @abstractmethod
     def on_message(self, message: AnyMessage, body: memoryview) -> None:
@@ -169,7 +183,9 @@ class Connected(Desk):
 
     def after_fork_in_child(self) -> None:
         super().after_fork_in_child()
-        self._relay.close_after_fork()
+        for lane in self.lanes:
+            if isinstance(lane, Connected):
+                lane.relay.close_after_fork()
 
     def _hosts(self) -> tuple[tuple[int, ...], ...]:
         return self._topology.hosts

@@ -2,8 +2,6 @@
 
 Guarantees:
 
-* One lock guards all state of an object on a rank. It is held for decisions only: nothing is sent, settled, decoded or
-  run under it.
 * A future is settled exactly once, by whoever takes its ask off the books first (`_take`).
 * What comes in the middle of lazycast's own work in the same thread, from a finalizer that the collector runs there,
   may look: the lock lets it in. What would change something is handed over (`hand_over`), and done as soon as somebody
@@ -13,6 +11,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import threading
@@ -20,25 +19,25 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from lazycast.codec.trust import policy_of
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
-from lazycast.core.clock import Clock
 from lazycast.core.divergence import origin
+from lazycast.core.engine import Engine, Taken
 from lazycast.core.future import CastFuture
 from lazycast.core.interrupts import Uninterrupted
-from lazycast.core.performer import Group, Performer, Result
+from lazycast.core.performer import Group, Result
 from lazycast.core.records import Records
 from lazycast.core.situation import Situation
 from lazycast.core.waits import Plan, Stage, plan
-from lazycast.core.workers import Workers, inside, role_of, unforked
+from lazycast.core.workers import inside, role_of, unforked
 from lazycast.errors import CastTimeoutError, ClosedError, KeyInUseError, LazycastError, ReentrantCallError
 from lazycast.here import call_out, here
 from lazycast.missing import MISSING
 from lazycast.net.wire import Key
-from lazycast.options import Options
+from lazycast.options import Options, shown
 from lazycast.tracebacks import log
 
 logger = logging.getLogger("lazycast")
@@ -56,10 +55,6 @@ class Gate(Protocol):
     def release(self) -> object: ...
 
 
-#: A call that was made for what had come: its key and its future.
-Taken = tuple[Key | None, CastFuture[Any]]
-
-
 class Waker:
     """A gate that wakes somebody who does not stand at one."""
 
@@ -72,30 +67,20 @@ class Desk(Records):
 
     _inquires = True  # whether there is anybody to ask about a call that waits long
 
-    def __init__(self, group: Group, options: Options) -> None:
-        super().__init__(group, options)
+    def __init__(self, group: Group, options: Options, engine: Engine | None = None) -> None:
+        super().__init__(group, options, engine)
         self._policy = policy_of(options, same_program=group.same_program)
         self._gates: list[Gate] = []  # of who waits for a change, each opened once
         #: What was asked for in the middle of our own work, with its arguments. Filled in one step, from anywhere.
         self.handed: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        #: What was taken by calls of `next` that were interrupted: whoever asks for it next gets it. As above.
-        self.given_back: deque[Taken] = deque()
         self._handing = threading.Lock()  # held by the thread that does what was handed over
         self._pending: dict[Key, Ask] = {}  # asks with a key whose future is not done
-        self._asked = self._unkeyed = 0
+        self._unkeyed = 0
         self._plans: dict[float, Plan] = {}  # by time limit
         self._noted_ready: list[Key] | None = None  # keys of casts that every rank has, once somebody wants to know
         self._held: Collection[Any] = ()  # on the root, calls that are ready and not sent
-        self._performer = Performer(self, group, options.executor, f"lazycast-{options.name}-work")
-        self._callbacks = Workers(1, f"lazycast-{options.name}-callback")
-        self._clock: Clock[Ask] = Clock(
-            self._waits,
-            self._lock,
-            on_due=self._on_due,
-            work=self._work_in_turn,
-            on_failure=self._fail,
-            name=f"lazycast-{options.name}-engine",
-        )
+        self.engine.lanes.append(self)
+        self._clock.serve(self._waits, on_due=self._on_due, work=self._work_in_turn, on_failure=self._fail)
 
     # Asking
 
@@ -131,6 +116,36 @@ class Desk(Records):
         """
         raise ValueError(f"lazycast {self._options.name!r}: next() is for the other ranks; the root has its futures")
 
+    @property
+    def root(self) -> int:
+        """Whose casts these are."""
+        return self._group.root
+
+    @property
+    def is_root(self) -> bool:
+        """Whether they are this rank's."""
+        return self._group.rank == self._group.root
+
+    def of(self, root: int | None) -> Desk:
+        """Return the lane of a root's casts; without one, this rank's own.
+
+        Raises: ValueError if that rank is no root, or there is no such rank.
+        """
+        if root is None:
+            return self
+        given: object = root
+        if len(self.lanes) > 1 or self._options.roots == "any":
+            if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < self._group.size:
+                last = self._group.size - 1
+                raise ValueError(f"lazycast {self._options.name!r}: root={shown(given)} is no rank: 0 to {last}")
+            return cast(Desk, self.lanes[given])
+        if given != self._group.root or isinstance(given, bool):
+            raise ValueError(
+                f"lazycast {self._options.name!r}: the root is rank {self._group.root}, not {shown(given)}; "
+                "LazyBroadcast(roots='any') lets every rank cast"
+            )
+        return self
+
     def when_come(self, wake: Callable[[], None]) -> bool:
         """Whether `next_call` would return, or raise, now; else `wake` is called, from any thread, when it may."""
         return True
@@ -154,9 +169,19 @@ class Desk(Records):
     def discard(self, key: Key, counted: list[bool] | None = None) -> None:
         """This rank will not ask for the next cast with this key."""
 
-    @abstractmethod
-    def count_missed(self, key: Key | None, exc: BaseException) -> None:
+    def discard_of(self, root: int | None, key: Key) -> None:
+        """The same of a root's cast. Handed over, by a call that was interrupted."""
+        with contextlib.suppress(ValueError):  # there is no such root: nothing was to be given up
+            self.of(root).discard(key)
+
+    def count_missed(self, key: Key | None, exc: BaseException, root: int | None = None) -> None:
         """Count a call that `exc` ended before it did. Handed over: whoever makes calls may be interrupted again."""
+        with contextlib.suppress(ValueError):  # there is no such root: the call was no good
+            self.of(root)._count_missed(key, exc)
+
+    @abstractmethod
+    def _count_missed(self, key: Key | None, exc: BaseException) -> None:
+        """The same, of this lane's root."""
 
     def has_room(self) -> bool:
         """Whether `call` would not be held back now."""
@@ -174,7 +199,7 @@ class Desk(Records):
             raise reentrant
 
     def _guard_result(self) -> None:
-        if not here.depth and not here.roles and not self.forked:
+        if not here.depth and not here.roles and not self.engine.forked:
             return
         in_the_middle = self.in_the_middle("result()")
         if in_the_middle is not None:
@@ -182,7 +207,7 @@ class Desk(Records):
         self.guard("result()")
 
     def reentrant(self, what: str) -> ReentrantCallError | None:
-        role = role_of(self)
+        role = role_of(self.engine)
         if role is None:
             return None
         return self._reentrant(what, role)
@@ -221,7 +246,12 @@ class Desk(Records):
     def forget_waker(self, wake: Callable[[], None]) -> None:
         """Whoever was to be woken waits no more."""
         with Uninterrupted(), self._lock:
-            self._gates = [gate for gate in self._gates if not (isinstance(gate, Waker) and gate.release is wake)]
+            for lane in cast("list[Desk]", self.lanes):
+                lane._gates = [gate for gate in lane._gates if not (isinstance(gate, Waker) and gate.release is wake)]
+
+    def wake_at_change(self, wake: Callable[[], None]) -> None:
+        """With the lock held: have `wake` called, once, from any thread, when something has changed."""
+        self._gates.append(Waker(wake))
 
     def tell_changed(self) -> None:
         """Something has changed that somebody may wait for."""
@@ -243,19 +273,19 @@ class Desk(Records):
         """Have something done that cannot be done in the middle of what this thread is at."""
         self.handed.append((fn, args))
         self._clock.wake()
-        if self._closed.is_set():
+        if self.engine.closed.is_set():
             # Nobody else will, unless they are at it; and by now it can only fail. Not to be waited for: this thread is
             # in the middle of its work, and may hold what whoever is at it waits for.
-            self._do_handed(wait=False)
+            self.do_handed(wait=False)
 
-    def _do_handed(self, *, wait: bool = True) -> None:
+    def do_handed(self, *, wait: bool = True) -> None:
         """Do what was handed over, in its order. Call it before anything that takes a place in line, without the lock.
 
         Without `wait`, what another thread is doing is left to that one, which looks again when it is done.
         """
-        if role_of(self) == "finalizer":
+        if role_of(self.engine) == "finalizer":
             return  # it is being done: what comes first is in the middle of its own call
-        with Uninterrupted(), inside(self, "finalizer"):
+        with Uninterrupted(), inside(self.engine, "finalizer"):
             while self.handed and self._handing.acquire(blocking=wait):
                 try:
                     self._do_first()
@@ -290,6 +320,7 @@ class Desk(Records):
             withdraw=lambda: False,  # there is nothing yet
             run_callback=self._run_callback,
             guard=self._guard_result,
+            root=self._group.root,
         )
 
         def call() -> None:
@@ -305,7 +336,7 @@ class Desk(Records):
 
     def _work_in_turn(self) -> float | None:
         if self.handed:
-            self._do_handed()
+            self.do_handed()
         due_s = self._work()
         if self.notices.due_s is None:
             return due_s
@@ -314,7 +345,7 @@ class Desk(Records):
 
     def _refuse_if_closed(self) -> None:
         """With the lock held."""
-        if self._closing:
+        if self.engine.closing:
             raise ClosedError(f"lazycast {self._options.name!r} is closed on this rank", rank=self._group.rank)
 
     def _make_ask(self, key: Key | None, timeout_s: float, began_s: float, operation: str) -> Ask:
@@ -325,15 +356,16 @@ class Desk(Records):
             withdraw=lambda: self._withdraw(ask),
             run_callback=self._run_callback,
             guard=self._guard_result,
+            root=self._group.root,
         )
         stages = self._plans.get(timeout_s) or self._plan(timeout_s)
         next_s = began_s + stages[0][0]
-        ask = Ask(key, timeout_s, future, self._asked + 1, began_s, operation, nth, stages, next_s=next_s)
+        ask = Ask(key, timeout_s, future, self.engine.asked + 1, began_s, operation, nth, stages, next_s=next_s)
         if self._options.debug:
             ask.origin = origin(nth)
-        if self.spans is not None:
-            ask.traced = self.spans.opened()
-        self._asked += 1
+        if self.engine.spans is not None:
+            ask.traced = self.engine.spans.opened()
+        self.engine.asked += 1
         self._unkeyed += key is None
         return ask
 
@@ -362,7 +394,7 @@ class Desk(Records):
 
     def _run_callback(self, fn: Callable[[], None]) -> None:
         def task() -> None:
-            with inside(self, "callback"), unforked():
+            with inside(self.engine, "callback"), unforked():
                 call_out(fn)
 
         self._callbacks.submit(task)
@@ -407,7 +439,7 @@ class Desk(Records):
         if result.failure is not None and result.failure.kind != "withdrawn":
             exc = self._exception(ask, result)
         with self._lock:
-            if (tracer := self.tracer) is not None and not ask.taken:
+            if (tracer := self.engine.tracer) is not None and not ask.taken:
                 self._trace_end(tracer, ask, exc)
             if not self._take(ask):
                 return
@@ -433,7 +465,7 @@ class Desk(Records):
 
     def _take_failed(self, ask: Ask, exc: LazycastError) -> bool:
         """With the lock held: take an ask off the books that ends with an error."""
-        if (tracer := self.tracer) is not None and not ask.taken:
+        if (tracer := self.engine.tracer) is not None and not ask.taken:
             self._trace_end(tracer, ask, exc)
         if not self._take(ask):
             return False
@@ -468,7 +500,7 @@ class Desk(Records):
         if stage is Stage.WARN:
             waited_s = time.monotonic() - ask.since_s
             text = situation.text()
-            if (tracer := self.tracer) is not None:
+            if (tracer := self.engine.tracer) is not None:
                 tracer.happened("still waiting", None, call=ask.number, text=text)
             silent = [silence.rank for silence in situation.silences]
             label, seq = self._ask_label(ask), self._seq_of(ask)
@@ -517,47 +549,15 @@ class Desk(Records):
 
     def close(self, timeout_s: float) -> None:
         """Wait for pending calls up to `timeout_s`, fail the rest, say farewell, stop. Idempotent."""
-        if self.forked:
-            return
-        first = False
-        deadline_s = time.monotonic() + timeout_s
-        try:
-            with Uninterrupted():
-                if self.handed:
-                    self._do_handed()
-                with self._lock:
-                    first, self._closing = not self._closing, True
-                    self._notify()
-            if not first:
-                self._closed.wait(timeout_s)
-                return
-            while (gate := self._idle_gate()) is not None and (left_s := deadline_s - time.monotonic()) > 0:
-                gate.acquire(timeout=left_s)
-        finally:  # an interrupt of the waiting must not leave the object half closed
-            if first:
-                self._finish(timeout_s, deadline_s)
+        self.engine.close(timeout_s)
 
-    def _idle_gate(self) -> threading.Lock | None:
+    def idle_gate(self) -> threading.Lock | None:
         """Return what opens when something has changed, or None if `close` has nothing to wait for."""
         with Uninterrupted(), self._lock:
             return self._watch() if self._busy() else None
 
-    def _finish(self, timeout_s: float, deadline_s: float) -> None:
-        try:
-            with Uninterrupted():
-                self._fail_what_waits(timeout_s)
-            self._disconnect(max(1.0, deadline_s - time.monotonic()))
-        finally:
-            self._clock.stop()
-            self._performer.stop()
-            self._callbacks.stop()
-            if (tracer := self.tracer) is not None:
-                tracer.stop()
-            self._closed.set()
-            self._do_handed()
-            self.notices.tell(time.monotonic(), all_of_it=True)
-
-    def _fail_what_waits(self, timeout_s: float) -> None:
+    def fail_what_waits(self, timeout_s: float) -> None:
+        """End all calls: this rank closes the object, after it has waited for so long."""
         with self._lock:
             left = self._waits.waiting()
         for ask in left:
@@ -567,7 +567,7 @@ class Desk(Records):
             self._settle_error(ask, self._explain(ask, closed, situation))
 
     @abstractmethod
-    def _disconnect(self, timeout_s: float) -> None:
+    def disconnect(self, timeout_s: float) -> None:
         """Say farewell to the other ranks."""
 
     def _busy(self) -> bool:
@@ -576,5 +576,4 @@ class Desk(Records):
 
     def after_fork_in_child(self) -> None:
         """Only the forking thread is alive, and any lock may be held: touch none."""
-        self.forked = True
-        self.tracer = None  # it closes its file itself
+        self.engine.after_fork_in_child()

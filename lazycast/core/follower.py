@@ -22,9 +22,9 @@ from lazycast.codec.fingerprint import fingerprint
 from lazycast.core import failures, figures
 from lazycast.core.arrival import Arrival, Own
 from lazycast.core.ask import Ask
-from lazycast.core.desk import Taken, Waker
 from lazycast.core.divergence import SHOWN_CALLS, Pairings, made
 from lazycast.core.dump import named
+from lazycast.core.engine import Engine, Taken
 from lazycast.core.future import CastFuture
 from lazycast.core.interrupts import Uninterrupted
 from lazycast.core.lane import SPENT, Lane
@@ -67,8 +67,16 @@ _SHOWN_UNASKED = 8  # casts, in a message
 class FollowerLane(Lane):
     """See the module's text."""
 
-    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
-        super().__init__(group, options, context, topology, mesh)
+    def __init__(
+        self,
+        group: Group,
+        options: Options,
+        context: Context,
+        topology: Topology,
+        mesh: Mesh | None,
+        engine: Engine | None = None,
+    ) -> None:
+        super().__init__(group, options, context, topology, mesh, engine)
         self._mailbox: Mailbox[Ask, Arrival] = Mailbox()
         self._reads = Reads(options.max_inflight, options.max_inflight_nbytes)
         self._tells_in_turn = self._relay.is_near(topology.parent)  # whether who takes casts tells of reads itself
@@ -94,7 +102,7 @@ class FollowerLane(Lane):
         counted: list[bool] | None = None,
     ) -> CastFuture[Any]:
         if self.handed:
-            self._do_handed()
+            self.do_handed()
         refused = refusal
         mark: bytes | Exception | None = None
         if here and self._options.replicated and payload is not MISSING:
@@ -104,9 +112,9 @@ class FollowerLane(Lane):
                 mark = exc
         with Uninterrupted():  # what has begun must count, and a part that begins here must be reported
             with self._lock:
-                if self._closing:
+                if self.engine.closing:
                     self._refuse_if_closed()
-                given = self._given_to(key) if self.given_back and refused is None else None
+                given = self._given_to(key) if self.engine.given_back and refused is None else None
                 if given is not None:
                     if counted is not None:
                         counted.append(True)
@@ -144,7 +152,7 @@ class FollowerLane(Lane):
             text = "with replicated=True each rank passes its own payload, and next() has none: ask by key"
             raise ValueError(f"lazycast {self._options.name!r}: {text}")
         if self.handed:
-            self._do_handed()
+            self.do_handed()
         deadline_s = time.monotonic() + wait_s
         while True:
             left_s = deadline_s - time.monotonic()
@@ -162,9 +170,9 @@ class FollowerLane(Lane):
         """Put what came first into `taken`. If there is nothing, return what opens when something has changed."""
         with self._lock:
             self._refuse_if_closed()
-            given_back = next((one for one in self.given_back if one[0] is not None or not keyed), None)
+            given_back = self._given_back(keyed=keyed) if self.engine.given_back else None
             if given_back is not None:
-                self.given_back.remove(given_back)
+                self.engine.given_back.remove(given_back)
                 taken.append(given_back)
                 return None
             first, end = self._mailbox.first(keyed=keyed), self._end.failure
@@ -186,27 +194,45 @@ class FollowerLane(Lane):
 
     def _given_to(self, key: Key | None) -> CastFuture[Any] | None:
         """With the lock held: the future that an interrupted `next` had of the cast that is a call's for `key`."""
-        mine = next((one for one in self.given_back if type(one[0]) is type(key) and one[0] == key), None)
+        root = self._group.root
+        given_back = (one for one in self.engine.given_back if one[1].root == root)
+        mine = next((one for one in given_back if type(one[0]) is type(key) and one[0] == key), None)
         if mine is None:
             return None
-        self.given_back.remove(mine)
+        self.engine.given_back.remove(mine)
         return mine[1]
+
+    def _given_back(self, *, keyed: bool) -> Taken | None:
+        """With the lock held: what an interrupted `next` had of this root, if anything."""
+        root = self._group.root
+        mine = (one for one in self.engine.given_back if one[1].root == root and (one[0] is not None or not keyed))
+        return next(mine, None)
+
+    @property
+    def ended(self) -> Failure | None:
+        """Why nothing more can come, once that is so. With the lock held."""
+        return self._end.failure
+
+    def came_s(self, *, keyed: bool) -> float | None:
+        """With the lock held: return when that came which `next` would take (monotonic seconds), if anything has."""
+        if self.engine.given_back and self._given_back(keyed=keyed) is not None:
+            return 0.0
+        first = self._mailbox.first(keyed=keyed)
+        return None if first is None else first.arrived_s
 
     def when_come(self, wake: Callable[[], None]) -> bool:
         with Uninterrupted(), self._lock:
-            if self.given_back or self._closing or self._end.failure is not None:
+            if self.came_s(keyed=False) is not None or self.engine.closing or self._end.failure is not None:
                 return True
-            if self._mailbox.first(keyed=False) is not None:
-                return True
-            self._gates.append(Waker(wake))
+            self.wake_at_change(wake)
             return False
 
     def discard(self, key: Key, counted: list[bool] | None = None) -> None:
         if self.handed:
-            self._do_handed()
+            self.do_handed()
         self._give_up_next(key, counted)
 
-    def count_missed(self, key: Key | None, exc: BaseException) -> None:
+    def _count_missed(self, key: Key | None, exc: BaseException) -> None:
         self._give_up_next(key)
 
     def _give_up_next(self, key: Key | None, counted: list[bool] | None = None) -> None:
@@ -219,7 +245,7 @@ class FollowerLane(Lane):
                 self._refuse_if_closed()
                 if counted is not None:
                     counted.append(True)
-                given = self._given_to(key) if self.given_back else None
+                given = self._given_to(key) if self.engine.given_back else None
                 if given is None:
                     ask = self._given_up_ask(key)
                     arrival, result = self._match(ask)
@@ -270,7 +296,7 @@ class FollowerLane(Lane):
         if not ask.taken:
             waited_s = arrival.arrived_s - ask.since_s
             self._counters.noted.append(("wait", waited_s) if waited_s >= 0 else ("unread", -waited_s))
-            if (tracer := self.tracer) is not None:
+            if (tracer := self.engine.tracer) is not None:
                 if waited_s >= 0:
                     tracer.took("wait", ask.since_s, arrival.arrived_s, arrival.message)
                 else:
@@ -375,7 +401,7 @@ class FollowerLane(Lane):
                 self._placed = message.placement
                 if self._has_root_clock:
                     self._counters.noted.append(("transfer", arrival.arrived_s - message.sent_s))
-                    if (tracer := self.tracer) is not None:
+                    if (tracer := self.engine.tracer) is not None:
                         tracer.took("transfer", message.sent_s, arrival.arrived_s, message)
             else:
                 self._counters.cast(None)
@@ -401,7 +427,7 @@ class FollowerLane(Lane):
             self._advance(arrival)
         else:
             self._begin_part(arrival, early, ask, result)
-        if (tracer := self.tracer) is not None:
+        if (tracer := self.engine.tracer) is not None:
             tracer.took("arrive", arrival.arrived_s, time.monotonic(), message)
 
     def _begin_part(self, arrival: Arrival, early: Verdict | None, ask: Ask | None, result: Result | None) -> None:
@@ -460,7 +486,7 @@ class FollowerLane(Lane):
         with self._lock:
             reads, next_s = self._reads.take(now_s), self._reads.due_s
         for seqs in messages(reads):
-            if self.tracer is not None:
+            if self.engine.tracer is not None:
                 self._trace_said("read", seqs[0])
             self._relay.up(Read(self._group.rank, seqs))
         return next_s
@@ -497,7 +523,7 @@ class FollowerLane(Lane):
     def _forget(self) -> None:
         super()._forget()
         self._mailbox = Mailbox()
-        self.given_back.clear()
+        self.engine.given_back.clear()
 
     def _placement(self) -> tuple[str, str]:
         if self._options.placement != "auto":
@@ -514,12 +540,12 @@ class FollowerLane(Lane):
         ]
         return arrived + [f"a call{named(ask.key)}: its cast has not come" for ask in self._mailbox.asks()]
 
-    def _disconnect(self, timeout_s: float) -> None:
+    def disconnect(self, timeout_s: float) -> None:
         if self._options.debug:
             self._tell_unasked()
         if self._counters.casts:
             self._relay.up(figures.of(self.stats()))  # the last word on this rank's casts
-        super()._disconnect(timeout_s)
+        super().disconnect(timeout_s)
 
     def _tell_unasked(self) -> None:
         """In debug mode: calls of the root that nobody here has made are a sign that the ranks are out of step."""

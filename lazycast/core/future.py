@@ -61,7 +61,10 @@ class CastFuture(concurrent.futures.Future[V]):
         withdraw: Callable[[], bool],
         run_callback: Callable[[Callable[[], None]], None],
         guard: Callable[[], None],
+        root: int = 0,
     ) -> None:
+        #: The rank whose cast it is.
+        self.root = root
         # What the base class's constructor sets, but for the condition.
         self._state = _PENDING
         self._result: Any = None

@@ -25,7 +25,7 @@ from lazycast.codec.untouched import mark
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
 from lazycast.core.calls import MATERIALIZING, Call, Calls
-from lazycast.core.desk import Waker
+from lazycast.core.engine import Engine
 from lazycast.core.future import CastFuture
 from lazycast.core.inquiry import Inquiries
 from lazycast.core.interrupts import Uninterrupted
@@ -48,11 +48,20 @@ from lazycast.options import Options
 class Intake(Lane):
     """See the module's text. What becomes of a call that has entered is `Sending`."""
 
-    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
-        super().__init__(group, options, context, topology, mesh)
+    def __init__(
+        self,
+        group: Group,
+        options: Options,
+        context: Context,
+        topology: Topology,
+        mesh: Mesh | None,
+        engine: Engine | None = None,
+    ) -> None:
+        super().__init__(group, options, context, topology, mesh, engine)
         others = [rank for rank in range(group.size) if rank != group.root]
         self._ledger = Ledger(group.root, others)
-        self._seqs = itertools.count(1)
+        # Where every rank is a root no two casts have the same number.
+        self._seqs = itertools.count(group.root + 1, group.size) if options.roots == "any" else itertools.count(1)
         self._calls = Calls()
         self._held = self._calls.sendable
         self._recalled: deque[tuple[Arrival, Verdict]] = deque()  # casts that are taken back
@@ -89,11 +98,12 @@ class Intake(Lane):
         began_s = time.monotonic()
         fn: Any = materialize if materialize is not None else self._options.materialize
         if self.handed:
-            self._do_handed()
+            self.do_handed()
         if refusal is not None:
             pass
         elif payload is MISSING:
-            refusal = TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
+            remedy = "; for another rank's cast, name it: root=" if len(self.lanes) > 1 else ""
+            refusal = TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root{remedy}")
         elif fn is not None and (wrong := unusable(fn)) is not None:
             refusal = TypeError(f"{self._label(key, None)}: {wrong}")
         elif fn is not None and (refused := objection(fn, self._policy)) is not None:
@@ -106,7 +116,7 @@ class Intake(Lane):
         try:
             with Uninterrupted():  # what has begun must count, or the ranks would be out of step
                 with self._lock:
-                    if self._closing:
+                    if self.engine.closing:
                         self._refuse_if_closed()
                     if not block and refusal is None and not self._window.has_room() and self._end.failure is None:
                         if counted is not None:
@@ -172,11 +182,11 @@ class Intake(Lane):
                 self._enter(call, exc)
             self._clock.wake()
 
-    def count_missed(self, key: Key | None, exc: BaseException) -> None:
+    def _count_missed(self, key: Key | None, exc: BaseException) -> None:
         key, bad = usable_key(key)
         with Uninterrupted():
             with self._lock:
-                if bad is not None or self._closing:
+                if bad is not None or self.engine.closing:
                     return
                 ask = self._make_ask(key, 1.0, time.monotonic(), "broadcast")
                 call = Call(next(self._seqs), key, ask)
@@ -210,9 +220,9 @@ class Intake(Lane):
 
     def when_room(self, wake: Callable[[], None]) -> bool:
         with Uninterrupted(), self._lock:
-            if self._window.has_room() or self._end.failure is not None or self._closing:
+            if self._window.has_room() or self._end.failure is not None or self.engine.closing:
                 return True
-            self._gates.append(Waker(wake))
+            self.wake_at_change(wake)
             return False
 
     def _would_block(self, key: Key | None) -> WouldBlockError:
@@ -232,7 +242,7 @@ class Intake(Lane):
         if reentrant is not None:
             return reentrant
         call.phase = "waiting for room"
-        if (tracer := self.tracer) is not None:
+        if (tracer := self.engine.tracer) is not None:
             tracer.happened("held back", call, text=self._window.held_back())
         self._counters.blocking += 1
         call.held_since_s = call.ask.since_s
@@ -246,7 +256,7 @@ class Intake(Lane):
         ask = call.ask
         if not self._must_wait(call):
             return None
-        if self._closing:
+        if self.engine.closing:
             return ClosedError(f"{self._ask_label(ask)}: closed here before it was sent", rank=self._group.rank)
         left_s = ask.since_s + ask.timeout_s - time.monotonic()
         if ask.taken or left_s <= 0:

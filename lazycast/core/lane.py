@@ -24,6 +24,7 @@ from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
 from lazycast.core.awaited import Awaited
 from lazycast.core.connected import Connected
+from lazycast.core.engine import Engine
 from lazycast.core.parts import Parts
 from lazycast.core.performer import Group, Result
 from lazycast.core.succession import heir
@@ -52,8 +53,16 @@ class _End:
 class Lane(Connected):
     """The engine of one object on one rank of a group of at least two."""
 
-    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
-        super().__init__(group, options, context, topology, mesh)
+    def __init__(
+        self,
+        group: Group,
+        options: Options,
+        context: Context,
+        topology: Topology,
+        mesh: Mesh | None,
+        engine: Engine | None = None,
+    ) -> None:
+        super().__init__(group, options, context, topology, mesh, engine)
         self._parts = Parts(
             group.rank,
             self._performer,
@@ -71,7 +80,9 @@ class Lane(Connected):
 
     def follow(self, within: Callable[[Any, Callable[..., Any]], Callable[..., Any]] | None) -> None:
         """Have materializers called by way of `within`: see `Spans.within`."""
-        self._parts.within = within
+        for lane in self.lanes:
+            if isinstance(lane, Lane):
+                lane._parts.within = within
 
     # This rank's part of a cast
 
@@ -97,7 +108,7 @@ class Lane(Connected):
             # The root books a cast before it sends it: nothing that is said of it can be early there.
             keep = self._end.failure is None and self._group.rank != self._group.root
             arrival, again = self._awaited.hear(message, body, keep=keep)
-        if (tracer := self.tracer) is not None and isinstance(message, Value):
+        if (tracer := self.engine.tracer) is not None and isinstance(message, Value):
             cast = arrival.message if arrival is not None else None
             tracer.took("arrive value", began_s, time.monotonic(), cast, seq=message.seq, owner=message.rank)
         if arrival is None:
@@ -113,7 +124,7 @@ class Lane(Connected):
                 return
             arrival.begun = True
             takes = arrival.shared is not None and arrival.shared[0].unshared is None
-        if (spans := self.spans) is not None:
+        if (spans := self.engine.spans) is not None:
             spans.began(arrival.message)
         quick = self._is_quick(arrival)
         if quick and arrival.plain:
@@ -252,7 +263,7 @@ class Lane(Connected):
     def _local_done(self, arrival: Arrival, result: Result) -> None:
         """This rank's part is done: report it, or settle if nobody waits for reports."""
         message = arrival.message
-        if (spans := self.spans) is not None:
+        if (spans := self.engine.spans) is not None:
             spans.ended(message, result)
         if not message.agree:
             self._conclude(arrival, result)
@@ -269,7 +280,7 @@ class Lane(Connected):
             arrival.reported_s = time.monotonic()
             read = arrival.ask is not None
             arrival.told_read |= read
-        if self.tracer is not None:
+        if self.engine.tracer is not None:
             self._trace_said("report", message.seq)
         self._relay.up(Report(self._group.rank, message.seq, read, result.failure, arrival.cost))
         if verdict is not None:
@@ -282,7 +293,7 @@ class Lane(Connected):
 
     def _trace_said(self, kind: str, seq: int) -> None:
         """Note when a message goes to the root, if its clock is another one: see `RootLane._trace_heard`."""
-        tracer, (rank, _, root) = self.tracer, self._group[:3]
+        tracer, (rank, _, root) = self.engine.tracer, self._group[:3]
         if tracer is not None and self._group.clock_of(rank) != self._group.clock_of(root):
             tracer.happened("said", None, rank=rank, kind=kind, seq=seq)
 
@@ -295,7 +306,7 @@ class Lane(Connected):
             if local is not None:
                 now_s = time.monotonic()
                 self._counters.noted.append(("agree", now_s - arrival.reported_s))
-                if (tracer := self.tracer) is not None:
+                if (tracer := self.engine.tracer) is not None:
                     tracer.took("agree", arrival.reported_s, now_s, arrival.message)
             elif verdict.failure is not None and verdict.failure.rank == self._group.rank and arrival.begun:
                 arrival.verdict = verdict.failure  # it is about to be found here, with its cause: a peer was quicker
@@ -361,15 +372,18 @@ class Lane(Connected):
             if known is not None and (known.failure.kind == "lost" or not lost):
                 return
             self._end.gone[message.rank] = message
-            self._counters.lost += lost
+            first = lost and message.rank not in self.engine.lost  # that all lanes of this rank hear of
+            if first:
+                self.engine.lost.add(message.rank)
+                self._counters.lost += 1
             if lost and (self._end.failure is None or self._end.failure.kind == "closed"):
                 # Before anybody else hears of it: whoever does may close, and that is not why casts fail.
                 self._end.failure = message.failure
-        if (tracer := self.tracer) is not None:
+        if (tracer := self.engine.tracer) is not None:
             tracer.happened(message.failure.kind, None, rank=message.rank, text=message.failure.message)
         if flood:
             self._relay.flood(message)
-        if lost:
+        if first:
             self.notices.lost(message.rank, message.failure.message)
         self._handle_gone(message)
 
@@ -404,7 +418,7 @@ class Lane(Connected):
     def _engine_failed(self, exc: BaseException) -> None:
         self._on_gone(Gone(self._group.rank, self._performer.failure("lost", "the engine failed", exc)))
 
-    def _disconnect(self, timeout_s: float) -> None:
+    def disconnect(self, timeout_s: float) -> None:
         rank = self._group.rank
         host = self._group.hosts[rank]
         # Others may hear of our end before they notice the loss that brought it about: tell them that first.

@@ -9,60 +9,66 @@ Guarantees:
 
 from __future__ import annotations
 
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from lazycast.core import failures
 from lazycast.core.ask import Ask
-from lazycast.core.clock import Clock
 from lazycast.core.dump import Row, layout, named, seen, trying, written
+from lazycast.core.engine import Engine
 from lazycast.core.interrupts import Uninterrupted
-from lazycast.core.performer import Group, Performer, Result
+from lazycast.core.performer import Group, Result
 from lazycast.core.situation import Situation
-from lazycast.core.spans import Spans
 from lazycast.core.waits import Waits
-from lazycast.core.workers import Workers
 from lazycast.errors import ClosedError, LazycastError
 from lazycast.materialize.placement.chooser import Standing
 from lazycast.net.wire import Key
 from lazycast.options import Options
 from lazycast.watch.group_stats import GroupStats
-from lazycast.watch.notices import Notices
-from lazycast.watch.stats import PHASES, Counters, Stats
+from lazycast.watch.stats import PHASES, Stats
 from lazycast.watch.tracing.tracer import Named, Tracer
 
 
+def _prefixed(prefix: str, row: Row) -> Row:
+    return f"{prefix}{row}" if isinstance(row, str) else lambda: f"{prefix}{row()}"
+
+
 class Records(ABC):
-    """See the module's text. Whoever derives from it makes the threads, and changes the state."""
+    """See the module's text. Whoever derives from it changes the state."""
 
-    _performer: Performer
-    _callbacks: Workers
-    _clock: Clock[Ask]
-
-    def __init__(self, group: Group, options: Options) -> None:
+    def __init__(self, group: Group, options: Options, engine: Engine | None = None) -> None:
+        self.engine = engine = Engine(group, options) if engine is None else engine
         self._group = group
         self._options = options
-        self._lock = threading.RLock()  # whoever only looks may come in the middle of what this thread does
-        self._counters = Counters()
-        self.notices = Notices(options.name, group.rank, self._lock)
-        self.tracer: Tracer | None = None  # read once where it is used: another thread may end it meanwhile
-        self.spans: Spans | None = None  # read once where it is used, too
+        self._lock = engine.lock
+        self._counters = engine.counters
+        self.notices = engine.notices
+        self._performer = engine.performer
+        self._callbacks = engine.callbacks
+        self._clock = engine.clock
         self._waits: Waits[Ask] = Waits()
-        self._closing = False
-        self._closed = threading.Event()
-        self.forked = False
 
     def refuse_after_fork(self) -> None:
         """Raise in a forked child. Without the lock, which another thread may have held at the fork."""
-        if self.forked:
+        if self.engine.forked:
             raise ClosedError(f"lazycast {self._options.name!r} belongs to the parent of this forked process")
 
     @property
     def closed(self) -> bool:
-        return self._closed.is_set()
+        return self.engine.closed.is_set()
+
+    @property
+    def lanes(self) -> list[Records]:
+        """All lanes of the object, of which this is one; by root where every rank is one."""
+        return cast("list[Records]", self.engine.lanes)
+
+    @property
+    def own(self) -> Records:
+        """The lane of this rank's own casts, if it makes any."""
+        return self if len(self.lanes) == 1 else self.lanes[self._group.rank]
 
     # Naming things
 
@@ -118,15 +124,15 @@ class Records(ABC):
         ended_s = time.monotonic()
         with self._lock:
             self._counters.noted.append((what, ended_s - began_s))
-        if (tracer := self.tracer) is not None:
+        if (tracer := self.engine.tracer) is not None:
             tracer.took(what, began_s, ended_s, of)
-        if (spans := self.spans) is not None:
+        if (spans := self.engine.spans) is not None:
             spans.took(what, began_s, ended_s, of)
 
     def _count(self, what: str, began_s: float, ended_s: float, of: Named) -> None:
         """With the lock held: count how long something took."""
         self._counters.noted.append((what, ended_s - began_s))
-        tracer = self.tracer
+        tracer = self.engine.tracer
         if tracer is not None:
             tracer.took(what, began_s, ended_s, of)
 
@@ -145,23 +151,10 @@ class Records(ABC):
         """Begin to write what happens here to a new file in `folder`."""
         self.refuse_after_fork()
         rank, size, root, hosts = self._group[:4]
-        about = {"object": self._group.ident, "name": self._options.name, "rank": rank, "size": size, "root": root}
+        about: dict[str, Any] = {"object": self._group.ident, "name": self._options.name, "rank": rank, "size": size}
+        about |= {"root": root, "roots": "one"} if len(self.lanes) == 1 else {"root": 0, "roots": "any"}
         about |= {"host": hosts[rank], "clock": self._group.clock_of(rank), "hosts": self._hosts()}
-        tracer = Tracer(folder, about, self._forget_tracer)
-        with Uninterrupted(), self._lock:
-            earlier, ended = self.tracer, self._closing
-            if earlier is None and not ended:
-                self.tracer = tracer
-                return tracer
-        tracer.stop()
-        tracer.path.unlink()
-        if earlier is not None:
-            raise ValueError(f"lazycast {self._options.name!r} is being traced to {earlier.path}; stop that first")
-        raise ClosedError(f"lazycast {self._options.name!r} is closed on this rank", rank=rank)
-
-    def _forget_tracer(self, tracer: Tracer) -> None:
-        if self.tracer is tracer:
-            self.tracer = None
+        return self.engine.trace(folder, about)
 
     # Looking
 
@@ -171,40 +164,42 @@ class Records(ABC):
             return self._stats()
 
     def _stats(self) -> Stats:
-        shared_slots, shared_nbytes, arena_nbytes = self._shared()
-        placement, reason = self._placement()
+        lanes, own = self.lanes, self.own
+        shared_slots, shared_nbytes, arena_nbytes = own._shared()
+        placement, reason = own._placement()
         with self._lock:
             counters, now_s = self._counters, time.monotonic()
-            hits, loads = self._materializers()
+            loaded = [lane._materializers() for lane in lanes]
+            nbytes_sent, nbytes_received, nbytes_from_host = self._all_nbytes()
             return Stats(
                 name=self._options.name,
                 rank=self._group.rank,
                 size=self._group.size,
-                root=self._group.root,
+                root=own._group.root,
                 age_s=now_s - counters.since_s,
                 qps=counters.qps(now_s),
                 placement=placement,
                 placement_reason=reason,
                 placements=dict(counters.placements),
-                standings=self._standings(),
+                standings=own._standings(),
                 casts=counters.casts,
                 asked=counters.asked,
-                pending=len(self._waits),
-                unasked=self._unasked(),
+                pending=sum(len(lane._waits) for lane in lanes),
+                unasked=sum(lane._unasked() for lane in lanes),
                 resolved=counters.resolved,
                 cancelled=counters.cancelled,
                 aborted=counters.aborted,
                 lost=counters.lost,
                 blocking=counters.blocking,
-                materializer_hits=hits,
-                materializer_loads=loads,
+                materializer_hits=sum(hits for hits, _ in loaded),
+                materializer_loads=sum(loads for _, loads in loaded),
                 unshared=counters.unshared,
                 unshared_reason=counters.unshared_reason,
                 failed=dict(counters.failed),
-                nbytes_sent=self._nbytes()[0],
-                nbytes_received=self._nbytes()[1],
-                nbytes_from_host=self._nbytes()[2],
-                hosts=self._hosts(),
+                nbytes_sent=nbytes_sent,
+                nbytes_received=nbytes_received,
+                nbytes_from_host=nbytes_from_host,
+                hosts=own._hosts(),
                 shared_slots=shared_slots,
                 shared_nbytes=shared_nbytes,
                 arena_nbytes=arena_nbytes,
@@ -242,7 +237,8 @@ class Records(ABC):
     def dump(self) -> str:
         self.refuse_after_fork()
         rank, size, root, hosts = self._group[:4]
-        title = f"lazycast {self._options.name!r}: rank {rank} of {size} on {hosts[rank]}, root {root}"
+        roots = f"root {root}" if len(self.lanes) == 1 else "every rank a root"
+        title = f"lazycast {self._options.name!r}: rank {rank} of {size} on {hosts[rank]}, {roots}"
         with Uninterrupted(), trying(self._lock) as held:
             looks = [(name, seen(look)) for name, look in self._dump_sections().items()]
         return layout(title, [(name, rows if rows is None else written(rows)) for name, rows in looks], held=held)
@@ -250,23 +246,32 @@ class Records(ABC):
     def _dump_sections(self) -> dict[str, Callable[[], Sequence[Row] | None]]:
         return {
             "state": self._dump_state,
-            "calls that wait": lambda: [self._dump_ask(ask) for ask in self._waits.waiting()],
-            "queue": self._dump_queue,
-            "books": self._dump_books,
-            "mailbox": self._dump_mailbox,
-            "under way": self._dump_casts,
+            "calls that wait": lambda: self._of_all(lambda lane: [lane._dump_ask(a) for a in lane._waits.waiting()]),
+            "queue": lambda: self._of_all(lambda lane: lane._dump_queue()),
+            "books": lambda: self._of_all(lambda lane: lane._dump_books()),
+            "mailbox": lambda: self._of_all(lambda lane: lane._dump_mailbox()),
+            "under way": lambda: self._of_all(lambda lane: lane._dump_casts()),
             "shared memory": self._dump_leases,
             "links": self._dump_links,
             "threads": lambda: [self._clock.state(), *self._performer.state(), self._callbacks.state()],
             "counters": lambda: [self._counters.text()],
-            "bytes": lambda: ["sent to other hosts {}, received {}, {} of it from this host".format(*self._nbytes())],
+            "bytes": lambda: [
+                "sent to other hosts {}, received {}, {} of it from this host".format(*self._all_nbytes())
+            ],
         }
 
-    def _dump_state(self) -> list[str]:
-        state = "closed" if self._closed.is_set() else "closing" if self._closing else "open"
+    def _of_all(self, look: Callable[[Records], Sequence[Row]]) -> list[Row]:
+        """What is seen in all lanes; with several, each row says which root's casts it is about."""
+        lanes = self.lanes
+        if len(lanes) == 1:
+            return list(look(lanes[0]))
+        return [_prefixed(f"root {lane._group.root}: ", row) for lane in lanes for row in look(lane)]
+
+    def _dump_state(self) -> list[Row]:
+        state = "closed" if self.engine.closed.is_set() else "closing" if self.engine.closing else "open"
         placement = "placement {} ({})".format(*self._placement())
-        ended = self._dump_ended()
-        return [state, placement, *([f"ended: {ended}"] if ended is not None else [])]
+        ended = self._of_all(lambda lane: [f"ended: {why}"] if (why := lane._dump_ended()) is not None else [])
+        return [state, placement, *ended]
 
     def _dump_ask(self, ask: Ask) -> Row:
         seq = self._seq_of(ask)
@@ -312,6 +317,11 @@ class Records(ABC):
     def _shared(self) -> tuple[int, int, int]:
         """Slots and bytes of this rank's shared memory that somebody holds, and all that it has taken."""
         return 0, 0, 0
+
+    def _all_nbytes(self) -> tuple[int, int, int]:
+        """The same of all lanes."""
+        sent, received, from_host = zip(*(lane._nbytes() for lane in self.lanes), strict=True)
+        return sum(sent), sum(received), sum(from_host)
 
     def _nbytes(self) -> tuple[int, int, int]:
         """Bytes sent to other hosts, received from anybody, and received from this host."""

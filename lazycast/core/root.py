@@ -8,11 +8,16 @@ Guarantees:
 
 from __future__ import annotations
 
+import functools
 from collections import deque
+from collections.abc import Callable
 
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
+from lazycast.core.coming import Coming
+from lazycast.core.engine import Engine, Taken
 from lazycast.core.figures import Reported
+from lazycast.core.follower import FollowerLane
 from lazycast.core.performer import Group
 from lazycast.core.sending import Sending
 from lazycast.core.situation import Phase
@@ -43,10 +48,36 @@ from lazycast.watch.tracing.tracer import Named
 class RootLane(Sending):
     """See the module's text."""
 
-    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
-        super().__init__(group, options, context, topology, mesh)
+    def __init__(
+        self,
+        group: Group,
+        options: Options,
+        context: Context,
+        topology: Topology,
+        mesh: Mesh | None,
+        engine: Engine | None = None,
+    ) -> None:
+        super().__init__(group, options, context, topology, mesh, engine)
         self._reported = Reported()
         self._without_code: deque[Failure] = deque(maxlen=100)
+
+    # What comes from other roots
+
+    @functools.cached_property
+    def _coming(self) -> Coming | None:
+        others = [lane for lane in self.lanes if isinstance(lane, FollowerLane)]
+        return Coming(self.engine, others) if others else None
+
+    def next_call(
+        self, taken: list[Taken], wait_s: float, timeout_s: float, *, keyed: bool = False, looks: bool = False
+    ) -> None:
+        if self._coming is None:
+            super().next_call(taken, wait_s, timeout_s, keyed=keyed, looks=looks)
+        else:
+            self._coming.next_call(taken, wait_s, timeout_s, keyed=keyed, looks=looks)
+
+    def when_come(self, wake: Callable[[], None]) -> bool:
+        return True if self._coming is None else self._coming.when_come(wake)
 
     # Messages
 
@@ -75,7 +106,7 @@ class RootLane(Sending):
             self._on_gone(message)
 
     def _on_report(self, message: Report) -> None:
-        if self.tracer is not None:
+        if self.engine.tracer is not None:
             self._trace_heard(message.rank, "report", message.seq)
         with self._lock:
             if message.read and message.rank != self._group.rank:
@@ -141,7 +172,7 @@ class RootLane(Sending):
 
     def _trace_heard(self, rank: int, kind: str, seq: int) -> None:
         """Note when a message of another clock came: with its sender's note it tells how far apart the two are."""
-        tracer = self.tracer
+        tracer = self.engine.tracer
         if tracer is not None and self._group.clock_of(rank) != self._group.clock_of(self._group.rank):
             tracer.happened("heard", None, rank=rank, kind=kind, seq=seq)
 

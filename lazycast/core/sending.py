@@ -25,6 +25,7 @@ from lazycast.core.arrival import Arrival
 from lazycast.core.calls import MATERIALIZING, Call
 from lazycast.core.dump import named
 from lazycast.core.encoder import Encoded, Encoder, own_of
+from lazycast.core.engine import Engine
 from lazycast.core.failures import clip
 from lazycast.core.intake import Intake
 from lazycast.core.lagging import Lagging
@@ -51,8 +52,16 @@ _SPARE_NBYTES = 64 << 10
 class Sending(Intake):
     """See the module's text. What comes back of a cast is for `RootLane`."""
 
-    def __init__(self, group: Group, options: Options, context: Context, topology: Topology, mesh: Mesh | None) -> None:
-        super().__init__(group, options, context, topology, mesh)
+    def __init__(
+        self,
+        group: Group,
+        options: Options,
+        context: Context,
+        topology: Topology,
+        mesh: Mesh | None,
+        engine: Engine | None = None,
+    ) -> None:
+        super().__init__(group, options, context, topology, mesh, engine)
         self._encoder = Encoder(self._relay, self._policy, self._seqs, agree=options.agree)
         self._placed = options.placement, "nothing has been cast"
         self._placing = Placing(group, topology, options)
@@ -126,7 +135,7 @@ class Sending(Intake):
         if call is not None and call.failure is None and end is not None:
             call.failure = end
         elif call is not None and call.failure is None and call.ask.taken:
-            if self._closing:
+            if self.engine.closing:
                 call.failure = self._said("closed", "the root had closed its object when this call's turn came")
             else:
                 text = f"the root's call had waited {call.ask.timeout_s:g} s when its turn came"
@@ -137,10 +146,10 @@ class Sending(Intake):
         while self._recalled:
             self._tell_recalled(*self._recalled[0])
 
-    def _disconnect(self, timeout_s: float) -> None:
+    def disconnect(self, timeout_s: float) -> None:
         if self._recalled:  # whoever was told that a cast is withdrawn everywhere was told so
             self._clock.work_at_last(self._tell_all_recalled, timeout_s)
-        super()._disconnect(timeout_s)
+        super().disconnect(timeout_s)
 
     # Beginning
 
@@ -169,7 +178,7 @@ class Sending(Intake):
         with self._lock:
             began_s, now_s = call.ask.since_s, time.monotonic()
             self._counters.noted.append(("queue", now_s - began_s))
-            if (tracer := self.tracer) is not None:
+            if (tracer := self.engine.tracer) is not None:
                 tracer.took("queue", began_s, now_s, call)
             doubtful = False
             if call.failure is None:
@@ -288,7 +297,7 @@ class Sending(Intake):
             if cast.agree:
                 self._agreeing[cast.seq] = arrival
             self._counters.noted += (("held", began_s - call.ready_s), ("encode", cast.sent_s - began_s))
-            if (tracer := self.tracer) is not None:
+            if (tracer := self.engine.tracer) is not None:
                 tracer.took("held", call.ready_s, began_s, cast)
                 tracer.took("encode", began_s, cast.sent_s, cast)
             self._book_sent(call, arrival)
@@ -301,7 +310,7 @@ class Sending(Intake):
             self._relay.down(cast, room, header)
             tracer.took("send", began_s, time.monotonic(), cast)
         del room  # a slot is held as long as its writer has a hand on it
-        if (spans := self.spans) is not None:
+        if (spans := self.engine.spans) is not None:
             spans.took("encode", began_s, cast.sent_s, cast)
         if own.prepare is None and own.finish is None:  # the value is here
             self._local_done(arrival, Result(own.payload))

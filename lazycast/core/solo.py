@@ -15,12 +15,13 @@ from lazycast.arguments import usable_key
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
 from lazycast.core.desk import Desk
+from lazycast.core.engine import Taken
 from lazycast.core.future import CastFuture
 from lazycast.core.interrupts import Uninterrupted, of_handler
 from lazycast.core.performer import Result
 from lazycast.core.situation import Situation
 from lazycast.core.surroundings import nothing_set
-from lazycast.errors import TrustError
+from lazycast.errors import ClosedError, TrustError
 from lazycast.materialize.materializers import objection
 from lazycast.materialize.staged import unusable
 from lazycast.missing import MISSING
@@ -40,6 +41,15 @@ class SoloLane(Desk):
     """See the module's text."""
 
     _inquires = False
+
+    def next_call(
+        self, taken: list[Taken], wait_s: float, timeout_s: float, *, keyed: bool = False, looks: bool = False
+    ) -> None:
+        if self._options.roots == "one":
+            super().next_call(taken, wait_s, timeout_s, keyed=keyed, looks=looks)
+        if not looks:
+            name = self._options.name
+            raise ClosedError(f"lazycast {name!r}: next(): there is no other rank that could cast", rank=0)
 
     def start(self, *, timeout_s: float) -> None:
         """Begin."""
@@ -106,7 +116,7 @@ class SoloLane(Desk):
         if ask.taken:
             return Result()
         began_s = time.monotonic()
-        if (spans := self.spans) is not None and ask.traced is not None:
+        if (spans := self.engine.spans) is not None and ask.traced is not None:
             ask.traced.cast = of = _Call(ask.number, ask.key, ask=ask)
             fn = spans.within(of, fn)
         result = self._performer.materialize(fn, payload)
@@ -134,7 +144,7 @@ class SoloLane(Desk):
             if ask is not None:
                 self._cancel(ask)
 
-    def count_missed(self, key: Key | None, exc: BaseException) -> None:
+    def _count_missed(self, key: Key | None, exc: BaseException) -> None:
         """There is nobody to be out of step with."""
 
     def _cancel(self, ask: Ask) -> bool:
@@ -165,5 +175,5 @@ class SoloLane(Desk):
     def _engine_failed(self, exc: BaseException) -> None:
         """Only the clock has stopped; casts go on."""
 
-    def _disconnect(self, timeout_s: float) -> None:
+    def disconnect(self, timeout_s: float) -> None:
         """There is nobody."""

@@ -22,8 +22,8 @@ class Traced(Protocol):
 class Spans(Protocol):
     """Who follows. Called without the lane's lock, but for `opened`, which only looks."""
 
-    def around(self, call: Callable[..., CastFuture[Any]]) -> Callable[..., CastFuture[Any]]:
-        """Return what makes a call as `call`, the lane's own, does."""
+    def around(self, lane: Any) -> Callable[..., CastFuture[Any]]:
+        """Return what makes a call as `lane.call` does."""
 
     def opened(self) -> Traced | None:
         """Return the call that this thread is about to make."""

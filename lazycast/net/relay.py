@@ -90,9 +90,13 @@ class Relay:
         self._down_lock = threading.Lock()
         self._leaving = False
 
+    def expect(self) -> None:
+        """Neighbours may be connected, and send, from now on; `connect` follows."""
+        self._connecting = True
+
     def connect(self, context: Context, *, timeout_s: float, name: str) -> None:
         """Connect to the neighbours. Collective."""
-        self._connecting = True
+        self.expect()
         try:
             if len(self._topology.hosts) > 1:
                 self._link = context.connect(self._topology.remote_neighbours, self, timeout_s=timeout_s)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
 from pathlib import Path
+from typing import Protocol
 
 from lazycast.arguments import FOR_EVER_S
 from lazycast.codec import script
+from lazycast.core import roots
 from lazycast.core.follower import FollowerLane
 from lazycast.core.performer import Group
 from lazycast.core.root import RootLane
 from lazycast.core.solo import SoloLane
 from lazycast.net.backend import Backend, Context
+from lazycast.net.channels import Channels
 from lazycast.net.host.mesh import Mesh
 from lazycast.net.topology import place
 from lazycast.options import Options
@@ -50,12 +54,12 @@ def meet(backend: Backend, options: Options, error: Exception | None) -> AnyLane
             same_program=script.same([h.program for h in hellos]),
             ident=hellos[options.root].ident,
         )
-        lane, not_shared = _build(group, options, context, deadline_s)
+        lane, start, not_shared = _build(group, options, context, deadline_s)
         if backend.size == 1:
             context.close()
         try:
             _trace_if_wanted(lane)  # before anything can arrive
-            lane.start(timeout_s=max(0.001, deadline_s - time.monotonic()))
+            start(timeout_s=max(0.001, deadline_s - time.monotonic()))
         except BaseException:
             lane.close(0.0)
             raise
@@ -64,7 +68,7 @@ def meet(backend: Backend, options: Options, error: Exception | None) -> AnyLane
         raise
     lane.notices.constructed(
         size=group.size,
-        root=group.root,
+        root=options.root if options.roots == "one" else None,
         host=group.hosts[group.rank],
         backend=backend.name,
         placement=options.placement,
@@ -74,19 +78,35 @@ def meet(backend: Backend, options: Options, error: Exception | None) -> AnyLane
     return lane
 
 
-def _build(group: Group, options: Options, context: Context, deadline_s: float) -> tuple[AnyLane, str | None]:
-    """Find out which ranks share a host, and build the lane. Returns also why this rank shares no memory, if so."""
+class _Start(Protocol):
+    """Connects what was built, and has it begin. Collective."""
+
+    def __call__(self, *, timeout_s: float) -> None: ...
+
+
+def _build(group: Group, options: Options, context: Context, deadline_s: float) -> tuple[AnyLane, _Start, str | None]:
+    """Find out which ranks share a host, and build what is to be started.
+
+    Returns: this rank's lane (where every rank is a root, that of its own casts, which knows the others), how to start,
+        and why this rank shares no memory, if so.
+    """
     rank, size, root = group[:3]
     if size == 1:
-        return SoloLane(group, options), "there is one rank"
+        alone = SoloLane(group, options)
+        return alone, alone.start, "there is one rank"
     left_s = max(0.001, deadline_s - time.monotonic())
     host = meeting.meet(context, rank, size, wanted=options.shared_memory == "auto", timeout_s=left_s)
     mesh = None
     if host.sockets:
         copy_all = options.values == "copy"
         mesh = Mesh(host.ranks, rank, host.sockets, options.arena_nbytes, copy_all=copy_all)
+    if options.roots == "any":
+        channels = Channels(context, mesh, [place(rank, one, host.hosts) for one in range(size)])
+        lanes = roots.lanes(group, options, channels)
+        return lanes[rank], functools.partial(roots.start, lanes, channels, name=options.name), host.reason
     kind = RootLane if rank == root else FollowerLane
-    return kind(group, options, context, place(rank, root, host.hosts), mesh), host.reason
+    lane = kind(group, options, context, place(rank, root, host.hosts), mesh)
+    return lane, lane.start, host.reason
 
 
 def _trace_if_wanted(lane: AnyLane) -> None:

@@ -177,7 +177,7 @@ def what_an_interrupted_call_had_taken_is_the_next_ones(rank: Rank) -> None:
             for _ in range(4):
                 came = lazy.next()
                 assert came is not None
-                lazy._lane.given_back.append(came)  # as an interrupt between two lines does
+                lazy._lane.engine.given_back.append(came)  # as an interrupt between two lines does
             same(lazy.broadcast(key="asked"), 0)
             lazy.discard("discarded")
             taken = lazy.next(keyed=True)

@@ -53,6 +53,7 @@ class Notices:
         self._name, self._rank, self._lock = name, rank, lock
         self._noted: list[tuple[str, dict[str, Any]]] = []
         self._windows: dict[str, _Window] = {}  # by class of error
+        self._silent: set[int] = set()  # of whom it was logged: several lanes notice it. On the thread that keeps time
         #: When `tell` has something to log (monotonic seconds); None: nothing.
         self.due_s: float | None = None
 
@@ -111,7 +112,7 @@ class Notices:
         self,
         *,
         size: int,
-        root: int,
+        root: int | None,
         host: str,
         backend: str,
         placement: str,
@@ -121,12 +122,14 @@ class Notices:
         """Log that the object is ready.
 
         Args:
+            root: None where every rank is one.
             host: this rank's. hosts: the ranks of each host, those that share memory.
             not_shared: why this rank shares memory with nobody, if so.
         """
         beside = tuple(rank for ranks in hosts if self._rank in ranks for rank in ranks if rank != self._rank)
         shared = f"shares memory with {_ranks(beside)}" if not_shared is None else f"shares no memory: {not_shared}"
-        where = f"{size} rank{'s' * (size > 1)} on {len(hosts)} host{'s' * (len(hosts) > 1)}, root {root}"
+        where = f"{size} rank{'s' * (size > 1)} on {len(hosts)} host{'s' * (len(hosts) > 1)}"
+        where += f", root {root}" if root is not None else ", every rank a root"
         fields = self._fields("constructed") | {
             "lazycast_size": size,
             "lazycast_root": root,
@@ -144,11 +147,17 @@ class Notices:
 
     def silent(self, peer: int, host: str, silent_s: float, link: str | None, why: str) -> None:
         """Log that nothing has come from a rank of another host for `silent_s` (seconds)."""
+        if peer in self._silent:
+            return
+        self._silent.add(peer)
         text = f"rank {peer} ({host}) has not been heard for {silent_s:.1f} s over {link} ({why}); casts wait for it"
         self._log(logging.WARNING, text, self._fields("silent", peer=peer))
 
     def heard_again(self, peer: int, host: str, silent_s: float, link: str | None) -> None:
         """Log that such a rank is heard again."""
+        if peer not in self._silent:
+            return
+        self._silent.discard(peer)
         text = f"rank {peer} ({host}) is heard again over {link}, after {silent_s:.1f} s"
         self._log(logging.WARNING, text, self._fields("heard again", peer=peer))
 

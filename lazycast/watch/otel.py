@@ -43,19 +43,21 @@ logger = logging.getLogger("lazycast")
 
 _MAX_TEXT = 2000  # characters
 _Carrier = dict[str, str]
+_About = dict[str, str | int]
 
 
 class Traced:
     """One call of this rank. See `lazycast.core.spans`."""
 
-    __slots__ = ("began_ns", "carrier", "cast", "context", "key", "span")
+    __slots__ = ("about", "began_ns", "carrier", "cast", "context", "key", "span")
 
     def __init__(
-        self, key: object, context: Context, began_ns: int, span: Span | None, carrier: _Carrier | None
+        self, key: object, context: Context, began_ns: int, span: Span | None, carrier: _Carrier | None, about: _About
     ) -> None:
         self.key, self.context, self.began_ns = key, context, began_ns
         self.span = span  # on the root
         self.carrier = carrier  # what travels with its cast
+        self.about = about
         self.cast: Named | None = None  # its cast, once that is known here
 
 
@@ -79,13 +81,13 @@ class Spans:
         self._tracer: Tracer = trace.get_tracer("lazycast", tracer_provider=provider)
         self._lane = lane
         stats = lane.stats()
-        self._is_root = stats.rank == stats.root
-        self._about: dict[str, str | int] = {
+        self._about: _About = {
             "lazycast.object": stats.name,
             "lazycast.rank": stats.rank,
-            "lazycast.root": stats.root,
             "lazycast.size": stats.size,
         }
+        if len(lane.lanes) == 1:  # else each call says whose cast it is
+            self._about["lazycast.root"] = stats.root
         self._here = threading.local()
         self._parts: dict[int, Span] = {}  # by the cast's number
         self._wall_ns = time.time_ns() - time.monotonic_ns()
@@ -93,11 +95,14 @@ class Spans:
 
     # Calls
 
-    def around(self, call: Callable[..., CastFuture[Any]]) -> Callable[..., CastFuture[Any]]:
-        """Return what makes a call as `call` does, which is a lane's, and notes how it ends."""
+    def around(self, lane: Desk) -> Callable[..., CastFuture[Any]]:
+        """Return what makes a call as `call` of a lane does, and notes how it ends."""
+        call, is_root, about = lane.call, lane.is_root, {**self._about, "lazycast.root": lane.root}
 
-        def made(payload: object, materialize: object, key: Any, *more: Any, **options: Any) -> CastFuture[Any]:
-            traced = self._begin(key, blocking=bool(options.get("here")))
+        def made(
+            payload: object, materialize: Callable[[Any], Any] | None, key: Any, *more: Any, **options: Any
+        ) -> CastFuture[Any]:
+            traced = self._begin(key, about, is_root=is_root, blocking=bool(options.get("here")))
             if traced is None:
                 return call(payload, materialize, key, *more, **options)
             self._here.opened = traced
@@ -117,25 +122,25 @@ class Spans:
 
     def opened(self) -> Traced | None:
         """Return the call that this thread is about to make. With the lock held: it only looks."""
-        if role_of(self._lane) == "finalizer":
+        if role_of(self._lane.engine) == "finalizer":
             return None  # what was handed over is made first: that is another call
         found: Traced | None = getattr(self._here, "opened", None)
         return found
 
-    def _begin(self, key: object, *, blocking: bool) -> Traced | None:
+    def _begin(self, key: object, about: _About, *, is_root: bool, blocking: bool) -> Traced | None:
         context, began_ns = self._context.get_current(), time.time_ns()
-        if not self._is_root:
-            return Traced(key, context, began_ns, None, None)
+        if not is_root:
+            return Traced(key, context, began_ns, None, None, about)
         kind = self._trace.SpanKind.PRODUCER
         carrier: _Carrier = {}
         try:
-            span = self._tracer.start_span("lazycast.broadcast", context, kind, self._about, start_time=began_ns)
+            span = self._tracer.start_span("lazycast.broadcast", context, kind, about, start_time=began_ns)
             span.set_attribute("lazycast.blocking", blocking)
             self._propagator.inject(carrier, self._trace.set_span_in_context(span, context))
         except Exception as exc:
             self._tell(exc)
             return None
-        return Traced(key, context, began_ns, span, carrier or None)
+        return Traced(key, context, began_ns, span, carrier or None, about)
 
     def _settled(self, traced: Traced, future: Any) -> None:
         cancelled = future.cancelled()
@@ -164,7 +169,7 @@ class Spans:
                 parent = sent
         kind = self._trace.SpanKind.CONSUMER
         return self._tracer.start_span(
-            "lazycast.receive", parent, kind, self._about, links=links, start_time=traced.began_ns
+            "lazycast.receive", parent, kind, traced.about, links=links, start_time=traced.began_ns
         )
 
     # Parts
@@ -302,12 +307,12 @@ _lock = threading.Lock()
 def _instrument(lane: Desk, provider: TracerProvider | None) -> None:
     spans = Spans(lane, provider)
     with _lock:
-        if lane.spans is None:
+        if lane.engine.spans is None:
             _follow(lane, spans)
 
 
 def _follow(lane: Desk, spans: Spans | None) -> None:
-    lane.spans = spans
+    lane.engine.spans = spans
     if isinstance(lane, Lane):
         lane.follow(spans.within if spans is not None else None)
 

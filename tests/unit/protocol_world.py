@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-from lazycast.core import desk
+from lazycast.core import engine
 from lazycast.core.desk import Ask
 from lazycast.core.follower import FollowerLane
 from lazycast.core.performer import Group, Performer, Result
@@ -429,7 +429,7 @@ def explore(case: Case, check: Callable[[World], None], *, departures: int | Non
     Args:
         departures: where that is too much: how often an order may depart from always taking the first step there is.
     """
-    with mock.patch.object(desk, "Performer", StepPerformer):
+    with mock.patch.object(engine, "Performer", StepPerformer):
         return _explore(case, check, departures)
 
 

@@ -29,9 +29,8 @@ class Engine:
         self.failures: queue.Queue[Exception] = queue.Queue()
         self.work_error: Exception | None = None
         self.again_after_s: float | None = None
-        self.clock: Clock[Call] = Clock(
-            self.waits, self.lock, on_due=self._on_due, work=self._work, on_failure=self.failures.put, name="unit-clock"
-        )
+        self.clock = Clock(self.lock, name="unit-clock")
+        self.clock.serve(self.waits, on_due=self._on_due, work=self._work, on_failure=self.failures.put)
 
     def _on_due(self, stage: Stage, call: Call) -> None:
         assert not self.lock.locked(), "called with the lock held"

@@ -189,7 +189,7 @@ def test_a_call_that_is_given_up_before_its_turn_is_told_with_the_reason(closing
     try:
         future = lane.call("payload", None, None, 5.0)
         ask = lane._waits.waiting()[0]
-        lane._closing = closing
+        lane.engine.closing = closing
         lane._settle_error(ask, ClosedError("given up here"))
         lane._work()
         cast = said(link, Cast)

@@ -311,7 +311,7 @@ def test_nothing_travels_without_tracing(together: Together) -> None:
     objects = group(together, 2)
     try:
         assert sent(objects, together) == [None, None]
-        assert objects[0]._lane.spans is None
+        assert objects[0]._lane.engine.spans is None
         assert objects[0]._lane._parts.within is None  # type: ignore[union-attr]
     finally:
         close(objects, together)

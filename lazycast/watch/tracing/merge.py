@@ -204,11 +204,16 @@ def _links(ident: str, group: list[Trace], moves: dict[Path, _Move]) -> list[Eve
                 if event["name"] != arriving:
                     continue
                 seq = event["args"]["seq"]
-                start = left.get((seq, event["args"].get("owner", trace.about["root"])))
+                start = left.get((seq, event["args"].get("owner", _root_of(trace.about, seq))))
                 if start is None:
                     continue
                 found += _arrow(f"{ident[:8]}.{leaving}.{seq}.{trace.about['rank']}", start, (trace, event), moves)
     return found
+
+
+def _root_of(about: dict[str, Any], seq: int) -> int:
+    """Return whose cast has this number: where every rank is a root, they take their numbers in turn."""
+    return int((seq - 1) % about["size"] if about.get("roots") == "any" else about["root"])
 
 
 def _arrow(
