@@ -4,7 +4,8 @@ Guarantees:
 
 * In front of each header two bytes say whose tree it belongs to; a header that names none of them is a lost peer.
 * Within a tree the order of messages is that of the mesh and the link; between trees there is none.
-* A neighbour's end is told in every tree. It is connected as soon as it is in any of them a neighbour.
+* Who is a neighbour in any tree is connected. Its end is told in those trees where it is one, or on this host: in the
+  others the news comes the way of all news, and overtakes nothing.
 * What is closed in one tree is closed in fact when all have closed it.
 """
 
@@ -92,8 +93,9 @@ class Channels:
         self._relay(peer, header).deliver(peer, header[_ROOT.size :])
 
     def gone(self, peer: int, reason: str | None) -> None:
-        for relay in self._relays:
-            relay.gone(peer, reason)
+        for tree, relay in zip(self.trees, self._relays, strict=True):
+            if peer in tree.host or peer in tree.remote_neighbours:
+                relay.gone(peer, reason)
 
 
 class _MeshOf:

@@ -21,6 +21,7 @@ from lazycast.testing import (
     observing,
     placements,
     pressure,
+    roots,
     trust,
     values,
 )
@@ -37,6 +38,7 @@ MODULES = (
     lifecycle,
     aborts,
     arriving,
+    roots,
     load,
     observing,
     trust,

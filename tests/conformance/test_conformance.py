@@ -28,7 +28,7 @@ HEAVY = (
 
 #: What is passed on. What is not here, three ranks of torch have over the network (`launch/test_suite`), and of what
 #: takes seconds all else that is there.
-PASSED_ON = ("values.", "failures.", "placements.", "trust.", "load.")
+PASSED_ON = ("values.", "failures.", "placements.", "roots.", "trust.", "load.")
 THERE = (
     "values.a_payload_beyond_the_chunk_size_is_intact",
     "values.payloads_arrive_equal_from_every_root",

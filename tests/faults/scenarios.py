@@ -149,6 +149,24 @@ def death_with_a_child_alive(lazy: LazyBroadcast[Any, Any]) -> None:
     outcome(lambda: lazy.broadcast("x", timeout_s=30))
 
 
+def death_of_one_of_several_roots(lazy: LazyBroadcast[Any, Any]) -> None:
+    """Every rank waits for casts of all others when one dies: all of them end, each names it, and it is lost once."""
+    lazy.broadcast(RANK, key="first")
+    for root in range(SIZE):
+        if root != RANK:
+            lazy.broadcast(key="first", root=root)
+    if RANK == VICTIM:
+        time.sleep(0.3)  # the others ask meanwhile
+        os.kill(os.getpid(), signal.SIGKILL)
+    futures = [lazy.broadcast_async(key="never", root=root, timeout_s=30) for root in range(SIZE) if root != RANK]
+    for future in futures:
+        outcome(future.result)
+    outcome(lambda: lazy.broadcast("own", timeout_s=30))
+    outcome(lambda: [lazy.next(timeout_s=30) for _ in range(SIZE)])  # what had come before the news is taken first
+    say("stats", lost=lazy.stats().lost)
+    lazy.close()
+
+
 SCENARIOS = {
     fn.__name__: fn
     for fn in (
@@ -156,11 +174,13 @@ SCENARIOS = {
         exit_without_close,
         fork_while_open,
         death_with_a_child_alive,
+        death_of_one_of_several_roots,
     )
 }
 
 if __name__ == "__main__":
     the_backend = backend(sys.argv[2])
     inflight = int(os.environ.get("MAX_INFLIGHT", "64"))
-    SCENARIOS[sys.argv[1]](LazyBroadcast(backend=the_backend, tuning=Tuning(max_inflight=inflight)))
+    tuning = Tuning(max_inflight=inflight, shared_memory=os.environ.get("SHARED_MEMORY", "auto") == "auto" and "auto")
+    SCENARIOS[sys.argv[1]](LazyBroadcast(backend=the_backend, roots=os.environ.get("ROOTS", "one"), tuning=tuning))
     say("done")

@@ -79,3 +79,23 @@ def test_a_death_is_told_although_a_forked_child_lives() -> None:
         if rank != 2:
             assert code == 0, (rank, code, events)
             assert [e["kind"] for e in errors(events)] == ["PeerLostError"], (rank, events)
+
+
+@pytest.mark.parametrize(
+    ("backend", "shared", "victim"),
+    [
+        ("local", "auto", 2),
+        ("local", "off", 1),
+        pytest.param("local", "off", 4, marks=pytest.mark.exhaustive),
+        pytest.param("torch", "off", 1, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_death_ends_the_casts_of_all_roots(backend: str, shared: str, victim: int) -> None:
+    results = run("death_of_one_of_several_roots", backend, VICTIM=victim, SHARED_MEMORY=shared, ROOTS="any")
+    for rank, (code, events) in enumerate(results):
+        if rank == victim:
+            continue
+        assert code == 0, (rank, code, events)
+        assert [e["kind"] for e in errors(events)] == ["PeerLostError"] * (SIZE + 1), (rank, events)
+        assert {e["rank"] for e in errors(events)} == {victim}, (rank, events)
+        assert [e["lost"] for e in events if e["event"] == "stats"] == [1], (rank, events)

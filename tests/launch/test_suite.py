@@ -19,7 +19,7 @@ SUITE = ["-m", "lazycast.testing"]
 PARTS = str(Path(__file__).parent / "programs" / "suite_in_parts.py")
 BACKENDS = ("local", "torch", "mpi")
 #: What depends on what connects hosts, and on how ranks part. `conformance` has the others over a network.
-OVER_TORCH = ("contract.", "values.", "failures.", "diagnosis.", "pressure.", "lifecycle.", "observing.")
+OVER_TORCH = ("contract.", "values.", "failures.", "diagnosis.", "pressure.", "lifecycle.", "roots.", "observing.")
 
 
 def command(backend: str, ranks: int) -> list[str]:

@@ -1,8 +1,9 @@
 """What every rank does, drawn from a seed alone: each rank knows the plan of all without a word from the others.
 
 A plan is some worlds, one after the other. A world is some objects that live at the same time, on all ranks and on
-sub-groups, and some bursts. In a burst a rank makes its calls on all these objects, mixed in an order of its own; at
-its end all futures are settled. Keys are few, so they are used again and again.
+sub-groups, and some bursts; where every rank is a root, an object stands for one thing for each. In a burst a rank
+makes its calls on all these objects, mixed in an order of its own; at its end all futures are settled. Keys are few, so
+they are used again and again.
 """
 
 from __future__ import annotations
@@ -45,24 +46,34 @@ class Cast:
 
 @dataclass(frozen=True)
 class Thing:
-    """A `LazyBroadcast`. `members` are ranks of the job in order; `options["root"]` counts within them."""
+    """The casts of one root of a `LazyBroadcast`. `members` are ranks of the job in order; `root` counts within them.
+
+    `name` is the thing's own, `of` that of the object.
+    """
 
     name: str
+    of: str
     members: tuple[int, ...]
+    root: int
     options: dict[str, Any]
 
     @property
-    def root(self) -> int:
-        return int(self.options["root"])
+    def any_root(self) -> bool:
+        """Whether the object's other ranks are roots too."""
+        return self.options.get("roots") == "any"
 
 
 @dataclass(frozen=True)
 class Burst:
-    """The casts of each object, by its index. With `threads` each rank has several that ask."""
+    """The casts of each thing, by its index. With `threads` each rank has several that ask.
+
+    With `mixed` somebody takes what comes of all roots of an object, whichever is first.
+    """
 
     number: int
     threads: bool
     casts: tuple[tuple[Cast, ...], ...]
+    mixed: bool = False
 
     @property
     def taken(self) -> bool:
@@ -111,15 +122,14 @@ def _world(seed: str, ranks: int, interrupts: bool) -> World:
     rng = random.Random(f"{seed}/{ranks}")
     everybody = tuple(range(ranks))
     groups = [everybody] + [tuple(sorted(rng.sample(everybody, rng.randint(1, ranks - 1)))) for _ in range(2)]
-    things = tuple(_thing(rng, f"{number}", members) for number, members in enumerate(groups))
+    things = tuple(thing for number, members in enumerate(groups) for thing in _object(rng, f"{number}", members))
     count = _Count([0] * len(things))
     bursts = tuple(_burst(rng, number, things, count) for number in range(rng.randint(4, 8)))
     return World(seed, interrupts, things, bursts)
 
 
-def _thing(rng: random.Random, name: str, members: tuple[int, ...]) -> Thing:
+def _object(rng: random.Random, name: str, members: tuple[int, ...]) -> list[Thing]:
     options: dict[str, Any] = {
-        "root": rng.randrange(len(members)),
         "placement": rng.choice((*PLACEMENTS, "auto")),
         "agree": rng.random() < 0.7,
         "values": rng.choice(("private", "private", "readonly", "copy")),
@@ -128,23 +138,33 @@ def _thing(rng: random.Random, name: str, members: tuple[int, ...]) -> Thing:
     }
     if options["placement"] in ("shard", "auto") and rng.random() < 0.3:
         options["owners"] = sorted(rng.sample(range(len(members)), rng.randint(1, len(members))))
-    return Thing(name, members, options)
+    if len(members) > 1 and rng.random() < 0.4:
+        options["roots"] = "any"
+        return [Thing(f"{name}.{root}", name, members, root, options) for root in range(len(members))]
+    root = rng.randrange(len(members))
+    return [Thing(name, name, members, root, {**options, "root": root})]
 
 
 def _burst(rng: random.Random, number: int, things: tuple[Thing, ...], count: _Count) -> Burst:
     # A rank that waits in a call waits for this object's root, which must not wait for it elsewhere at the same time.
     waits, taking = rng.randrange(len(things)), rng.random() < 0.4
+    # Of several roots one rank alone takes what comes, and nobody else waits for anything meanwhile.
+    mixed = taking and things[waits].any_root and rng.random() < 0.5
+    alone = rng.randrange(len(things[waits].members))
     casts = []
     for index, thing in enumerate(things):
         mine = []
         # Who takes all that comes waits for this object's root, as in a call.
         takers = {rank for rank in range(len(thing.members)) if rank != thing.root and rng.random() < 0.5}
         takers = takers if index == waits and taking else set()
-        for _ in range(rng.randint(0, _BURST)):
-            mine.append(_cast(rng, count.of[index], thing, takers, blocking=index == waits))
+        if mixed:
+            takers = {alone} if thing.of == things[waits].of and thing.root != alone else set()
+        most = _BURST // len(thing.members) if thing.any_root else _BURST
+        for _ in range(rng.randint(0, most)):
+            mine.append(_cast(rng, count.of[index], thing, takers, blocking=index == waits and not mixed))
             count.of[index] += 1
         casts.append(tuple(mine))
-    return Burst(number, rng.random() < 0.3, tuple(casts))
+    return Burst(number, rng.random() < 0.3, tuple(casts), mixed)
 
 
 def _cast(rng: random.Random, number: int, thing: Thing, takers: set[int], *, blocking: bool) -> Cast:

@@ -117,10 +117,13 @@ def _place(frame: FrameType | None) -> str:
 
 
 class _Object:
-    """A rank's end of one object, and which keys may have a call pending. A key belongs to one thread at a time."""
+    """A rank's end of one thing, and which keys may have a call pending. A key belongs to one thread at a time."""
 
     def __init__(self, index: int, thing: plan.Thing, lazy: LazyBroadcast[Any, Any]) -> None:
         self.index, self.thing, self.lazy = index, thing, lazy
+        self.is_root = lazy.rank == thing.root
+        #: What each call says of whose cast it is.
+        self.root: dict[str, int] = {"root": thing.root} if thing.any_root and not self.is_root else {}
         self.pending: set[plan.Key] = set()
         self.taken: list[tuple[plan.Key | None, CastFuture[Any]]] = []  # as it came
         self.taking = threading.Lock()
@@ -139,10 +142,12 @@ class _Rank:
     def run(self, meeting: Meeting) -> list[Ending]:
         with contextlib.ExitStack() as stack:
             objects: dict[int, _Object] = {}
+            made: dict[str, LazyBroadcast[Any, Any]] = {}
             for index, thing in enumerate(self._world.things):
                 if self._me in thing.members:
-                    lazy = stack.enter_context(self._construct(index, thing))
-                    objects[index] = _Object(index, thing, lazy)
+                    if thing.of not in made:
+                        made[thing.of] = stack.enter_context(self._construct(thing))
+                    objects[index] = _Object(index, thing, made[thing.of])
             for burst in self._world.bursts:
                 self._burst(objects, burst)
                 if burst.taken:
@@ -152,17 +157,17 @@ class _Rank:
         self._hits.close()
         return self._endings
 
-    def _construct(self, index: int, thing: plan.Thing) -> LazyBroadcast[Any, Any]:
-        folder = self._folder / f"{self._world.seed.replace('/', '-')}.{index}"
+    def _construct(self, thing: plan.Thing) -> LazyBroadcast[Any, Any]:
+        folder = self._folder / f"{self._world.seed.replace('/', '-')}.{thing.of}"
         folder.mkdir(exist_ok=True)
         backend = LocalBackend(thing.members.index(self._me), len(thing.members), str(folder))
-        return LazyBroadcast(backend=backend, name=thing.name, timeout_s=LIMIT_S, **spelled(thing.options))
+        return LazyBroadcast(backend=backend, name=thing.of, timeout_s=LIMIT_S, **spelled(thing.options))
 
     def _burst(self, objects: dict[int, _Object], burst: plan.Burst) -> None:
         main, *others = plan.order(self._world, burst, self._me)
         with concurrent.futures.ThreadPoolExecutor(max(1, len(others))) as threads:
-            running = [threads.submit(self._ask_all, objects, burst.number, part) for part in others]
-            self._ask_all(objects, burst.number, main)
+            running = [threads.submit(self._ask_all, objects, burst, part) for part in others]
+            self._ask_all(objects, burst, main)
             for thread in running:
                 thread.result()
         for at in objects.values():
@@ -184,17 +189,18 @@ class _Rank:
             self._collected.append((at, lines[type(key), key].pop(0), False, future))
         at.taken.clear()
 
-    def _take(self, at: _Object) -> None:
+    def _take(self, objects: dict[int, _Object], at: _Object, *, mixed: bool) -> None:
         """Take what has come, whatever it is; who is interrupted before that takes it later."""
-        with at.taking:  # several threads would mix up the order of what they get
+        others = {one.thing.root: one for one in objects.values() if one.lazy is at.lazy}
+        with others[min(others)].taking:  # several threads would mix up the order of what they get
             while True:
                 try:
                     with self._interrupter.armed():
-                        came = at.lazy.next(timeout_s=LIMIT_S)
+                        came = at.lazy.next(timeout_s=LIMIT_S, root=None if mixed else at.root.get("root"))
                 except (KeyboardInterrupt, Alarm):
                     continue
                 assert came is not None, f"world {self._world.seed}, {at.thing}: nothing comes\n{self._state(at)}"
-                at.taken.append(came)
+                others[came[1].root].taken.append(came)
                 return
 
     def _wait_for_the_interrupted(self, objects: dict[int, _Object]) -> None:
@@ -207,13 +213,16 @@ class _Rank:
                 time.sleep(0.001)
             at.pending.clear()
 
-    def _ask_all(self, objects: dict[int, _Object], burst: int, part: list[tuple[int, Cast]]) -> None:
+    def _ask_all(self, objects: dict[int, _Object], burst: plan.Burst, part: list[tuple[int, Cast]]) -> None:
         for index, cast in part:
             at = objects[index]
+            if cast.asks[at.lazy.rank] == TAKE:
+                self._take(objects, at, mixed=burst.mixed)
+                continue
             again = cast.key in at.pending
             ending = self._ask(at, cast, again)
             if ending is not None:
-                self._note(burst, at, cast, again, ending)
+                self._note(burst.number, at, cast, again, ending)
 
     def _note(self, burst: int, at: _Object, cast: Cast, again: bool, ending: str) -> None:
         self._endings.append(Ending(burst, at.index, cast.number, ending, again))
@@ -221,21 +230,17 @@ class _Rank:
     def _ask(self, at: _Object, cast: Cast, again: bool) -> str | None:
         """Make the call that the plan has for a cast; None if its future is collected later."""
         how = cast.asks[at.lazy.rank]
-        if how == TAKE:
-            self._take(at)
-            return None
-        is_root = at.lazy.is_root
-        arguments: dict[str, Any] = {"key": cast.key}
-        if is_root:
+        arguments: dict[str, Any] = {"key": cast.key, **at.root}
+        if at.is_root:
             arguments |= {"materialize": casting.materializer(cast), "priority": cast.priority}
-        payload = casting.payload(at.thing, cast) if is_root else None
+        payload = casting.payload(at.thing, cast) if at.is_root else None
         if cast.key is not None and how != DISCARD:
             at.pending.add(cast.key)
         future = None
         try:
             with self._interrupter.armed():
                 if how == DISCARD:
-                    at.lazy.discard(cast.key)
+                    at.lazy.discard(cast.key, **at.root)
                 elif how == BLOCK:
                     value = at.lazy.broadcast(payload, **arguments)
                 else:
