@@ -152,6 +152,7 @@ def test_what_ranks_must_agree_on_is_shared_and_what_may_differ_is_not() -> None
         "trust",
         "owners",
         "replicated",
+        "roots",
         "allow",
         "LAZYCAST_DEBUG",
     }
