@@ -414,7 +414,7 @@ class LazyBroadcast(Generic[P, V]):
             block=False,
             root=root,
         )
-        future = await self._turns.take(call, late, limit_s)
+        future = call() if self._options.beyond == "refuse" else await self._turns.take(call, late, limit_s)
         return await future
 
     def has_room(self) -> bool:

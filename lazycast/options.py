@@ -18,6 +18,7 @@ from lazycast.materialize.staged import unusable
 VALUES: Final = ("private", "readonly", "copy")
 PLACEMENTS: Final = ("every", "demand", "root", "shard", "auto")
 TRUST: Final = ("pickle", "data")
+BEYOND: Final = ("wait", "refuse", "drop")
 ROOTS: Final = ("one", "any")
 WITH_OWNERS: Final = ("shard", "auto")
 #: The environment variable that makes each call's place travel with it.
@@ -33,6 +34,9 @@ class Tuning:
     Attributes:
         max_inflight: how many casts the root may be ahead of the slowest rank; a call beyond it waits.
         max_inflight_nbytes: the same in bytes of payloads; at least one goes out, whatever its size.
+        beyond: what a call does beyond these limits: "wait"; "refuse", at once, with a WouldBlockError; or "drop" the
+            oldest cast that no rank has asked for: whoever asks for it later gets a CancelledError, `next()` leaves it
+            out, and what is not made yet is withdrawn. If every cast has been asked for somewhere, it waits.
         arena_nbytes: shared memory for what this rank sends on its host, and as much again for payloads that do not
             fit. Taken as it is used. May differ by rank.
         shared_memory: "auto", or False to send everything through the backend, also on one host.
@@ -42,6 +46,7 @@ class Tuning:
 
     max_inflight: int = 64
     max_inflight_nbytes: int = DEFAULT_MAX_INFLIGHT_NBYTES
+    beyond: str = "wait"
     arena_nbytes: int = DEFAULT_ARENA_NBYTES
     shared_memory: bool | str = "auto"
     warn_after_s: float = 30.0
@@ -88,6 +93,7 @@ class Options:
     owners: Collection[int] | None = None
     replicated: bool = False
     roots: str = "one"
+    beyond: str = "wait"
     allow: Collection[str] | None = None
     debug: bool = False
 
@@ -261,6 +267,8 @@ def check(options: Options, size: int) -> Exception | None:
     executor: object = options.executor
     if executor is not None and not isinstance(executor, concurrent.futures.Executor):
         return TypeError(f"executor must be a concurrent.futures.Executor or None, got {shown(executor)}")
+    if not isinstance(options.beyond, str) or options.beyond not in BEYOND:
+        return ValueError(f"unknown beyond {shown(options.beyond)}; use one of {', '.join(map(repr, BEYOND))}")
     shared: object = options.shared_memory
     if shared is not False and not (isinstance(shared, str) and shared == "auto"):
         return ValueError(f"shared_memory must be 'auto' or False, got {shown(shared)}")

@@ -52,6 +52,7 @@ class Arrival(msgspec.Struct, eq=False, weakref=True):
     arrived_s: float = 0.0
     reported_s: float = 0.0
     lapsed: bool = False  # its verdict cannot come any more
+    dropped: bool = False  # the root let go of it before this rank had asked
     declined: bool = False  # the owner says that the cast has failed: the root is about to say so too
     objection: Failure | None = None  # this rank cannot take it: its call was not meant for it, or is over
 

@@ -42,6 +42,7 @@ from lazycast.net.wire import (
     AnyMessage,
     Cast,
     Code,
+    Drop,
     Failure,
     Gone,
     Key,
@@ -175,7 +176,7 @@ class FollowerLane(Lane):
                 self.engine.given_back.remove(given_back)
                 taken.append(given_back)
                 return None
-            first, end = self._mailbox.first(keyed=keyed), self._end.failure
+            first, end = self._first(keyed=keyed), self._end.failure
             if first is None and end is not None and not (looks and end.kind == "closed"):
                 label = f"lazycast {self._options.name!r}: next()"
                 raise failures.to_exception(end, label=label, rank=self._group.rank)
@@ -217,8 +218,14 @@ class FollowerLane(Lane):
         """With the lock held: return when that came which `next` would take (monotonic seconds), if anything has."""
         if self.engine.given_back and self._given_back(keyed=keyed) is not None:
             return 0.0
-        first = self._mailbox.first(keyed=keyed)
+        first = self._first(keyed=keyed)
         return None if first is None else first.arrived_s
+
+    def _first(self, *, keyed: bool) -> Arrival | None:
+        """With the lock held: return what came first of all that wait. What was dropped is passed over, and counts."""
+        while (first := self._mailbox.first(keyed=keyed)) is not None and first.dropped:
+            self._match(self._given_up_ask(first.message.key))
+        return first
 
     def when_come(self, wake: Callable[[], None]) -> bool:
         with Uninterrupted(), self._lock:
@@ -355,6 +362,8 @@ class FollowerLane(Lane):
             self._on_cast(message, body)
         elif isinstance(message, Verdict):
             self._on_any_verdict(message)
+        elif isinstance(message, Drop):
+            self._on_drop(message)
         elif isinstance(message, (Value, Pass)):
             self._on_host_message(message, body)
         elif isinstance(message, Code):
@@ -383,6 +392,20 @@ class FollowerLane(Lane):
                 # The news that a rank has gone can overtake a cast on its way out.
                 self._early_verdicts[message.seq] = message
         self._on_verdict(message)
+
+    def _on_drop(self, message: Drop) -> None:
+        """The root lets go of a cast. A part that has begun is done to its end, if only for others of this host."""
+        with self._lock:
+            arrival = next((one for one in self._mailbox.arrivals() if one.message.seq == message.seq), None)
+            if arrival is None or arrival.dropped:
+                return  # it was asked for meanwhile: this rank keeps it
+            arrival.dropped = True
+            if arrival.final is None or arrival.final.failure is None:
+                self._counters.aborted += 1
+            idle = not arrival.begun and arrival.owner is None and not arrival.message.agree
+            if arrival.final is not None or idle:
+                arrival.begun, arrival.final = True, self._as_dropped()
+                arrival.drop()
 
     def _unfinished(self, seq: int) -> Arrival | None:
         """With the lock held: a cast without agreement that is not done. It looks at all of them."""
@@ -512,7 +535,7 @@ class FollowerLane(Lane):
 
     def _notes(self, ask: Ask) -> tuple[str, ...]:
         notes = self._queries.notes(ask)
-        unasked = self._mailbox.arrivals() if ask.arrival is None else []
+        unasked = [one for one in self._mailbox.arrivals() if not one.dropped] if ask.arrival is None else []
         if not unasked:
             return notes
         names = [f"#{a.message.seq}{named(a.message.key)}" for a in unasked[:_SHOWN_UNASKED]]
@@ -531,7 +554,7 @@ class FollowerLane(Lane):
         return self._placed or "auto", "chosen by the root" if self._placed else "nothing has been cast"
 
     def _unasked(self) -> int:
-        return len(self._mailbox.arrivals())
+        return sum(not arrival.dropped for arrival in self._mailbox.arrivals())
 
     def _dump_mailbox(self) -> list[str]:
         arrived = [

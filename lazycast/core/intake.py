@@ -65,6 +65,7 @@ class Intake(Lane):
         self._calls = Calls()
         self._held = self._calls.sendable
         self._recalled: deque[tuple[Arrival, Verdict]] = deque()  # casts that are taken back
+        self._dropped: deque[int] = deque()  # casts of which the ranks are to be told
         self._window = Window(self._ledger, self._calls, options)
         self._inquiries = Inquiries(
             group.root,
@@ -108,7 +109,7 @@ class Intake(Lane):
             refusal = TypeError(f"{self._label(key, None)}: {wrong}")
         elif fn is not None and (refused := objection(fn, self._policy)) is not None:
             refusal = TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
-        as_called = None
+        as_called, beyond = None, self._options.beyond
         if self._options.debug and refusal is None:
             with contextlib.suppress(Exception):  # of one that cannot be looked at nothing is known
                 as_called = mark(payload)
@@ -118,6 +119,9 @@ class Intake(Lane):
                 with self._lock:
                     if self.engine.closing:
                         self._refuse_if_closed()
+                    if beyond != "wait" and refusal is None and not self._window.has_room():
+                        self._go_beyond(beyond)
+                        block = block and beyond != "refuse"
                     if not block and refusal is None and not self._window.has_room() and self._end.failure is None:
                         if counted is not None:
                             counted.append(False)
@@ -214,9 +218,26 @@ class Intake(Lane):
 
     # Waiting for room
 
+    def _go_beyond(self, beyond: str) -> None:
+        """With the lock held: there is no room for a call. Drop what nobody has asked for, if that is wanted."""
+        if beyond != "drop":
+            return
+        while not self._window.has_room() and (seq := self._ledger.untouched()) is not None:
+            if self._ledger.undecided(seq):
+                self._recall(
+                    self._agreeing[seq], self._said("withdrawn", "the root dropped this cast: nobody had asked")
+                )
+            else:
+                self._counters.aborted += 1  # of one that is recalled who tells of it counts
+            self.notices.dropped(time.monotonic(), key=self._ledger.entries[seq].key, seq=seq)
+            self._ledger.drop(seq)
+            self._dropped.append(seq)
+
     def has_room(self) -> bool:
         with Uninterrupted(), self._lock:
-            return self._window.has_room() or self._end.failure is not None
+            if self._window.has_room() or self._end.failure is not None:
+                return True
+            return self._options.beyond == "drop" and self._ledger.untouched() is not None
 
     def when_room(self, wake: Callable[[], None]) -> bool:
         with Uninterrupted(), self._lock:

@@ -340,10 +340,17 @@ class Lane(Connected):
             ask = arrival.ask
             if arrival.objection is not None:
                 result = arrival.judged(result)
+            if arrival.dropped:
+                result = self._as_dropped()
             # Once it is handed over, the future alone keeps a value alive.
             arrival.final = result if ask is None else SPENT
         if ask is not None:
             self._settle(ask, result)
+
+    def _as_dropped(self) -> Result:
+        """What a call gets for a cast that the root had let go of."""
+        root = self._group.root
+        return Result(failure=Failure("withdrawn", root, self._group.hosts[root], "the root dropped this cast"))
 
     # Messages
 

@@ -129,6 +129,21 @@ class Ledger:
         self._free(seq)
         return Verdict(seq, failure)
 
+    def untouched(self) -> int | None:
+        """Return the oldest cast that no rank has asked for."""
+        readers = len(self._load)
+        return next((seq for seq, entry in self.entries.items() if readers and len(entry.unread) == readers), None)
+
+    def drop(self, seq: int) -> None:
+        """Book that no rank is to ask for a cast any more: it holds nothing back."""
+        entry = self.entries[seq]
+        for rank in entry.unread:
+            load = self._load[rank]
+            load.casts -= 1
+            load.nbytes -= entry.nbytes
+        entry.unread.clear()
+        self._forget_if_done(seq, entry)
+
     def _free(self, seq: int) -> None:
         """Nobody holds the bytes of a cast any more, whoever has not asked for it."""
         entry = self.entries.get(seq)

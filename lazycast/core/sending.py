@@ -39,7 +39,7 @@ from lazycast.net import wire
 from lazycast.net.backend import Context
 from lazycast.net.host.mesh import Mesh
 from lazycast.net.topology import Topology
-from lazycast.net.wire import Cast, Cost, Failure, Verdict
+from lazycast.net.wire import Cast, Cost, Drop, Failure, Verdict
 from lazycast.options import Options
 from lazycast.tracebacks import describe
 
@@ -111,6 +111,8 @@ class Sending(Intake):
             self._send(call)
         elif self._recalled:
             self._tell_recalled(*self._recalled[0])
+        elif self._dropped:
+            self._relay.down(Drop(self._dropped.popleft()))
         else:
             return False
         return True

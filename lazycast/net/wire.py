@@ -18,7 +18,7 @@ import msgspec
 
 from lazycast.net.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
 
-WIRE_VERSION: Final = 9
+WIRE_VERSION: Final = 10
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
@@ -232,6 +232,13 @@ class Verdict(Message, frozen=True, tag="verdict"):
     failure: Failure | None = None
 
 
+class Drop(Message, frozen=True, tag="drop"):
+    """The root lets go of a cast that no rank had asked for: who has not asked by now gets no value of it."""
+
+    route = "down"
+    seq: int
+
+
 class Report(Message, frozen=True, tag="report"):
     """A rank's word on its part of a cast; `read` tells that it has been asked for there."""
 
@@ -391,6 +398,7 @@ AnyMessage = (
     | Chunk
     | Code
     | Verdict
+    | Drop
     | Report
     | Value
     | Pass

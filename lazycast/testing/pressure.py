@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import math
 import threading
 import time
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lazycast.errors import CastTimeoutError, KeyInUseError, RemoteError, WouldBlockError
+from lazycast.testing.aborts import wait_until
 from lazycast.testing.kit import TIMEOUT_S, TOLD_S, Rank, behaviour, check, raises, same
 
 
@@ -140,3 +143,78 @@ def a_key_in_use_does_not_overtake_the_call_it_collides_with(rank: Rank) -> None
             same(lazy.broadcast(key="k"), "first")
             raises(RemoteError, "KeyInUseError", lambda: lazy.broadcast(key="k"))
         same(lazy.broadcast("third", key="k"), "third")
+
+
+@behaviour(min_size=2)
+def beyond_the_limit_a_call_is_refused_if_that_is_wanted(rank: Rank) -> None:
+    with rank.lazy(max_inflight=2, beyond="refuse") as lazy:
+        rank.meet()
+        if lazy.is_root:
+            for key in (1, 2):
+                lazy.broadcast(key, key=key)
+            for call in (lazy.broadcast, lazy.broadcast_async, lambda n: asyncio.run(lazy.cast(n))):
+                raises(WouldBlockError, "max_inflight=2", lambda call=call: call(3))  # type: ignore[misc]
+            check(not lazy.has_room(), "there is no room")
+        rank.meet()
+        if not lazy.is_root:
+            same([lazy.broadcast(key=key) for key in (1, 2)], [1, 2])
+        rank.meet()
+        if lazy.is_root:
+            wait_until(lazy.has_room, "there is room")
+        same(lazy.broadcast("what was refused did not count"), "what was refused did not count")
+
+
+@behaviour(min_size=2)
+def beyond_the_limit_the_oldest_that_nobody_wants_is_dropped(rank: Rank) -> None:
+    """Every rank gets the newest ones, in order; whoever asks for an older one is told; memory is free again."""
+    options: tuple[dict[str, Any], ...] = (
+        {"placement": "every"},
+        {"placement": "every", "agree": False},
+        {"placement": "shard"},
+        {"placement": "demand"},
+    )
+    for option in options:
+        with rank.lazy(max_inflight=4, beyond="drop", **option) as lazy:
+            rank.meet()
+            if lazy.is_root:
+                for n in range(20):
+                    lazy.broadcast_async(np.full(20_000, n), key=f"k{n}").exception()
+                    check(lazy.has_room(), "what nobody has asked for makes room")
+                same(lazy.stats().aborted, 16, f"{option}: casts that were dropped")
+            rank.meet()
+            if not lazy.is_root:
+                wait_until(lambda: lazy.stats().aborted == 16, f"{option}: it was not told")
+                raises(concurrent.futures.CancelledError, "", lambda: lazy.broadcast(key="k3"))
+                taken = [lazy.next(timeout_s=TIMEOUT_S) for _ in range(4)]
+                same([came and came[0] for came in taken], [f"k{n}" for n in range(16, 20)], f"{option}: what is left")
+                for n, came in enumerate(taken, 16):
+                    assert came is not None
+                    same(came[1].result(), np.full(20_000, n))
+                same(lazy.next(timeout_s=0), None, "nothing more has come")
+                del taken, came
+            rank.meet()
+            if lazy.is_root:
+                wait_until(lambda: lazy.stats().shared_slots == 0, f"{option}: memory is held")
+            same(lazy.broadcast("next", key="k4"), "next", "the place in line of what was dropped was used up")
+
+
+@behaviour(min_size=2)
+def what_somebody_has_asked_for_is_not_dropped(rank: Rank) -> None:
+    with rank.lazy(max_inflight=2, beyond="drop", agree=False) as lazy:
+        futures = []
+        if rank.rank == rank.last:
+            futures = [lazy.broadcast_async(key=key) for key in ("a", "b")]
+        rank.meet()
+        if lazy.is_root:
+            for key in ("a", "b"):
+                lazy.broadcast(key, key=key)
+        rank.meet()
+        same([future.result() for future in futures], ["a", "b"] if futures else [])
+        rank.meet()
+        if lazy.is_root and rank.size > 2:  # the others have not asked
+            wait_until(lambda: not lazy.has_room(), "what one rank has asked for is not to be dropped")
+            raises(WouldBlockError, "max_inflight=2", lambda: lazy.broadcast_async("c", key="c", block=False))
+        rank.meet()
+        if not lazy.is_root and rank.rank != rank.last:
+            same([lazy.broadcast(key=key) for key in ("a", "b")], ["a", "b"])
+        same(lazy.broadcast("c", key="c"), "c")

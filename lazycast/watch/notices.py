@@ -41,6 +41,9 @@ class _Window:
     left_out: int = 0
 
 
+_DROPPED = "dropped"  # in the place of an error's name, of casts that were dropped
+
+
 class Notices:
     """Logs for one object on one rank.
 
@@ -62,23 +65,35 @@ class Notices:
     def failed(self, exc: BaseException, now_s: float, *, key: _Key, seq: int | None) -> None:
         """With the lock held: note a call that failed. Takes some microseconds, and runs nobody's code."""
         error = type(exc).__name__
-        window = self._windows.get(error)
-        if window is None:
-            window = self._windows[error] = _Window(now_s)
-        elif now_s - window.began_s >= WINDOW_S:
-            self._end_window(error, window)
-            window.began_s, window.told = now_s, 0
-        if window.told >= BURST:
-            window.left_out += 1
-            self.due_s = min(now_s if self.due_s is None else self.due_s, window.began_s + WINDOW_S)
+        if not self._is_told(error, now_s):
             return
-        window.told += 1
-        self.due_s = now_s
         args = BaseException.args.__get__(exc)  # type: ignore[attr-defined]  # not `exc.args`: that may be anybody's code
         text = args[0] if args and type(args[0]) is str else ""
         peer = getattr(exc, "rank", None) if type(exc).__module__ == "lazycast.errors" else None
         fields = self._fields("failed", key=key, seq=seq, peer=peer, error=error, count=1)
         self._noted.append((f"a call failed: {error}{': ' * bool(text)}{self._own(text)}", fields))
+
+    def dropped(self, now_s: float, *, key: _Key, seq: int) -> None:
+        """With the lock held: note a cast that the root let go of since no rank had asked for it."""
+        if self._is_told(_DROPPED, now_s):
+            fields = self._fields("dropped", key=key, seq=seq, count=1)
+            self._noted.append((f"dropped cast #{seq}: the window is full, and no rank had asked for it", fields))
+
+    def _is_told(self, what: str, now_s: float) -> bool:
+        """Whether there have been few enough of these lately for this one to be logged; else it is counted."""
+        window = self._windows.get(what)
+        if window is None:
+            window = self._windows[what] = _Window(now_s)
+        elif now_s - window.began_s >= WINDOW_S:
+            self._end_window(what, window)
+            window.began_s, window.told = now_s, 0
+        if window.told >= BURST:
+            window.left_out += 1
+            self.due_s = min(now_s if self.due_s is None else self.due_s, window.began_s + WINDOW_S)
+            return False
+        window.told += 1
+        self.due_s = now_s
+        return True
 
     def tell(self, now_s: float, *, all_of_it: bool = False) -> float | None:
         """Log what was noted. Without the lock.
@@ -99,9 +114,12 @@ class Notices:
         return self.due_s
 
     def _end_window(self, error: str, window: _Window) -> None:
-        """With the lock held: note how many calls were left out."""
+        """With the lock held: note how many were left out."""
         count, window.left_out = window.left_out, 0
-        if count:
+        if count and error == _DROPPED:
+            fields = self._fields("left out", count=count)
+            self._noted.append((f"dropped {count} more cast{'s' * (count > 1)} within {WINDOW_S:g} s", fields))
+        elif count:
             calls = "1 more call" if count == 1 else f"{count} more calls"
             fields = self._fields("left out", error=error, count=count)
             self._noted.append((f"{calls} failed within {WINDOW_S:g} s: {error}", fields))

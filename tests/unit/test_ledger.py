@@ -292,3 +292,32 @@ def test_the_roots_own_word_is_taken_from_whoever_repeats_it() -> None:
     books = agreeing()
     said = of(0, "encode")
     assert books.report(1, 1, said, known=True) == Verdict(1, said)
+
+
+def test_the_oldest_that_nobody_has_asked_for_is_dropped_and_holds_nothing_back() -> None:
+    ledger = Ledger(0, [1, 2])
+    for seq in (1, 2, 3):
+        ledger.sent(seq, f"k{seq}", 10, agree=False)
+    assert ledger.untouched() == 1
+    ledger.read(2, 1)
+    assert ledger.untouched() == 2, "one rank has asked for the first"
+    ledger.drop(2)
+    assert ledger.unread() == (2, 20)
+    assert ledger.untouched() == 3
+    ledger.read(1, 2)  # it is asked for though it was dropped
+    ledger.drop(3)
+    assert ledger.untouched() is None
+    ledger.read(1, 1)
+    assert (len(ledger), ledger.open_nbytes, ledger.unread()) == (0, 0, (0, 0))
+
+
+def test_what_is_dropped_before_its_verdict_is_kept_until_all_have_reported() -> None:
+    ledger = Ledger(0, [1])
+    ledger.sent(1, None, 10, agree=True)
+    failure = Failure("withdrawn", 0, "host", "dropped")
+    assert ledger.withdraw(1, failure, agree=True) == Verdict(1, failure)
+    ledger.drop(1)
+    assert ledger.unread() == (0, 0)
+    assert len(ledger) == 1
+    ledger.report(1, 1, None)
+    assert (len(ledger), ledger.open_nbytes) == (0, 0)

@@ -65,6 +65,7 @@ MESSAGES = st.one_of(
     st.builds(wire.Chunk, seq=INT, offset=SIZES, nbytes=SIZES),
     st.builds(wire.Code, seq=INT, ident=TEXT, nbytes=SIZES, failure=MAYBE),
     st.builds(wire.Verdict, seq=INT, failure=MAYBE),
+    st.builds(wire.Drop, seq=INT),
     st.builds(wire.Report, rank=INT, seq=INT, read=st.booleans(), failure=MAYBE, cost=st.none() | COSTS),
     st.builds(
         wire.Value,
@@ -140,6 +141,7 @@ def _one_of_each() -> list[wire.AnyMessage]:
         wire.Chunk(1, 2, 3),
         wire.Code(1, "i"),
         wire.Verdict(1),
+        wire.Drop(1),
         wire.Report(1, 2, False),
         wire.Value(1, 2),
         wire.Pass(1, 2, 3, [1]),
@@ -159,7 +161,7 @@ def _one_of_each() -> list[wire.AnyMessage]:
 @pytest.mark.parametrize("message", _one_of_each(), ids=lambda m: type(m).__name__)
 def test_a_message_says_where_it_goes(message: wire.AnyMessage) -> None:
     up = (wire.Report, wire.Read, wire.Need, wire.Query, wire.Present, wire.Figures)
-    down = (wire.Cast, wire.Chunk, wire.Code, wire.Verdict, wire.RollCall)
+    down = (wire.Cast, wire.Chunk, wire.Code, wire.Verdict, wire.Drop, wire.RollCall)
     host = dict.fromkeys((wire.Value, wire.Pass), "host")
     expected = {
         **dict.fromkeys(up, "up"),
