@@ -1,6 +1,6 @@
 """The receive path of an engine: in each step every rank takes the step's control message, and images that all have.
 
-    $ torchrun --nproc_per_node 2 examples/loop/receive_path.py
+    $ torchrun --nproc_per_node 2 examples/loop/receive_path.py [rounds]
 
 `Lazycast` is the loop with lazycast: images are cast as they come and made beside the steps, and a step takes up those
 that every rank has. `Objects` is the same loop with torch's `broadcast_object_list`: a step brings the images that have
@@ -12,6 +12,7 @@ Needs: pip install 'lazycast[torch,cli]'
 import importlib.resources
 import io
 import statistics
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,7 +24,8 @@ from PIL import Image
 
 from lazycast import LazyBroadcast
 
-STEPS, ROUNDS, EVERY = 200, 4, 10
+STEPS, EVERY = 200, 10
+ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 4
 STEP_S = 0.002  # what a step computes, without the processor
 CONTROL = {"step": 0, "tokens": bytes(1024)}
 

@@ -47,7 +47,7 @@ def test_aborts_a_damaged_photo_and_a_slow_rank_are_the_same_for_all(launcher: s
 
 def test_a_receive_path_takes_up_what_every_rank_has() -> None:
     script = str(ROOT / "examples/loop/receive_path.py")
-    done = run([warm.torchrun(), "--nproc_per_node", "2", script], timeout_s=110, GLOO_SOCKET_IFNAME="lo")
+    done = run([warm.torchrun(), "--nproc_per_node", "2", script, "1"], timeout_s=110, GLOO_SOCKET_IFNAME="lo")
     assert done.returncode == 0, done.stdout + done.stderr
     assert {(what, path) for what, path, *_ in STEP.findall(done.stdout)} == {
         (what, path) for what in ("1 KiB", "images") for path in ("lazycast", "broadcast_object_list")
