@@ -37,7 +37,7 @@ from lazycast.core.workers import Workers, inside, role_of, unforked
 from lazycast.errors import CastTimeoutError, ClosedError, KeyInUseError, LazycastError, ReentrantCallError
 from lazycast.here import call_out, here
 from lazycast.missing import MISSING
-from lazycast.net.wire import Key
+from lazycast.net.wire import Failure, Key
 from lazycast.options import Options
 from lazycast.tracebacks import log
 
@@ -578,3 +578,14 @@ class Desk(Records):
         """Only the forking thread is alive, and any lock may be held: touch none."""
         self.forked = True
         self.tracer = None  # it closes its file itself
+        self._performer.close_after_fork()
+
+    def begin_helpers(self, timeout_s: float) -> Failure | None:
+        """Start the helpers of this rank, if it has any, in the background.
+
+        With an `init`, wait until each has called it. Returns why one could not, or did not in time. Blocking: then.
+        """
+        if self._maker is None or self._options.helpers is None:
+            return None
+        self._maker.pool.start()
+        return self._maker.pool.wait_ready(timeout_s) if self._options.helpers.init is not None else None

@@ -19,6 +19,7 @@ from lazycast.core import failures
 from lazycast.core.ask import Ask
 from lazycast.core.clock import Clock
 from lazycast.core.dump import Row, layout, named, seen, trying, written
+from lazycast.core.helpers.maker import Maker
 from lazycast.core.interrupts import Uninterrupted
 from lazycast.core.performer import Group, Performer, Result
 from lazycast.core.situation import Situation
@@ -49,6 +50,7 @@ class Records(ABC):
         self._counters = Counters()
         self.notices = Notices(options.name, group.rank, self._lock)
         self.tracer: Tracer | None = None  # read once where it is used: another thread may end it meanwhile
+        self._maker: Maker | None = None  # where this rank has helpers
         self.spans: Spans | None = None  # read once where it is used, too
         self._waits: Waits[Ask] = Waits()
         self._closing = False
@@ -113,13 +115,16 @@ class Records(ABC):
 
     # Counting
 
-    def _took(self, what: str, began_s: float, of: Named) -> None:
-        """Count how long something took, of this cast, that ends now."""
+    def _took(self, what: str, began_s: float, of: Named, *, helper: int | None = None) -> None:
+        """Count how long something took, of this cast, that ends now; and who did it, if that was no rank."""
         ended_s = time.monotonic()
         with self._lock:
             self._counters.noted.append((what, ended_s - began_s))
         if (tracer := self.tracer) is not None:
-            tracer.took(what, began_s, ended_s, of)
+            if helper is None:
+                tracer.took(what, began_s, ended_s, of)
+            else:
+                tracer.took(what, began_s, ended_s, of, track=f"helper {helper}")
         if (spans := self.spans) is not None:
             spans.took(what, began_s, ended_s, of)
 
@@ -173,6 +178,7 @@ class Records(ABC):
     def _stats(self) -> Stats:
         shared_slots, shared_nbytes, arena_nbytes = self._shared()
         placement, reason = self._placement()
+        ready, busy, lost = self._maker.pool.figures() if self._maker is not None else (0, 0, 0)
         with self._lock:
             counters, now_s = self._counters, time.monotonic()
             hits, loads = self._materializers()
@@ -208,6 +214,9 @@ class Records(ABC):
                 shared_slots=shared_slots,
                 shared_nbytes=shared_nbytes,
                 arena_nbytes=arena_nbytes,
+                helpers=ready,
+                helpers_busy=busy,
+                helpers_lost=lost,
                 **{phase: counters.timing(phase) for phase in PHASES},
             )
 
@@ -257,6 +266,7 @@ class Records(ABC):
             "under way": self._dump_casts,
             "shared memory": self._dump_leases,
             "links": self._dump_links,
+            "helpers": lambda: self._maker.pool.lines() if self._maker is not None else [],
             "threads": lambda: [self._clock.state(), *self._performer.state(), self._callbacks.state()],
             "counters": lambda: [self._counters.text()],
             "bytes": lambda: ["sent to other hosts {}, received {}, {} of it from this host".format(*self._nbytes())],

@@ -17,7 +17,7 @@ from lazycast.net.backend import Backend, Context
 from lazycast.net.host.mesh import Mesh
 from lazycast.net.topology import place
 from lazycast.options import Options
-from lazycast.start import handshake, meeting
+from lazycast.start import handshake, helping, meeting
 
 logger = logging.getLogger("lazycast")
 
@@ -29,6 +29,7 @@ def meet(backend: Backend, options: Options, error: Exception | None) -> AnyLane
     limit = options.timeout_s
     timeout_s = min(float(limit), FOR_EVER_S) if isinstance(limit, (int, float)) and limit > 0 else 300.0
     deadline_s = time.monotonic() + timeout_s
+    error = error if error is not None else helping.objection(options)
     context = backend.open(timeout_s=timeout_s)
     try:
         mine = handshake.hello(backend.rank, options.agreed(), error)
@@ -55,6 +56,7 @@ def meet(backend: Backend, options: Options, error: Exception | None) -> AnyLane
             context.close()
         try:
             _trace_if_wanted(lane)  # before anything can arrive
+            helping.begin(lane, group, options, context, deadline_s)
             lane.start(timeout_s=max(0.001, deadline_s - time.monotonic()))
         except BaseException:
             lane.close(0.0)
