@@ -71,6 +71,10 @@ class Auto:
     owners: Collection[int] | None = None
 
 
+def _name_of(fn: object) -> str:
+    return str(getattr(fn, "__qualname__", type(fn).__qualname__))
+
+
 @dataclass(frozen=True)
 class Helpers:
     """On each host, `count` processes make the values, so that no rank does: `LazyBroadcast(placement=Helpers(2))`.
@@ -99,7 +103,7 @@ class Helpers:
 
     def said(self) -> str:
         """Return what must be the same on every rank."""
-        init = None if self.init is None else shown(getattr(self.init, "__qualname__", type(self.init).__qualname__))
+        init = None if self.init is None else shown(self.init, _name_of)
         limits = f"limit_s={shown(self.limit_s)}, memory_nbytes={shown(self.memory_nbytes)}"
         return f"{shown(self.count)}, {limits}, init={init}, niceness={shown(self.niceness)}, cuda={shown(self.cuda)}"
 
@@ -142,7 +146,7 @@ class Options:
             said["owners"] = shown(self.owners)
         said["allow"] = _allow_agreed(self.allow)
         said[DEBUG] = self.debug
-        if self.helpers is not None:
+        if isinstance(self.helpers, Helpers):
             said[HELPERS] = self.helpers.said()
         return said
 
@@ -267,9 +271,11 @@ def _placement_problem(options: Options) -> str | None:
     return None
 
 
-def _helpers_problem(helpers: Helpers | None) -> Exception | None:
+def _helpers_problem(helpers: object) -> Exception | None:
     if helpers is None:
         return None
+    if not isinstance(helpers, Helpers):
+        return TypeError(f"helpers must be Helpers(count), got {shown(helpers)}")
     for text in (
         _problem("Helpers: count", helpers.count, (int,)),
         None if helpers.limit_s is None else _problem("Helpers: limit_s", helpers.limit_s, (int, float)),

@@ -138,7 +138,7 @@ class Lane(Connected):
                 return
             arrival.begun = True
             takes = arrival.shared is not None and arrival.shared[0].unshared is None
-            helped = self._is_helped(arrival)
+            helped = self._maker is not None and self._is_helped(arrival)
         if (spans := self.spans) is not None:
             spans.began(arrival.message)
         quick = self._is_quick(arrival)

@@ -257,6 +257,9 @@ class Records(ABC):
         return layout(title, [(name, rows if rows is None else written(rows)) for name, rows in looks], held=held)
 
     def _dump_sections(self) -> dict[str, Callable[[], Sequence[Row] | None]]:
+        helpers: dict[str, Callable[[], Sequence[Row] | None]] = {}
+        if self._maker is not None:
+            helpers["helpers"] = self._maker.pool.lines
         return {
             "state": self._dump_state,
             "calls that wait": lambda: [self._dump_ask(ask) for ask in self._waits.waiting()],
@@ -266,7 +269,7 @@ class Records(ABC):
             "under way": self._dump_casts,
             "shared memory": self._dump_leases,
             "links": self._dump_links,
-            "helpers": lambda: self._maker.pool.lines() if self._maker is not None else [],
+            **helpers,
             "threads": lambda: [self._clock.state(), *self._performer.state(), self._callbacks.state()],
             "counters": lambda: [self._counters.text()],
             "bytes": lambda: ["sent to other hosts {}, received {}, {} of it from this host".format(*self._nbytes())],

@@ -145,7 +145,7 @@ def _lines(stats: Stats) -> Iterator[str]:
     held = f"{nbytes_text(stats.shared_nbytes)} held in {_counted(stats.shared_slots, 'slot')}"
     yield _row("shared memory", held, f"{nbytes_text(stats.arena_nbytes)} taken")
     if stats.helpers or stats.helpers_lost:
-        yield _row("helpers", stats.helpers, "ready", f"{stats.helpers_busy} at work", f"{stats.helpers_lost} lost")
+        yield _row("helpers", f"{stats.helpers} ready", f"{stats.helpers_busy} at work", f"{stats.helpers_lost} lost")
     timings = [(phase, getattr(stats, phase)) for phase in PHASES]
     if any(timing.count for _, timing in timings):
         yield f"{'phase':<15}{'count':>9}{'p50':>11}{'p99':>11}{'max':>11}{'in all':>11}"

@@ -15,7 +15,7 @@ import pytest
 
 from lazycast import CastTimeoutError, Helpers, LazyBroadcast, MaterializeError, launch
 from lazycast.here import here
-from tests.faults import helped
+from tests import helped
 
 LIMIT_S = 60.0  # whoever runs into it has found a hang
 
@@ -270,7 +270,7 @@ def _children() -> set[str]:
 
 _EXIT = """
 from lazycast import Helpers, LazyBroadcast
-from tests.faults import helped
+from tests import helped
 lazy = LazyBroadcast(helped.who, placement=Helpers(2))
 print(lazy.broadcast(1)["pid"], flush=True)
 """

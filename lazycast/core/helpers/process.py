@@ -148,6 +148,8 @@ class Helper:
         self._lock = threading.Lock()
         self._how: str | None = None
         self._readable = True  # whether its memory can be read
+        from multiprocessing import spawn  # which interpreter that is, programs that embed one tell it
+
         with contextlib.ExitStack() as at_failure:
             self.life, life = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             at_failure.callback(self.life.close)
@@ -157,7 +159,7 @@ class Helper:
                 fds = life.fileno(), theirs.fileno()
                 boot = json.dumps([*fds, os.getpid(), niceness, sys.path])
                 self.process = subprocess.Popen(
-                    [sys.executable, "-c", _BOOT, boot],
+                    [spawn.get_executable(), "-c", _BOOT, boot],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""What helpers are given to make in `test_helpers`: importable, so that it gets there by name."""
+"""What helpers are given to make in the tests: importable, so that it gets there by name."""
 
 from __future__ import annotations
 
@@ -169,3 +169,19 @@ def start_program(*command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+
+
+class OnlyHere:
+    """A payload that pickles, and comes back in the process that made it alone."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+
+    def __reduce__(self) -> Any:
+        return rebuilt, (self.pid,)
+
+
+def rebuilt(pid: int) -> OnlyHere:
+    if pid != os.getpid():
+        raise RuntimeError("it is only where it was made")
+    return OnlyHere()
