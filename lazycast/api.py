@@ -24,7 +24,7 @@ from lazycast.here import here
 from lazycast.missing import MISSING, Missing
 from lazycast.net.backend import Backend
 from lazycast.net.wire import Key
-from lazycast.options import Auto, Options, Shard, Tuning, check, debug_wanted, flat, refuse_old, shown
+from lazycast.options import Auto, Helpers, Options, Shard, Tuning, check, debug_wanted, flat, refuse_old, shown
 from lazycast.start import construction, discovery, lifetime
 from lazycast.tracebacks import forget_frames
 from lazycast.watch.group_stats import GroupStats
@@ -77,7 +77,7 @@ class LazyBroadcast(Generic[P, V]):
             shared); the "root", which casts the value; on "demand", each rank when it asks. With "auto" the root
             chooses one of the first three for each cast, by what casts like it have cost. Wherever not every rank
             materializes, the others get an unpickled copy. `Shard(owners=...)` and `Auto(owners=...)` leave it to some
-            ranks.
+            ranks, `Helpers(count)` to processes that are none.
         replicated: every rank passes its own payload, equal to the root's, and none is sent: only the value, or what
             the first stage of a `Staged` makes. Each rank works when it asks. Payloads are compared by a fingerprint
             of their structure and of samples of their bytes.
@@ -102,6 +102,7 @@ class LazyBroadcast(Generic[P, V]):
             wire version.
         BackendUnavailableError: a library is missing or not initialised.
         CastTimeoutError: some rank, which is named, did not construct its object in time.
+        MaterializeError: the `init` of a helper raised, or took longer than `timeout_s`. EncodeError: it cannot travel.
         BackendError: a rank went away, or the engine that connects them failed, meanwhile.
     Collective: every rank of the group constructs, in the same order.
     Blocking: until all ranks have come, up to `timeout_s`.
@@ -118,7 +119,7 @@ class LazyBroadcast(Generic[P, V]):
         root: int = 0,
         roots: str = "one",
         name: str = "default",
-        placement: str | Shard | Auto = "auto",
+        placement: str | Shard | Auto | Helpers = "auto",
         replicated: bool = False,
         agree: bool = True,
         values: str = "private",

@@ -17,6 +17,10 @@ from lazycast.materialize.staged import unusable
 
 VALUES: Final = ("private", "readonly", "copy")
 PLACEMENTS: Final = ("every", "demand", "root", "shard", "auto")
+#: What `placement=Helpers(...)` is called where placements are named.
+HELPERS: Final = "helpers"
+#: Placements under which one rank of a host sees to the value for the others.
+OWNED: Final = ("shard", HELPERS)
 TRUST: Final = ("pickle", "data")
 BEYOND: Final = ("wait", "refuse", "drop")
 ROOTS: Final = ("one", "any")
@@ -25,6 +29,7 @@ WITH_OWNERS: Final = ("shard", "auto")
 DEBUG: Final = "LAZYCAST_DEBUG"
 DEFAULT_MAX_INFLIGHT_NBYTES: Final = 1 << 30
 DEFAULT_ARENA_NBYTES: Final = 1 << 30
+_MOST_NICE: Final = 19
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,43 @@ class Auto:
     owners: Collection[int] | None = None
 
 
+def _name_of(fn: object) -> str:
+    return str(getattr(fn, "__qualname__", type(fn).__qualname__))
+
+
+@dataclass(frozen=True)
+class Helpers:
+    """On each host, `count` processes make the values, so that no rank does: `LazyBroadcast(placement=Helpers(2))`.
+
+    They are fresh interpreters, started in the background by the host's leader, and end with it. Whoever of them is
+    free makes the next value; every rank of the host gets it through shared memory.
+
+    Attributes:
+        count: how many on each host; a rank that shares memory with nobody has as many for itself.
+        limit_s: how long a helper may work on one value (seconds): then it is ended, and that cast fails. None: as long
+            as the cast's calls wait, with `agree`.
+        memory_nbytes: how much memory of its own a helper may take (`RLIMIT_DATA`), the interpreter's included; what
+            goes beyond is a MemoryError of that cast. None: no limit.
+        init: `callable()`, called once in each helper before it makes anything: to load a model, say, or to register
+            reducers. It travels as a materializer does. Its failure fails the construction, on every rank.
+        niceness: by how much ranks come before helpers on a busy machine, 0 to 19.
+        cuda: whether helpers see the machine's GPUs. Without, `CUDA_VISIBLE_DEVICES` is empty there.
+    """
+
+    count: int
+    limit_s: float | None = None
+    memory_nbytes: int | None = None
+    init: Callable[[], object] | None = None
+    niceness: int = 5
+    cuda: bool = False
+
+    def said(self) -> str:
+        """Return what must be the same on every rank."""
+        init = None if self.init is None else shown(self.init, _name_of)
+        limits = f"limit_s={shown(self.limit_s)}, memory_nbytes={shown(self.memory_nbytes)}"
+        return f"{shown(self.count)}, {limits}, init={init}, niceness={shown(self.niceness)}, cuda={shown(self.cuda)}"
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of one object on one rank, checked by `check`."""
@@ -96,6 +138,7 @@ class Options:
     beyond: str = "wait"
     allow: Collection[str] | None = None
     debug: bool = False
+    helpers: Helpers | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):  # all that goes into headers is plain
@@ -111,6 +154,8 @@ class Options:
             said["owners"] = shown(self.owners)
         said["allow"] = _allow_agreed(self.allow)
         said[DEBUG] = self.debug
+        if isinstance(self.helpers, Helpers):
+            said[HELPERS] = self.helpers.said()
         return said
 
 
@@ -134,13 +179,15 @@ def flat(placement: object, trust: object, tuning: object) -> dict[str, Any]:
     tuning = tuning if isinstance(tuning, Tuning) else Tuning()
     found: dict[str, Any] = {field.name: getattr(tuning, field.name) for field in fields(Tuning)}
     owners = placement.owners if isinstance(placement, (Shard, Auto)) else None
-    if isinstance(placement, (Shard, Auto)):
+    helpers = placement if isinstance(placement, Helpers) else None
+    if isinstance(placement, (Shard, Auto, Helpers)):
         placement = type(placement).__name__.lower()
     allow = trust if isinstance(trust, Collection) and not isinstance(trust, (str, bytes)) else None
     return {
         **found,
         "placement": placement,
         "owners": owners,
+        "helpers": helpers,
         "trust": "pickle" if allow is not None else trust,
         "allow": allow,
     }
@@ -222,6 +269,38 @@ def _owners_problem(options: Options, size: int) -> str | None:
     return f"owners: {shown(strange)} are no ranks of this group: 0 to {size - 1} (group-local)" if strange else None
 
 
+def _placement_problem(options: Options) -> str | None:
+    placement: object = options.placement
+    if isinstance(placement, str) and placement == HELPERS:
+        return None if options.helpers is not None else "placement 'helpers' needs a number: placement=Helpers(count)"
+    if not isinstance(placement, str) or placement not in PLACEMENTS:
+        known = ", ".join(map(repr, PLACEMENTS))
+        return f"unknown placement {shown(placement)}; use one of {known}, or Helpers(count)"
+    return None
+
+
+def _helpers_problem(helpers: object) -> Exception | None:
+    if helpers is None:
+        return None
+    if not isinstance(helpers, Helpers):
+        return TypeError(f"helpers must be Helpers(count), got {shown(helpers)}")
+    for text in (
+        _problem("Helpers: count", helpers.count, (int,)),
+        None if helpers.limit_s is None else _problem("Helpers: limit_s", helpers.limit_s, (int, float)),
+        None if helpers.memory_nbytes is None else _problem("Helpers: memory_nbytes", helpers.memory_nbytes, (int,)),
+    ):
+        if text is not None:
+            return ValueError(text)
+    nice: object = helpers.niceness
+    if isinstance(nice, bool) or not isinstance(nice, int) or not 0 <= nice <= _MOST_NICE:
+        return ValueError(f"Helpers: niceness must be an int from 0 to {_MOST_NICE}, got {shown(nice)}")
+    cuda: object = helpers.cuda
+    if not isinstance(cuda, bool):
+        return ValueError(f"Helpers: cuda must be True or False, got {shown(cuda)}")
+    wrong = None if helpers.init is None else unusable(helpers.init)
+    return None if wrong is None else TypeError(wrong.replace("materialize must", "Helpers: init must", 1))
+
+
 def _trust_problem(options: Options) -> str | None:
     allow: object = options.allow
     if not isinstance(options.trust, str) or options.trust not in TRUST:
@@ -249,11 +328,9 @@ def check(options: Options, size: int) -> Exception | None:
         return ValueError(f"unknown roots {shown(options.roots)}; use 'one' or 'any'")
     if options.roots == "any" and options.root != 0:
         return ValueError(f"with roots='any' every rank is a root: leave out root={options.root}")
-    if not isinstance(options.placement, str) or options.placement not in PLACEMENTS:
-        return ValueError(
-            f"unknown placement {shown(options.placement)}; use one of {', '.join(map(repr, PLACEMENTS))}"
-        )
-    for text in (_owners_problem(options, size), _trust_problem(options)):
+    if (helpless := _helpers_problem(options.helpers)) is not None:
+        return helpless
+    for text in (_placement_problem(options), _owners_problem(options, size), _trust_problem(options)):
         if text is not None:
             return ValueError(text)
     if not isinstance(options.values, str) or options.values not in VALUES:
@@ -273,7 +350,10 @@ def check(options: Options, size: int) -> Exception | None:
     if shared is not False and not (isinstance(shared, str) and shared == "auto"):
         return ValueError(f"shared_memory must be 'auto' or False, got {shown(shared)}")
     if isinstance(executor, concurrent.futures.ProcessPoolExecutor):
-        return TypeError("executor must run in this process (a ThreadPoolExecutor, say): its results are not pickled")
+        return TypeError(
+            "executor must run in this process (a ThreadPoolExecutor, say): its results are not pickled; for processes "
+            "that materialize, use placement=Helpers(count)"
+        )
     for text in (
         _problem("max_inflight", options.max_inflight, (int,)),
         _problem("max_inflight_nbytes", options.max_inflight_nbytes, (int,)),

@@ -123,6 +123,22 @@ class Encoded:
         """The pickle stream in one: a copy, for those who look into it."""
         return b"".join(self.pieces)
 
+    def parts(self) -> Iterator[tuple[int, bytes | bytearray | memoryview]]:
+        """Yield what `write_into` lays out, and the offset of each: for those who read it where it is."""
+        offset = 0
+        if self.frames:
+            sizes = array.array("Q", [f.nbytes for f in self.frames]).tobytes()
+            yield 0, sizes
+            offset = aligned(len(sizes))
+        for piece in self.pieces:
+            yield offset, piece
+            offset += len(piece)
+        for frame in self.frames:
+            offset = aligned(offset)
+            if frame.nbytes:
+                yield offset, frame
+            offset += frame.nbytes
+
     def write_into(self, buffer: memoryview) -> None:
         """Lay the object out in `buffer`, which has `nbytes` bytes."""
         offset = 0

@@ -36,6 +36,12 @@ def ident() -> str:
     return f"process {os.getpid()} of {clocks.ident()}"  # ranks that are threads of it run one program
 
 
+def has_file() -> bool:
+    """Whether this process's program is a file that another process can run."""
+    file = getattr(sys.modules.get(_MAIN), "__file__", None)
+    return isinstance(file, str) and Path(file).is_file()
+
+
 def same(idents: Sequence[str]) -> bool:
     """Return whether all ranks run one program, by what `ident` returned on each."""
     shared = bool(idents[0]) and len(set(idents)) == 1

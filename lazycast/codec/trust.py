@@ -5,6 +5,7 @@ Guarantees: the choice is made at construction, from options that all ranks have
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
 from lazycast.codec import data, pickling
@@ -60,8 +61,13 @@ EVERYTHING = Policy(pickling, None, "trust='pickle'")
 
 def policy_of(options: Options, *, same_program: bool = False) -> Policy:
     """Return the rules that checked options stand for."""
-    if options.trust == "data":
+    return policy_for(options.trust, options.allow, same_program=same_program)
+
+
+def policy_for(trust: str, allow: Collection[str] | None, *, same_program: bool) -> Policy:
+    """Return the rules for these options, which have been checked."""
+    if trust == "data":
         return Policy(data, frozenset(), "trust='data'")
-    if options.allow is not None:
-        return Policy(AllowCodec(options.allow), frozenset(options.allow), "allow=", same_program)
+    if allow is not None:
+        return Policy(AllowCodec(allow), frozenset(allow), "allow=", same_program)
     return EVERYTHING._replace(codec=pickling.ProgramCodec(same_program), same_program=same_program)

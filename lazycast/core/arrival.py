@@ -111,6 +111,10 @@ class Arrival(msgspec.Struct, eq=False, weakref=True):
         self.drop()
         return material
 
+    def put_back(self, material: Material) -> None:
+        """Have again what was handed over: it could not be used yet."""
+        self.body, self.own, self.shared = material.body, material.own, material.shared
+
     def drop(self) -> None:
         """Let go of memory that is not needed any more."""
         self.body = self.own = self.shared = None

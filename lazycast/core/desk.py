@@ -36,7 +36,7 @@ from lazycast.core.workers import inside, role_of, unforked
 from lazycast.errors import CastTimeoutError, ClosedError, KeyInUseError, LazycastError, ReentrantCallError
 from lazycast.here import call_out, here
 from lazycast.missing import MISSING
-from lazycast.net.wire import Key
+from lazycast.net.wire import Failure, Key
 from lazycast.options import Options, shown
 from lazycast.tracebacks import log
 
@@ -577,3 +577,15 @@ class Desk(Records):
     def after_fork_in_child(self) -> None:
         """Only the forking thread is alive, and any lock may be held: touch none."""
         self.engine.after_fork_in_child()
+        self._performer.close_after_fork()
+
+    def begin_helpers(self, timeout_s: float) -> Failure | None:
+        """Start the helpers of this rank, if it has any, in the background.
+
+        With an `init`, wait until each has called it. Returns why one could not, or did not in time. Blocking: then.
+        """
+        maker = self.engine.maker
+        if maker is None or self._options.helpers is None:
+            return None
+        maker.pool.start()
+        return maker.pool.wait_ready(timeout_s) if self._options.helpers.init is not None else None

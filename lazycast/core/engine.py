@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from lazycast.core.clock import Clock
 from lazycast.core.future import CastFuture
+from lazycast.core.helpers.maker import Maker
 from lazycast.core.interrupts import Uninterrupted
 from lazycast.core.performer import Group, Performer
 from lazycast.core.spans import Spans
@@ -64,6 +65,7 @@ class Engine:
         self.counters = Counters()
         self.notices = Notices(name, group.rank, self.lock)
         self.tracer: Tracer | None = None  # read once where it is used: another thread may end it meanwhile
+        self.maker: Maker | None = None  # where this rank has helpers
         self.spans: Spans | None = None  # read once where it is used, too
         self.lost: set[int] = set()  # ranks of whose loss all have been told here
         #: What was taken by calls of `next` that were interrupted: whoever asks for it next gets it. Filled in one

@@ -56,7 +56,7 @@ from lazycast.net.wire import (
     Value,
     Verdict,
 )
-from lazycast.options import Options
+from lazycast.options import OWNED, Options
 
 logger = logging.getLogger("lazycast")
 
@@ -433,7 +433,7 @@ class FollowerLane(Lane):
                 self._figures_due_s = arrival.arrived_s + FIGURES_EVERY_S
                 self._clock.wake()
             early = self._early_verdicts.pop(message.seq, None) if self._early_verdicts else None
-            if message.placement == "shard":
+            if message.placement in OWNED:
                 self._admit(arrival)
             if self._overdue is not None and message.agree:
                 arrival.objection, self._overdue = self._overdue, None
@@ -486,6 +486,9 @@ class FollowerLane(Lane):
                 self._mailbox.clear_asks()
                 if message.failure.kind == "lost":
                     self._early_verdicts.clear()
+
+    def _code_for(self, ident: str) -> bytes:
+        return self._parts.loader.code(ident)
 
     # Time
 

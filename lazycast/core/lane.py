@@ -25,15 +25,17 @@ from lazycast.core.ask import Ask
 from lazycast.core.awaited import Awaited
 from lazycast.core.connected import Connected
 from lazycast.core.engine import Engine
-from lazycast.core.parts import Parts
+from lazycast.core.helpers.maker import HelpedValue, Maker
+from lazycast.core.parts import Parts, Stages
 from lazycast.core.performer import Group, Result
 from lazycast.core.succession import heir
 from lazycast.materialize.materializers import CodeMissing
 from lazycast.net.backend import Context
+from lazycast.net.host.hosts import leader
 from lazycast.net.host.mesh import Mesh
 from lazycast.net.topology import Topology
 from lazycast.net.wire import Cast, Failure, Gone, Need, Pass, Report, Value, Verdict
-from lazycast.options import Options
+from lazycast.options import HELPERS, OWNED, Options
 
 #: A pickle stream up to this size, of builtin types and arrays and without a materializer, is decoded where it arrives:
 #: a worker would cost more. Anything else may run user code, or import a library, while other messages wait.
@@ -77,6 +79,9 @@ class Lane(Connected):
         #: By seq: casts without agreement that this rank makes for others too, whether or not it wants them itself.
         self._owned: weakref.WeakValueDictionary[int, Arrival] = weakref.WeakValueDictionary()
         self._end = _End()
+        if options.helpers is not None and group.rank == self._helping_rank and self.engine.maker is None:
+            self.engine.maker = Maker(group, options)
+            self._performer.use(self.engine.maker.pool, f"lazycast-{options.name}-work")
 
     def follow(self, within: Callable[[Any, Callable[..., Any]], Callable[..., Any]] | None) -> None:
         """Have materializers called by way of `within`: see `Spans.within`."""
@@ -84,12 +89,18 @@ class Lane(Connected):
             if isinstance(lane, Lane):
                 lane._parts.within = within
 
+    @property
+    def _helping_rank(self) -> int:
+        """The rank of this host that has its helpers: its leader, or its lowest one where every rank is a root."""
+        host = self._topology.host
+        return host[0] if self._options.roots == "any" else leader(host, self._group.root)
+
     # This rank's part of a cast
 
     def _admit(self, arrival: Arrival) -> None:
         """With the lock held: find out who materializes a new cast for this host, and what has come of it already."""
         message = arrival.message
-        if message.placement != "shard" or message.ref is None or message.failure is not None:
+        if message.placement not in OWNED or message.ref is None or message.failure is not None:
             return
         arrival.owner = self._heir(message, ())
         if arrival.owner in (None, self._group.rank):
@@ -99,8 +110,33 @@ class Lane(Connected):
         self._awaited.admit(arrival)
 
     def _heir(self, message: Cast, passed: tuple[int, ...] | list[int]) -> int | None:
-        host = self._topology.host
-        return heir(host, self._options.owners, message.turn, passed) if len(host) > 1 else None
+        host, owners = self._topology.host, self._options.owners
+        if message.placement == HELPERS:
+            owners = {self._helping_rank}
+        return heir(host, owners, message.turn, passed) if len(host) > 1 else None
+
+    def _is_helped(self, arrival: Arrival) -> bool:
+        """Whether the helpers of this rank make the value of a cast."""
+        message = arrival.message
+        if (
+            self.engine.maker is None
+            or message.placement != HELPERS
+            or message.ref is None
+            or arrival.shared is not None
+        ):
+            return False
+        return arrival.owner in (None, self._group.rank)
+
+    @abstractmethod
+    def _code_for(self, ident: str) -> bytes:
+        """Return the code of a materializer that a helper lacks. Raises CodeMissing if the root must be asked."""
+
+    def _made_by_helper(
+        self, maker: Maker, arrival: Arrival, unwanted: Callable[[], bool], body: memoryview, layout: Layout
+    ) -> HelpedValue:
+        message = arrival.message
+        assert message.ref is not None
+        return maker.make(message.seq, message.ref, body, layout, self._relay, self._code_for, unwanted)
 
     def _on_host_message(self, message: Value | Pass, body: memoryview) -> None:
         began_s = time.monotonic()
@@ -124,6 +160,7 @@ class Lane(Connected):
                 return
             arrival.begun = True
             takes = arrival.shared is not None and arrival.shared[0].unshared is None
+            helped = self.engine.maker is not None and self._is_helped(arrival)
         if (spans := self.engine.spans) is not None:
             spans.began(arrival.message)
         quick = self._is_quick(arrival)
@@ -136,6 +173,7 @@ class Lane(Connected):
                 functools.partial(self._part, arrival),  # no closures: a frame's `clear` leaves them what they hold
                 functools.partial(self._part_done, arrival),
                 light=takes,
+                helped=helped,
                 seq=arrival.message.seq,
                 priority=arrival.message.priority,
                 unwanted=functools.partial(arrival.unwanted, self._group.rank),
@@ -184,8 +222,14 @@ class Lane(Connected):
             if message.fingerprint is not None:  # and there is no payload to work on either
                 self._pass_on(arrival)
                 return Result()
+        maker = self.engine.maker
         try:
-            stages = self._parts.stages(arrival)
+            if maker is not None and self._is_helped(arrival):
+                unwanted = functools.partial(arrival.unwanted, self._group.rank)
+                made_by = functools.partial(self._made_by_helper, maker, arrival, unwanted)
+                stages = Stages(None, self._parts.finish(arrival), made_by)
+            else:
+                stages = self._parts.stages(arrival)
         except CodeMissing as exc:
             return Result(cause=exc)
         except BaseException as exc:
@@ -196,8 +240,13 @@ class Lane(Connected):
             return result
         with self._lock:
             material = arrival.take()
-        result, cost = self._parts.run(message, material, stages, self._value(arrival) if owner else None)
-        if stages.prepare is not None or stages.finish is not None:
+        try:
+            result, cost = self._parts.run(message, material, stages, self._value(arrival) if owner else None)
+        except CodeMissing as exc:  # of a helper
+            with self._lock:
+                arrival.put_back(material)
+            return Result(cause=exc)
+        if stages != (None, None, None):
             arrival.cost = cost
         if cost.unshared is not None:
             with self._lock:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
@@ -21,13 +21,16 @@ from lazycast.codec.trust import Policy
 from lazycast.core.arrival import Arrival, Material
 from lazycast.core.encoder import laid_out
 from lazycast.core.failures import clip
+from lazycast.core.helpers.maker import HelpedValue
+from lazycast.core.helpers.process import Unmade
 from lazycast.core.performer import Performer, Result
 from lazycast.core.workers import unforked
 from lazycast.errors import TrustError
-from lazycast.materialize.materializers import Loader, Materializer
+from lazycast.materialize.materializers import CodeMissing, Loader, Materializer
 from lazycast.missing import MISSING
 from lazycast.net.relay import Relay
 from lazycast.net.wire import Cast, Cost, Value
+from lazycast.options import HELPERS
 from lazycast.tracebacks import describe
 from lazycast.watch.tracing.tracer import Named
 
@@ -35,10 +38,14 @@ MAX_REASON = 500
 
 
 class Stages(NamedTuple):
-    """What is left to run: `prepare` makes the value, or the hint with which `finish` does."""
+    """What is left to run: `prepare` makes the value, or the hint with which `finish` does.
+
+    With `helped` that is what helpers do, in the place of `prepare`: it gets the payload's bytes and their layout.
+    """
 
     prepare: Materializer | None
     finish: Callable[[Any, Any], Any] | None
+    helped: Callable[[memoryview, Layout], HelpedValue] | None = None
 
 
 class Parts:
@@ -57,7 +64,7 @@ class Parts:
         policy: Policy,
         *,
         readonly: bool,
-        took: Callable[[str, float, Named], None],
+        took: Callable[..., None],
     ) -> None:
         self._rank, self._performer, self._relay = rank, performer, relay
         self._readonly, self._took = readonly, took
@@ -74,6 +81,16 @@ class Parts:
         finish: Any = load(message.finish) if message.finish is not None else None
         return Stages(load(message.ref) if message.ref is not None else None, finish)
 
+    def finish(self, arrival: Arrival) -> Callable[[Any, Any], Any] | None:
+        """Return the second stage of a cast alone. As `stages`."""
+        own, message = arrival.own, arrival.message
+        finish: Any = None
+        if own is not None and (own.prepare is not None or own.finish is not None):
+            finish = own.finish
+        elif message.finish is not None:
+            finish = self.loader.load(message.finish)
+        return cast(Callable[[Any, Any], Any] | None, finish)
+
     def run(self, message: Cast, material: Material, stages: Stages, value: Value | None) -> tuple[Result, Cost]:
         """Do this rank's part; if it is the owner, share the result as `value`."""
         part = _Part(self, message, material, stages, value)
@@ -89,6 +106,30 @@ class Parts:
     def tell(self, message: Value) -> None:
         """Tell this host why there is nothing to share."""
         self._relay.share(message)
+
+    def share_helped(self, of: Cast, message: Value, made: HelpedValue) -> None:
+        """Send what a helper made to the others of this host."""
+        nbytes, layout = made.nbytes, made.layout
+        message = msgspec.structs.replace(
+            message, nbytes=nbytes, stream_nbytes=layout.stream_nbytes, frames=layout.frames
+        )
+        self._relay.share(message, made.room)
+        self._took("share", made.ended_s, of)
+
+    def helped_body(self, made: HelpedValue) -> memoryview:
+        """Return what a helper made as this rank's own."""
+        return self._relay.own(made.room)[: made.nbytes]
+
+    def encode(self, payload: object) -> tuple[memoryview, Layout]:
+        """Put a payload that nobody has sent into a form in which a helper gets it."""
+        with unforked():
+            encoded = self.codec.encode(payload)
+        room = laid_out(encoded, self._relay, host=True)
+        return room.view[: encoded.nbytes], encoded.layout
+
+    def noted(self, of: Cast, made: HelpedValue) -> None:
+        """Note how long a helper took."""
+        self._took("materialize", made.ended_s - made.seconds, of, helper=made.helper)
 
     def share(self, of: Cast, message: Value, value: object) -> tuple[int, str | None, object]:
         """Send what the owner made to the others of its host.
@@ -175,14 +216,17 @@ class _Part:
             return exc.result
 
     def _value(self) -> Any:
-        prepare, finish = self._stages
-        if prepare is None and finish is None:
+        prepare, finish, helped = self._stages
+        if prepare is None and finish is None and helped is None:
             return self._payload()
-        if prepare is None:
+        if prepare is None and helped is None:
             payload, hint = self._payload_and_hint()
         else:
             hint, payload = self._taken(), MISSING
-            if hint is MISSING:
+            if hint is MISSING and helped is not None:
+                hint = self._made_by(helped)
+            elif hint is MISSING:
+                assert prepare is not None
                 payload = self._payload()
                 hint = self._materialize(prepare, payload)
                 hint = self._share(hint)
@@ -223,8 +267,55 @@ class _Part:
         result = self._parts.decode(self._message, body, value.nbytes, Layout(value.stream_nbytes, value.frames))
         if result.failure is None:
             return result.value
+        if self._message.placement == HELPERS:  # it was made elsewhere so that no rank makes it
+            raise _Failed(result)
         self.unshared = result.failure.message[:MAX_REASON]
         return MISSING
+
+    def _made_by(self, helped: Callable[[memoryview, Layout], HelpedValue]) -> Any:
+        """Return what helpers make of the payload, once the others of this host have been given it."""
+        parts, message, own = self._parts, self._message, self._material.own
+        try:
+            if message.fingerprint is not None:
+                assert own is not None
+                body, layout = parts.encode(own.payload)
+            else:
+                body, layout = self._given_body(), Layout(message.stream_nbytes, message.frames)
+            made = helped(body, layout)
+        except Unmade as exc:
+            raise _Failed(Result(failure=exc.failure, cause=exc.cause)) from None
+        except _Failed:
+            raise
+        except CodeMissing:  # it will be done again
+            if message.fingerprint is None:
+                self._material.body = body
+            raise
+        except Exception as exc:  # a payload's own code; what is registered elsewhere, or cannot leave this process
+            kind = "decode" if isinstance(exc, LookupError) else "encode"
+            raise _Failed(parts.failed(kind, "a payload could not be given to a helper", exc)) from exc
+        finally:
+            body = memoryview(b"")
+        parts.noted(message, made)
+        self.materialize_s, self.materialize_cpu_s = made.seconds, made.cpu_s
+        if self._to_share is not None:
+            self.told, self.shared_nbytes = True, made.nbytes
+            parts.share_helped(message, self._to_share, made)
+        result = parts.decode(message, parts.helped_body(made), made.nbytes, made.layout)
+        if result.failure is not None:
+            raise _Failed(result)
+        return result.value
+
+    def _given_body(self) -> memoryview:
+        """Return the payload as it came, which stays for the second stage, if there is one."""
+        body, nbytes = self._material.body, self._message.nbytes
+        if body is None:
+            raise _Failed(Result())  # the verdict was a failure and came first
+        if body.nbytes != nbytes:
+            what = "what arrived could not be taken"
+            raise _Failed(self._parts.failed("decode", what, self._parts.short(nbytes)))
+        if self._stages.finish is None:
+            self._material.body = None
+        return body
 
     def _decoded_body(self) -> Any:
         message, body = self._message, self._material.body

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import CoroutineType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -25,6 +25,10 @@ from lazycast.materialize.materializers import name_of
 from lazycast.net.wire import Failure, FailureKind
 from lazycast.tracebacks import forget_frames, forget_our_locals
 
+if TYPE_CHECKING:
+    from lazycast.core.helpers.pool import Pool
+
+COROUTINE = "it returned a coroutine, which nobody awaits; return the value: asyncio.run() gives it"
 _SHOWN_HOLDERS = 3
 
 
@@ -86,8 +90,14 @@ class Performer:
         self._executor = executor
         self._workers = Workers(pool_threads(group), name)
         self._light = Workers(1, f"{name}-light")
+        self._pool: Pool | None = None
+        self._helped = self._workers
         self._waiting: set[int] = set()  # casts whose part no worker has begun
         self._running: dict[int, tuple[int, float]] = {}  # by thread: the cast that it works on, since when
+
+    def use(self, pool: Pool, name: str) -> None:
+        """Have parts that are `helped` run beside the others, as many at a time as there are helpers."""
+        self._pool, self._helped = pool, Workers(pool.count, f"{name}-helped")
 
     def failure(self, kind: FailureKind, what: str, exc: BaseException) -> Failure:
         """Put an exception of this rank into the form that travels."""
@@ -103,9 +113,7 @@ class Performer:
                 value = call_out(apart, fn, *args)
             if isinstance(value, CoroutineType):
                 value.close()
-                raise TypeError(
-                    "it returned a coroutine, which nobody awaits; return the value: asyncio.run() gives it"
-                )
+                raise TypeError(COROUTINE)
             return Result(value)
         except BaseException as exc:  # KeyboardInterrupt and SystemExit too: every rank must learn of it
             return Result(failure=self.failure("materialize", f"materializer {name_of(fn)!r} raised", exc), cause=exc)
@@ -117,21 +125,25 @@ class Performer:
         *,
         here: bool = False,
         light: bool = False,
+        helped: bool = False,
         seq: int = 0,
         priority: int = 0,
         unwanted: Callable[[], bool] | None = None,
     ) -> None:
         """Run `part`, which runs user code, and then `done`, on a worker; or here if it is small.
 
-        What is `light` does not wait for workers that materialize. `seq` is the number of the cast, and `unwanted` says
-        whether anybody still waits for it. A given executor keeps an order of its own, whatever the `priority`.
+        What is `light` does not wait for workers that materialize; what is `helped` waits for a helper. `seq` is the
+        number of the cast, and `unwanted` says whether anybody still waits for it. A given executor keeps an order of
+        its own, whatever the `priority`.
         """
         if here:
             self._do(part, done, unwanted)
             return
         task = functools.partial(self._work_on, seq, part, done, unwanted)
         self._waiting.add(seq)
-        if self._executor is None:
+        if helped:
+            self._helped.submit(task, priority)
+        elif self._executor is None:
             (self._light if light else self._workers).submit(task, priority)
         else:
             self._submit(self._executor, task, done, seq)
@@ -214,9 +226,18 @@ class Performer:
         given = [f"materializers run on {self._executor!r}"] if self._executor is not None else []
         if held := self.holders():
             given.append(f"{len(self._waiting)} casts wait for {held}")
-        return [*given, self._workers.state(), self._light.state()]
+        helped = [self._helped.state()] if self._pool is not None else []
+        return [*given, self._workers.state(), self._light.state(), *helped]
+
+    def close_after_fork(self) -> None:
+        """In a forked child: the helpers are its parent's."""
+        if self._pool is not None:
+            self._pool.close_after_fork()
 
     def stop(self) -> None:
-        """End the threads. A given executor stays the user's."""
+        """End the threads, and the helpers first. A given executor stays the user's."""
+        if self._pool is not None:
+            self._pool.stop()
+            self._helped.stop()
         self._workers.stop()
         self._light.stop()

@@ -119,13 +119,16 @@ class Records(ABC):
 
     # Counting
 
-    def _took(self, what: str, began_s: float, of: Named) -> None:
-        """Count how long something took, of this cast, that ends now."""
+    def _took(self, what: str, began_s: float, of: Named, *, helper: int | None = None) -> None:
+        """Count how long something took, of this cast, that ends now; and who did it, if that was no rank."""
         ended_s = time.monotonic()
         with self._lock:
             self._counters.noted.append((what, ended_s - began_s))
         if (tracer := self.engine.tracer) is not None:
-            tracer.took(what, began_s, ended_s, of)
+            if helper is None:
+                tracer.took(what, began_s, ended_s, of)
+            else:
+                tracer.took(what, began_s, ended_s, of, track=f"helper {helper}")
         if (spans := self.engine.spans) is not None:
             spans.took(what, began_s, ended_s, of)
 
@@ -164,9 +167,10 @@ class Records(ABC):
             return self._stats()
 
     def _stats(self) -> Stats:
-        lanes, own = self.lanes, self.own
+        lanes, own, maker = self.lanes, self.own, self.engine.maker
         shared_slots, shared_nbytes, arena_nbytes = own._shared()
         placement, reason = own._placement()
+        ready, busy, lost = maker.pool.figures() if maker is not None else (0, 0, 0)
         with self._lock:
             counters, now_s = self._counters, time.monotonic()
             loaded = [lane._materializers() for lane in lanes]
@@ -203,6 +207,9 @@ class Records(ABC):
                 shared_slots=shared_slots,
                 shared_nbytes=shared_nbytes,
                 arena_nbytes=arena_nbytes,
+                helpers=ready,
+                helpers_busy=busy,
+                helpers_lost=lost,
                 **{phase: counters.timing(phase) for phase in PHASES},
             )
 
@@ -244,6 +251,9 @@ class Records(ABC):
         return layout(title, [(name, rows if rows is None else written(rows)) for name, rows in looks], held=held)
 
     def _dump_sections(self) -> dict[str, Callable[[], Sequence[Row] | None]]:
+        helpers: dict[str, Callable[[], Sequence[Row] | None]] = {}
+        if self.engine.maker is not None:
+            helpers["helpers"] = self.engine.maker.pool.lines
         return {
             "state": self._dump_state,
             "calls that wait": lambda: self._of_all(lambda lane: [lane._dump_ask(a) for a in lane._waits.waiting()]),
@@ -253,6 +263,7 @@ class Records(ABC):
             "under way": lambda: self._of_all(lambda lane: lane._dump_casts()),
             "shared memory": self._dump_leases,
             "links": self._dump_links,
+            **helpers,
             "threads": lambda: [self._clock.state(), *self._performer.state(), self._callbacks.state()],
             "counters": lambda: [self._counters.text()],
             "bytes": lambda: [

@@ -165,6 +165,9 @@ class RootLane(Sending):
             self._relay.down(verdict)
             self._on_verdict(verdict)
 
+    def _code_for(self, ident: str) -> bytes:
+        return self._encoder.shipper.code_for(ident)
+
     # Looking
 
     def _named(self, ask: Ask) -> Named | None:

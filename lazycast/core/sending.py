@@ -40,7 +40,7 @@ from lazycast.net.backend import Context
 from lazycast.net.host.mesh import Mesh
 from lazycast.net.topology import Topology
 from lazycast.net.wire import Cast, Cost, Drop, Failure, Verdict
-from lazycast.options import Options
+from lazycast.options import HELPERS, OWNED, Options
 from lazycast.tracebacks import describe
 
 _STEPS_HERE = 4
@@ -288,12 +288,14 @@ class Sending(Intake):
             self._send_failure(call, call.failure)
             return
         own = own_of(call)
-        arrival = Arrival(cast, None, ask=call.ask, own=own)
+        # Helpers get what was encoded, as other ranks do.
+        helped = self.engine.maker is not None and cast.placement == HELPERS and cast.ref is not None
+        arrival = Arrival(cast, room.view if helped else None, ask=call.ask, own=own)
         with self._lock:
             if call.measured:
                 sent_nbytes = cast.nbytes if call.prepared else 0
                 self._placing.spent(call.seq, Cost(time.thread_time() - cpu_s, 0.0, shared_nbytes=sent_nbytes))
-            if cast.placement == "shard":
+            if cast.placement in OWNED:
                 self._admit(arrival)
             self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree, sent_s=cast.sent_s)
             if cast.agree:

@@ -12,20 +12,25 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lazycast.arguments import usable_key
+from lazycast.codec.pickling import allocate
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
 from lazycast.core.desk import Desk
 from lazycast.core.engine import Taken
 from lazycast.core.future import CastFuture
+from lazycast.core.helpers.maker import Alone, Maker
+from lazycast.core.helpers.process import Unmade
 from lazycast.core.interrupts import Uninterrupted, of_handler
-from lazycast.core.performer import Result
+from lazycast.core.performer import Group, Result
 from lazycast.core.situation import Situation
 from lazycast.core.surroundings import nothing_set
+from lazycast.core.workers import unforked
 from lazycast.errors import ClosedError, TrustError
-from lazycast.materialize.materializers import objection
-from lazycast.materialize.staged import unusable
+from lazycast.materialize.materializers import Shipper, objection
+from lazycast.materialize.staged import Staged, unusable
 from lazycast.missing import MISSING
 from lazycast.net.wire import Key
+from lazycast.options import HELPERS, Options
 
 
 class _Call(NamedTuple):
@@ -41,6 +46,13 @@ class SoloLane(Desk):
     """See the module's text."""
 
     _inquires = False
+
+    def __init__(self, group: Group, options: Options) -> None:
+        super().__init__(group, options)
+        if options.helpers is not None:
+            self.engine.maker = Maker(group, options)
+            self._shipper = Shipper(self._policy)
+            self._performer.use(self.engine.maker.pool, f"lazycast-{options.name}-work")
 
     def next_call(
         self, taken: list[Taken], wait_s: float, timeout_s: float, *, keyed: bool = False, looks: bool = False
@@ -91,15 +103,16 @@ class SoloLane(Desk):
                 if key is not None and key in self._pending:
                     raise self._key_in_use(key)
                 self._book(ask)
-                self._counters.cast("every")
+                self._counters.cast("every" if self.engine.maker is None or fn is None else HELPERS)
             if fn is None:
                 self._settle(ask, Result(payload))
             else:
-                here = here and nothing_set()  # with more ranks it would run on another thread
+                here = here and self.engine.maker is None and nothing_set()  # with more ranks: on another thread
                 self._performer.run(
                     functools.partial(self._part, ask, fn, payload),
                     functools.partial(self._settle, ask),
                     here=here,
+                    helped=self.engine.maker is not None,
                     seq=ask.number,
                     priority=priority,
                     unwanted=lambda: ask.taken,
@@ -115,12 +128,45 @@ class SoloLane(Desk):
     def _part(self, ask: Ask, fn: Callable[[Any], Any], payload: object) -> Result:
         if ask.taken:
             return Result()
+        if self.engine.maker is not None:
+            return self._helped_part(self.engine.maker, ask, fn, payload)
         began_s = time.monotonic()
         if (spans := self.engine.spans) is not None and ask.traced is not None:
             ask.traced.cast = of = _Call(ask.number, ask.key, ask=ask)
             fn = spans.within(of, fn)
         result = self._performer.materialize(fn, payload)
         self._took("materialize", began_s, _Call(ask.number, ask.key))
+        return result
+
+    def _helped_part(self, maker: Maker, ask: Ask, fn: Callable[[Any], Any], payload: object) -> Result:
+        """Have the value, or its first stage, made by a helper."""
+        of, alone = _Call(ask.number, ask.key, HELPERS), Alone()
+        codec = self._policy.codec
+        what = "the payload could not be given to a helper"
+        try:
+            shipped = self._shipper.ship(fn)
+            assert shipped.ref is not None
+            with unforked():
+                encoded = codec.encode(payload)
+            body = allocate(encoded.nbytes)
+            encoded.write_into(body)
+            made = maker.make(
+                ask.number, shipped.ref, body, encoded.layout, alone, self._shipper.code_for, lambda: ask.taken
+            )
+            what = "what a helper made could not be taken"
+            self._took("materialize", made.ended_s - made.seconds, of, helper=made.helper)
+            with unforked():
+                readonly = self._options.values == "readonly"
+                value = codec.decode(made.room.view.toreadonly() if readonly else made.room.view, made.layout)
+        except Unmade as exc:
+            return Result(failure=exc.failure, cause=exc.cause)
+        except BaseException as exc:  # whatever a payload's own code raises
+            return Result(failure=self._performer.failure("encode", what, exc), cause=exc)
+        if not isinstance(fn, Staged):
+            return Result(value)
+        began_s = time.monotonic()
+        result = self._performer.materialize(fn.finish, payload, value)
+        self._took("materialize", began_s, of)
         return result
 
     def _settle(self, ask: Ask, result: Result) -> None:
@@ -157,7 +203,7 @@ class SoloLane(Desk):
         return True
 
     def _placement(self) -> tuple[str, str]:
-        return "every", "there is one rank"
+        return ("every", "there is one rank") if self.engine.maker is None else (HELPERS, "asked for")
 
     def _work(self) -> float | None:
         return None

@@ -216,6 +216,11 @@ def _registered_part(ref: MaterializerRef) -> Materializer:
     return fn if ref.part is None else getattr(fn, ref.part)
 
 
+def registered(ref: MaterializerRef) -> Materializer | None:
+    """Return what is registered here under the name that `ref` is; None if it is none. Raises LookupError."""
+    return _registered_part(ref) if ref.ident.startswith(_REGISTERED) else None
+
+
 def objection(fn: Materializer, policy: Policy) -> str | None:
     """Say why `fn` may not travel, or None."""
     if policy.paths is None or _registered_name(fn) is not None:
@@ -338,6 +343,14 @@ class Loader:
             return
         with self._lock:
             self._codes.put(ident, code, len(code))
+
+    def code(self, ident: str) -> bytes:
+        """Return code that has arrived, for another process to load. Raises CodeMissing if the root must be asked."""
+        with self._lock:
+            code = self._codes.get(ident)
+        if code is None:
+            raise CodeMissing(f"the code of a materializer is not here: {ident}", ident)
+        return code
 
     def load(self, ref: MaterializerRef) -> Materializer:
         """Return the callable. Runs imports and unpickling, if the policy allows them.

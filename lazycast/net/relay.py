@@ -387,6 +387,17 @@ class Relay:
             self._send_here(header if transfer.message is message else wire.encode(transfer.message), transfer.room)
             self._receiver.on_message(transfer.message, body)
 
+    def locate(self, body: memoryview) -> tuple[int, int, int] | None:
+        """Return where a body lies in this rank's shared memory: see `Mesh.locate`. None if it does not."""
+        return self._mesh.locate(body) if self._mesh is not None else None
+
+    def own(self, room: Room) -> memoryview:
+        """Return memory on which this rank's value may be made, of what it has shared with its host."""
+        if room.slot is None:
+            return room.view
+        assert self._mesh is not None
+        return self._mesh.own_view(room.slot)
+
     def _own(self, room: Room | None) -> memoryview:
         """Return memory on which this rank's value may be made."""
         if room is None:

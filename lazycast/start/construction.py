@@ -21,7 +21,7 @@ from lazycast.net.channels import Channels
 from lazycast.net.host.mesh import Mesh
 from lazycast.net.topology import place
 from lazycast.options import Options
-from lazycast.start import handshake, meeting
+from lazycast.start import handshake, helping, meeting
 
 logger = logging.getLogger("lazycast")
 
@@ -33,6 +33,7 @@ def meet(backend: Backend, options: Options, error: Exception | None) -> AnyLane
     limit = options.timeout_s
     timeout_s = min(float(limit), FOR_EVER_S) if isinstance(limit, (int, float)) and limit > 0 else 300.0
     deadline_s = time.monotonic() + timeout_s
+    error = error if error is not None else helping.objection(options)
     context = backend.open(timeout_s=timeout_s)
     try:
         mine = handshake.hello(backend.rank, options.agreed(), error)
@@ -59,6 +60,7 @@ def meet(backend: Backend, options: Options, error: Exception | None) -> AnyLane
             context.close()
         try:
             _trace_if_wanted(lane)  # before anything can arrive
+            helping.begin(lane, group, options, context, deadline_s)
             start(timeout_s=max(0.001, deadline_s - time.monotonic()))
         except BaseException:
             lane.close(0.0)

@@ -11,6 +11,7 @@ import numpy as np
 
 from lazycast.errors import CastTimeoutError, ClosedError, MaterializeError, RemoteError, WouldBlockError
 from lazycast.materialize.staged import Staged
+from lazycast.options import Helpers
 from lazycast.testing.aborts import wait_until
 from lazycast.testing.failures import identity
 from lazycast.testing.kit import TIMEOUT_S, TOLD_S, Rank, behaviour, check, raises, same
@@ -40,7 +41,7 @@ def paired(payload: np.ndarray[Any, Any], hint: int) -> tuple[int, int]:
 @behaviour()
 def every_rank_casts_with_keys_of_its_own(rank: Rank) -> None:
     """The same key of different roots means different casts, and so do calls without one."""
-    for placement in ("every", "shard", "root", "auto", "demand"):
+    for placement in ("every", "shard", "root", "auto", "demand", Helpers(1)):
         with rank.lazy(doubled, roots="any", placement=placement) as lazy:
             check(lazy.is_root and lazy.root == rank.rank, "every rank is a root, of its own casts")
             mine = [lazy.broadcast_async(pixels(rank.rank, n), key=key) for n, key in enumerate(("a", None, "b", "c"))]

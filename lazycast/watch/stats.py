@@ -40,6 +40,8 @@ class Stats:
         hosts: the ranks of each host; those of one share memory.
         shared_slots, shared_nbytes: what this rank has written to shared memory and somebody still holds.
         arena_nbytes: the memory that this takes: the arena grows with what is in use at a time, and keeps its pages.
+        helpers: processes that materialize for this rank's host and are ready, where this rank is their leader;
+            `helpers_busy` are making a value now, `helpers_lost` have ended and were replaced.
         queue: from the call to its turn (root), back-pressure on the caller included.
         held: from a call's being ready to be sent to the start of its encoding (root): behind others of its key, or
             held back by `max_inflight_nbytes`.
@@ -85,6 +87,9 @@ class Stats:
     shared_slots: int
     shared_nbytes: int
     arena_nbytes: int
+    helpers: int
+    helpers_busy: int
+    helpers_lost: int
     queue: Timing
     held: Timing
     encode: Timing
@@ -139,6 +144,8 @@ def _lines(stats: Stats) -> Iterator[str]:
     yield _row("this host", f"{nbytes_text(stats.nbytes_from_host)} received")
     held = f"{nbytes_text(stats.shared_nbytes)} held in {_counted(stats.shared_slots, 'slot')}"
     yield _row("shared memory", held, f"{nbytes_text(stats.arena_nbytes)} taken")
+    if stats.helpers or stats.helpers_lost:
+        yield _row("helpers", f"{stats.helpers} ready", f"{stats.helpers_busy} at work", f"{stats.helpers_lost} lost")
     timings = [(phase, getattr(stats, phase)) for phase in PHASES]
     if any(timing.count for _, timing in timings):
         yield f"{'phase':<15}{'count':>9}{'p50':>11}{'p99':>11}{'max':>11}{'in all':>11}"

@@ -82,8 +82,15 @@ def asyncio_requests_cancels_a_waiting_task_only(out: str) -> None:
     assert len(re.findall(r"^rank \d of 4: req-2 flower\.jpg ", out, re.MULTILINE)) == 4, out
 
 
+def helpers_shows_a_crash_that_no_rank_dies_of(out: str) -> None:
+    crashed = re.findall(r"^rank (\d) of 4: crash\.jpg .*killed by SIGSEGV, and then .*SIGSEGV", out, re.MULTILINE)
+    assert crashed == ["0", "1", "2", "3"], out
+    assert len(re.findall(r"^rank \d of 4: made a picture itself: False$", out, re.MULTILINE)) == 4, out
+
+
 #: What an example shows besides pixels.
 ALSO = {
+    "helpers": helpers_shows_a_crash_that_no_rank_dies_of,
     "local_launch": local_launch_shows_the_failure_on_every_rank,
     "asyncio_requests": asyncio_requests_cancels_a_waiting_task_only,
 }
@@ -104,6 +111,7 @@ def test_example(example: Path) -> None:
 def test_examples_are_all_here() -> None:
     assert [path.stem for path in EXAMPLES] == [
         "asyncio_requests",
+        "helpers",
         "local_launch",
         "mpirun_images",
         "threads",

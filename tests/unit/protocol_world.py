@@ -80,6 +80,7 @@ class StepPerformer(Performer):
         *,
         here: bool = False,
         light: bool = False,
+        helped: bool = False,
         seq: int = 0,
         priority: int = 0,
         unwanted: Callable[[], bool] | None = None,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast.options import DEFAULT_MAX_INFLIGHT_NBYTES, PLACEMENTS, Options, check, debug_wanted
+from lazycast.options import DEFAULT_MAX_INFLIGHT_NBYTES, PLACEMENTS, Helpers, Options, check, debug_wanted
 
 
 def options(**changes: Any) -> Options:
@@ -54,6 +54,10 @@ GOOD: list[dict[str, Any]] = [
 def test_good_options_have_no_error() -> None:
     for changes in GOOD:
         assert check(options(**changes), 4) is None, changes
+
+
+async def asleep() -> None:
+    """Nobody would await it."""
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -106,6 +110,25 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"owners": [True, "a"]}, ValueError, "owners: [True, 'a'] are no ranks"),
     ({"owners": [0], "placement": "root"}, ValueError, "owners are for placement 'shard' or 'auto', not 'root'"),
     ({"executor": "threads"}, TypeError, "executor"),
+    ({"placement": "helpers"}, ValueError, "placement 'helpers' needs a number: placement=Helpers(count)"),
+    ({"helpers": 2}, TypeError, "helpers must be Helpers(count), got 2"),
+    *(
+        ({"placement": "helpers", "helpers": Helpers(**{"count": 1, **changes})}, kind, message)
+        for changes, kind, message in [
+            ({"count": 0}, ValueError, "Helpers: count must be a positive int, got 0"),
+            ({"count": -1}, ValueError, "Helpers: count must be a positive int, got -1"),
+            ({"count": 1.5}, ValueError, "Helpers: count must be a positive int, got 1.5"),
+            ({"count": True}, ValueError, "Helpers: count must be a positive int, got True"),
+            ({"limit_s": 0}, ValueError, "Helpers: limit_s must be a positive int or float, got 0"),
+            ({"limit_s": math.inf}, ValueError, "Helpers: limit_s must be a positive int or float, got inf"),
+            ({"memory_nbytes": "1G"}, ValueError, "Helpers: memory_nbytes must be a positive int, got '1G'"),
+            ({"niceness": 20}, ValueError, "Helpers: niceness must be an int from 0 to 19, got 20"),
+            ({"niceness": True}, ValueError, "Helpers: niceness must be an int from 0 to 19, got True"),
+            ({"cuda": 0}, ValueError, "Helpers: cuda must be True or False, got 0"),
+            ({"init": 3}, TypeError, "Helpers: init must be callable, got int"),
+            ({"init": asleep}, TypeError, "Helpers: init must give the value, and an async function"),
+        ]
+    ),
 ]
 
 
@@ -138,6 +161,7 @@ def test_a_process_pool_is_refused() -> None:
         error = check(options(executor=pool), 4)
     assert isinstance(error, TypeError)
     assert "must run in this process" in str(error)
+    assert "use placement=Helpers(count)" in str(error)
     with concurrent.futures.ThreadPoolExecutor(1) as threads:
         assert check(options(executor=threads), 4) is None
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import functools
 import marshal
+import multiprocessing.spawn  # noqa: F401  # as the warm parent does
 import os
 import shutil
 import socket

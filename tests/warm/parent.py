@@ -34,6 +34,7 @@ from typing import Any
 IMPORTED = (
     *("asyncio", "fractions", "importlib.metadata", "mmap", "pickletools", "queue", "secrets", "shlex", "sysconfig"),
     *("PIL.Image", "cloudpickle", "hypothesis", "msgspec", "numpy", "pytest", "sklearn", "torch.distributed.run"),
+    "multiprocessing.spawn",  # it notes the interpreter, which helpers are to be: before `sys.executable` is another
 )
 Order = dict[str, Any]
 _HIGH = 700  # above the numbers that programs have inherited

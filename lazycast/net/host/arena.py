@@ -166,6 +166,13 @@ class Arena:
         assert self._fds is not None
         return self._fds
 
+    def offset_of(self, address: int, nbytes: int) -> int | None:
+        """Return where in the arena bytes lie that were written there; None if they do not."""
+        region: Region | None = getattr(self, "_region", None)
+        if region is None or not region.address <= address <= region.address + region.nbytes - nbytes:
+            return None
+        return address - region.address
+
     def share(self, slot: Slot, readers: list[int]) -> None:
         """Book that `readers` hold a slot, before the message goes to them."""
         flags = self._ledger[slot.row]

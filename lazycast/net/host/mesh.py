@@ -30,10 +30,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from lazycast.codec.pickling import allocate, copy
 from lazycast.here import own_thread
 from lazycast.net.host import limits
 from lazycast.net.host.arena import Arena, Slot
+from lazycast.net.host.memory import PAGE
 from lazycast.net.host.processes import pid_behind
 from lazycast.net.host.views import Views
 from lazycast.tracebacks import forget_frames, log
@@ -360,6 +363,19 @@ class Mesh:
         body = allocate(view.nbytes)
         copy(body, view)
         return body
+
+    def locate(self, body: memoryview) -> tuple[int, int, int] | None:
+        """Return where a body lies in this rank's arena, for a process that is to look at it.
+
+        That is the arena's descriptor, its bytes, and the offset of a page. None for a body that lies elsewhere.
+        """
+        address: int = np.frombuffer(body, np.uint8).__array_interface__["data"][0]
+        offset = self._arena.offset_of(address, body.nbytes)
+        if offset is None:
+            offset = self._views.offset_of(address, body.nbytes)
+        if offset is None or offset % PAGE or self._closing:
+            return None
+        return self._arena.fds[0], self._arena.nbytes, offset
 
     def own_view(self, slot: Slot) -> memoryview:
         """Return this rank's own value of a slot that it wrote, private like anybody's."""

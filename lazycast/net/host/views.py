@@ -92,6 +92,13 @@ class Views:
         copy(body, known.arena.whole[offset : offset + body.nbytes])  # looking at a page makes no copy of it to drop
         known.ledger[row, self._me] = 0
 
+    def offset_of(self, address: int, nbytes: int) -> int | None:
+        """Return where in this rank's own arena bytes lie that it looks at as a value; None if they do not."""
+        known = self._writers.get(self._ranks[self._me])
+        if known is None or not known.arena.address <= address <= known.arena.address + known.arena.nbytes - nbytes:
+            return None
+        return address - known.arena.address
+
     def own(self, slot: Slot) -> memoryview:
         """Return a slot that this rank wrote as a value of its own; it keeps the writer's hold on the slot."""
         if slot.segment_fd is None:

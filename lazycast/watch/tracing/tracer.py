@@ -81,7 +81,7 @@ class Tracer:
         self._on_stop = on_stop
         self._waiting: deque[tuple[Any, ...]] = deque()
         self._missing = 0
-        self._threads: dict[int, tuple[int, str]] = {}  # by ident: number and name
+        self._threads: dict[int | str, tuple[int, str]] = {}  # by ident, or name of a track: number and name
         self._numbers = itertools.count(1)  # to count the threads known would give two that are new at once the same
         self._named: set[int] = set()
         self._spans = 0
@@ -102,9 +102,14 @@ class Tracer:
 
     # Called by the engine, from any thread, mostly with its lock held
 
-    def took(self, what: str, began_s: float, ended_s: float, of: Named | None, **more: Any) -> None:
-        """Note a phase of a cast, from `began_s` to `ended_s` (monotonic seconds), on the calling thread."""
-        self._put((what, began_s, ended_s, self._tid(), _who(of), more))
+    def took(
+        self, what: str, began_s: float, ended_s: float, of: Named | None, *, track: str | None = None, **more: Any
+    ) -> None:
+        """Note a phase of a cast, from `began_s` to `ended_s` (monotonic seconds), on the calling thread.
+
+        With `track` it is on that one, which is no thread of this process.
+        """
+        self._put((what, began_s, ended_s, self._tid() if track is None else self._tid_of(track), _who(of), more))
 
     def happened(self, what: str, of: Named | None, **more: Any) -> None:
         """Note that something happens now."""
@@ -115,6 +120,12 @@ class Tracer:
         known = self._threads.get(ident)
         if known is None:
             known = self._threads[ident] = next(self._numbers), threading.current_thread().name
+        return known[0]
+
+    def _tid_of(self, track: str) -> int:
+        known = self._threads.get(track)
+        if known is None:
+            known = self._threads.setdefault(track, (next(self._numbers), track))
         return known[0]
 
     def _put(self, noted: tuple[Any, ...]) -> None:

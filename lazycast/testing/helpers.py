@@ -1,0 +1,61 @@
+"""Processes that are no ranks make the values: on each host those of its leader."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import numpy as np
+
+from lazycast.errors import MaterializeError
+from lazycast.materialize.staged import Staged
+from lazycast.net.host.hosts import leader
+from lazycast.options import Helpers
+from lazycast.testing.kit import Rank, behaviour, check, raises, same
+
+
+def made(payload: Any) -> dict[str, Any]:
+    """A value that says who made it, with an array of its own."""
+    return {"pid": os.getpid(), "leader": os.getppid(), "large": np.zeros(100_000), "payload": payload}
+
+
+def dies(payload: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return payload
+
+
+def prepared(payload: Any) -> int:
+    return os.getpid()
+
+
+def finished(payload: Any, hint: int) -> tuple[int, int, Any]:
+    return os.getpid(), hint, payload
+
+
+@behaviour()
+def helpers_of_its_leader_make_what_a_host_gets(rank: Rank) -> None:
+    for agree in (True, False):
+        with rank.lazy(made, placement=Helpers(1), agree=agree, root=rank.last) as lazy:
+            host = next(host for host in lazy.stats().hosts if rank.rank in host)
+            first = leader(host, rank.last) == rank.rank
+            for payload in ("small", np.arange(60_000)):
+                value = lazy.broadcast(payload if lazy.is_root else None)
+                same(value["payload"], payload)
+                check(value["pid"] != os.getpid(), "a rank has made it")
+                check(not first or value["leader"] == os.getpid(), "another rank's helper has made it")
+                value["large"] += rank.rank
+                check(bool((value["large"] == rank.rank).all()), "another rank's write is seen")
+            rank.meet()
+            check((lazy.stats().helpers == 1) == first, "others than leaders have helpers")
+
+
+@behaviour()
+def a_payload_that_kills_its_helpers_fails_everybody_and_the_next_cast_works(rank: Rank) -> None:
+    with rank.lazy(Staged(prepared, finished), placement=Helpers(1)) as lazy:
+        told = "materializer 'dies' was not done: helper 0 .* was killed by SIGKILL, and then helper 0"
+        raises(MaterializeError, told, lambda: lazy.broadcast(1, materialize=dies))
+        pid, hint, payload = lazy.broadcast("next")
+        same(payload, "next")
+        same(pid, os.getpid(), "who has run the second stage")
+        check(hint != os.getpid(), "a rank has run the first stage")

@@ -1,0 +1,460 @@
+"""Helpers under each backend, in each kind of object: what arrives, where it was made, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lazycast import (
+    ConfigMismatchError,
+    DecodeError,
+    EncodeError,
+    Helpers,
+    LazyBroadcast,
+    MaterializeError,
+    RemoteError,
+    Staged,
+    TrustError,
+    Tuning,
+    launch,
+    register_materializer,
+)
+from tests import helped
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 60.0
+
+
+def lazy_of(fn: Any, *, helpers: Helpers = Helpers(1), **options: Any) -> LazyBroadcast[Any, Any]:  # noqa: B008
+    return LazyBroadcast(fn, placement=helpers, **{"timeout_s": LIMIT_S, **options})
+
+
+def on_threads(fn: Callable[..., Any], *args: Any, ranks: int = 2) -> list[Any]:
+    return launch(fn, ranks=ranks, backend="threads", args=args, timeout_s=100)
+
+
+def value_of(lazy: LazyBroadcast[Any, Any], payload: Any, **more: Any) -> Any:
+    return lazy.broadcast(payload if lazy.is_root else None, **more)
+
+
+# On each backend, on one host and on several
+
+
+def _made(root: int, shared_memory: bool | str) -> list[dict[str, Any]]:
+    tuning = Tuning(shared_memory=shared_memory)
+    with lazy_of(helped.who, root=root, tuning=tuning) as lazy:
+        array = np.arange(200_000)
+        found = [value_of(lazy, payload) for payload in (1, "text", array)]
+        assert (found[2].pop("payload") == array).all()
+        stats = lazy.stats()
+        assert stats.placements == {"helpers": 3}
+        return [*found, {"pid": os.getpid(), "helpers": stats.helpers, "hosts": stats.hosts}]
+
+
+@pytest.mark.cold
+@pytest.mark.parametrize("backend", ["local", "torch", "mpi"])
+def test_helpers_of_the_leader_make_what_its_host_gets(backend: str) -> None:
+    results = launch(_made, ranks=3, backend=backend, args=(1, "auto"), timeout_s=100)
+    pids = [said["pid"] for *_, said in results]
+    for rank, (*values, said) in enumerate(results):
+        assert [value.get("payload") for value in values] == [1, "text", None]
+        assert {value["pid"] for value in values}.isdisjoint(pids)
+        assert {value["parent"] for value in values} == {pids[1]}, "the root is the leader"
+        assert said["helpers"] == (1 if rank == 1 else 0)
+
+
+def test_ranks_that_share_no_memory_have_helpers_of_their_own() -> None:
+    results = launch(_made, ranks=2, args=(0, False), timeout_s=100)
+    for *values, said in results:
+        assert {value["parent"] for value in values} == {said["pid"]}
+        assert said["helpers"] == 1
+
+
+def _two_hosts() -> tuple[int, Any, Any]:
+    rank = int(os.environ["LAZYCAST_RANK"])
+    os.environ["LAZYCAST_HOST"] = f"host {rank // 2}"
+    offset = np.float64(rank)
+    with lazy_of(None) as lazy:
+        # A closure, which the leader of the other host has as code alone; and a payload that came over the network.
+        made = value_of(lazy, np.arange(300_000.0), materialize=lambda array: (os.getppid(), array + offset))
+        again = value_of(lazy, 2, materialize=lambda n: (os.getppid(), n + offset))
+        assert len(lazy.stats().hosts) == 2
+        return os.getpid(), made, again
+
+
+def test_each_host_makes_its_own() -> None:
+    results = launch(_two_hosts, ranks=4, timeout_s=100)
+    pids = [pid for pid, _, _ in results]
+    for rank, (_, made, again) in enumerate(results):
+        assert (made[0], again[0]) == (pids[rank // 2 * 2],) * 2
+        assert (made[1] == np.arange(300_000.0)).all()  # of rank 0, whose materializer it is
+        assert again[1] == 2.0
+
+
+# Kinds of objects
+
+
+def _staged() -> list[Any]:
+    with lazy_of(Staged(helped.prepare, helped.finish)) as lazy:
+        return [os.getpid(), *(value_of(lazy, np.full(n, 2.0)) for n in (10, 100_000))]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_of_two_stages_a_helper_runs_the_first(ranks: int) -> None:
+    for pid, small, large in launch(_staged, ranks=ranks, timeout_s=100):
+        assert (small["pid"], large["pid"]) == (pid, pid)
+        assert small["hint"]["pid"] == large["hint"]["pid"] != pid
+        assert (small["hint"]["sum"], small["after"]) == (20.0, 30.0)
+        assert (large["hint"]["sum"], large["after"]) == (200_000.0, 300_000.0)
+
+
+def _each_its_own(values: str, agree: bool) -> bool:
+    with lazy_of(helped.grown, values=values, agree=agree) as lazy:
+        value = value_of(lazy, 300_000)
+        return bool(value["large"].flags.writeable)
+
+
+def test_values_are_what_the_object_says() -> None:
+    assert on_threads(_each_its_own, "readonly", True) == [False, False]
+    assert on_threads(_each_its_own, "readonly", True, ranks=1) == [False]
+    assert on_threads(_each_its_own, "copy", False) == [True, True]
+
+
+def _replicated(gives_up: bool) -> Any:
+    with lazy_of(helped.who, replicated=True) as lazy:
+        lazy.broadcast("both are there")
+        first = lazy.broadcast({"n": np.arange(50_000)}, key="first")
+        future = lazy.broadcast_async("second", key="second") if lazy.is_root or not gives_up else None
+        if future is None:
+            lazy.discard("second")
+        second = None if future is None else future.result(LIMIT_S)["pid"]
+        lazy.broadcast("both are done")
+        return first["pid"], second
+
+
+def test_replicated_payloads_go_to_helpers() -> None:
+    for gives_up in (False, True):
+        (one, other), (second, _) = on_threads(_replicated, gives_up)
+        assert one == other == second != os.getpid()
+
+
+def _plain() -> Any:
+    with lazy_of(None) as lazy:
+        return value_of(lazy, {"plain": 1}), lazy.stats().placements
+
+
+def test_a_cast_without_a_materializer_needs_no_helper() -> None:
+    for ranks in (1, 2):
+        for value, _ in on_threads(_plain, ranks=ranks):
+            assert value == {"plain": 1}
+
+
+# Trust
+
+
+def _data() -> list[Any]:
+    register_materializer("helped.add", lambda payload: {"sum": float(payload.sum()), "by": os.getpid()})
+    with lazy_of(None, trust="data") as lazy:
+        from lazycast.materialize.materializers import _registered
+
+        fn = _registered["helped.add"]
+        found = [value_of(lazy, np.ones(n), materialize=fn if lazy.is_root else None) for n in (3, 100_000)]
+        register_materializer("helped.add", lambda payload: {"sum": -1.0, "by": os.getpid()})
+        fn = _registered["helped.add"]
+        found.append(value_of(lazy, np.ones(3), materialize=fn if lazy.is_root else None))
+        with pytest.raises(TrustError if lazy.is_root else RemoteError):
+            value_of(lazy, 1, materialize=helped.who)
+        return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_is_registered_gets_to_helpers(ranks: int) -> None:
+    for found in launch(_data, ranks=ranks, timeout_s=100):
+        assert [value["sum"] for value in found] == [3.0, 100_000.0, -1.0]
+        assert os.getpid() not in {value["by"] for value in found}
+
+
+def _unlisted() -> str:
+    with lazy_of(helped.who, trust={"tests.helped.who"}) as lazy:
+        with pytest.raises((TrustError, RemoteError)) as caught:
+            value_of(lazy, 1, materialize=helped.raises)
+        return str(caught.value) + str(value_of(lazy, 2)["payload"])
+
+
+def test_what_is_not_listed_is_not_loaded() -> None:
+    for text in on_threads(_unlisted):
+        assert "'tests.helped.raises' is not one" in text
+        assert text.endswith("2")
+
+
+# What cannot be
+
+
+def _no_value() -> list[str]:
+    with lazy_of(helped.unpicklable) as lazy:
+        kind = EncodeError if lazy.is_root else RemoteError
+        with pytest.raises(kind) as caught:
+            value_of(lazy, 1)
+        assert value_of(lazy, 2, materialize=helped.who)["payload"] == 2
+        return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_value_that_cannot_leave_its_helper_is_an_error_that_says_which_part(ranks: int) -> None:
+    for text, *_ in on_threads(_no_value, ranks=ranks):
+        assert "what materializer 'unpicklable' made cannot leave its process in helper 0 on rank 0" in text
+        assert "bad" in text
+
+
+def _cannot_travel() -> str:
+    lock = __import__("threading").Lock()
+    with lazy_of(None) as lazy, pytest.raises((EncodeError, RemoteError)) as caught:
+        value_of(lazy, 1, materialize=lambda payload: lock)
+    return str(caught.value)
+
+
+def test_a_materializer_that_cannot_travel_is_an_error_before_anything_is_sent() -> None:
+    for ranks in (1, 2):
+        for text in on_threads(_cannot_travel, ranks=ranks):
+            assert "lock" in text
+
+
+def _not_rebuilt() -> str:
+    with lazy_of(None) as lazy, pytest.raises((DecodeError, EncodeError)) as caught:
+        value_of(lazy, helped.OnlyHere() if lazy.is_root else None, materialize=helped.who)
+    return str(caught.value)
+
+
+def test_a_payload_that_a_helper_cannot_rebuild_is_an_error() -> None:
+    for text in on_threads(_not_rebuilt):
+        assert "what arrived could not be decoded in helper 0 on rank 0" in text
+        assert "only where it was made" in text
+
+
+# Beginning
+
+
+def _begun(helpers: Helpers) -> Any:
+    with lazy_of(helped.surroundings, helpers=helpers) as lazy:
+        ready = lazy.stats().helpers
+        return ready, value_of(lazy, [])["begun"]
+
+
+def test_init_is_called_once_in_each_helper_before_the_object_is_there() -> None:
+    assert on_threads(_begun, Helpers(2, init=helped.begin)) == [(2, True), (0, True)]
+    assert on_threads(_begun, Helpers(2, init=helped.begin), ranks=1) == [(2, True)]
+    assert on_threads(_begun, Helpers(1))[1] == (0, False)
+
+
+def _no_beginning(helpers: Helpers, timeout_s: float) -> str:
+    with pytest.raises(MaterializeError) as caught:
+        lazy_of(helped.who, helpers=helpers, timeout_s=timeout_s)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_init_that_fails_fails_the_construction_on_every_rank(ranks: int) -> None:
+    for text in on_threads(_no_beginning, Helpers(2, init=helped.fail_to_begin), LIMIT_S, ranks=ranks):
+        assert re.search(r"its helpers could not begin: init raised in helper [01] on rank 0", text)
+        assert "OSError: no such model" in text
+    for text in on_threads(_no_beginning, Helpers(1, init=helped.die_at_begin), LIMIT_S, ranks=ranks):
+        assert "was killed by SIGKILL before it had begun; it said: about to die" in text
+    for text in on_threads(_no_beginning, Helpers(1, init=helped.begin_never), 3.0, ranks=ranks):
+        assert "helpers have not begun after" in text
+
+
+def _init_cannot_travel() -> str:
+    lock = __import__("threading").Lock()
+    with pytest.raises(EncodeError) as caught:
+        lazy_of(helped.who, helpers=Helpers(1, init=lambda: lock.acquire()))
+    return str(caught.value)
+
+
+def test_an_init_that_cannot_travel_fails_the_construction_on_every_rank() -> None:
+    for ranks in (1, 2):
+        for text in on_threads(_init_cannot_travel, ranks=ranks):
+            assert "Helpers: init cannot travel to helpers" in text
+
+
+def _differ(backend_ranks: int) -> str:
+    from lazycast.start.discovery import resolve
+
+    rank = resolve("auto").rank
+    with pytest.raises(ConfigMismatchError) as caught:
+        lazy_of(helped.who, helpers=Helpers(1 + rank))
+    return str(caught.value)
+
+
+def test_ranks_must_ask_for_the_same_helpers() -> None:
+    for text in on_threads(_differ, 2):
+        assert "helpers" in text
+
+
+def test_helpers_that_cannot_begin_are_named_by_casts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no such thing >&2\nexit 3\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", str(broken))
+    for text in on_threads(_casts_fail):
+        assert "ended with exit code 3 before it had begun; it said: no such thing" in text
+
+
+def _casts_fail() -> str:
+    with lazy_of(helped.who) as lazy, pytest.raises(MaterializeError) as caught:
+        value_of(lazy, 1)
+    return str(caught.value)
+
+
+def _kept() -> list[int]:
+    with lazy_of(helped.count_up) as lazy:
+        return [value_of(lazy, n) for n in range(4)]
+
+
+def test_what_a_helper_keeps_it_keeps_as_long_as_it_lives() -> None:
+    assert on_threads(_kept) == [[1, 2, 3, 4]] * 2
+
+
+# Where they run
+
+_NAMES = ["RANK", "LAZYCAST_RANK", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "MINE"]
+
+
+def _surroundings() -> Any:
+    with lazy_of(helped.surroundings, helpers=Helpers(1, niceness=3)) as lazy:
+        found = value_of(lazy, _NAMES)
+        return {**found, "same path": found["path"] == sys.path, "rank's nice": os.nice(0), "session": os.getsid(0)}
+
+
+def test_a_helper_has_what_its_leader_has_but_for_what_makes_a_rank(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MINE", "yes")
+    found = launch(_surroundings, ranks=2, timeout_s=100)[0]
+    expected = {"RANK": None, "LAZYCAST_RANK": None, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MINE": "yes"}
+    assert found["env"] == expected
+    assert found["nice"] == found["rank's nice"] + 3
+    assert found["same path"]
+    assert not found["main thread"]
+    said = capfd.readouterr()
+    assert said.out.splitlines() == ["[helper 0 of rank 0] printed"]
+    assert said.err.splitlines() == ["[helper 0 of rank 0] in two lines", "[helper 0 of rank 0] of errors"]
+
+
+def test_with_more_helpers_than_cores_the_figure_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    count = len(os.sched_getaffinity(0)) + 1
+    with caplog.at_level(logging.WARNING, "lazycast"), lazy_of(helped.who, helpers=Helpers(count)) as lazy:
+        lazy.broadcast(1)
+    (text,) = [record.getMessage() for record in caplog.records if "Helpers" in record.getMessage()]
+    assert f"Helpers({count})" in text
+    assert f"may use {count - 1} cores" in text
+
+
+_PROGRAM = """
+import sys
+from dataclasses import dataclass
+from lazycast import Helpers, LazyBroadcast
+
+@dataclass
+class Value:
+    n: int
+
+def make(payload):
+    assert isinstance(payload, Value), type(payload)
+    return Value(payload.n + 1)
+
+def run():
+    with LazyBroadcast(make, placement=Helpers(1), timeout_s=60) as lazy:
+        for _ in range(2):
+            value = lazy.broadcast(Value(1) if lazy.is_root else None)
+            assert value == Value(2) and type(value) is Value
+        print(f"rank {lazy.rank} has it\\n", end="", flush=True)
+"""
+
+
+def _launched(program: Path, ranks: int) -> tuple[int, str, str]:
+    code = f"""
+import os, subprocess, sys
+from pathlib import Path
+from lazycast.start.commands import commands
+from lazycast.start.launcher import start_all
+import tempfile
+processes = []
+with tempfile.TemporaryDirectory() as folder:
+    start_all(processes, commands("local", [sys.executable, {str(program)!r}], {ranks}, Path(folder)))
+    sys.exit(max(process.wait() for process in processes))
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=env, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_classes_of_the_program_are_the_same_in_helpers_and_on_ranks(tmp_path: Path, ranks: int) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(_PROGRAM + '\nif __name__ == "__main__":\n    run()\n')
+    code, said, errors = _launched(program, ranks)
+    assert (code, errors) == (0, "")
+    assert sorted(said.splitlines()) == [f"rank {rank} has it" for rank in range(ranks)]
+
+
+def test_a_program_that_is_not_guarded_is_told_so(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(_PROGRAM + "\nrun()\n")
+    code, _, errors = _launched(program, 2)
+    assert code == 1
+    assert "could not be run in a helper" in errors
+    assert 'below `if __name__ == "__main__":`' in errors
+
+
+# What is said of them
+
+
+def _looked_at(folder: str) -> Any:
+    with lazy_of(helped.who, helpers=Helpers(2)) as lazy, lazy.trace(folder):
+        for n in range(3):
+            value_of(lazy, n)
+        while lazy.is_root and lazy.stats().helpers < 2:
+            time.sleep(0.01)
+        return lazy.dump(), str(lazy.stats()), lazy.stats().materialize.count
+
+
+def test_helpers_are_seen_in_dumps_figures_and_traces(tmp_path: Path) -> None:
+    (dump, figures, count), (_, other_figures, other_count) = on_threads(_looked_at, str(tmp_path))
+    assert re.search(r"helper 0: process \d+, is free, \d made", dump)
+    assert "2 ready, 0 at work, 0 lost" in figures
+    assert "ready" not in other_figures
+    assert (count, other_count) == (3, 0)
+    events = [event for path in tmp_path.glob("*rank0*") for event in json.loads(path.read_text())]
+    names = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    tracks = [names[event["tid"]] for event in events if event["name"] == "materialize"]
+    assert len(tracks) == 3
+    assert set(tracks) <= {"helper 0", "helper 1"}
+
+
+def test_helpers_are_counted_for_prometheus() -> None:
+    prometheus_client = pytest.importorskip("prometheus_client")
+    from lazycast.watch.prometheus import Collector
+
+    registry = prometheus_client.CollectorRegistry()
+    with lazy_of(helped.crash_or, helpers=Helpers(1, init=helped.begin), name="counted") as lazy:
+        registry.register(Collector(lazy))
+        labels = {"name": "counted", "rank": "0"}
+        assert registry.get_sample_value("lazycast_helpers", labels) == 1
+        assert registry.get_sample_value("lazycast_busy_helpers", labels) == 0
+        with pytest.raises(MaterializeError):
+            lazy.broadcast("crash")
+        assert lazy.broadcast("after")["payload"] == "after"
+        assert registry.get_sample_value("lazycast_lost_helpers_total", labels) == 2
