@@ -415,8 +415,9 @@ class LazyBroadcast(Generic[P, V]):
             block=False,
             root=root,
         )
-        future = call() if self._options.beyond == "refuse" else await self._turns.take(call, late, limit_s)
-        return await future
+        if self._options.beyond == "refuse" or (root is not None and root != self.rank):  # those ask, and never wait
+            return await call()
+        return await (await self._turns.take(call, late, limit_s))
 
     def has_room(self) -> bool:
         """Return whether `broadcast_async` would return at once now, instead of waiting for ranks that are behind.

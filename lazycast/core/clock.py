@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -10,7 +11,9 @@ from typing import Any, NamedTuple
 
 from lazycast.core.waits import Stage, W, Waits
 from lazycast.here import own_thread
-from lazycast.tracebacks import forget_frames
+from lazycast.tracebacks import forget_frames, log
+
+logger = logging.getLogger("lazycast")
 
 
 class _Served(NamedTuple):
@@ -112,7 +115,10 @@ class Clock:
 
     def _tell_failure(self, exc: BaseException) -> None:
         for served in self._served:
-            served.on_failure(exc)
+            try:
+                served.on_failure(exc)
+            except Exception as more:  # the others are to be told all the same
+                log(logger, "lazycast: the failure of an engine could not be told", more)
 
     def _tell_due(self) -> None:
         # On its own: what it has told of must not live as long as this thread sleeps.

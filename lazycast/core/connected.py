@@ -52,10 +52,14 @@ class Connected(Desk):
         self._relay = Relay(topology, self, mesh)
         self._heartbeat: Heartbeat | None = None  # once it has begun to connect to other hosts
 
+    def listen(self) -> None:
+        """Begin to note who is heard, before anybody can have ended."""
+        if self._relay.away and self._heartbeat is None:
+            self._heartbeat = Heartbeat(self._relay.away, time.monotonic())
+
     def start(self, *, timeout_s: float) -> None:
         """Connect and begin. Collective."""
-        if self._relay.away:  # before anybody can have ended
-            self._heartbeat = Heartbeat(self._relay.away, time.monotonic())
+        self.listen()
         self._relay.connect(self._context, timeout_s=timeout_s, name=self._options.name)
         self._clock.start()
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import operator
 import threading
 import time
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Callable, Collection
 from typing import Any, Protocol, cast
 
@@ -71,9 +71,7 @@ class Desk(Records):
         super().__init__(group, options, engine)
         self._policy = policy_of(options, same_program=group.same_program)
         self._gates: list[Gate] = []  # of who waits for a change, each opened once
-        #: What was asked for in the middle of our own work, with its arguments. Filled in one step, from anywhere.
-        self.handed: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._handing = threading.Lock()  # held by the thread that does what was handed over
+        self.handed, self._handing = self.engine.handed, self.engine.handing  # of all lanes, in one order
         self._pending: dict[Key, Ask] = {}  # asks with a key whose future is not done
         self._unkeyed = 0
         self._plans: dict[float, Plan] = {}  # by time limit
@@ -134,6 +132,9 @@ class Desk(Records):
         if root is None:
             return self
         given: object = root
+        if not isinstance(given, bool):
+            with contextlib.suppress(TypeError):
+                given = operator.index(root)
         if len(self.lanes) > 1 or self._options.roots == "any":
             if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < self._group.size:
                 last = self._group.size - 1
@@ -254,9 +255,10 @@ class Desk(Records):
         self._gates.append(Waker(wake))
 
     def tell_changed(self) -> None:
-        """Something has changed that somebody may wait for."""
+        """Something has changed that somebody may wait for, of this root or another."""
         with Uninterrupted(), self._lock:
-            self._notify()
+            for lane in cast("list[Desk]", self.lanes):
+                lane._notify()
 
     def _notify(self) -> None:
         """With the lock held: something has changed."""
@@ -481,7 +483,8 @@ class Desk(Records):
     # Time
 
     def _fail(self, exc: BaseException) -> None:
-        log(logger, f"lazycast {self._options.name!r}: the engine failed", exc)
+        if self is self.lanes[0]:  # once, of all lanes
+            log(logger, f"lazycast {self._options.name!r}: the engine failed", exc)
         self._engine_failed(exc)
 
     @abstractmethod
@@ -566,9 +569,15 @@ class Desk(Records):
             closed = ClosedError(text + situation.text(), rank=self._group.rank)
             self._settle_error(ask, self._explain(ask, closed, situation))
 
+    def hear_losses(self) -> None:
+        """Learn of the ranks that another lane knows to be lost."""
+
     @abstractmethod
     def disconnect(self, timeout_s: float) -> None:
         """Say farewell to the other ranks."""
+
+    def forget(self) -> None:
+        """Let go of all casts: nothing more can come."""
 
     def _busy(self) -> bool:
         """With the lock held: whether `close` has something to wait for."""

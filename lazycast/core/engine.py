@@ -14,6 +14,7 @@ import contextlib
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from lazycast.core.performer import Group, Performer
 from lazycast.core.spans import Spans
 from lazycast.core.workers import Workers
 from lazycast.errors import ClosedError
-from lazycast.net.wire import Key
+from lazycast.net.wire import Gone, Key
 from lazycast.options import Options
 from lazycast.watch.notices import Notices
 from lazycast.watch.stats import Counters
@@ -50,8 +51,14 @@ class Tenant(Protocol):
     def fail_what_waits(self, timeout_s: float) -> None:
         """End all calls: this rank closes the object, after it has waited for so long."""
 
+    def hear_losses(self) -> None:
+        """Learn of the ranks that another lane knows to be lost."""
+
     def disconnect(self, timeout_s: float) -> None:
         """Say farewell to the other ranks."""
+
+    def forget(self) -> None:
+        """Let go of all casts: nothing more can come."""
 
 
 class Engine:
@@ -67,7 +74,10 @@ class Engine:
         self.tracer: Tracer | None = None  # read once where it is used: another thread may end it meanwhile
         self.maker: Maker | None = None  # where this rank has helpers
         self.spans: Spans | None = None  # read once where it is used, too
-        self.lost: set[int] = set()  # ranks of whose loss all have been told here
+        self.lost: dict[int, Gone] = {}  # by rank: as it was first heard of here
+        #: What was asked for in the middle of our own work, with its arguments. Filled in one step, from anywhere.
+        self.handed: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self.handing = threading.Lock()  # held by the thread that does what was handed over
         #: What was taken by calls of `next` that were interrupted: whoever asks for it next gets it. Filled in one
         #: step, from anywhere.
         self.given_back: deque[Taken] = deque()
@@ -129,6 +139,8 @@ class Engine:
         try:
             with Uninterrupted():
                 for lane in self.lanes:
+                    lane.hear_losses()
+                for lane in self.lanes:
                     lane.fail_what_waits(timeout_s)
             with contextlib.ExitStack() as farewells:  # whatever becomes of one, the others get theirs
                 for lane in reversed(self.lanes):
@@ -142,6 +154,7 @@ class Engine:
             self.closed.set()
             for lane in self.lanes:
                 lane.do_handed()
+                lane.forget()  # after all farewells: what one lane had let go of could come again until then
             self.notices.tell(time.monotonic(), all_of_it=True)
 
     @staticmethod

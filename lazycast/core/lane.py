@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from lazycast.codec.pickling import Layout
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
@@ -430,7 +432,7 @@ class Lane(Connected):
             self._end.gone[message.rank] = message
             first = lost and message.rank not in self.engine.lost  # that all lanes of this rank hear of
             if first:
-                self.engine.lost.add(message.rank)
+                self.engine.lost[message.rank] = message
                 self._counters.lost += 1
             if lost and (self._end.failure is None or self._end.failure.kind == "closed"):
                 # Before anybody else hears of it: whoever does may close, and that is not why casts fail.
@@ -479,12 +481,23 @@ class Lane(Connected):
         host = self._group.hosts[rank]
         # Others may hear of our end before they notice the loss that brought it about: tell them that first.
         with self._lock:
-            losses = [gone for gone in self._end.gone.values() if gone.failure.kind == "lost"]
+            losses = [self._end.gone.get(gone.rank, gone) for gone in self.engine.lost.values()]
         for loss in losses:
             self._relay.flood(loss)
         self._relay.flood(Gone(rank, Failure("closed", rank, host, f"rank {rank} ({host}) has closed its object")))
         self._relay.close(timeout_s=timeout_s)
         self._context.close()
+
+    def hear_losses(self) -> None:
+        with self._lock:
+            news = [gone for gone in self.engine.lost.values() if gone.rank not in self._end.gone]
+        for gone in news:  # where it has come from another root's tree, this rank is who says so in this one
+            loss = gone.failure.loss
+            said = loss and msgspec.structs.replace(loss, by=self._group.rank)
+            failure = msgspec.structs.replace(gone.failure, loss=said)
+            self._on_gone(msgspec.structs.replace(gone, failure=failure), flood=False)
+
+    def forget(self) -> None:
         with self._lock:
             self._forget()
 

@@ -32,6 +32,12 @@ def start(found: list[RootLane | FollowerLane], channels: Channels, *, name: str
     def turn() -> float | None:
         return min((due_s for lane in found if (due_s := lane.on_turn()) is not None), default=None)
 
-    channels.connect([lane.relay for lane in found], timeout_s=timeout_s, name=f"lazycast-{name}-host", turn=turn)
     for lane in found:
-        lane.start(timeout_s=max(0.001, deadline_s - time.monotonic()))
+        lane.listen()
+    try:
+        channels.connect([lane.relay for lane in found], timeout_s=timeout_s, name=f"lazycast-{name}-host", turn=turn)
+        for lane in found:
+            lane.start(timeout_s=max(0.001, deadline_s - time.monotonic()))
+    except BaseException:
+        channels.give_up()
+        raise

@@ -59,6 +59,8 @@ class SoloLane(Desk):
     ) -> None:
         if self._options.roots == "one":
             super().next_call(taken, wait_s, timeout_s, keyed=keyed, looks=looks)
+        with Uninterrupted(), self._lock:
+            self._refuse_if_closed()
         if not looks:
             name = self._options.name
             raise ClosedError(f"lazycast {name!r}: next(): there is no other rank that could cast", rank=0)

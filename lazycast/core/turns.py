@@ -46,8 +46,7 @@ async def until(when: When, forget: Forget, timeout_s: float | None = None) -> N
     try:
         await asyncio.wait([changed], timeout=timeout_s)
     finally:
-        if not changed.done():
-            forget(wake)
+        forget(wake)  # it may be known in several places
 
 
 class _Line:

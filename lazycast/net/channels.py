@@ -65,6 +65,13 @@ class Channels:
         if self.mesh is not None:
             self.mesh.start(self, name, turn)
 
+    def give_up(self) -> None:
+        """They could not all be connected: nobody waits for that any more, and the link, if there is one, is closed."""
+        for relay in self._relays:
+            relay.give_up()
+        if self.link is not None:
+            self.link.close(timeout_s=0.0)
+
     def is_last(self, what: str, root: int) -> bool:
         """Note that one tree has closed something; return whether all have, and this is the last."""
         left = self._left[what]

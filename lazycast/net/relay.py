@@ -94,6 +94,10 @@ class Relay:
         """Neighbours may be connected, and send, from now on; `connect` follows."""
         self._connecting = True
 
+    def give_up(self) -> None:
+        """`connect` does not follow, or has failed: nobody is to wait for it."""
+        self._connected.set()
+
     def connect(self, context: Context, *, timeout_s: float, name: str) -> None:
         """Connect to the neighbours. Collective."""
         self.expect()

@@ -138,6 +138,81 @@ def who_takes_one_after_the_other_waits_and_ends_with_the_last(rank: Rank) -> No
 
 
 @behaviour(min_size=2)
+def tasks_that_ask_do_not_stand_behind_tasks_that_cast(rank: Rank) -> None:
+    """On each rank casts wait for room until the others have asked, in one loop with what this rank asks for."""
+    others = [root for root in range(rank.size) if root != rank.rank]
+
+    async def both(lazy: Any) -> list[Any]:
+        mine = [lazy.cast(n, key=n) for n in range(6)]
+        theirs = [lazy.cast(key=n, root=root) for n in range(6) for root in others]
+        return list(await asyncio.gather(*mine, *theirs))
+
+    with rank.lazy(roots="any", max_inflight=1) as lazy:
+        same(asyncio.run(both(lazy)), [*range(6), *(n for n in range(6) for _ in others)])
+        rank.meet()
+
+
+@behaviour(min_size=2)
+def an_interrupted_call_of_another_roots_cast_counts(rank: Rank) -> None:
+    with rank.lazy(roots="any") as lazy:
+        mine = [lazy.broadcast_async(n, key=key) for n, key in enumerate(("a", "b", None, "c"))]
+        mine += [lazy.broadcast_async(n) for n in (4, 5)]
+        rank.meet()
+        root = (rank.rank + 1) % rank.size
+        for missed in ((None, KeyboardInterrupt(), root), ("a", KeyboardInterrupt(), root)):
+            lazy._lane.handed.append((lazy._lane.count_missed, missed))  # as an interrupt in a call does
+        lazy._lane.handed.append((lazy._lane.discard_of, (root, "b")))
+        same(lazy.broadcast(root=root), 4, "the first without a key was the interrupted call's")
+        came = lazy.next(timeout_s=TIMEOUT_S, root=root)
+        assert came is not None
+        same((came[0], came[1].result()), ("c", 3), "what comes next")
+        same(lazy.broadcast(root=root), 5)
+        same([future.result() for future in mine], list(range(6)))
+        rank.meet()
+
+
+@behaviour(min_size=2)
+def what_is_given_back_wakes_who_waits_for_another_root(rank: Rank) -> None:
+    """And who waits for several roots, one after the other, leaves nothing behind in any of them."""
+    with rank.lazy(roots="any") as lazy:
+        if rank.rank == 0:
+            future = lazy.broadcast_async("late")
+            rank.meet()
+            future.result()
+        else:
+            rank.meet()
+            came = lazy.next(timeout_s=TIMEOUT_S)
+            assert came is not None
+            got: list[Any] = []
+            waits = threading.Thread(target=lambda: got.append(lazy.next(timeout_s=TIMEOUT_S, root=0)))
+            waits.start()
+            lane: Any = lazy._lane.of(0)
+            wait_until(lambda: bool(lane._gates), "the other thread waits")
+            lazy._lane.engine.given_back.append(came)  # as an interrupt does
+            lazy._lane.tell_changed()
+            waits.join(TIMEOUT_S / 2)
+            check(not waits.is_alive(), "nobody has told the other thread")
+            same([one and one[1].result() for one in got], ["late"])
+        rank.meet()
+
+        async def take(count: int) -> None:
+            async for _, future in lazy:
+                await future
+                count -= 1
+                if not count:
+                    return
+
+        if rank.rank == 0:
+            for n in range(50):
+                lazy.broadcast(n)
+        else:
+            asyncio.run(take(50))
+            lanes: Any = lazy._lane.lanes
+            same([len(one._gates) for one in lanes], [0] * rank.size, "who is to be woken, by root")
+        rank.meet()
+
+
+@behaviour(min_size=2)
 def an_error_ends_the_cast_of_its_root_alone(rank: Rank) -> None:
     with rank.lazy(identity, roots="any") as lazy:
         bad = lazy.broadcast_async(rank.rank, key="k", materialize=refuse)

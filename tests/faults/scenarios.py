@@ -167,6 +167,23 @@ def death_of_one_of_several_roots(lazy: LazyBroadcast[Any, Any]) -> None:
     lazy.close()
 
 
+def closing_at_the_first_failure(lazy: LazyBroadcast[Any, Any]) -> None:
+    """One rank dies, and each of the others closes as soon as one of its calls has failed."""
+    roots = [root for root in range(SIZE) if root not in (RANK, VICTIM)]
+    lazy.broadcast(RANK, key="first")
+    if RANK == VICTIM:
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+    futures = [lazy.broadcast_async(key="never", root=root, timeout_s=30) for root in roots]
+    failed = threading.Event()
+    for future in futures:
+        future.add_done_callback(lambda _: failed.set())
+    failed.wait(30)
+    lazy.close(timeout_s=0)
+    for future in futures:
+        outcome(future.result)
+
+
 SCENARIOS = {
     fn.__name__: fn
     for fn in (
@@ -175,6 +192,7 @@ SCENARIOS = {
         fork_while_open,
         death_with_a_child_alive,
         death_of_one_of_several_roots,
+        closing_at_the_first_failure,
     )
 }
 

@@ -99,3 +99,12 @@ def test_a_death_ends_the_casts_of_all_roots(backend: str, shared: str, victim: 
         assert [e["kind"] for e in errors(events)] == ["PeerLostError"] * (SIZE + 1), (rank, events)
         assert {e["rank"] for e in errors(events)} == {victim}, (rank, events)
         assert [e["lost"] for e in events if e["event"] == "stats"] == [1], (rank, events)
+
+
+@pytest.mark.parametrize("victim", [1, *(pytest.param(rank, marks=pytest.mark.exhaustive) for rank in (0, 2, 4))])
+def test_who_closes_because_of_a_loss_is_not_taken_for_its_cause(victim: int) -> None:
+    results = run("closing_at_the_first_failure", "local", VICTIM=victim, SHARED_MEMORY="off", ROOTS="any")
+    for rank, (code, events) in enumerate(results):
+        if rank != victim:
+            assert code == 0, (rank, code, events)
+            assert [(e["kind"], e["rank"]) for e in errors(events)] == [("PeerLostError", victim)] * 3, (rank, events)

@@ -328,3 +328,20 @@ except ImportError as exc:
     print(exc)
 """
     assert "pip install 'lazycast[prometheus]'" in run_python(code)
+
+
+def test_several_roots_count_each_rank_once(page: Page, together: Callable[..., list[Any]]) -> None:
+    prometheus.register(group=True, registry=page.registry)
+    objects = together(
+        *(lambda b=b: LazyBroadcast(backend=b, name="any", roots="any") for b in LocalBackend.threads(3))
+    )
+    try:
+        together(*(lambda one=one: [one.broadcast(n, key=n, root=0) for n in range(5)] for one in objects))
+        deadline_s = time.monotonic() + 20
+        while len(objects[0].stats(group=True).ranks) < 3:
+            assert time.monotonic() < deadline_s, "rank 0 has heard of all"
+            time.sleep(0.01)
+        samples, _ = page.scrape()
+        assert [value(samples, "lazycast_calls_total", name="any", rank=rank) for rank in range(3)] == [5, 5, 5]
+    finally:
+        together(*(lazy.close for lazy in objects))

@@ -103,7 +103,8 @@ def merge(traces: Sequence[Trace], notes: Iterable[str] = (), say: Say = silent)
     shifts = _between_objects(list(groups.values()))
     for number, ((ident, group), shift_us) in enumerate(zip(groups.items(), shifts, strict=True), 1):
         say(f"aligning {group[0].about['name']!r}, object {number} of {len(groups)}")
-        roots = [trace for trace in group if trace.about["rank"] == trace.about["root"]]
+        chief = _chief(group)
+        roots = [trace for trace in group if trace.about["rank"] == chief["rank"] and _leads(trace.about, group)]
         if not roots:
             merged.notes.append(f"object {group[0].about['name']!r}: the trace of its root is missing")
         for trace in group:
@@ -146,7 +147,14 @@ def _between_objects(groups: list[list[Trace]]) -> list[float]:
 
 
 def _chief(group: list[Trace]) -> dict[str, Any]:
-    return next((t.about for t in group if t.about["rank"] == t.about["root"]), group[0].about)
+    return next((t.about for t in group if _leads(t.about, group)), group[0].about)
+
+
+def _leads(about: dict[str, Any], group: list[Trace]) -> bool:
+    """Whether a rank has the clock of its group: the root, or where every rank is one, the first that was traced."""
+    if about.get("roots") == "any":
+        return bool(about["rank"] == min(trace.about["rank"] for trace in group))
+    return bool(about["rank"] == about["root"])
 
 
 def _by_day(about: dict[str, Any], root: dict[str, Any]) -> float:
