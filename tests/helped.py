@@ -94,6 +94,15 @@ def grown(n: int) -> dict[str, Any]:
     return {"large": np.full(n, n % 251, np.uint8), "small": np.arange(7), "pid": os.getpid()}
 
 
+def checked(payload: tuple[int, np.ndarray[Any, Any], bool]) -> tuple[int, np.ndarray[Any, Any], bool]:
+    """It takes a while, and uses all of its payload and none of its memory afterwards."""
+    number, array, last = payload
+    assert len(set(array.tolist())) == 1
+    array += 1
+    time.sleep(0.01)
+    return number, np.repeat(array % 251, 3), last
+
+
 def unpicklable(payload: Any) -> Any:
     return {"good": 1, "bad": threading.Lock()}
 

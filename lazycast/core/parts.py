@@ -29,7 +29,7 @@ from lazycast.errors import TrustError
 from lazycast.materialize.materializers import CodeMissing, Loader, Materializer
 from lazycast.missing import MISSING
 from lazycast.net.relay import Relay
-from lazycast.net.wire import Cast, Cost, Value
+from lazycast.net.wire import Cast, Cost, Failure, Value
 from lazycast.options import HELPERS
 from lazycast.tracebacks import describe
 from lazycast.watch.tracing.tracer import Named
@@ -99,7 +99,10 @@ class Parts:
         if value is not None and not part.told:
             # Without a failure the verdict was one, and came before this part began.
             why = None if result.failure is not None else "the cast had failed already"
-            self.tell(msgspec.structs.replace(value, failure=result.failure, unshared=why))
+            failure = result.failure
+            if stages.helped is not None and failure is None:  # nobody is to make what helpers were to
+                why, failure = None, Failure("refused", self._rank, "", "the cast had failed before a helper was done")
+            self.tell(msgspec.structs.replace(value, failure=failure, unshared=why))
         busy_s = time.thread_time() - began_s
         return result, Cost(busy_s, part.materialize_s, part.materialize_cpu_s, part.shared_nbytes, part.unshared)
 

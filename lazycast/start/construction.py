@@ -13,6 +13,7 @@ from lazycast.arguments import FOR_EVER_S
 from lazycast.codec import script
 from lazycast.core import roots
 from lazycast.core.follower import FollowerLane
+from lazycast.core.helpers import program
 from lazycast.core.performer import Group
 from lazycast.core.root import RootLane
 from lazycast.core.solo import SoloLane
@@ -30,6 +31,7 @@ AnyLane = RootLane | FollowerLane | SoloLane
 
 def meet(backend: Backend, options: Options, error: Exception | None) -> AnyLane:
     """Meet the other ranks, whatever this one has to say, and build the lane."""
+    program.refuse_while_brought("LazyBroadcast() is called")
     limit = options.timeout_s
     timeout_s = min(float(limit), FOR_EVER_S) if isinstance(limit, (int, float)) and limit > 0 else 300.0
     deadline_s = time.monotonic() + timeout_s

@@ -24,6 +24,7 @@ import cloudpickle
 
 from lazycast.codec.diagnose import describe_unpicklable
 from lazycast.core.failures import from_exception
+from lazycast.core.helpers import program
 from lazycast.core.interrupts import Uninterrupted
 from lazycast.errors import CastTimeoutError, EncodeError, LaunchError
 from lazycast.materialize import bycode
@@ -68,6 +69,7 @@ def launch(
         CastTimeoutError: `timeout_s` passed. BackendUnavailableError: torch, mpi4py or mpirun is missing.
     Blocking: until all ranks have ended. Threads: safe.
     """
+    program.refuse_while_brought("launch() is called")
     if not isinstance(ranks, int) or ranks < 1:
         raise ValueError(f"ranks must be a positive int, got {ranks!r}")
     if backend == "threads":

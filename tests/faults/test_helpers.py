@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -201,6 +203,46 @@ def test_a_helper_that_is_killed_is_replaced_and_no_cast_is_lost(tmp_path: Path)
     assert first == second
     assert first[2] == "third"
     assert len(set(first)) == 4
+
+
+def _all_there(lazy: LazyBroadcast[Any, Any], lost: int) -> bool:
+    return lazy.stats().helpers == 2 and lazy.stats().helpers_lost == lost
+
+
+def _under_fire(kills: int) -> tuple[list[Any], int]:
+    stop = threading.Event()
+
+    def shoot(lazy: LazyBroadcast[Any, Any]) -> None:
+        """Kill one helper after another, each when all are there again."""
+        for number in range(kills):
+            until(functools.partial(_all_there, lazy, number))
+            pids = [int(found) for found in re.findall(r"helper \d: process (\d+)", lazy.dump())]
+            os.kill(pids[number % 2], signal.SIGKILL)
+        until(lambda: lazy.stats().helpers_lost == kills)
+        stop.set()
+
+    with lazy_of(helped.checked, helpers=Helpers(2)) as lazy:
+        if lazy.is_root:
+            threading.Thread(target=shoot, args=(lazy,), daemon=True).start()
+        wrong, casts, last = [], 0, False
+        while not last:
+            last = stop.is_set()
+            payload = (casts, np.full(30_000, casts % 251, np.uint8), last)
+            number, made, last = lazy.broadcast(payload if lazy.is_root else None)
+            if number != casts or not (made == (casts + 1) % 251).all():
+                wrong.append((casts, number))
+            made += 1
+            casts += 1
+        del made
+        if lazy.is_root:
+            until(lambda: lazy.stats().shared_slots == 0)
+        return wrong, casts
+
+
+def test_no_cast_is_lost_while_helpers_are_killed_one_after_another() -> None:
+    (wrong, casts), (other_wrong, other_casts) = on_threads(_under_fire, 5)
+    assert (wrong, other_wrong) == ([], [])
+    assert casts == other_casts > 5
 
 
 def _alive_until_killed(folder: str, busy: bool) -> None:

@@ -327,7 +327,7 @@ def test_what_a_helper_keeps_it_keeps_as_long_as_it_lives() -> None:
 
 # Where they run
 
-_NAMES = ["RANK", "LAZYCAST_RANK", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "MINE"]
+_NAMES = ["RANK", "LAZYCAST_RANK", "LAZYCAST_RENDEZVOUS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "MINE"]
 
 
 def _surroundings() -> Any:
@@ -341,7 +341,8 @@ def test_a_helper_has_what_its_leader_has_but_for_what_makes_a_rank(
 ) -> None:
     monkeypatch.setenv("MINE", "yes")
     found = launch(_surroundings, ranks=2, timeout_s=100)[0]
-    expected = {"RANK": None, "LAZYCAST_RANK": None, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MINE": "yes"}
+    none_of_a_rank = dict.fromkeys(("RANK", "LAZYCAST_RANK", "LAZYCAST_RENDEZVOUS"))
+    expected = {**none_of_a_rank, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MINE": "yes"}
     assert found["env"] == expected
     assert found["nice"] == found["rank's nice"] + 3
     assert found["same path"]
@@ -415,7 +416,7 @@ def test_a_program_that_is_not_guarded_is_told_so(tmp_path: Path) -> None:
     program.write_text(_PROGRAM + "\nrun()\n")
     code, _, errors = _launched(program, 2)
     assert code == 1
-    assert "could not be run in a helper" in errors
+    assert "could not be run in a helper: RuntimeError: LazyBroadcast() is called while a helper runs" in errors
     assert 'below `if __name__ == "__main__":`' in errors
 
 

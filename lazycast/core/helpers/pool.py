@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import select
 import threading
@@ -30,7 +31,9 @@ from lazycast.here import own_thread
 from lazycast.net.host.limits import lacked
 from lazycast.net.wire import Failure
 from lazycast.options import Helpers
-from lazycast.tracebacks import forget_frames
+from lazycast.tracebacks import describe, forget_frames, log
+
+logger = logging.getLogger("lazycast")
 
 _AGAIN_S, _MOST_AGAIN_S = 0.5, 10.0  # after how long a helper that could not begin is started again (seconds)
 _LEAVES_S = 1.0  # how long helpers may take to end by themselves when the pool is closed (seconds)
@@ -121,7 +124,8 @@ class Pool:
         with self._changed:
             while True:
                 if self._stopping:
-                    raise Unmade(self._failure("the object was closed while a helper was to make a value", "closed"))
+                    text = "the object was closed while a helper was to make a value"
+                    raise Unmade(self._trouble or self._failure(text, "closed"))
                 if unwanted():
                     raise Unmade(None)
                 while self._free:
@@ -152,6 +156,17 @@ class Pool:
 
     def _run(self) -> None:
         own_thread()
+        try:
+            self._look_after()
+        except BaseException as exc:  # a defect: with this thread the helpers end
+            log(logger, "lazycast: helpers are looked after no more", exc)
+            with self._changed:
+                self._trouble = self._failure(f"helpers are looked after no more: {describe(exc)}")
+                self._stopping = True
+                self._changed.notify_all()
+        self._end_all()
+
+    def _look_after(self) -> None:
         while not self._stopping:
             self._start_due()
             for fd, _ in self._poller.poll(self._wait_s()):
@@ -165,7 +180,6 @@ class Pool:
                 if not helper.alive():
                     self._bury(helper)
             forget_frames()
-        self._end_all()
 
     def _wait_s(self) -> float | None:
         due_s = min(self._due_s.values(), default=None)

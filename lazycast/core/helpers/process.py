@@ -45,7 +45,7 @@ main(life, work)
 #: What would make a helper believe that it is a rank.
 _OF_RANKS = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR", "MASTER_PORT"),
-    *("LAZYCAST_RANK", "LAZYCAST_SIZE", "LAZYCAST_ADDRESS", "LAZYCAST_TRACE", "PYTHONINSPECT"),
+    *("LAZYCAST_RANK", "LAZYCAST_WORLD_SIZE", "LAZYCAST_RENDEZVOUS", "LAZYCAST_TRACE", "PYTHONINSPECT"),
 )
 _PREFIXES_OF_RANKS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "MPI_LOCAL", "TORCHELASTIC_")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "BLIS_NUM_THREADS")
@@ -148,6 +148,7 @@ class Helper:
         self._lock = threading.Lock()
         self._how: str | None = None
         self._readable = True  # whether its memory can be read
+        self._idle = True  # whether it waits for the next job
         from multiprocessing import spawn  # which interpreter that is, programs that embed one tell it
 
         with contextlib.ExitStack() as at_failure:
@@ -171,7 +172,11 @@ class Helper:
         self._talk = Talk(work)
         self.life.setblocking(False)
         with contextlib.suppress(talk.Ended):  # whoever looks after it will see
-            self._talk.send(config, init)
+            self._talk.send(config, init, check=self._lives)
+
+    def _lives(self) -> None:
+        if not self.alive():
+            raise talk.Ended
 
     @property
     def pid(self) -> int:
@@ -229,6 +234,8 @@ class Helper:
                 raise Unmade(None) from None
             raise
         finally:
+            if not self._idle:  # nothing that it says from now on could be understood
+                self.kill()
             self.at_work = None
 
     def _make(self, number: int, order: Order, room_for: Callable[[int], memoryview], look: Callable[[], None]) -> Made:
@@ -252,6 +259,7 @@ class Helper:
 
     def _send_job(self, number: int, order: Order, codes: list[tuple[str, bytes]], look: Callable[[], None]) -> None:
         at = None
+        self._idle = False
         if order.at is not None:
             ident, fd, nbytes, offset = order.at
             if ident not in self._memories:
@@ -291,22 +299,21 @@ class Helper:
             self._talk.fill(room, look)
         else:
             self._talk.send(Taken(), check=look)
-        self._over(look)
+        with contextlib.suppress(talk.Ended):  # the value is here, and whoever looks after it will see
+            self._over(look)
 
     def _read(self, pieces: list[tuple[int, int, int]], room: memoryview) -> bool:
         try:
             reading.read(self.pid, pieces, room)
         except reading.Unreadable:
             self._readable = False
-        except ValueError:  # it has said what cannot be: nothing that it says from now on can be understood
-            self.kill()
-            raise
         return self._readable
 
     def _over(self, look: Callable[[], None]) -> None:
         """Wait until the helper has let go of the job, and let go of the payloads that it has let go of."""
         over, _ = self._talk.receive(look)
         assert isinstance(over, Over)
+        self._idle = True
         self._bodies = {number: body for number, body in self._bodies.items() if number in over.held}
 
     def withdraw(self, number: int) -> None:

@@ -36,6 +36,15 @@ def names(*blobs: bytes | memoryview) -> bool:
     return any(name in bytes(blob) for blob in blobs for name in _NAMES)
 
 
+_brought = False
+
+
+def refuse_while_brought(what: str) -> None:
+    """Raise RuntimeError if a program that is only to define things starts `what`: each helper would start helpers."""
+    if _brought:
+        raise RuntimeError(f"{what} while a helper runs the program to have what it defines")
+
+
 class Program:
     """The program of the ranks, in a helper. Used by one thread."""
 
@@ -46,13 +55,17 @@ class Program:
         """Run the program, if that has not been done. Raises RuntimeError if it cannot be."""
         if self._place is None:
             return
+        global _brought
         (kind, name), self._place = self._place, None
+        _brought = True
         try:
             found = runpy.run_path(name, run_name="__mp_main__") if kind == "path" else _module(name)
         except BaseException as exc:  # SystemExit too
             self._place = kind, name
             text = f"the program {name} could not be run in a helper: {describe(exc)}; {_ADVICE}"
             raise RuntimeError(text) from exc
+        finally:
+            _brought = False
         module = types.ModuleType("__mp_main__")
         module.__dict__.update(found)
         sys.modules["__main__"] = sys.modules["__mp_main__"] = module
