@@ -55,7 +55,7 @@ def started(tmp_path: Path) -> Iterator[Started]:
         own, variables = WAYS[way]
         for other in running:
             other.freeze()
-        given: dict[str, Any] = {"LAZYCAST_SGLANG_CAST_FROM_NBYTES": "1000000", **variables, **environment}
+        given: dict[str, Any] = {"LAZYCAST_SGLANG_CAST_FROM_NBYTES": "2000000", **variables, **environment}
         running.append(fleets.Fleet([*own, *switches], environment=given, within=watch))
         return running[-1], watch
 
