@@ -67,7 +67,8 @@ class SGLangBroadcast:
             with preset hashes; by default none is too small, and with None the entry rank measures now what a cast is
             worth. Not where hashes are made up.
     Raises: UnsupportedReleaseError if this SGLang has none of the functions that are known; ConfigMismatchError also if
-        not all ranks have the same SGLANG_MM_SKIP_COMPUTE_HASH, or `cast_from_nbytes` if it is given; else as `LazyBroadcast`.
+        not all ranks have the same SGLANG_MM_SKIP_COMPUTE_HASH, or `cast_from_nbytes` if it is given; else as
+        `LazyBroadcast`.
     Collective: every rank of the group constructs, in the same order.
     Blocking: until all ranks have come, up to `timeout_s`.
     Threads: calls without `rid` from one thread per rank; the rest is safe.

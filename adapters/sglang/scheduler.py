@@ -115,8 +115,8 @@ def meet(scheduler: Any, name: str = "sglang") -> SGLangBroadcast | None:
         name: part of the handshake.
     Returns: None if it will not be used.
     Raises: as `SGLangBroadcast`.
-    Collective: every rank of the scheduler's group, if it is on. Blocking: until all have come, up to 60 s. Threads: the
-        scheduler's.
+    Collective: every rank of the scheduler's group, if it is on. Blocking: until all have come, up to 60 s.
+    Threads: the scheduler's.
     """
     return broadcast_of(scheduler, name) if _is_on(scheduler) and _has_group(scheduler) else None
 
@@ -127,8 +127,8 @@ def broadcast_of(scheduler: Any, name: str = "sglang") -> SGLangBroadcast:
     Args:
         name: part of the handshake.
     Raises: at the first call, as `SGLangBroadcast`; ValueError for a CAST_FROM that is no number of bytes.
-    Collective: the first call, on every rank of its group. Blocking: then, until all have come, up to 60 s. Threads: the
-        scheduler's.
+    Collective: the first call, on every rank of its group. Blocking: then, until all have come, up to 60 s.
+    Threads: the scheduler's.
     """
     found: SGLangBroadcast | None = vars(scheduler).get(_ATTRIBUTE)
     if found is None:

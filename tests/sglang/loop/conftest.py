@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from lazycast.tools.bench.sglang_loop import fleet as fleets  # noqa: E402
+from lazycast.tools.bench.sglang_loop import fleet as fleets
 
 fleets.load()
 

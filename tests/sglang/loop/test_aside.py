@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from conftest import Started
-from sglang.srt.managers import io_struct as messages
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
+from sglang.srt.managers import io_struct as messages
 from watched import DAMAGED, Watch
 
 from lazycast.tools.bench.sglang_loop.fleet import Fleet, SchedulerEndedError

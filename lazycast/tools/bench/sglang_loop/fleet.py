@@ -89,6 +89,7 @@ class Fleet:
         self._ports = settings.PortArgs.init_new(self._server)
         self._answers: dict[str, Answer] = {}
         self._messages: Any = importlib.import_module("sglang.srt.managers.io_struct")
+        self._zmq: Any = None
         self._context: Any = None
         self.pids: list[int] = []
         readers = []
@@ -105,9 +106,7 @@ class Fleet:
             self.close()
             raise
 
-    def _fork(
-        self, rank: int, writer: Any, environment: dict[str, str], within: Callable[[int], None] | None
-    ) -> int:
+    def _fork(self, rank: int, writer: Any, environment: dict[str, str], within: Callable[[int], None] | None) -> int:
         pid = os.fork()
         if pid:
             return pid
@@ -138,8 +137,7 @@ class Fleet:
         return "\n".join(f"== {log.name}\n{log.read_text()[-_SAID_NBYTES:]}" for log in logs if log.exists())
 
     def _connect(self) -> None:
-        import zmq
-
+        zmq = self._zmq = importlib.import_module("zmq")  # comes with SGLang
         self._context = zmq.Context()
         self._to = self._socket(zmq.PUSH, self._ports.scheduler_input_ipc_name)
         self._from = [
@@ -192,11 +190,9 @@ class Fleet:
         """Wait for something to come, up to `timeout_s`; return what are no tokens: control outputs, aborts."""
         others: list[Any] = []
         for socket, _ in self._poller.poll(timeout_s * 1e3):
-            import zmq
-
-            with contextlib.suppress(zmq.Again):
+            with contextlib.suppress(self._zmq.Again):
                 while True:
-                    others += self._take(self._messages.sock_recv(socket, zmq.NOBLOCK))
+                    others += self._take(self._messages.sock_recv(socket, self._zmq.NOBLOCK))
         return others
 
     def _take(self, output: Any) -> Iterator[Any]:

@@ -3,8 +3,8 @@
 `TpModelWorker.forward_batch_generation` becomes: the real `ForwardBatch.init_new`; a copy of new features, as
 `cudaMemcpy` from pageable memory costs the calling thread; a launch. Step n of the group starts when all ranks have
 launched it and step n-1 is done, and takes as long as the constants say. In the overlap loop `Event.synchronize` waits
-for it, in the normal loop the worker does. Waiting sleeps, where CUDA spins: with two cores for two ranks and everything
-else, spinning would say nothing.
+for it, in the normal loop the worker does. Waiting sleeps, where CUDA spins: with two cores for two ranks and all the
+rest, spinning would say nothing.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def install(board: Board, rank: int) -> None:
     worker: Any = importlib.import_module("sglang.srt.managers.tp_worker").TpModelWorker
     results: Any = importlib.import_module("sglang.srt.managers.utils")
     device = Event.device = Device(board, rank)
-    torch.cpu.Event = Event  # type: ignore[attr-defined]
+    vars(torch.cpu)["Event"] = Event
 
     def forward_batch_generation(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         batches.ForwardBatch.init_new(batch, self.model_runner, return_hidden_states_before_norm=False)

@@ -1,7 +1,7 @@
 """What SGLang 0.5.23 needs to serve on a machine without a GPU. `prepare()` before the first `import sglang`.
 
-Beside what `without_gpu` replaces, one more: `vllm._custom_ops.rotary_embedding` is imported where there is neither CUDA
-nor SGLang's own build for CPUs, and never called, since layers run their `forward_native`.
+Beside what `without_gpu` replaces, one more: `vllm._custom_ops.rotary_embedding` is imported where there is neither
+CUDA nor SGLang's own build for CPUs, and never called, since layers run their `forward_native`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Writes the folder of a Qwen2-VL that is too small to be one: a config for random weights, a tokenizer of 400 words."""
+"""Writes the folder of a Qwen2-VL that is too small to be one: a config for random weights, 400 words."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,11 @@ PATCH, MERGED = 14, 2
 
 def write(folder: Path) -> Path:
     """Write the model's files; return the folder."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    tokenizer: Any = Tokenizer(models.WordLevel(IDS, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
+    tokenizers: Any = importlib.import_module("tokenizers")  # comes with SGLang
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(IDS, unk_token="w0"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.decoder = tokenizers.decoders.WordPiece(prefix="##", cleanup=False)
+    tokenizer.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in _SPECIAL])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     for name, content in _files().items():
