@@ -1,7 +1,7 @@
 """Serve requests with images by SGLang's real schedulers and their real loop, as they are and with lazycast.
 
-Two schedulers a way, on CPU, with a stand-in for the GPU that takes time and no processor; eight texts decode beside the
-requests. Each round takes every way in turn. It needs SGLang 0.5.23 and no GPU.
+Two schedulers a way, on CPU, with a stand-in for the GPU that takes time and no processor; eight texts decode beside
+the requests. Each round takes every way in turn. It needs SGLang 0.5.23 and no GPU.
 """
 
 from __future__ import annotations

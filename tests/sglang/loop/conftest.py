@@ -32,7 +32,7 @@ Started = Callable[..., tuple[fleets.Fleet, Watch]]
 
 @pytest.fixture(autouse=True, scope="session")
 def _told_of_ends() -> Iterator[None]:
-    """A scheduler that fails sends its parent SIGQUIT, which would end this process: the fleet's next call says more."""
+    """A scheduler that fails sends its parent SIGQUIT, which would end it: the fleet's next call says more."""
     before = signal.signal(signal.SIGQUIT, lambda *_: None)
     yield
     signal.signal(signal.SIGQUIT, before)

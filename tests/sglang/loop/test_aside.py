@@ -1,4 +1,4 @@
-"""What happens to requests that are aside, on real schedulers: the gate keeps them there for as long as a test likes."""
+"""What happens to requests that are aside, on real schedulers. A gate keeps them there."""
 
 from __future__ import annotations
 

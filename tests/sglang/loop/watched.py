@@ -1,4 +1,4 @@
-"""Schedulers that are watched: after each iteration the queues of all ranks are compared, and inputs are written down."""
+"""Schedulers that are watched: after each iteration the queues of all ranks are compared."""
 
 from __future__ import annotations
 
