@@ -37,7 +37,7 @@ from lazycast.net.wire import Key
 from lazycast.start import discovery
 from lazycast.watch.stats import Stats
 
-from .binding import Binding, caught_error, input_error, skips_hashing
+from .binding import Binding, caught_error, input_error, skips_hashing, uses_feature_buffer
 from .futures import InputsFuture
 from .stages import PREPARE_AND_FINISH, PROBE, Request
 from .worth import Worth, measured
@@ -109,7 +109,7 @@ class SGLangBroadcast:
         self._open: dict[str, InputsFuture] = {}
         if cast_from_nbytes is None:
             cast_from_nbytes = self._measured(backend(group))
-        self._worth = Worth(self.binding, made_up, cast_from_nbytes)
+        self._worth = Worth(self.binding, made_up, cast_from_nbytes, uses_feature_buffer())
 
     @property
     def cast_from_nbytes(self) -> int:

@@ -33,11 +33,13 @@ class Worth:
         made_up: whether hashes are made up, by each rank another one: then ranks need the cast, and a preset hash
             counts for nothing, as with SGLang; only a pad value does.
         cast_from_nbytes: with fewer bytes to hash, inputs are not worth a cast.
+        on_device: whether SGLang hashes in a buffer on the device.
     """
 
     binding: Binding
     made_up: bool
     cast_from_nbytes: int
+    on_device: bool = False
 
     def is_worth_a_cast(self, raw: Any) -> bool:
         """Whether one rank should hash for all."""
@@ -52,9 +54,9 @@ class Worth:
     def is_worth_waiting(self, raw: Any) -> bool:
         """Whether a cast is worth while, and other threads than the caller's can make the inputs.
 
-        False for what lies on a device, which belongs to the caller's thread and stream.
+        False for what lies on a device, or is hashed there, which belongs to the caller's thread and stream.
         """
-        items = self._items(raw)
+        items = None if self.on_device else self._items(raw)
         return items is not None and nbytes_to_hash(items) is not None and self.is_worth_a_cast(raw)
 
     def _is_preset(self, items: list[Any]) -> bool:

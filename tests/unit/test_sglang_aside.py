@@ -131,6 +131,12 @@ def test_what_is_worth_a_cast(inputs: Any, cast: bool, waits: bool, cast_if_made
     assert MADE_UP.is_worth_a_cast(inputs) is cast_if_made_up
 
 
+def test_what_is_hashed_on_a_device_is_not_left_to_other_threads() -> None:
+    on_device = Worth(WORTH.binding, False, 1000, on_device=True)
+    assert on_device.is_worth_a_cast(raw(item(5000)))
+    assert not on_device.is_worth_waiting(raw(item(5000)))
+
+
 def test_what_a_cast_is_worth_is_measured() -> None:
     calls = []
     least = measured(lambda: calls.append(1))

@@ -86,13 +86,38 @@ def test_the_scheduler_goes_on_and_what_is_aside_can_be_aborted(started: Started
     assert watch.inputs().keys() == {"text", "next"}, "what was aborted came into the queue"
 
 
-def test_it_is_admitted_when_it_is_ready(started: Started, prompts: Prompts) -> None:
-    fleet, watch = started("deferred", gated=True)
+SWITCHES = {
+    "usual": [],
+    "not received in every iteration": ["--scheduler-recv-interval", "7"],  # then what the entry rank says is dropped
+    "chunked prefill": ["--chunked-prefill-size", "128"],
+    "few at a time": ["--max-running-requests", "2"],
+}
+
+
+@pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
+def test_it_is_admitted_when_it_is_ready(started: Started, prompts: Prompts, switches: list[str]) -> None:
+    fleet, watch = started("deferred", *switches, gated=True)
+    # While there is something to decode, since a scheduler with nothing to do receives in every iteration.
+    (text,) = send(fleet, prompts, prompts.text("text", 1, tokens=300))
     watch.close_gate()
     put_aside(fleet, watch, prompts, "one", "two", "three")
     watch.open_gate()
     answers = fleet.wait(["one", "two", "three"], LIMIT_S)
     assert {answer.tokens for answer in answers.values()} == {8}
+    assert fleet.wait([text], LIMIT_S)[text].tokens == 300
+
+
+def test_many_at_once(started: Started, prompts: Prompts) -> None:
+    """More than a cast's root may be ahead of the others."""
+    fleet, watch = started("deferred")
+    requests = [prompts.images(f"request-{n:03}.", [n], side=22, tokens=2) for n in range(100)]
+    fleet.freeze()
+    rids = send(fleet, prompts, *requests)
+    fleet.thaw()
+    answers = fleet.wait(rids, 120.0)
+    assert {answer.tokens for answer in answers.values()} == {2}
+    assert watch.aside() == set(rids)
+    assert watch.inputs(0) == watch.inputs(1)
 
 
 def test_a_time_out_ends_it_on_all_ranks(started: Started, prompts: Prompts) -> None:
