@@ -58,20 +58,18 @@ class Driver:
         end_s = start_s + plan.seconds
         next_s = time.monotonic()
         marks: tuple[int, float, float] | None = None
-        while (now_s := time.monotonic()) < end_s:
+        while (now_s := time.monotonic()) < end_s or marks is None:
             if marks is None and now_s >= start_s:
                 marks = self._stalls.count(0), float(self._board.busy_s[0]), self._cpu_s()
-                start_s = now_s
+                start_s, end_s = now_s, now_s + plan.seconds
             if load.outstanding:
-                while len(self._began_s) < load.outstanding:
+                if len(self._began_s) < load.outstanding:
                     self._send_images(size, plan.tokens, time.monotonic())
-                    self._receive(0, start_s, found)
             else:
                 while next_s <= time.monotonic():
                     self._send_images(size, plan.tokens, next_s)  # also if this process is late
                     next_s += chance.expovariate(load.per_s)
-            self._receive(0.001, start_s, found)
-        assert marks is not None
+            self._receive(0 if len(self._began_s) < load.outstanding else 0.001, start_s, found)
         count, busy_s, cpu_s = marks
         took_s = time.monotonic() - start_s
         found.held_s = self._stalls.since(0, count)
