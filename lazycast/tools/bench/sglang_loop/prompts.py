@@ -65,6 +65,11 @@ class Prompts:
         )
         return self._request(rid, ids, raw, tokens)
 
+    def embedding(self, request: Any) -> Any:
+        """Return a request for the embedding of another's prompt."""
+        names = ("rid", "input_text", "input_ids", "mm_inputs", "token_type_ids", "sampling_params", "time_stats")
+        return self._messages.TokenizedEmbeddingReqInput(**{name: getattr(request, name) for name in names})
+
     def hash(self, request: Any) -> None:
         """Hash the images of a request, as the tokenizer does if it is told to."""
         for item in request.mm_inputs.mm_items:
