@@ -80,7 +80,7 @@ class Binding:
     @property
     def splits(self) -> bool:
         """Whether bundles of images are split into items, which forgets the hashes that they had (0.5.9)."""
-        return self.method == "from_dict" and bool(_setting("SGLANG_ENABLE_MM_SPLITTING", False))
+        return self.method == "from_dict" and bool(setting("SGLANG_ENABLE_MM_SPLITTING", False))
 
 
 def hashed_fields(item: object) -> tuple[str, ...]:
@@ -91,15 +91,15 @@ def hashed_fields(item: object) -> tuple[str, ...]:
 
 def skips_hashing() -> bool:
     """Whether SGLang makes up an item's hash."""
-    return bool(_setting("SGLANG_MM_SKIP_COMPUTE_HASH", False))
+    return bool(setting("SGLANG_MM_SKIP_COMPUTE_HASH", False))
 
 
 def uses_feature_buffer() -> bool:
     """Whether SGLang hashes in a buffer of this process, one request at a time."""
-    return bool(_setting("SGLANG_MM_BUFFER_SIZE_MB", 0) > 0)
+    return bool(setting("SGLANG_MM_BUFFER_SIZE_MB", 0) > 0)
 
 
-def _setting(name: str, default: Any) -> Any:
+def setting(name: str, default: Any) -> Any:
     """Return one of SGLang's environment variables as SGLang reads it."""
     variable = getattr(importlib.import_module("sglang.srt.environ").envs, name, None)
     return default if variable is None else variable.get()

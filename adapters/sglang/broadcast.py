@@ -3,8 +3,8 @@
 Guarantees:
 
 * Each call counts on each rank, and the count names the cast, so that one call that went wrong puts nobody out of step.
-* Calls without anything to hash send nothing. The entry rank says with its next cast which calls those were, or after
-  1024 of them.
+* Calls without inputs send nothing. The entry rank says with its next cast which calls those were, or after 1024 of
+  them. Calls whose inputs are not worth a cast send nothing at all: all ranks see that alike.
 * A rank whose inputs are not the entry rank's, or that has none, fails the call on every rank that waits for it.
 * What the scheduler's callers catch is what is raised, in releases where they catch something; else lazycast's error.
 * Ranks that agree on hashes which SGLang makes up get them from the entry rank: another rank of each host would make up
@@ -37,9 +37,10 @@ from lazycast.net.wire import Key
 from lazycast.start import discovery
 from lazycast.watch.stats import Stats
 
-from .binding import Binding, caught_error, input_error, skips_hashing
+from .binding import Binding, caught_error, input_error, skips_hashing, uses_feature_buffer
 from .futures import InputsFuture
-from .stages import PREPARE_AND_FINISH, Request
+from .stages import PREPARE_AND_FINISH, PROBE, Request
+from .worth import Worth, measured
 
 logger = logging.getLogger("lazycast")
 
@@ -62,8 +63,12 @@ class SGLangBroadcast:
         timeout_s: how long construction, and each call of the entry rank, may wait for other ranks (seconds); calls of
             the others half as long again.
         name: part of the handshake.
+        cast_from_nbytes: inputs with fewer bytes to hash are made at once on each rank, without a cast, as are those
+            with preset hashes; by default none is too small, and with None the entry rank measures now what a cast is
+            worth. Not where hashes are made up.
     Raises: UnsupportedReleaseError if this SGLang has none of the functions that are known; ConfigMismatchError also if
-        not all ranks have the same SGLANG_MM_SKIP_COMPUTE_HASH; else as `LazyBroadcast`.
+        not all ranks have the same SGLANG_MM_SKIP_COMPUTE_HASH, or `cast_from_nbytes` if it is given; else as
+        `LazyBroadcast`.
     Collective: every rank of the group constructs, in the same order.
     Blocking: until all ranks have come, up to `timeout_s`.
     Threads: calls without `rid` from one thread per rank; the rest is safe.
@@ -79,6 +84,7 @@ class SGLangBroadcast:
         owners: Collection[int] | None = None,
         timeout_s: float = _TIMEOUT_S,
         name: str = "sglang",
+        cast_from_nbytes: int | None = 0,
     ) -> None:
         self.binding = Binding.find(requires_mm_token_modalities=requires_mm_token_modalities)
         backend: Callable[[Any], Any] = discovery.by_name("torch")
@@ -88,7 +94,7 @@ class SGLangBroadcast:
             PREPARE_AND_FINISH,
             backend=backend(group),
             root=root,
-            name=name,
+            name=name if not cast_from_nbytes else f"{name}, casts from {cast_from_nbytes} bytes",
             placement="root" if made_up else Shard(owners),  # which ranks compare
             replicated=True,
             timeout_s=timeout_s,
@@ -101,6 +107,24 @@ class SGLangBroadcast:
         self._turn = threading.Lock()  # of who says what passed, and casts: an id may be among both
         self._lock = threading.Lock()  # guards the next one
         self._open: dict[str, InputsFuture] = {}
+        if cast_from_nbytes is None:
+            cast_from_nbytes = self._measured(backend(group))
+        self._worth = Worth(self.binding, made_up, cast_from_nbytes, uses_feature_buffer())
+
+    @property
+    def cast_from_nbytes(self) -> int:
+        """With fewer bytes to hash, inputs are made at once on each rank."""
+        return self._worth.cast_from_nbytes
+
+    def _measured(self, backend: Any) -> int:
+        """Measure what a cast is worth, and return what the entry rank has found."""
+        nbytes = measured(self._probe) if self._lazy.size > 1 else 0
+        with LazyBroadcast[int, int](backend=backend, root=self._lazy.root, name="sglang-worth") as tell:
+            return tell.broadcast(nbytes if tell.is_root else MISSING)
+
+    def _probe(self) -> None:
+        lazy: LazyBroadcast[Any, Any] = self._lazy
+        lazy.broadcast(None, materialize=PROBE, key=next(self._numbers), timeout_s=self._timeout_s)
 
     @property
     def rank(self) -> int:
@@ -129,6 +153,8 @@ class SGLangBroadcast:
         if self._passes(raw):
             self._pass(key)
             return self._passed_through(raw)
+        if not self._worth.is_worth_a_cast(raw):
+            return self._made_here(raw)
         try:
             if self._lazy.is_root:
                 with self._turn:
@@ -157,7 +183,9 @@ class SGLangBroadcast:
         key: Key = next(self._numbers) if rid is None else rid
         if self._passes(raw):
             self._pass(key)
-            return self._done_with(raw)
+            return _done(lambda: self._passed_through(raw))
+        if not self._worth.is_worth_a_cast(raw):
+            return _done(lambda: self._made_here(raw))
         future = InputsFuture(self._translated, sure=not self._lazy.is_root)
         if rid is not None:
             self._remember(rid, future)
@@ -281,13 +309,24 @@ class SGLangBroadcast:
             return raw
         raise (caught_error() or RuntimeError)(said)
 
-    def _done_with(self, raw: Any) -> InputsFuture:
-        done = InputsFuture()
+    # Calls that are not worth a cast
+
+    def is_worth_waiting(self, raw: Any) -> bool:
+        """Whether making these inputs takes a while, is worth a cast, and can be left to other threads.
+
+        The same on every rank. Collective: no. Blocking: never. Threads: safe.
+        """
+        return not self._passes(raw) and self._worth.is_worth_waiting(raw)
+
+    def _made_here(self, raw: Any) -> Any:
+        """Make inputs as SGLang alone would, and raise what its callers catch: each rank does, and alike."""
+        caught = caught_error()
+        if caught is None:
+            return self.binding(raw)
         try:
-            done.set_result(self._passed_through(raw))
+            return self.binding(raw)
         except Exception as exc:
-            done.set_exception(exc)
-        return done
+            raise caught(f"{type(exc).__name__}: {exc}") from exc
 
     def _remember(self, rid: str, future: InputsFuture) -> None:
         with self._lock:
@@ -316,6 +355,15 @@ class SGLangBroadcast:
         translated: Exception = caught(exc.message)
         translated.__cause__ = exc
         return translated
+
+
+def _done(made: Callable[[], Any]) -> InputsFuture:
+    done = InputsFuture()
+    try:
+        done.set_result(made())
+    except Exception as exc:
+        done.set_exception(exc)
+    return done
 
 
 def _executor_for_device() -> concurrent.futures.Executor | None:

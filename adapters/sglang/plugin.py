@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Any
 
+from .admission import IDLE, POLL, PROCESS, after_idle, after_poll, before_process, can_defer, open_desk
 from .requests import install_requests
 from .scheduler import METHOD, meet, replacement
 
@@ -16,10 +17,16 @@ logger = logging.getLogger("lazycast")
 _SCHEDULER = "sglang.srt.managers.scheduler"
 #: Set to 1 on every rank, it lets requests travel by lazycast too.
 REQUESTS = "LAZYCAST_SGLANG_REQUESTS"
+#: "deferred", as it is by default: the scheduler puts requests aside while their inputs are made; or "blocking".
+ADMISSION = "LAZYCAST_SGLANG_ADMISSION"
+_DEFERRED, _BLOCKING = "deferred", "blocking"
 
 
 def plugin() -> None:
-    """Register the hooks. In a process that runs no scheduler there is nothing to do, and SGLang need not import it."""
+    """Register the hooks. In a process that runs no scheduler there is nothing to do, and SGLang need not import it.
+
+    Raises: ValueError for an ADMISSION that is neither.
+    """
     module = sys.modules.get(_SCHEDULER)
     if module is None:
         return
@@ -27,13 +34,34 @@ def plugin() -> None:
     if original is None:
         logger.warning("lazycast: this SGLang's Scheduler has no %s; nothing is replaced", METHOD)
         return
+    deferred = _is_deferred(module.Scheduler)
     hooks: Any = importlib.import_module("sglang.srt.plugins.hook_registry")
     scheduler = f"{_SCHEDULER}.Scheduler"
     hooks.HookRegistry.register(f"{scheduler}.{METHOD}", replacement(original), hooks.HookType.REPLACE)
-    hooks.HookRegistry.register(f"{scheduler}.__init__", _after_init, hooks.HookType.AFTER)
+    hooks.HookRegistry.register(f"{scheduler}.__init__", _deferring if deferred else _meeting, hooks.HookType.AFTER)
+    if deferred:
+        hooks.HookRegistry.register(f"{scheduler}.{POLL}", after_poll, hooks.HookType.AFTER)
+        hooks.HookRegistry.register(f"{scheduler}.{PROCESS}", before_process, hooks.HookType.BEFORE)
+        hooks.HookRegistry.register(f"{scheduler}.{IDLE}", after_idle, hooks.HookType.AFTER)
     if os.environ.get(REQUESTS) == "1":
         install_requests()
 
 
-def _after_init(result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+def _is_deferred(cls: type) -> bool:
+    chosen = os.environ.get(ADMISSION) or _DEFERRED
+    if chosen not in (_DEFERRED, _BLOCKING):
+        raise ValueError(f"{ADMISSION} is {_DEFERRED!r} or {_BLOCKING!r}, not {chosen!r}")
+    if chosen == _DEFERRED and not can_defer(cls):
+        logger.warning("lazycast: this SGLang's Scheduler lacks what deferred admission needs; it waits for inputs")
+        return False
+    return chosen == _DEFERRED
+
+
+def _meeting(result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
     meet(scheduler)
+
+
+def _deferring(result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
+    broadcast = meet(scheduler, "sglang, deferred")
+    if broadcast is not None:
+        open_desk(scheduler, broadcast)

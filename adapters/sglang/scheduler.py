@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
 import types
 import weakref
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from .broadcast import SGLangBroadcast
 METHOD = "_process_and_broadcast_mm_inputs"
 _ATTRIBUTE = "_lazycast_broadcast"
 _FLAG = "enable_broadcast_mm_inputs_process"
+#: From how many bytes to hash on a request is worth a cast; measured when schedulers meet if it is not set.
+CAST_FROM = "LAZYCAST_SGLANG_CAST_FROM_NBYTES"
 _MISSING = object()
 _patches: list[tuple[Any, str, object]] = []  # target, name, what was there: in the order in which they were made
 _users: weakref.WeakSet[Any] = weakref.WeakSet()  # schedulers that have a broadcast
@@ -105,21 +108,27 @@ def meeting(original: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
-def meet(scheduler: Any) -> None:
+def meet(scheduler: Any, name: str = "sglang") -> SGLangBroadcast | None:
     """Make the scheduler's `SGLangBroadcast` now, if it will be used, rather than during its first request.
 
-    Raises: as `SGLangBroadcast`. Collective: every rank of the scheduler's group, if it is on. Blocking: until all have
-        come, up to 60 s. Threads: the scheduler's.
+    Args:
+        name: part of the handshake.
+    Returns: None if it will not be used.
+    Raises: as `SGLangBroadcast`.
+    Collective: every rank of the scheduler's group, if it is on. Blocking: until all have come, up to 60 s.
+    Threads: the scheduler's.
     """
-    if _is_on(scheduler) and _has_group(scheduler):
-        broadcast_of(scheduler)
+    return broadcast_of(scheduler, name) if _is_on(scheduler) and _has_group(scheduler) else None
 
 
-def broadcast_of(scheduler: Any) -> SGLangBroadcast:
+def broadcast_of(scheduler: Any, name: str = "sglang") -> SGLangBroadcast:
     """Return the scheduler's `SGLangBroadcast`, made at the first call.
 
-    Raises: at the first call, as `SGLangBroadcast`. Collective: the first call, on every rank of its group. Blocking:
-        then, until all have come, up to 60 s. Threads: the scheduler's.
+    Args:
+        name: part of the handshake.
+    Raises: at the first call, as `SGLangBroadcast`; ValueError for a CAST_FROM that is no number of bytes.
+    Collective: the first call, on every rank of its group. Blocking: then, until all have come, up to 60 s.
+    Threads: the scheduler's.
     """
     found: SGLangBroadcast | None = vars(scheduler).get(_ATTRIBUTE)
     if found is None:
@@ -132,10 +141,21 @@ def broadcast_of(scheduler: Any) -> SGLangBroadcast:
             requires_mm_token_modalities=getattr(
                 getattr(scheduler, "model_config", None), "requires_mm_token_modalities", False
             ),
+            name=name,
+            cast_from_nbytes=_cast_from_nbytes(),
         )
         _users.add(scheduler)
         setattr(scheduler, _ATTRIBUTE, found)
     return found
+
+
+def _cast_from_nbytes() -> int | None:
+    given = os.environ.get(CAST_FROM)
+    if not given:
+        return None
+    if not given.isdecimal():
+        raise ValueError(f"{CAST_FROM} must be a number of bytes, got {given!r}")
+    return int(given)
 
 
 def _has_group(scheduler: Any) -> bool:

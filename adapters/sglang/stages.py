@@ -53,7 +53,12 @@ def finish(request: Request, hint: Hint) -> Any:
     return made if made is not None else _make(request, hint)
 
 
+def _nothing(payload: object, hint: object = None) -> None:
+    """Take no time: what is left is what a cast costs."""
+
+
 PREPARE_AND_FINISH: Staged[Request, Hint, Any] = Staged(prepare, finish)
+PROBE: Staged[Any, None, None] = Staged(_nothing, _nothing)
 
 
 def _make(request: Request, hint: Hint | None = None) -> Any:

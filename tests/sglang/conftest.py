@@ -12,11 +12,13 @@ import pytest
 from lazycast.tools.bench.sglang import without_gpu
 
 without_gpu.prepare()
+os.environ["LAZYCAST_SGLANG_CAST_FROM_NBYTES"] = "0"  # however small the inputs are that a test casts
 
 import torch.distributed as dist  # noqa: E402
 from kit import Ranks  # noqa: E402
 
 RELEASE = version("sglang")
+collect_ignore = ["loop"]  # not on ranks of torchrun: it starts schedulers of its own
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,6 +2,7 @@
 
     python tests/sglang/run.py [--release 0.5.9] [--ranks 2] [pytest options]
 
+For 0.5.23 those of `loop` follow, on real schedulers that they start themselves.
 The example and the smallest benchmark follow, unless there are pytest options, which choose tests.
 Exit code 0 only if every rank of every run has passed; 1 also if SGLang could not be fetched.
 """
@@ -25,6 +26,9 @@ from environment import RELEASES, borrow
 HERE = Path(__file__).resolve().parent
 EXAMPLE = HERE.parents[1] / "examples" / "sglang" / "scheduler.py"
 WAYS = {"itself", "sglang", "lazycast", "broadcast_pyobj", "lazycast-requests"}
+LOOP_LIMIT_S = 1200.0
+LOOP_RELEASE = "0.5.23"
+NOTHING_CHOSEN = 5  # pytest's exit code
 LIMIT_S = 480.0  # of one run: importing SGLang takes a minute where its files have not been read yet
 
 
@@ -59,6 +63,23 @@ def tests(python: Path, ranks: int, options: list[str]) -> bool:
     configuration = ("-c", HERE / "pytest.ini", f"--rootdir={HERE}")
     code, _ = start(python, ranks, HERE / "rank.py", *configuration, *options, HERE)
     return code == 0
+
+
+def loop(python: Path, options: list[str]) -> bool:
+    """Run the tests of real schedulers, which they start themselves. Returns whether they have passed."""
+    folder = HERE / "loop"
+    command = [python, "-m", "pytest", "-c", folder / "pytest.ini", f"--rootdir={folder}", *options, folder]
+    process = subprocess.Popen([str(part) for part in command], cwd=folder, start_new_session=True)
+    try:
+        code = process.wait(timeout=LOOP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        print(f"no end within {LOOP_LIMIT_S:g} s", file=sys.stderr)
+        return False
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return code == 0 or (code == NOTHING_CHOSEN and bool(options))
 
 
 def example(python: Path, ranks: int) -> bool:
@@ -105,6 +126,10 @@ def main() -> int:
             passed = tests(python, ranks, options)
             said = "passed" if passed else "FAILED"
             print(f"== SGLang {release}, {ranks} ranks: {said} in {time.monotonic() - began_s:.0f} s", flush=True)
+            failed |= not passed
+        if release == LOOP_RELEASE:
+            passed = loop(python, options)
+            print(f"== SGLang {release}, the loop: {'passed' if passed else 'FAILED'}", flush=True)
             failed |= not passed
         if options:
             print(

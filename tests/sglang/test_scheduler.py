@@ -11,10 +11,14 @@ import torch.distributed as dist
 from kit import BINDING, Ranks, Scheduler, alone, environment, failing, hashes, process, same
 
 from lazycast.adapters.sglang import SGLangBroadcast, UnsupportedReleaseError, install, uninstall
+from lazycast.adapters.sglang.binding import caught_error
+from lazycast.adapters.sglang.scheduler import broadcast_of
+from lazycast.errors import ConfigMismatchError, LazycastError
 from lazycast.tools.bench.sglang import inputs
 from lazycast.tools.bench.sglang.scheduler import FLAG, without_model
 
 METHOD = "_process_and_broadcast_mm_inputs"
+HOOKED = (METHOD, "__init__", "_poll_timeout_aborts", "process_input_requests", "is_fully_idle")
 
 
 def image(seed: int) -> Any:
@@ -160,8 +164,8 @@ def test_as_a_plugin(ranks: Ranks, monkeypatch: pytest.MonkeyPatch, chosen: str)
     from sglang.srt.plugins.hook_registry import HookRegistry
 
     monkeypatch.setattr(plugins, "_plugins_loaded", False)
-    monkeypatch.setattr(Scheduler, METHOD, getattr(Scheduler, METHOD))
-    monkeypatch.setattr(Scheduler, "__init__", Scheduler.__init__)
+    for name in HOOKED:
+        monkeypatch.setattr(Scheduler, name, getattr(Scheduler, name))
     with environment(**({"SGLANG_PLUGINS": chosen} if chosen else {})):
         plugins.load_plugins()
     try:
@@ -172,6 +176,71 @@ def test_as_a_plugin(ranks: Ranks, monkeypatch: pytest.MonkeyPatch, chosen: str)
     finally:
         HookRegistry.reset()
         uninstall()
+
+
+@pytest.mark.release("0.5.23")
+@pytest.mark.parametrize("chosen", ["", "deferred", "blocking", "defered", "incapable"])
+def test_whether_the_plugin_defers(ranks: Ranks, monkeypatch: pytest.MonkeyPatch, chosen: str) -> None:
+    """It does unless it is told not to; a scheduler that lacks something is not half hooked."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    from lazycast.adapters.sglang.plugin import ADMISSION, plugin
+
+    monkeypatch.setenv(ADMISSION, "" if chosen == "incapable" else chosen)
+    if chosen == "incapable":
+        monkeypatch.delattr(Scheduler, "_poll_timeout_aborts")
+    try:
+        if chosen == "defered":
+            with pytest.raises(ValueError, match=f"{ADMISSION} is 'deferred' or 'blocking', not 'defered'"):
+                plugin()
+            assert not HookRegistry._hooks
+            return
+        plugin()
+        hooked = {target.rpartition(".")[2] for target in HookRegistry._hooks}
+        assert hooked == set(HOOKED if chosen in ("", "deferred") else HOOKED[:2])
+    finally:
+        HookRegistry.reset()
+
+
+def test_a_scheduler_that_defers_does_not_meet_one_that_waits(ranks: Ranks) -> None:
+    scheduler = without_model(Scheduler)
+    with pytest.raises(ConfigMismatchError, match="name"):
+        broadcast_of(scheduler, "sglang, deferred" if ranks.rank == 0 else "sglang")
+
+
+@pytest.mark.parametrize("given", ["2 MB", "-1", "1e6"])
+def test_a_number_of_bytes_that_is_none(ranks: Ranks, given: str) -> None:
+    with environment(LAZYCAST_SGLANG_CAST_FROM_NBYTES=given), pytest.raises(ValueError, match="a number of bytes, got"):
+        broadcast_of(without_model(Scheduler))
+
+
+def test_small_inputs_and_those_with_hashes_are_made_on_each_rank(ranks: Ranks) -> None:
+    """By what the entry rank has measured, if nothing is given."""
+    with environment(LAZYCAST_SGLANG_CAST_FROM_NBYTES=""):
+        scheduler = without_model(Scheduler)
+        install(scheduler)
+    try:
+        broadcast = scheduler._lazycast_broadcast
+        ranks.agree(broadcast.cast_from_nbytes)
+        assert 256 << 10 <= broadcast.cast_from_nbytes <= 64 << 20
+        casts = broadcast.stats().casts
+        small, hashed = inputs.images(1, 1, patches=3), inputs.raw(inputs.image_items(1, 2, hash=5))
+        for raw in (small, hashed):
+            assert not broadcast.is_worth_waiting(raw)
+            expected = alone(raw)
+            same(broadcast.process_async(raw, rid="x").result(0), expected)
+        damaged = inputs.raw([inputs.item("AUDIO")])
+        with pytest.raises(caught_error() or TypeError) as caught:  # as SGLang by itself, on every rank
+            process(scheduler, damaged)
+        assert not isinstance(caught.value.__cause__, LazycastError)
+        assert broadcast.stats().casts == casts
+        large = inputs.images(10, 3)
+        assert broadcast.is_worth_waiting(large)
+        same(process(scheduler, large), alone(large))
+        assert broadcast.stats().casts == casts + 1
+        ranks.meet()
+    finally:
+        uninstall(scheduler)
 
 
 @pytest.mark.release("0.5.23")

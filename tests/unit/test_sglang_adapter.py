@@ -182,16 +182,17 @@ def test_what_this_call_has_cancelled_is_given_up() -> None:
 class Inputs:
     """In place of SGLang's `MultimodalInputs`, with nothing that takes hashing."""
 
-    def __init__(self, text: str) -> None:
-        self.text, self.mm_items = text, []
+    def __init__(self, raw: Any) -> None:
+        self.text, self.mm_items = raw.text, raw.mm_items
 
     @classmethod
     def from_processor_output(cls, raw: Any) -> Inputs:
-        return cls(raw.text)
+        return cls(raw)
 
 
 def raw(text: str) -> types.SimpleNamespace:
-    return types.SimpleNamespace(text=text, mm_items=[])
+    none = {"hash": None, "pad_value": None, "feature": None, "precomputed_embeddings": None}
+    return types.SimpleNamespace(text=text, mm_items=[types.SimpleNamespace(is_valid=lambda: True, **none)])
 
 
 @pytest.fixture

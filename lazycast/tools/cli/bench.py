@@ -20,7 +20,16 @@ from lazycast.tools.bench import plot, report, session
 from lazycast.tools.bench.page import charts
 from lazycast.tools.bench.payloads import SOURCES
 from lazycast.tools.bench.ways import WAYS
-from lazycast.tools.cli import arguments, bench_overhead, bench_page, bench_qps, bench_sglang, bench_small, extras
+from lazycast.tools.cli import (
+    arguments,
+    bench_overhead,
+    bench_page,
+    bench_qps,
+    bench_sglang,
+    bench_sglang_loop,
+    bench_small,
+    extras,
+)
 
 HELP = "compare lazycast with other ways to broadcast an object, on this machine"
 
@@ -69,13 +78,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-requests", action="store_true", help="with --report: leave out the requests")
     parser.set_defaults(benchmark=None)
     others = parser.add_subparsers(
-        metavar="[small | qps | overhead | sglang | report]", title="other benchmarks, and the page of all"
+        metavar="[small | qps | overhead | sglang | sglang-loop | report]",
+        title="other benchmarks, and the page of all",
     )
     modules = {
         "small": bench_small,
         "qps": bench_qps,
         "overhead": bench_overhead,
         "sglang": bench_sglang,
+        "sglang-loop": bench_sglang_loop,
         "report": bench_page,
     }
     for name, module in modules.items():
