@@ -9,7 +9,7 @@ RANKS  ?= 4
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo doctor docs docs-outputs test test-most test-all test-faults docs/faults.md test-pythons test-sglang package check format bench bench-qps bench-sglang bench-sglang-loop soak soak-local soak-torch soak-mpi trace-picture clean
+.PHONY: demo doctor docs docs-outputs quick test test-most test-all test-faults docs/faults.md test-pythons test-sglang package check format bench bench-published bench-qps bench-sglang bench-sglang-loop soak soak-local soak-torch soak-mpi trace-picture clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -54,9 +54,13 @@ demo: $(NEEDED)
 doctor: $(NEEDED)
 	$(BIN)/lazycast doctor
 
-# Beside the peers that the backend brings: BACKEND=torch, mpi or local.
+# In two minutes, beside the peers that the backend brings: BACKEND=torch, mpi or local. The page: build/bench/report.html
 bench: $(NEEDED) $(VENV)/.bench
-	$(BIN)/lazycast bench --backend $(BACKEND) --ranks $(RANKS) --short --out docs/benchmarks
+	$(BIN)/lazycast bench --quick --backend $(BACKEND) --ranks $(RANKS) --report build/bench
+
+# What docs/benchmarks publishes; then make docs-outputs, which puts the figures into the pages that quote them.
+bench-published: $(NEEDED) $(VENV)/.bench
+	$(BIN)/lazycast bench --short --backend $(BACKEND) --ranks $(RANKS) --out docs/benchmarks
 
 bench-qps: $(NEEDED) $(VENV)/.bench
 	$(BIN)/lazycast bench qps --backend $(BACKEND) --ranks $(RANKS) --out docs/benchmarks
@@ -76,6 +80,14 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 
 test: $(VENV)/.dev
 	$(PYTEST) $(PYTEST_ARGS)
+
+# In less than a minute, whether a change is sound: style, types, the core's decisions, a group that casts.
+QUICK := test_architecture test_cast test_calls test_ledger test_mailbox test_codec test_protocol test_tree test_docs_facts
+quick: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(PYTEST) $(QUICK:%=tests/unit/%.py) $(PYTEST_ARGS)
+	$(BIN)/lazycast demo --backend local --ranks 2
 
 # With what `make test` leaves out, sizes and combinations that seldom tell more: see tests/README.md. CI runs it.
 test-most: $(VENV)/.dev
@@ -97,6 +109,8 @@ package: $(VENV)/.dev
 # What commands print, where the docs show it.
 docs-outputs: $(VENV)/.dev
 	$(BIN)/python tools/outputs.py docs/doctor.md docs/metrics.md docs/operations.md
+	$(BIN)/python tools/figures.py
+	$(BIN)/python tools/gain_picture.py
 	$(BIN)/python tools/cast_picture.py
 	$(BIN)/python tools/report_picture.py
 

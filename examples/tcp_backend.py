@@ -88,9 +88,10 @@ class TCPPipe(Pipe):
 
     def recv_header(self) -> tuple[bytes, int]:
         try:
-            header_nbytes, body_nbytes = struct.unpack(PREFIX, recv(self.sock, PREFIX_NBYTES))
+            prefix = recv(self.sock, PREFIX_NBYTES)
+            header_nbytes, body_nbytes = struct.unpack(PREFIX, prefix)
             if header_nbytes > MAX_HEADER_NBYTES:
-                raise PipeClosed(f"what arrived is no message: a header of {header_nbytes} bytes")
+                raise PipeClosed(f"no message: a header of {header_nbytes} bytes")
             return recv(self.sock, header_nbytes), body_nbytes
         except OSError as exc:
             raise PipeClosed(f"receiving failed: {exc}") from exc
@@ -103,7 +104,8 @@ class TCPPipe(Pipe):
 
     def interrupt(self) -> None:
         with contextlib.suppress(OSError):  # the peer may have gone first
-            self.sock.shutdown(socket.SHUT_RDWR)  # wakes a thread that is blocked in recv or send; close() would not
+            # wakes a thread that is blocked in recv or send; close() would not
+            self.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self.sock.close()

@@ -27,7 +27,7 @@ def output(command: str) -> str:
     environment = {
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "COLUMNS": "100",
+        "COLUMNS": "88",
         "NO_COLOR": "1",
     }
     done = subprocess.run(shlex.split(command), env=environment, capture_output=True, text=True, check=False)

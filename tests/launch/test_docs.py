@@ -22,6 +22,9 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"(?:<!-- run: (?P<launcher>[^>]+?) -->\s*)?^```python\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
 
+#: A piece of a program that is shown elsewhere, and compared with it there.
+PIECE = re.compile(r"^<!-- from examples/[^>]+ -->\s*^```python\n.*?^```", re.MULTILINE | re.DOTALL)
+
 
 class Block(NamedTuple):
     name: str
@@ -32,7 +35,8 @@ class Block(NamedTuple):
 def blocks() -> list[Block]:
     found = []
     for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]:
-        for number, match in enumerate(BLOCK.finditer(page.read_text())):
+        text = PIECE.sub("", page.read_text())
+        for number, match in enumerate(BLOCK.finditer(text)):
             name = f"{page.relative_to(ROOT)}:{number}"
             found.append(Block(name, match["launcher"], match["code"]))
     return found
@@ -48,6 +52,8 @@ OFTEN = (
     "README.md",
     "docs/concepts.md",
     "docs/index.md",
+    "docs/quick-start.md",
+    "docs/tutorial.md",
     "docs/backends.md:1",
     "docs/errors.md",
     "docs/how-to/mpirun.md",

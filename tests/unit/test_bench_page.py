@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from lazycast.tools import cli
+from lazycast.tools.bench import report
 from lazycast.tools.bench.page import charts, files, render, requests, scaling, times
 from lazycast.tools.bench.page.advice import apart, listed
 from lazycast.tools.bench.page.records import TimesRun, Workload
@@ -323,7 +324,7 @@ def test_nothing_in_a_file_is_markup(tmp_path: Path) -> None:
     clean = Page(render.html(files.read(clean_folder(tmp_path))))
     page = Page(render.html(files.read(tmp_path)))
     assert not {"script", "img", "i", "b", "frac", "iframe"} & set(page.tags)
-    assert page.tags["svg"] == clean.tags["svg"] == 4
+    assert page.tags["svg"] == clean.tags["svg"] == 5
     assert page.tags["style"] == 1 + page.tags["svg"]  # a plot has one of its own
     assert page.text.count('<script>alert("1")</script>') > 10
     assert "$\\frac{a}{b}$ & {{ 7*7 }}" in page.text
@@ -344,7 +345,7 @@ def test_the_page_asks_for_nothing_and_its_plots_share_nothing(tmp_path: Path) -
     put(tmp_path, d=requests_run([requests_way("itself", [10, 11]), *FIXED], ranks=4))
     html = render.html(files.read(tmp_path))
     page = Page(html)
-    assert page.tags["svg"] == 2 + 2 + 2
+    assert page.tags["svg"] == 1 + 2 + 2 + 2
     assert [name for name, count in page.ids.items() if count > 1] == []
     for link in page.links:
         assert link == "data:," or (link.startswith("#") and page.ids[link[1:]] == 1), link
@@ -353,6 +354,60 @@ def test_the_page_asks_for_nothing_and_its_plots_share_nothing(tmp_path: Path) -
         assert page.ids[target[1:]] == 1
     assert "#0a0b" not in html  # no colour that the style sheet does not know
     assert set(re.findall(r"var\((--\w+)\)", html)) <= set(re.findall(r"(--\w+):", html))
+
+
+def on_a_machine_with(load: float, run: dict[str, Any]) -> dict[str, Any]:
+    return {**run, "machine": {**run["machine"], "load_before": load}}
+
+
+REQUESTS = requests_run([requests_way("itself", [10, 11]), *FIXED])
+
+
+def test_nothing_is_concluded_from_runs_on_a_busy_machine(tmp_path: Path) -> None:
+    put(tmp_path, quiet=on_a_machine_with(2.0, times_run(HELD)), busy=on_a_machine_with(2.1, REQUESTS))
+    page = Page(render.html(files.read(tmp_path)))
+    top, _, rest = page.text.partition("The results in short")
+    assert "no conclusions are drawn from busy.json" in top
+    assert "quiet.json" not in top
+    assert "lazycast rather than peer" in rest
+    assert "itself, the best of the other ways" not in rest
+    put(tmp_path, quiet=on_a_machine_with(3.0, times_run(HELD)))
+    page = Page(render.html(files.read(tmp_path)))
+    assert "The machine was busy, so there is nothing to conclude." in page.text
+    assert "rather than" not in page.text
+
+
+def test_conclusions_over_numbers_of_ranks_take_no_busy_run(tmp_path: Path) -> None:
+    put(tmp_path, a=times_run(HELD, ranks=2), b=times_run(HELD, ranks=4))
+    assert "lazycast with 4 ranks" in Page(render.html(files.read(tmp_path))).text
+    put(tmp_path, b=on_a_machine_with(9.0, times_run(HELD, ranks=4)))
+    assert "lazycast with 4 ranks" not in Page(render.html(files.read(tmp_path))).text
+
+
+def test_the_page_begins_with_a_picture(tmp_path: Path) -> None:
+    put(tmp_path, a=times_run(HELD), c=REQUESTS)
+    html = render.html(files.read(tmp_path))
+    before, _, _ = html.partition("The results in short")
+    assert before.count("<svg") == 1
+    assert "every rank makes the value" in before
+    assert ">itself<" not in before  # words of our own
+
+
+def test_a_busy_machine_is_told_on_top_of_tables_too() -> None:
+    busy = on_a_machine_with(31.25, times_run(HELD))
+    said = report.warning(busy)
+    assert said is not None
+    assert "load 31.25 on 2 cores" in said
+    assert report.markdown(busy).splitlines()[2] == f"**{said}**"
+    assert report.warning(times_run(HELD)) is None
+    assert "busy" not in report.markdown(times_run(HELD))
+
+
+def test_peers_have_no_colour_of_ours() -> None:
+    ours = [name for name in charts._FIXED if name != "one memcpy"]
+    names = [*ours, *(f"peer {number}" for number in range(20))]
+    palette = charts._palette(names)
+    assert {palette[name][0] for name in ours} & {palette[name][0] for name in names if name not in ours} == set()
 
 
 def test_a_folder_without_runs_says_how_to_make_some(tmp_path: Path) -> None:
@@ -430,7 +485,7 @@ def test_a_report_measures_requests_too(
     assert asked[2][1] == ("photo",)
     names = [f"{name}-torch-{ranks}.json" for name in ("bench", "qps") for ranks in (2, 3)]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [*names, "report.html"]
-    assert Page((tmp_path / "new" / "report.html").read_text()).tags["svg"] == 2 + 2 + 2
+    assert Page((tmp_path / "new" / "report.html").read_text()).tags["svg"] == 1 + 2 + 2 + 2
     capsys.readouterr()
 
     assert cli.main(["bench", "--backend", "torch", "--no-requests", "--report", str(tmp_path / "one")]) == 0

@@ -122,7 +122,6 @@ def test_the_commands_are_found(capsys: pytest.CaptureFixture[str]) -> None:
     found = {command.text for page in PAGES for command in shown(page) if judged(command, capsys) is not None}
     assert {
         "lazycast demo --backend local",
-        "python -m lazycast demo",
         "lazycast trace merge traces -o trace.json",
         "lazycast bench --ranks 2,4,8 --report DIR",
         "torchrun --nproc_per_node 4 -m examples.engine --qps 4 --seconds 12 --seed 2",

@@ -33,6 +33,48 @@ def test_the_picture_is_what_its_script_draws() -> None:
     assert picture.TARGET.read_text() == picture.draw(), "run: python tools/cast_picture.py"
 
 
+def test_figures_in_pages_are_those_of_the_published_runs() -> None:
+    figures = tool("figures")
+    named = set()
+    for page in figures.PAGES:
+        text = page.read_text()
+        assert text == figures.renewed(text), f"{page.name} quotes other figures; run: python tools/figures.py"
+        named |= {match["name"] for match in figures.BLOCK.finditer(text)}
+    assert named == set(figures.MADE), "each figure is quoted somewhere"
+
+
+def test_a_wrong_figure_in_a_page_is_found() -> None:
+    figures = tool("figures")
+    page = "of a core: <!-- figures: idle -->7 %<!-- end -->.\n\n<!-- figures: readme -->\n\nold\n\n<!-- end -->\n"
+    renewed = figures.renewed(page)
+    assert "old" not in renewed
+    assert f"<!-- figures: idle -->{figures.idle()}<!-- end -->." in renewed
+    assert f"<!-- figures: readme -->\n\n{figures.readme()}\n\n<!-- end -->\n" in renewed
+
+
+def test_a_difference_within_the_spread_is_none() -> None:
+    def way(p10: float, median: float, p90: float) -> dict[str, float]:
+        return {"p10_s": p10, "median_s": median, "p90_s": p90}
+
+    against = tool("figures").against
+    assert against(way(0.9, 1.0, 1.1), way(1.05, 1.5, 2.0)) == "≈"
+    assert against(way(0.9, 1.0, 1.1), way(1.2, 1.5, 2.0)) == "1.5x slower"
+    assert against(way(1.2, 1.5, 2.0), way(0.9, 1.0, 1.1)) == "1.5x faster"
+    assert against(way(1.0, 1.0, 1.0), way(1.01, 1.01, 1.01)) == "≈"  # too near, whatever the spreads
+
+
+def test_the_picture_of_the_gain_is_that_of_the_published_run() -> None:
+    picture = tool("gain_picture")
+    assert picture.TARGET.read_text() == picture.draw(), "run: python tools/gain_picture.py"
+    root = ET.fromstring(picture.draw())
+    bars = {bar.attrib["class"]: float(bar.attrib["width"]) for bar in root.iter(f"{SVG}rect") if "rx" in bar.attrib}
+    assert bars["ours"] == picture.LONGEST  # the longest
+    width, height = map(float, root.attrib["viewBox"].split()[2:])
+    for box in root.iter(f"{SVG}rect"):
+        assert float(box.attrib["x"]) + float(box.attrib["width"]) <= width
+        assert float(box.attrib["y"]) + float(box.attrib["height"]) <= height
+
+
 def test_the_picture_is_whole_and_inside_its_frame() -> None:
     root = ET.fromstring(tool("cast_picture").draw())
     width, height = map(float, root.attrib["viewBox"].split()[2:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -20,8 +21,19 @@ def describe() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "kernel": platform.release(),
-        "load_before": round(os.getloadavg()[0], 2),
+        "load_before": load_before(),
     }
+
+
+@functools.cache
+def load_before() -> float:
+    """Return how busy the machine was in the minute before this process first asked: its own runs do not count."""
+    return round(os.getloadavg()[0], 2)
+
+
+def busy(load: float, cores: int) -> bool:
+    """Whether others keep a machine so busy that what is measured on it says nothing about small differences."""
+    return load > cores
 
 
 def _first(path: str, name: str) -> str | None:

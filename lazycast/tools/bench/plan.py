@@ -22,6 +22,19 @@ MEMORY_COLUMNS = COLUMNS[1:]
 
 #: Rounds of a cell: as many as move so many bytes, between these bounds.
 MIN_ROUNDS, MAX_ROUNDS = 7, 200
+
+#: What `--quick` measures: within two minutes on two quiet cores, and what a newcomer asks first.
+QUICK_SIZES = (KIB, MIB, 64 * MIB)
+QUICK_KINDS = ("array",)
+QUICK_CELL_S = 8.0
+QUICK_WAYS = (
+    *("lazycast", "one memcpy"),
+    *("broadcast_object_list", "dist.broadcast (ready buffer)"),
+    *("mpi4py bcast", "mpi4py pkl5 bcast", "MPI Bcast (ready buffer)"),
+)
+
+#: Beside the cells: to start ranks and import what they need; to watch memory, for each cell that is large enough (s).
+_START_S, _MEMORY_S, _ASIDE_S = 10.0, 10.0, 1.2
 _ROUNDS_NBYTES = 256 * MIB
 
 
@@ -55,6 +68,13 @@ class Plan:
         """How many rounds a cell has if time allows: many for small payloads, few for large ones."""
         return max(self.min_rounds, min(self.max_rounds, _ROUNDS_NBYTES // nbytes))
 
+    @property
+    def about_s(self) -> float:
+        """How long the run will take, as far as that is known before (seconds)."""
+        large = sum(nbytes >= MEMORY_NBYTES for nbytes in self.sizes) if self.memory else 0
+        cells = len(self.kinds) * (len(self.sizes) * self.cell_s * _ASIDE_S + large * _MEMORY_S)
+        return _START_S + self.idle_s + cells
+
     def without_figures(self) -> Plan:
         """Return the plan without what it measures beside the broadcasts."""
         return replace(self, idle_s=0.0, async_calls=0, memory=False)
@@ -70,6 +90,14 @@ def parse_size(text: str) -> int:
     if not nbytes:
         raise ValueError(f"a size is a whole number of B, KiB, MiB or GiB, got {text!r}")
     return nbytes
+
+
+def duration_text(seconds: float) -> str:
+    """Return "about 40 seconds" or "about 3 minutes": what a run will take is known no better."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"about {max(10, round(seconds, -1)):.0f} seconds"
+    return f"about {minutes} minutes" if minutes < 120 else f"about {seconds / 3600:.0f} hours"
 
 
 def size_text(nbytes: int) -> str:

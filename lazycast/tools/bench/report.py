@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
+from lazycast.tools.bench import machine
 from lazycast.tools.bench.plan import COLUMNS, MEMORY_COLUMNS, MIB, size_text
 
 if TYPE_CHECKING:
@@ -47,6 +48,17 @@ def surroundings(run: dict[str, Any]) -> str:
     return (
         f"{run['date']}; {box['cores']} cores of {box['cpu']}, {box['memory_gib']:g} GiB, Linux {box['kernel']}, "
         f"load {box['load_before']:g} before; {libraries}"
+    )
+
+
+def warning(run: dict[str, Any]) -> str | None:
+    """Say that a run was made on a busy machine, and what that means; None if it was not."""
+    load, cores = run["machine"]["load_before"], run["machine"]["cores"]
+    if not machine.busy(load, cores):
+        return None
+    return (
+        f"The machine was busy before the run began (load {load:g} on {cores} cores): no conclusions. "
+        "Measure again on a quiet machine."
     )
 
 
@@ -138,6 +150,8 @@ def print_run(run: dict[str, Any]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, 150)  # a file has no edge at which to break lines
+    if (said := warning(run)) is not None:
+        console.print(f"[bold red]{said}[/]")
     console.print(f"[bold]{title(run)}[/]\n{surroundings(run)}\n{NOTE}")
     wide = console.width >= _WIDE
     for kind, name in kinds(run).items():
@@ -183,9 +197,12 @@ def markdown(run: dict[str, Any], *, plot: str | None = None) -> str:
     Args:
         plot: the path of its picture, to be shown in it.
     """
-    lines = [f"# {title(run)}", "", surroundings(run), "", NOTE, ""]
+    lines = [f"# {title(run)}", ""]
+    if (said := warning(run)) is not None:
+        lines += [f"**{said}**", ""]
     if plot:
         lines += [f"![time over size]({plot})", ""]
+    lines += [surroundings(run), "", NOTE, ""]
     for kind, name in kinds(run).items():
         lines += [f"## {name}", "", _line(HEADINGS), _line(["---", "---", *["---:"] * (len(HEADINGS) - 2)])]
         lines += [_line(cells) for _, cells in rows(run, kind)]

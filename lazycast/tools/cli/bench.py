@@ -21,6 +21,7 @@ from lazycast.tools.bench.page import charts
 from lazycast.tools.bench.payloads import SOURCES
 from lazycast.tools.bench.ways import WAYS
 from lazycast.tools.cli import (
+    announce,
     arguments,
     bench_overhead,
     bench_page,
@@ -36,6 +37,9 @@ HELP = "compare lazycast with other ways to broadcast an object, on this machine
 BACKENDS = ("torch", "mpi", "local")
 _LIBRARIES = {"torch": "torch", "mpi": "mpi4py"}
 
+#: What `--quick` measures of requests, if a report is asked for.
+_QUICK_REQUESTS = ("itself", "root-value", "lazycast-auto")
+
 #: What `--short` takes instead of the defaults.
 _SHORT_CELL_S = 4.0
 _CELL_S = 20.0
@@ -48,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks", type=arguments.RANKS, default=(4,), metavar="N,..", help="a run for each number; default: 4"
     )
+    parser.add_argument("--quick", action="store_true", help="what matters most, within two minutes on two quiet cores")
     parser.add_argument("--short", action="store_true", help="sizes up to 64 MiB, and less time for each")
     parser.add_argument("--sizes", type=arguments.listed(plans.parse_size), metavar="S,..", help="such as 1KiB,64MiB")
     parser.add_argument(
@@ -107,6 +112,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"lazycast bench: {problem}", file=sys.stderr)
         return 2
     several = len(args.ranks) > 1
+    requests = bench_qps.of_report(args, backend, _QUICK_REQUESTS if args.quick else ())
+    asked = requests if args.report and not args.no_requests else []
+    seconds = sum(_plan(args, backend, ranks).about_s for ranks in args.ranks)
+    announce.announce("lazycast bench", seconds + bench_qps.about_s(asked))
     for ranks in args.ranks:
         label = f"{ranks} ranks: " if several else ""
         measured = session.run(_plan(args, backend, ranks), command=args.command_line, label=label)
@@ -117,8 +126,7 @@ def run(args: argparse.Namespace) -> int:
             bench_qps.write_json(measured, args.report / f"{stem}.json")
     if not args.report:
         return 0
-    if not args.no_requests:
-        bench_qps.for_report(args, backend)
+    bench_qps.measure(asked, args)
     return bench_page.write(args.report)
 
 
@@ -164,11 +172,11 @@ def _plan(args: argparse.Namespace, backend: str, ranks: int) -> plans.Plan:
     plan = plans.Plan(
         backend=backend,
         ranks=ranks,
-        kinds=args.kinds or installed,
-        sizes=args.sizes or (plans.SHORT_SIZES if args.short else plans.SIZES),
-        ways=args.ways or (),
-        cell_s=args.cell_s or (_SHORT_CELL_S if args.short else _CELL_S),
+        kinds=args.kinds or (plans.QUICK_KINDS if args.quick else installed),
+        sizes=args.sizes or (plans.QUICK_SIZES if args.quick else plans.SHORT_SIZES if args.short else plans.SIZES),
+        ways=args.ways or (plans.QUICK_WAYS if args.quick else ()),
+        cell_s=args.cell_s or (plans.QUICK_CELL_S if args.quick else _SHORT_CELL_S if args.short else _CELL_S),
         min_rounds=min(rounds, plans.MIN_ROUNDS),
         max_rounds=rounds,
     )
-    return plan.without_figures() if args.no_figures else plan
+    return plan.without_figures() if args.no_figures or args.quick else plan

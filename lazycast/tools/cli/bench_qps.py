@@ -21,7 +21,7 @@ from lazycast.tools.bench.qps import plan as plans
 from lazycast.tools.bench.qps import plot, report, session
 from lazycast.tools.bench.qps.ways import WAYS
 from lazycast.tools.bench.qps.workloads import WORKLOADS
-from lazycast.tools.cli import arguments, bench_page, extras
+from lazycast.tools.cli import announce, arguments, bench_page, extras
 
 HELP = "throughput, latency and CPU of requests, by way and workload"
 
@@ -89,19 +89,26 @@ def run(args: argparse.Namespace, backend: str) -> int:
     if problem is not None:
         print(f"lazycast bench qps: {problem}", file=sys.stderr)
         return 2
-    _measure([_plan(args, backend, ranks) for ranks in args.ranks], args)
+    asked = [_plan(args, backend, ranks) for ranks in args.ranks]
+    announce.announce("lazycast bench qps", about_s(asked))
+    measure(asked, args)
     return bench_page.write(args.report) if args.report else 0
 
 
-def for_report(args: argparse.Namespace, backend: str) -> None:
-    """Measure what a report of `lazycast bench` says of requests, into its folder."""
-    workloads = ("photo",) if args.short else _REPORTED
+def of_report(args: argparse.Namespace, backend: str, ways: tuple[str, ...]) -> list[plans.Plan]:
+    """Return what a report of `lazycast bench` measures of requests, for each number of ranks."""
+    workloads = ("photo",) if args.short or args.quick else _REPORTED
     seconds, rounds = _SHORT_SECONDS, args.rounds or _SHORT_ROUNDS
-    plan = plans.Plan(backend, 0, workloads, seconds=seconds, rounds=rounds, slowdown_s=0.0, slowdown_rounds=0)
-    _measure([replace(plan, ranks=ranks) for ranks in args.ranks], args)
+    plan = plans.Plan(backend, 0, workloads, ways, seconds, rounds, slowdown_s=0.0, slowdown_rounds=0)
+    return [replace(plan, ranks=ranks) for ranks in args.ranks]
 
 
-def _measure(asked: Sequence[plans.Plan], args: argparse.Namespace) -> None:
+def about_s(asked: Sequence[plans.Plan]) -> float:
+    """How long runs of requests will take (seconds)."""
+    return sum(plan.about_s(len(plan.workloads), len(plan.ways or WAYS)) for plan in asked)
+
+
+def measure(asked: Sequence[plans.Plan], args: argparse.Namespace) -> None:
     """Measure, print and write a run for each plan."""
     for plan in asked:
         label = f"{plan.ranks} ranks: " if len(asked) > 1 else ""

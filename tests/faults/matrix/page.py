@@ -14,43 +14,28 @@ from tests.faults.matrix.combinations import BACKENDS, DEADLY, FAULTS, LAYOUTS, 
 from tests.faults.matrix.rank import CONSTRUCT_S, TIMEOUT_S
 from tests.faults.matrix.verdict import Sight
 
-LETTERS = {
-    "PeerLostError": "L",
-    "CastTimeoutError": "T",
-    "ClosedError": "C",
-    "BackendError": "B",
-}
 Results = Mapping[Combination, Sequence[Sight]]
 
 INTRODUCTION = """# Faults
 
-What each surviving rank sees when something befalls another one, and after how many milliseconds. This page is
-written by `python -m tests.faults.matrix --out docs/faults.md`, which provokes each fault with real processes and
-checks that
+What the other ranks see when something happens to one, and after how long.
+`python -m tests.faults.matrix --out docs/faults.md` provokes each fault with real processes and writes this page;
+`docs/faults.json` has every figure. It checks that
 
-* every pending and later call of every survivor ends, with the error named here, which names the victim;
-* what a survivor holds keeps its bytes, and after `close()` it has no descriptor, thread, child process or mapping more
-  than before construction; no file or socket is left;
-* a new group of those that are left works, and so does a frozen rank once it thaws.
+* every pending and later call of every other rank ends with the error named here, which names the rank at fault;
+* what the others hold keeps its bytes, and after `close()` they have no descriptor, thread, child process or mapping
+  more than before construction; no file or socket is left;
+* a new group of those that are left works, and so does a frozen rank once it runs again.
 
 {machine}
 
-## What befalls a rank
+**What happens to a rank:** {faults}.
 
-{faults}
+**When:** {steps}.
 
-**When:**
-
-{steps}
-
-## How to read the tables
-
-A cell says what the survivors saw first, in rank order: **L** `PeerLostError` naming the victim, **C** `ClosedError`
-naming it, **T** `CastTimeoutError` naming it among those that are missing, **B** `BackendError` (construction fails);
-then milliseconds. They count from the fault, or, where a survivor had no call pending, from its next call. Calls had
-{limit:g} s where the fault was to freeze a rank, so about {limit_ms:.0f} is what was promised there (constructions have
-{construct:g} s); when the rank thaws, the next cast arrives everywhere. An empty cell: it cannot be, says nothing that
-another cell does not, or was not run.
+A cell names the error that each of the other ranks got first, and the median and the longest time over all
+combinations (milliseconds): from the fault, or, where no call was pending, from the next call. `CastTimeoutError`
+comes when the call's time is over: here {limit:g} s, and {construct:g} s for constructions.
 """
 
 NETWORK = """## Two hosts in network namespaces, connected by gloo
@@ -108,20 +93,18 @@ def write(path: Path, results: Results, network: Results) -> None:
     )
     text = INTRODUCTION.format(
         machine=machine,
-        faults="\n".join(f"* **{name}**: {what}" for name, what in FAULTS.items()),
-        steps="\n".join(f"* **{name}**: {what}" for name, what in STEPS.items()),
+        faults="; ".join(f"*{name}*, {what}" for name, what in FAULTS.items()),
+        steps="; ".join(f"*{name}*, {what}" for name, what in STEPS.items()),
         limit=TIMEOUT_S,
-        limit_ms=TIMEOUT_S * 1e3,
         construct=CONSTRUCT_S,
     )
     parts = [text]
     for backend in BACKENDS:
-        for layout, plan in LAYOUTS.items():
-            rows = list(_rows(backend, layout, results))
-            if rows:
-                title = "MPI, `--with-ft ulfm`" if backend == "mpi" else backend
-                head = f"| rank | when | {' | '.join(FAULTS)} |\n|{' --- |' * (len(FAULTS) + 2)}\n"
-                parts.append(f"## {title}: {plan.title}\n\n{head}{chr(10).join(rows)}\n")
+        rows = list(_rows(backend, results))
+        if rows:
+            title = "MPI, `--with-ft ulfm`" if backend == "mpi" else backend
+            head = f"| when | {' | '.join(FAULTS)} |\n|{' --- |' * (len(FAULTS) + 1)}\n"
+            parts.append(f"## {title}\n\n{_layouts(backend, results)}\n\n{head}{chr(10).join(rows)}\n")
     if network:
         lines = [f"| {_what(it)} | {it.step} | {cell(sights)} |" for it, sights in network.items()]
         parts.append(NETWORK + "\n".join(lines) + "\n")
@@ -133,21 +116,53 @@ def _what(it: Combination) -> str:
     return "the wire is cut" if it.fault == "cut" else f"kill -9 of the {it.role} (rank {it.victim})"
 
 
-def _rows(backend: str, layout: str, results: Results) -> Iterable[str]:
-    for role, rank in LAYOUTS[layout].roles.items():
-        for step in STEPS:
-            cells = [cell(results.get(Combination(backend, layout, role, step, fault), ())) for fault in FAULTS]
-            if any(cells):
-                yield f"| {role} ({rank}) | {step} | {' | '.join(cells)} |"
+def _layouts(backend: str, results: Results) -> str:
+    """Name the layouts of hosts and ranks that were run, and in each the roles of the rank at fault."""
+    found = []
+    for name, layout in LAYOUTS.items():
+        roles = [
+            role
+            for role in layout.roles
+            if any((r.backend, r.layout, r.role) == (backend, name, role) for r in results)
+        ]
+        if roles:
+            found.append(f"{layout.title} (at fault: {', '.join(roles)})")
+    return f"{'; '.join(found)}."
+
+
+def _rows(backend: str, results: Results) -> Iterable[str]:
+    for step in STEPS:
+        cells = [
+            summary([s for it, sights in results.items() if _is(it, backend, step, fault) for s in sights])
+            for fault in FAULTS
+        ]
+        if any(cells):
+            yield f"| {step} | {' | '.join(cells)} |"
+
+
+def _is(it: Combination, backend: str, step: str, fault: str) -> bool:
+    return (it.backend, it.step, it.fault) == (backend, step, fault)
+
+
+def summary(sights: Sequence[Sight]) -> str:
+    """Return what was seen in some combinations: `PeerLostError 5.4, 84`, an error with its median and longest time."""
+    said = []
+    for kind in sorted({sight.kind for sight in sights}):
+        ms = sorted(sight.ms for sight in sights if sight.kind == kind)
+        said.append(f"`{kind}` {_ms(ms[len(ms) // 2])}, {_ms(ms[-1])}")
+    return "; ".join(said)
+
+
+def _ms(ms: float) -> str:
+    return f"{ms:.1f}" if ms < 10 else f"{ms:.0f}"
 
 
 def cell(sights: Sequence[Sight]) -> str:
-    """Return what the survivors saw: `L 1.2, 3.4; C 5`."""
+    """Return what the others saw, in rank order: `PeerLostError 1.2, 3.4; ClosedError 5`."""
     said: list[str] = []
     for index, sight in enumerate(sights):
-        ms = f"{sight.ms:.1f}" if sight.ms < 10 else f"{sight.ms:.0f}"
         if index and sights[index - 1].kind == sight.kind:
-            said[-1] += f", {ms}"
+            said[-1] += f", {_ms(sight.ms)}"
         else:
-            said.append(f"{LETTERS[sight.kind]} {ms}")
+            said.append(f"`{sight.kind}` {_ms(sight.ms)}")
     return "; ".join(said)

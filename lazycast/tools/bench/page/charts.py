@@ -184,6 +184,36 @@ def requests(workload: Workload, backend: str, ranks: int) -> str:
     return _svg(12.0, 0.34 * max(3, len(ways)) + 0.9, fill, label)
 
 
+#: What a stranger calls the ways of the benchmark of requests.
+_SAID = {
+    "lazycast-auto": "lazycast",
+    "itself": "every rank makes the value",
+    "root-value": "rank 0 makes it, and broadcasts it",
+    "raw-all": "the request is broadcast, every rank makes it",
+}
+
+
+def headline(workload: Workload, backend: str, ranks: int) -> str:
+    """Draw requests a second of lazycast and of the usual ways: the first thing on the page."""
+    ways = [way for name, way in workload.ways.items() if name in _SAID] or list(workload.ways.values())
+    ways.sort(key=lambda way: -way.qps)
+
+    def fill(figure: Figure) -> None:
+        panel = figure.subplots()
+        names = _short(_SAID.get(way.way, way.way) for way in ways)
+        colours = [_COLOURS[9] if way.known else _COLOURS[0] for way in ways]
+        low, high = ([end(each.qps for each in way.rounds) for way in ways] for end in (min, max))
+        bars = panel.barh(names, [way.qps for way in ways], color=colours, height=0.6)
+        panel.hlines(names, low, high, color=_INK, linewidth=1.6)
+        spreads = zip(ways, low, high, strict=True)
+        labels = [f"{number(way.qps)} ({number(least)} to {number(most)})" for way, least, most in spreads]
+        panel.bar_label(bars, labels=labels, padding=14, color=_INK)
+        _horizontal(panel, "", room=0.35)
+
+    title = f"{workload.name}, {backend}, {ranks} ranks: requests a second, longer is better"
+    return _svg(9.0, 0.5 * max(2, len(ways)) + 0.6, fill, title)
+
+
 def _bars(
     panel: Axes, title: str, ways: Sequence[Way], lengths: Sequence[float], colours: Sequence[str], limit: float
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -42,6 +42,15 @@ class Folder:
     requests: list[Read[RequestsRun]]
     sglang: list[Read[SglangRun]]
     unread: dict[str, str]
+
+    def without(self, unwanted: Callable[[Read[Any]], bool]) -> Folder:
+        """Return the same without some runs."""
+        return Folder(
+            [one for one in self.times if not unwanted(one)],
+            [one for one in self.requests if not unwanted(one)],
+            [one for one in self.sglang if not unwanted(one)],
+            self.unread,
+        )
 
     def all(self) -> Iterator[Read[Any]]:
         """Yield every run."""

@@ -13,7 +13,7 @@ from importlib.resources import files as resources
 from pathlib import Path
 from typing import Any
 
-from lazycast.tools.bench import report
+from lazycast.tools.bench import machine, report
 from lazycast.tools.bench.page import charts, requests, scaling, times
 from lazycast.tools.bench.page.advice import Advice
 from lazycast.tools.bench.page.files import Folder, Read, read
@@ -80,6 +80,7 @@ def html(found: Folder, tell: Tell = _nobody) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(here.joinpath("page.html.j2").read_text("utf-8"))
     scales = list(scaling.scalings(found))
+    calm = found.without(_busy)
     sections: dict[str, list[Section]] = {}
     number = max(1, len(list(found.all())))
     for index, one in enumerate(found.all()):
@@ -91,8 +92,10 @@ def html(found: Folder, tell: Tell = _nobody) -> str:
         version=__version__,
         made=datetime.now(timezone.utc).isoformat(timespec="minutes"),
         runs=[_about(one) for one in found.all()],
-        advice=_by_subject(_advice(found, scales, most=True)),
-        more_advice=_by_subject(_advice(found, [], most=False)),
+        headline=_headline(found),
+        busy=[one.name for one in found.all() if _busy(one)],
+        advice=_by_subject(_advice(calm, list(scaling.scalings(calm)), most=True)),
+        more_advice=_by_subject(_advice(calm, [], most=False)),
         times=[section for one in found.times for section in sections[one.name]],
         times_notes=report.NOTE,
         memory_note=report.MEMORY_NOTE,
@@ -104,6 +107,22 @@ def html(found: Folder, tell: Tell = _nobody) -> str:
         sglang_note=sglang_report.NOTE,
         unread=found.unread,
     )
+
+
+def _busy(one: Read[Any]) -> bool:
+    """Whether the machine was too busy for conclusions from a run."""
+    return machine.busy(one.run.machine.load_before, one.run.machine.cores)
+
+
+def _headline(found: Folder) -> tuple[str, str] | None:
+    """Return the picture that comes first, and what it shows: of a calm run of requests if there is one, the newest."""
+    runs = sorted(found.requests, key=lambda one: (not _busy(one), one.run.date))
+    for one in reversed(runs):
+        workload = next((work for work in one.workloads.values() if work.ways), None)
+        if workload is not None:
+            plan = one.run.plan
+            return charts.headline(workload, plan.backend, plan.ranks), workload.about
+    return None
 
 
 def _sections(one: Read[Any]) -> Iterator[Section]:

@@ -15,6 +15,10 @@ _MIN_WINDOWS = 2
 OPEN_WINDOW = 64
 
 
+#: To start ranks and import what they need (seconds); how much longer than `seconds` a round of a way takes.
+_START_S, _LONGER = 10.0, 1.5
+
+
 @dataclass(frozen=True)
 class Plan:
     """One run. Each round of a workload takes every way in turn.
@@ -39,6 +43,11 @@ class Plan:
     rate: float | None = None
     slowdown_s: float = 1.0
     slowdown_rounds: int = 3
+
+    def about_s(self, workloads: int, ways: int) -> float:
+        """How long the run will take, as far as that is known before (seconds), with so many workloads and ways."""
+        a_way_s = (self.rounds + 1) * self.seconds * _LONGER + 2 * self.slowdown_rounds * self.slowdown_s
+        return _START_S + workloads * ways * a_way_s
 
     def count(self, qps: float, window: int) -> int:
         """How many requests a round has, for a way that has lately reached `qps` with `window` outstanding."""
