@@ -111,6 +111,7 @@ docs-outputs: $(VENV)/.dev
 	$(BIN)/python tools/outputs.py docs/doctor.md docs/metrics.md docs/operations.md
 	$(BIN)/python tools/figures.py
 	$(BIN)/python tools/gain_picture.py
+	$(BIN)/python tools/house_picture.py
 	$(BIN)/python tools/cast_picture.py
 	$(BIN)/python tools/report_picture.py
 

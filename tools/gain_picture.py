@@ -56,8 +56,8 @@ def draw() -> str:
     parts.append(text(LEFT, HEIGHT - 20, said, "small"))
     body = "\n".join(parts)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="Photos a second, for each way">\n<style>\n{STYLE}\n</style>\n{body}\n</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        f'role="img" aria-label="Photos a second, for each way">\n<style>\n{STYLE}\n</style>\n{body}\n</svg>\n'
     )
 
 

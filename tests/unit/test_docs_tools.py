@@ -75,6 +75,14 @@ def test_the_picture_of_the_gain_is_that_of_the_published_run() -> None:
         assert float(box.attrib["y"]) + float(box.attrib["height"]) <= height
 
 
+def test_the_picture_of_the_house_has_every_part_of_it() -> None:
+    picture = tool("house_picture")
+    assert picture.TARGET.read_text() == picture.draw(), "run: python tools/house_picture.py"
+    wings = {path.parent.name for path in (ROOT / "lazycast").glob("*/__init__.py")}
+    assert set(picture.FLOORS) == wings
+    assert {name.rstrip("/") for name in picture.BESIDE} == {"backends", "adapters"}
+
+
 def test_the_picture_is_whole_and_inside_its_frame() -> None:
     root = ET.fromstring(tool("cast_picture").draw())
     width, height = map(float, root.attrib["viewBox"].split()[2:])
