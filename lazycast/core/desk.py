@@ -551,6 +551,8 @@ class Desk(Records):
             self._clock.stop()
             self._performer.stop()
             self._callbacks.stop()
+            if self._store is not None:
+                self._store.close()
             if (tracer := self.tracer) is not None:
                 tracer.stop()
             self._closed.set()

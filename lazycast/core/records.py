@@ -21,6 +21,7 @@ from lazycast.core.clock import Clock
 from lazycast.core.dump import Row, layout, named, seen, trying, written
 from lazycast.core.helpers.maker import Maker
 from lazycast.core.interrupts import Uninterrupted
+from lazycast.core.memo.store import Store
 from lazycast.core.performer import Group, Performer, Result
 from lazycast.core.situation import Situation
 from lazycast.core.spans import Spans
@@ -51,6 +52,7 @@ class Records(ABC):
         self.notices = Notices(options.name, group.rank, self._lock)
         self.tracer: Tracer | None = None  # read once where it is used: another thread may end it meanwhile
         self._maker: Maker | None = None  # where this rank has helpers
+        self._store: Store | None = None  # where values are remembered
         self.spans: Spans | None = None  # read once where it is used, too
         self._waits: Waits[Ask] = Waits()
         self._closing = False
@@ -178,10 +180,11 @@ class Records(ABC):
     def _stats(self) -> Stats:
         shared_slots, shared_nbytes, arena_nbytes = self._shared()
         placement, reason = self._placement()
+        values, values_nbytes, hits = self._store.figures() if self._store is not None else (0, 0, 0)
         ready, busy, lost = self._maker.pool.figures() if self._maker is not None else (0, 0, 0)
         with self._lock:
             counters, now_s = self._counters, time.monotonic()
-            hits, loads = self._materializers()
+            found, loads = self._materializers()
             return Stats(
                 name=self._options.name,
                 rank=self._group.rank,
@@ -202,7 +205,7 @@ class Records(ABC):
                 aborted=counters.aborted,
                 lost=counters.lost,
                 blocking=counters.blocking,
-                materializer_hits=hits,
+                materializer_hits=found,
                 materializer_loads=loads,
                 unshared=counters.unshared,
                 unshared_reason=counters.unshared_reason,
@@ -214,6 +217,9 @@ class Records(ABC):
                 shared_slots=shared_slots,
                 shared_nbytes=shared_nbytes,
                 arena_nbytes=arena_nbytes,
+                memo_hits=hits,
+                memo_values=values,
+                memo_nbytes=values_nbytes,
                 helpers=ready,
                 helpers_busy=busy,
                 helpers_lost=lost,
@@ -257,9 +263,11 @@ class Records(ABC):
         return layout(title, [(name, rows if rows is None else written(rows)) for name, rows in looks], held=held)
 
     def _dump_sections(self) -> dict[str, Callable[[], Sequence[Row] | None]]:
-        helpers: dict[str, Callable[[], Sequence[Row] | None]] = {}
+        more: dict[str, Callable[[], Sequence[Row] | None]] = {}
         if self._maker is not None:
-            helpers["helpers"] = self._maker.pool.lines
+            more["helpers"] = self._maker.pool.lines
+        if self._store is not None:
+            more["memo"] = self._dump_memo
         return {
             "state": self._dump_state,
             "calls that wait": lambda: [self._dump_ask(ask) for ask in self._waits.waiting()],
@@ -269,11 +277,15 @@ class Records(ABC):
             "under way": self._dump_casts,
             "shared memory": self._dump_leases,
             "links": self._dump_links,
-            **helpers,
+            **more,
             "threads": lambda: [self._clock.state(), *self._performer.state(), self._callbacks.state()],
             "counters": lambda: [self._counters.text()],
             "bytes": lambda: ["sent to other hosts {}, received {}, {} of it from this host".format(*self._nbytes())],
         }
+
+    def _dump_memo(self) -> list[str]:
+        """What is remembered."""
+        return [self._store.line()] if self._store is not None else []
 
     def _dump_state(self) -> list[str]:
         state = "closed" if self._closed.is_set() else "closing" if self._closing else "open"
