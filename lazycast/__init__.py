@@ -30,7 +30,7 @@ from lazycast.here import cancelled
 from lazycast.materialize.materializers import register_materializer
 from lazycast.materialize.placement.chooser import PlacementCost, Standing
 from lazycast.materialize.staged import Staged
-from lazycast.options import Auto, Helpers, Shard, Tuning
+from lazycast.options import Auto, Helpers, Memo, Shard, Tuning
 from lazycast.start.launcher import launch
 from lazycast.version import __version__
 from lazycast.watch.dumps import dump_all
@@ -56,6 +56,7 @@ __all__ = [
     "LazyBroadcast",
     "LazycastError",
     "MaterializeError",
+    "Memo",
     "PayloadMismatchError",
     "PeerLostError",
     "PlacementCost",

@@ -24,7 +24,7 @@ from lazycast.here import here
 from lazycast.missing import MISSING, Missing
 from lazycast.net.backend import Backend
 from lazycast.net.wire import Key
-from lazycast.options import Auto, Helpers, Options, Shard, Tuning, check, debug_wanted, flat, refuse_old, shown
+from lazycast.options import Auto, Helpers, Memo, Options, Shard, Tuning, check, debug_wanted, flat, refuse_old, shown
 from lazycast.start import construction, discovery, lifetime
 from lazycast.tracebacks import forget_frames
 from lazycast.watch.group_stats import GroupStats
@@ -94,6 +94,7 @@ class LazyBroadcast(Generic[P, V]):
             arguments, set any attributes of their instances, and call listed functions: list data classes and pure
             functions. Names that give everything are refused.
         timeout_s: how long construction, and each call that does not say otherwise, may wait (seconds).
+        memo: remember values, so that what was cast before is neither sent nor made again. See `Memo`.
         tuning: what is good as it is for most: back-pressure, shared memory, warnings, threads. See `Tuning`.
 
     Raises:
@@ -125,6 +126,7 @@ class LazyBroadcast(Generic[P, V]):
         values: str = "private",
         trust: str | Collection[str] = "pickle",
         timeout_s: float = 300.0,
+        memo: Memo | None = None,
         tuning: Tuning = Tuning(),  # noqa: B008  # it never changes
     ) -> None:
         note_devices()
@@ -138,6 +140,7 @@ class LazyBroadcast(Generic[P, V]):
             timeout_s=timeout_s,
             replicated=replicated,
             roots=roots,
+            memo=memo,
             **flat(placement, trust, tuning),
             debug=debug_wanted(),
         )

@@ -77,6 +77,23 @@ class Auto:
     owners: Collection[int] | None = None
 
 
+@dataclass(frozen=True)
+class Memo:
+    """What was cast before is neither sent nor made again: `LazyBroadcast(memo=Memo(1 << 30))`.
+
+    The root knows the payloads that it has cast with a materializer, and says so in place of casting one again: every
+    rank has the value already. It is its own all the same: what one request writes into its value no other sees.
+
+    Attributes:
+        nbytes: how much each rank may keep, of values as they are encoded; the least recently used go first.
+        key: `callable(payload) -> str, int or bytes`, what names the content of a payload, called on the root. None: a
+            digest (SHA-256) of all its bytes, which takes about a millisecond per megabyte.
+    """
+
+    nbytes: int
+    key: Callable[[Any], str | int | bytes] | None = None
+
+
 def _name_of(fn: object) -> str:
     return str(getattr(fn, "__qualname__", type(fn).__qualname__))
 
@@ -139,6 +156,7 @@ class Options:
     allow: Collection[str] | None = None
     debug: bool = False
     helpers: Helpers | None = None
+    memo: Memo | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):  # all that goes into headers is plain
@@ -154,6 +172,7 @@ class Options:
             said["owners"] = shown(self.owners)
         said["allow"] = _allow_agreed(self.allow)
         said[DEBUG] = self.debug
+        said["memo"] = shown(self.memo.nbytes) if isinstance(self.memo, Memo) else None
         if isinstance(self.helpers, Helpers):
             said[HELPERS] = self.helpers.said()
         return said
@@ -301,6 +320,26 @@ def _helpers_problem(helpers: object) -> Exception | None:
     return None if wrong is None else TypeError(wrong.replace("materialize must", "Helpers: init must", 1))
 
 
+def _memo_problem(options: Options) -> Exception | None:
+    memo: object = options.memo
+    if memo is None:
+        return None
+    if not isinstance(memo, Memo):
+        return TypeError(f"memo must be a Memo or None, got {shown(memo)}")
+    text = _problem("Memo: nbytes", memo.nbytes, (int,))
+    key: object = memo.key
+    if key is not None and not callable(key):
+        return TypeError(f"Memo: key must be callable or None, got {type(key).__name__}")
+    if not options.agree or options.placement in ("demand", "root"):
+        text = (
+            text
+            or "memo needs agree=True and a placement other than 'demand' and 'root': all ranks keep a value, or none"
+        )
+    if options.replicated is True:
+        text = text or "memo is for payloads that are sent; with replicated=True every rank has its own"
+    return None if text is None else ValueError(text)
+
+
 def _trust_problem(options: Options) -> str | None:
     allow: object = options.allow
     if not isinstance(options.trust, str) or options.trust not in TRUST:
@@ -328,8 +367,8 @@ def check(options: Options, size: int) -> Exception | None:
         return ValueError(f"unknown roots {shown(options.roots)}; use 'one' or 'any'")
     if options.roots == "any" and options.root != 0:
         return ValueError(f"with roots='any' every rank is a root: leave out root={options.root}")
-    if (helpless := _helpers_problem(options.helpers)) is not None:
-        return helpless
+    if (bad := _helpers_problem(options.helpers) or _memo_problem(options)) is not None:
+        return bad
     for text in (_placement_problem(options), _owners_problem(options, size), _trust_problem(options)):
         if text is not None:
             return ValueError(text)

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from lazycast.core.ask import Ask
+from lazycast.core.memo.store import Kept
 from lazycast.core.performer import Result
 from lazycast.materialize.materializers import Materializer
 from lazycast.missing import MISSING
@@ -47,6 +48,7 @@ class Arrival(msgspec.Struct, eq=False, weakref=True):
     local: Result | None = None  # this rank's own part is done
     verdict: Failure | None = None  # came before that, and names this rank
     cost: Cost | None = None  # of that part
+    kept: Kept | None = None  # the value, to be kept once everybody has it
     final: Result | None = None
     told_read: bool = False
     arrived_s: float = 0.0

@@ -578,6 +578,8 @@ class Desk(Records):
 
     def forget(self) -> None:
         """Let go of all casts: nothing more can come."""
+        if self._store is not None:
+            self._store.close()
 
     def _busy(self) -> bool:
         """With the lock held: whether `close` has something to wait for."""

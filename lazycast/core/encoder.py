@@ -12,13 +12,15 @@ from lazycast.codec import pickling
 from lazycast.codec.trust import Policy
 from lazycast.core.arrival import Own
 from lazycast.core.calls import Call
+from lazycast.core.memo.book import Book, ident_by_bytes, ident_by_key
 from lazycast.core.workers import unforked
 from lazycast.materialize.materializers import Shipper
 from lazycast.materialize.staged import Staged
 from lazycast.missing import MISSING
 from lazycast.net.host.mesh import INLINE_NBYTES
 from lazycast.net.relay import Relay, Room
-from lazycast.net.wire import Cast, Code
+from lazycast.net.wire import Cast, Code, MaterializerRef
+from lazycast.options import Memo
 
 #: A cast, the room that holds its body, and the code that is to go before it.
 Encoded = tuple[Cast, Room, list[tuple[Code, Room]]]
@@ -36,13 +38,23 @@ def laid_out(encoded: pickling.Encoded, relay: Relay, *, host: bool = False) -> 
 class Encoder:
     """See the module's text."""
 
-    def __init__(self, relay: Relay, policy: Policy, seqs: Iterator[int], *, agree: bool) -> None:
+    def __init__(
+        self,
+        relay: Relay,
+        policy: Policy,
+        seqs: Iterator[int],
+        *,
+        agree: bool,
+        memo: Memo | None = None,
+        book: Book | None = None,
+    ) -> None:
         self._relay = relay
         self.codec = policy.codec
         self.shipper = Shipper(policy)
         self._seqs = seqs
         self._agree = agree
         self._turn = 0
+        self._memo, self._book = memo, book
 
     def encode(self, call: Call) -> Encoded:
         """Encode a payload, or what takes its place, and name its materializer. Raises whatever user code raises."""
@@ -51,6 +63,9 @@ class Encoder:
         if call.materialize is not None:
             ref, finish, fresh = self.shipper.ship(call.materialize, prepared=call.prepared)
             codes = [self._code(name, code) for name, code in fresh]
+        ident = self._ident_by_key(call, ref, finish) if call.memo else None
+        if ident is not None and (again := self._known(call, ident)) is not None:
+            return again, Room(memoryview(b"")), codes
         staged = finish is not None and call.prepared
         encode = self.codec.encode
         if call.mark is not None and not call.prepared:
@@ -59,6 +74,13 @@ class Encoder:
             with unforked():
                 what = call.hint if call.mark is not None else (call.payload, call.hint)
                 encoded = encode(what if staged else call.payload)
+        keep = 0
+        if call.memo and self._book is not None:
+            if ident is None:
+                ident = ident_by_bytes(encoded, ref, finish)
+                if (again := self._known(call, ident)) is not None:
+                    return again, Room(memoryview(b"")), codes
+            keep = self._book.begin(ident, call.seq)
         if encoded.cut and call.prepared:
             self._cut(call, encoded)
         room = laid_out(encoded, self._relay)
@@ -80,8 +102,35 @@ class Encoder:
             origin=call.ask.origin,
             priority=call.priority,
             trace=call.ask.traced.carrier if call.ask.traced is not None else None,
+            keep=keep,
         )
         return cast, room, codes
+
+    def _ident_by_key(self, call: Call, ref: MaterializerRef | None, finish: MaterializerRef | None) -> bytes | None:
+        """What names the value of a call, if the user says what does."""
+        if self._memo is None or self._memo.key is None:
+            return None
+        with unforked():
+            return ident_by_key(self._memo, call.payload, ref, finish)
+
+    def _known(self, call: Call, ident: bytes) -> Cast | None:
+        """What to say in place of casting what every rank remembers."""
+        assert self._book is not None
+        number = self._book.look(ident, call.seq)
+        if not number:
+            return None
+        return Cast(
+            call.seq,
+            call.key,
+            call.placement,
+            True,
+            None,
+            sent_s=time.monotonic(),
+            origin=call.ask.origin,
+            priority=call.priority,
+            trace=call.ask.traced.carrier if call.ask.traced is not None else None,
+            again=number,
+        )
 
     def _cut(self, call: Call, encoded: pickling.Encoded) -> None:
         """What the root has made is more than what the others get of it: it keeps what they get."""

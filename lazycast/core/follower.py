@@ -414,6 +414,8 @@ class FollowerLane(Lane):
         return self._owned.get(seq) or next(found, None)
 
     def _on_cast(self, message: Cast, body: memoryview) -> None:
+        if message.again or message.drop:
+            message, body = self._as_remembered(message, body)
         result = Result(failure=message.failure) if message.failure is not None else None
         arrival = Arrival(message, body, final=result, arrived_s=time.monotonic())  # final before anybody can see it
         with self._lock:

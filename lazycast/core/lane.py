@@ -28,9 +28,11 @@ from lazycast.core.awaited import Awaited
 from lazycast.core.connected import Connected
 from lazycast.core.engine import Engine
 from lazycast.core.helpers.maker import HelpedValue, Maker
-from lazycast.core.parts import Parts, Stages
+from lazycast.core.memo.store import Kept, Store
+from lazycast.core.parts import MAX_REASON, Parts, Stages
 from lazycast.core.performer import Group, Result
 from lazycast.core.succession import heir
+from lazycast.core.workers import unforked
 from lazycast.materialize.materializers import CodeMissing
 from lazycast.net.backend import Context
 from lazycast.net.host.hosts import leader
@@ -38,6 +40,7 @@ from lazycast.net.host.mesh import Mesh
 from lazycast.net.topology import Topology
 from lazycast.net.wire import Cast, Failure, Gone, Need, Pass, Report, Value, Verdict
 from lazycast.options import HELPERS, OWNED, Options
+from lazycast.tracebacks import describe
 
 #: A pickle stream up to this size, of builtin types and arrays and without a materializer, is decoded where it arrives:
 #: a worker would cost more. Anything else may run user code, or import a library, while other messages wait.
@@ -81,6 +84,8 @@ class Lane(Connected):
         #: By seq: casts without agreement that this rank makes for others too, whether or not it wants them itself.
         self._owned: weakref.WeakValueDictionary[int, Arrival] = weakref.WeakValueDictionary()
         self._end = _End()
+        if options.memo is not None:
+            self._store = Store(options.memo.nbytes, copy_all=options.values == "copy")
         if options.helpers is not None and group.rank == self._helping_rank and self.engine.maker is None:
             self.engine.maker = Maker(group, options)
             self._performer.use(self.engine.maker.pool, f"lazycast-{options.name}-work")
@@ -186,6 +191,8 @@ class Lane(Connected):
         message, shared, ask = arrival.message, arrival.shared, arrival.ask
         if ask is not None and ask.taken and arrival.owner is None:
             return True
+        if message.keep:  # it is encoded, and copied
+            return False
         if message.finish is not None or (shared is None and message.ref is not None):
             return False
         if message.fingerprint is not None:
@@ -321,8 +328,10 @@ class Lane(Connected):
             if self._options.placement == "auto" and (message.ref is not None or message.finish is not None):
                 self._relay.up(Report(self._group.rank, message.seq, False, result.failure, arrival.cost))
             return
+        kept = self._put_down(arrival, result) if message.keep else None
         with self._lock:
             arrival.body = arrival.own = arrival.shared = None
+            arrival.kept = kept
             if arrival.objection is not None:
                 result = arrival.judged(result)
             if arrival.final is None:
@@ -333,9 +342,55 @@ class Lane(Connected):
             arrival.told_read |= read
         if self.engine.tracer is not None:
             self._trace_said("report", message.seq)
-        self._relay.up(Report(self._group.rank, message.seq, read, result.failure, arrival.cost))
+        kept_nbytes = kept.nbytes if kept is not None else 0
+        self._relay.up(Report(self._group.rank, message.seq, read, result.failure, arrival.cost, kept_nbytes))
         if verdict is not None:
             self._conclude(arrival, Result(failure=verdict, cause=result.cause if result.failure is not None else None))
+
+    def _put_down(self, arrival: Arrival, result: Result) -> Kept | None:
+        """Write down a value that is to be remembered, before anybody can change it."""
+        if self._store is None or result.failure is not None or not arrival.wanted or arrival.over:
+            return None
+        try:
+            with unforked():
+                encoded = self._policy.codec.encode(result.value)
+            return self._store.put(encoded)
+        except Exception as exc:  # whatever a value's own code raises; it is made again the next time
+            self._store.unkept = describe(exc)[:MAX_REASON]
+            return None
+
+    def _settle_kept(self, arrival: Arrival, verdict: Verdict) -> None:
+        """With the lock held: keep what was written down of a cast, if every rank has it, or let go of it."""
+        kept, arrival.kept = arrival.kept, None
+        if kept is not None and verdict.failure is None and self._store is not None:
+            self._store.keep(arrival.message.keep, kept)
+
+    def _as_remembered(self, message: Cast, body: memoryview) -> tuple[Cast, memoryview]:
+        """Do what the root says of what this rank remembers; return a cast as if it had come with what it has again."""
+        store = self._store
+        if store is None:
+            return message, body
+        found = None
+        try:
+            if message.again:
+                kept = store.get(message.again)
+                found = kept.body(), kept
+        except (KeyError, MemoryError) as exc:
+            store.unkept = describe(exc)[:MAX_REASON]
+        for number in message.drop:
+            store.drop(number)
+        if not message.again:
+            return message, body
+        if found is None:  # it counts as a body that could not be taken
+            return msgspec.structs.replace(message, nbytes=1), memoryview(b"")
+        body, kept = found
+        layout = kept.layout
+        return (
+            msgspec.structs.replace(
+                message, nbytes=kept.nbytes, stream_nbytes=layout.stream_nbytes, frames=layout.frames
+            ),
+            body,
+        )
 
     def _tell_late(self, ask: Ask, arrival: Arrival | None) -> None:
         # Without an arrival there is nothing to report on yet: whoever brings it finds `ask.late`.
@@ -354,6 +409,8 @@ class Lane(Connected):
             if arrival is None:
                 return
             local = arrival.local
+            if arrival.kept is not None:
+                self._settle_kept(arrival, verdict)
             if local is not None:
                 now_s = time.monotonic()
                 self._counters.noted.append(("agree", now_s - arrival.reported_s))
@@ -498,6 +555,7 @@ class Lane(Connected):
             self._on_gone(msgspec.structs.replace(gone, failure=failure), flood=False)
 
     def forget(self) -> None:
+        super().forget()
         with self._lock:
             self._forget()
 

@@ -68,7 +68,9 @@ def site_of(group: Group, topology: Topology, options: Options) -> Site:
         for host in topology.hosts
     ]
     root_host = next(index for index, host in enumerate(topology.hosts) if group.root in host)
-    return Site(tuple(map(len, topology.hosts)), tuple(cores), tuple(owners), root_host)
+    # What the root has made is sent before it can be known to be remembered.
+    remembers = options.memo is not None
+    return Site(tuple(map(len, topology.hosts)), tuple(cores), tuple(owners), root_host, root_makes=not remembers)
 
 
 class Placing:

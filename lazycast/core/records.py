@@ -20,6 +20,7 @@ from lazycast.core.ask import Ask
 from lazycast.core.dump import Row, layout, named, seen, trying, written
 from lazycast.core.engine import Engine
 from lazycast.core.interrupts import Uninterrupted
+from lazycast.core.memo.store import Store
 from lazycast.core.performer import Group, Result
 from lazycast.core.situation import Situation
 from lazycast.core.waits import Waits
@@ -49,6 +50,7 @@ class Records(ABC):
         self._performer = engine.performer
         self._callbacks = engine.callbacks
         self._clock = engine.clock
+        self._store: Store | None = None  # where values are remembered
         self._waits: Waits[Ask] = Waits()
 
     def refuse_after_fork(self) -> None:
@@ -170,6 +172,7 @@ class Records(ABC):
         lanes, own, maker = self.lanes, self.own, self.engine.maker
         shared_slots, shared_nbytes, arena_nbytes = own._shared()
         placement, reason = own._placement()
+        values, values_nbytes, hits = map(sum, zip(*(lane._remembered() for lane in lanes), strict=True))
         ready, busy, lost = maker.pool.figures() if maker is not None else (0, 0, 0)
         with self._lock:
             counters, now_s = self._counters, time.monotonic()
@@ -195,7 +198,7 @@ class Records(ABC):
                 aborted=counters.aborted,
                 lost=counters.lost,
                 blocking=counters.blocking,
-                materializer_hits=sum(hits for hits, _ in loaded),
+                materializer_hits=sum(found for found, _ in loaded),
                 materializer_loads=sum(loads for _, loads in loaded),
                 unshared=counters.unshared,
                 unshared_reason=counters.unshared_reason,
@@ -207,6 +210,9 @@ class Records(ABC):
                 shared_slots=shared_slots,
                 shared_nbytes=shared_nbytes,
                 arena_nbytes=arena_nbytes,
+                memo_hits=hits,
+                memo_values=values,
+                memo_nbytes=values_nbytes,
                 helpers=ready,
                 helpers_busy=busy,
                 helpers_lost=lost,
@@ -251,9 +257,11 @@ class Records(ABC):
         return layout(title, [(name, rows if rows is None else written(rows)) for name, rows in looks], held=held)
 
     def _dump_sections(self) -> dict[str, Callable[[], Sequence[Row] | None]]:
-        helpers: dict[str, Callable[[], Sequence[Row] | None]] = {}
+        more: dict[str, Callable[[], Sequence[Row] | None]] = {}
         if self.engine.maker is not None:
-            helpers["helpers"] = self.engine.maker.pool.lines
+            more["helpers"] = self.engine.maker.pool.lines
+        if self._store is not None:
+            more["memo"] = lambda: self._of_all(lambda lane: lane._dump_memo())
         return {
             "state": self._dump_state,
             "calls that wait": lambda: self._of_all(lambda lane: [lane._dump_ask(a) for a in lane._waits.waiting()]),
@@ -263,7 +271,7 @@ class Records(ABC):
             "under way": lambda: self._of_all(lambda lane: lane._dump_casts()),
             "shared memory": self._dump_leases,
             "links": self._dump_links,
-            **helpers,
+            **more,
             "threads": lambda: [self._clock.state(), *self._performer.state(), self._callbacks.state()],
             "counters": lambda: [self._counters.text()],
             "bytes": lambda: [
@@ -277,6 +285,14 @@ class Records(ABC):
         if len(lanes) == 1:
             return list(look(lanes[0]))
         return [_prefixed(f"root {lane._group.root}: ", row) for lane in lanes for row in look(lane)]
+
+    def _remembered(self) -> tuple[int, int, int]:
+        """Values that are remembered, their bytes, and how often one was had again."""
+        return self._store.figures() if self._store is not None else (0, 0, 0)
+
+    def _dump_memo(self) -> list[str]:
+        """What is remembered."""
+        return [self._store.line()] if self._store is not None else []
 
     def _dump_state(self) -> list[Row]:
         state = "closed" if self.engine.closed.is_set() else "closing" if self.engine.closing else "open"

@@ -18,6 +18,7 @@ from lazycast.core.coming import Coming
 from lazycast.core.engine import Engine, Taken
 from lazycast.core.figures import Reported
 from lazycast.core.follower import FollowerLane
+from lazycast.core.memo.book import Book
 from lazycast.core.performer import Group
 from lazycast.core.sending import Sending
 from lazycast.core.situation import Phase
@@ -38,6 +39,7 @@ from lazycast.net.wire import (
     Read,
     Report,
     Value,
+    Verdict,
 )
 from lazycast.options import Options
 from lazycast.watch.group_stats import GroupStats
@@ -120,13 +122,25 @@ class RootLane(Sending):
                     self._placing.failed(message.seq)
             if message.rank in self._inquiries.far:
                 self._inquiries.heard(message.rank)
+            if self._memos is not None and message.failure is None:
+                self._memos.reported(message.seq, message.rank, message.kept)
             known = message.failure is not None and message.failure in self._without_code
             verdict = self._ledger.report(message.rank, message.seq, message.failure, known=known)
         if verdict is not None:
             self._relay.down(verdict)
             if self._noted_ready is not None and verdict.failure is None:
                 self._note_ready(verdict.seq)
+            if self._memos is not None:
+                self._settle_memo(self._memos, verdict)
             self._on_verdict(verdict)
+
+    def _settle_memo(self, memos: Book, verdict: Verdict) -> None:
+        """Every rank has been told of a verdict: know what all remember, before the caller may cast the same again."""
+        with self._lock:
+            arrival = self._agreeing.get(verdict.seq)
+            if arrival is not None:
+                self._settle_kept(arrival, verdict)
+        memos.decided(verdict.seq, good=verdict.failure is None)
 
     def _note_ready(self, seq: int) -> None:
         """Every rank has this cast, and is told so before anything that is sent from now on."""
@@ -163,6 +177,8 @@ class RootLane(Sending):
         self._clock.wake()
         for verdict in verdicts:
             self._relay.down(verdict)
+            if self._memos is not None:
+                self._settle_memo(self._memos, verdict)
             self._on_verdict(verdict)
 
     def _code_for(self, ident: str) -> bytes:

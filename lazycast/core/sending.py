@@ -29,6 +29,7 @@ from lazycast.core.engine import Engine
 from lazycast.core.failures import clip
 from lazycast.core.intake import Intake
 from lazycast.core.lagging import Lagging
+from lazycast.core.memo.book import Book
 from lazycast.core.parts import MAX_REASON
 from lazycast.core.performer import Group, Result
 from lazycast.core.placing import Placing, place_name
@@ -62,7 +63,10 @@ class Sending(Intake):
         engine: Engine | None = None,
     ) -> None:
         super().__init__(group, options, context, topology, mesh, engine)
-        self._encoder = Encoder(self._relay, self._policy, self._seqs, agree=options.agree)
+        self._memos = Book(options.memo.nbytes, range(group.size)) if options.memo is not None else None
+        self._encoder = Encoder(
+            self._relay, self._policy, self._seqs, agree=options.agree, memo=options.memo, book=self._memos
+        )
         self._placed = options.placement, "nothing has been cast"
         self._placing = Placing(group, topology, options)
         self._lagging = Lagging(self._ledger, options.warn_after_s)
@@ -123,6 +127,8 @@ class Sending(Intake):
             self._placing.failed(verdict.seq)  # before anybody reports that it has made nothing
             self._agreeing.pop(verdict.seq, None)
             self._counters.aborted += 1
+        if self._memos is not None:
+            self._memos.decided(verdict.seq, good=False)
         self._relay.down(verdict)
         self._conclude(arrival, Result(failure=verdict.failure))
         self._give_up(arrival)
@@ -191,6 +197,7 @@ class Sending(Intake):
                 else:
                     self._placed = self._placing.given if fn is not None else self._placing.plain
                 call.placement = self._placed[0]
+                call.memo = self._memos is not None and call.placement != "root"
             # Of a call that has been given up only the failure is sent.
             if call.failure is not None or call.ask.taken or fn is None or call.placement != "root":
                 self._calls.make_ready(call)
@@ -272,6 +279,7 @@ class Sending(Intake):
         began_s, cpu_s = time.monotonic(), time.thread_time() if call.measured else 0.0
         if call.as_called is not None and not call.prepared:
             self._check_unchanged(call)
+        drops: list[int] = []
         if call.failure is None:
             call.phase = "encoding"
             try:
@@ -279,20 +287,31 @@ class Sending(Intake):
                     cast, room, codes = self._encoder.encode(call)
                 else:
                     cast, room, codes = self._encoded(call)
+                if self._memos is not None and (drops := self._memos.take_drops()):
+                    cast = msgspec.structs.replace(cast, drop=drops)
                 header = wire.encode(cast)
                 said = [(code, place, wire.encode(code)) for code, place in codes] if codes else ()
             except BaseException as exc:  # MemoryError, and whatever a payload's own code raises
                 call.failure, call.cause = self._performer.failure("encode", "encoding failed", exc), exc
             call.spare = call.untouched = None
         if call.failure is not None:
+            if self._memos is not None:
+                self._memos.put_back(drops)
+                self._memos.decided(call.seq, good=False)
             self._send_failure(call, call.failure)
             return
         own = own_of(call)
         # Helpers get what was encoded, as other ranks do.
         helped = self.engine.maker is not None and cast.placement == HELPERS and cast.ref is not None
         arrival = Arrival(cast, room.view if helped else None, ask=call.ask, own=own)
+        if cast.again or cast.drop:
+            arrival.message, body = self._as_remembered(cast, memoryview(b""))
+            if cast.again:
+                arrival.body, arrival.own = body, None
         with self._lock:
-            if call.measured:
+            if cast.again:
+                self._placing.failed(call.seq)  # it tells nothing about costs
+            elif call.measured:
                 sent_nbytes = cast.nbytes if call.prepared else 0
                 self._placing.spent(call.seq, Cost(time.thread_time() - cpu_s, 0.0, shared_nbytes=sent_nbytes))
             if cast.placement in OWNED:
@@ -316,7 +335,7 @@ class Sending(Intake):
         del room  # a slot is held as long as its writer has a hand on it
         if (spans := self.engine.spans) is not None:
             spans.took("encode", began_s, cast.sent_s, cast)
-        if own.prepare is None and own.finish is None:  # the value is here
+        if own.prepare is None and own.finish is None and not cast.again:  # the value is here
             self._local_done(arrival, Result(own.payload))
         else:
             self._advance(arrival)

@@ -21,6 +21,8 @@ from lazycast.core.future import CastFuture
 from lazycast.core.helpers.maker import Alone, Maker
 from lazycast.core.helpers.process import Unmade
 from lazycast.core.interrupts import Uninterrupted, of_handler
+from lazycast.core.memo.alone import Memory
+from lazycast.core.memo.store import Store
 from lazycast.core.performer import Group, Result
 from lazycast.core.situation import Situation
 from lazycast.core.surroundings import nothing_set
@@ -49,9 +51,13 @@ class SoloLane(Desk):
 
     def __init__(self, group: Group, options: Options) -> None:
         super().__init__(group, options)
+        self._shipper = Shipper(self._policy)
+        self._memory: Memory | None = None
+        if options.memo is not None:
+            self._store = Store(options.memo.nbytes, copy_all=options.values == "copy")
+            self._memory = Memory(options.memo, self._store, self._policy.codec, group.rank)
         if options.helpers is not None:
             self.engine.maker = Maker(group, options)
-            self._shipper = Shipper(self._policy)
             self._performer.use(self.engine.maker.pool, f"lazycast-{options.name}-work")
 
     def next_call(
@@ -130,6 +136,21 @@ class SoloLane(Desk):
     def _part(self, ask: Ask, fn: Callable[[Any], Any], payload: object) -> Result:
         if ask.taken:
             return Result()
+        if self._memory is None:
+            return self._make(ask, fn, payload)
+        readonly = self._options.values == "readonly"
+        try:
+            ident, value = self._memory.look(self._shipper.ship(fn), payload, ask.number, readonly=readonly)
+        except Exception as exc:  # whatever the user's key, or a payload's own code, raises
+            what = "what names the payload could not be had"
+            return Result(failure=self._performer.failure("encode", what, exc), cause=exc)
+        if value is not MISSING:
+            return Result(value)
+        result = self._make(ask, fn, payload)
+        self._memory.keep(ident, ask.number, result)
+        return result
+
+    def _make(self, ask: Ask, fn: Callable[[Any], Any], payload: object) -> Result:
         if self.engine.maker is not None:
             return self._helped_part(self.engine.maker, ask, fn, payload)
         began_s = time.monotonic()

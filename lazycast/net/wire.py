@@ -180,7 +180,8 @@ class Cast(Message, frozen=True, tag="cast"):
     hint. A cast with a `fingerprint` has no payload in its body: every rank has brought its own. `turn` says which
     rank of each host is the owner. `sent_s` is when it was encoded, by the root's monotonic clock. `trace` has the
     headers of W3C's Trace Context, where the root's calls are spans. Of the casts that wait for a rank's workers, those
-    with the highest `priority` come first.
+    with the highest `priority` come first. With `keep` every rank keeps the value, under that number; with `again` the
+    value is what it keeps under that one. It forgets what it keeps under the numbers of `drop`, after that.
     """
 
     route = "down"
@@ -200,6 +201,9 @@ class Cast(Message, frozen=True, tag="cast"):
     origin: Origin | None = None
     priority: int = 0
     trace: dict[str, str] | None = None
+    keep: Count = 0
+    again: Count = 0
+    drop: list[int] = []
 
 
 class Chunk(Message, frozen=True, tag="chunk"):
@@ -240,7 +244,10 @@ class Drop(Message, frozen=True, tag="drop"):
 
 
 class Report(Message, frozen=True, tag="report"):
-    """A rank's word on its part of a cast; `read` tells that it has been asked for there."""
+    """A rank's word on its part of a cast; `read` tells that it has been asked for there.
+
+    `kept` is how many bytes of its value it keeps, if it was to.
+    """
 
     route = "up"
     rank: int
@@ -248,6 +255,7 @@ class Report(Message, frozen=True, tag="report"):
     read: bool
     failure: Failure | None = None
     cost: Cost | None = None
+    kept: Count = 0
 
 
 class Value(Message, frozen=True, tag="value"):

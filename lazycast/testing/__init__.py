@@ -7,7 +7,7 @@ Start it under the backend's own launcher, on as many ranks as you like::
     python -m lazycast.testing --backend local --launch 4
 
 It checks the contract of `lazycast.net.backend` (module `contract`) and that `LazyBroadcast` behaves on it (modules
-`values`, `placements`, `helpers`, `failures`, `pressure`, `lifecycle`, `roots`, `load`, `trust`). Or call
+`values`, `placements`, `helpers`, `memory`, `failures`, `pressure`, `lifecycle`, `roots`, `load`, `trust`). Or call
 `run(backend)` on every rank from a test of your own.
 """
 

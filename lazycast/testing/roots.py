@@ -11,7 +11,7 @@ import numpy as np
 
 from lazycast.errors import CastTimeoutError, ClosedError, MaterializeError, RemoteError, WouldBlockError
 from lazycast.materialize.staged import Staged
-from lazycast.options import Helpers
+from lazycast.options import Helpers, Memo
 from lazycast.testing.aborts import wait_until
 from lazycast.testing.failures import identity
 from lazycast.testing.kit import TIMEOUT_S, TOLD_S, Rank, behaviour, check, raises, same
@@ -366,6 +366,18 @@ def replicated_payloads_have_several_roots(rank: Rank) -> None:
                 value = lazy.broadcast(pixels(root, 1), key="p", root=root)
                 same(value, 2 * pixels(root, 1), f"{placement}, root {root}")
             rank.meet()
+
+
+@behaviour(min_size=2)
+def each_root_remembers_its_own(rank: Rank) -> None:
+    with rank.lazy(doubled, roots="any", memo=Memo(16 << 20)) as lazy:
+        for turn in range(3):
+            for root in range(rank.size):
+                value = lazy.broadcast(pixels(0, 7) if root == rank.rank else None, key="m", root=root)
+                same(value, 2 * pixels(0, 7), f"of root {root}, time {turn}")
+                value[:] = -1
+        rank.meet()
+        same(lazy.stats().memo_hits, 2 * rank.size, "what was had again, of all roots")
 
 
 @behaviour(min_size=2)

@@ -40,6 +40,7 @@ class Stats:
         hosts: the ranks of each host; those of one share memory.
         shared_slots, shared_nbytes: what this rank has written to shared memory and somebody still holds.
         arena_nbytes: the memory that this takes: the arena grows with what is in use at a time, and keeps its pages.
+        memo_hits: casts that had again what was remembered; `memo_values` and `memo_nbytes` are remembered here now.
         helpers: processes that materialize for this rank's host and are ready, where this rank is their leader;
             `helpers_busy` are making a value now, `helpers_lost` have ended and were replaced.
         queue: from the call to its turn (root), back-pressure on the caller included.
@@ -87,6 +88,9 @@ class Stats:
     shared_slots: int
     shared_nbytes: int
     arena_nbytes: int
+    memo_hits: int
+    memo_values: int
+    memo_nbytes: int
     helpers: int
     helpers_busy: int
     helpers_lost: int
@@ -144,6 +148,9 @@ def _lines(stats: Stats) -> Iterator[str]:
     yield _row("this host", f"{nbytes_text(stats.nbytes_from_host)} received")
     held = f"{nbytes_text(stats.shared_nbytes)} held in {_counted(stats.shared_slots, 'slot')}"
     yield _row("shared memory", held, f"{nbytes_text(stats.arena_nbytes)} taken")
+    if stats.memo_hits or stats.memo_values:
+        kept = f"{nbytes_text(stats.memo_nbytes)} of {_counted(stats.memo_values, 'value')} remembered"
+        yield _row("memo", f"{stats.memo_hits} had again", kept)
     if stats.helpers or stats.helpers_lost:
         yield _row("helpers", f"{stats.helpers} ready", f"{stats.helpers_busy} at work", f"{stats.helpers_lost} lost")
     timings = [(phase, getattr(stats, phase)) for phase in PHASES]

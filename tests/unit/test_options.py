@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast.options import DEFAULT_MAX_INFLIGHT_NBYTES, PLACEMENTS, Helpers, Options, check, debug_wanted
+from lazycast.options import DEFAULT_MAX_INFLIGHT_NBYTES, PLACEMENTS, Helpers, Memo, Options, check, debug_wanted
 
 
 def options(**changes: Any) -> Options:
@@ -112,6 +112,12 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"executor": "threads"}, TypeError, "executor"),
     ({"placement": "helpers"}, ValueError, "placement 'helpers' needs a number: placement=Helpers(count)"),
     ({"helpers": 2}, TypeError, "helpers must be Helpers(count), got 2"),
+    ({"memo": 1 << 30}, TypeError, "memo must be a Memo or None, got 1073741824"),
+    ({"memo": Memo(0)}, ValueError, "Memo: nbytes must be a positive int, got 0"),
+    ({"memo": Memo(1, key="id")}, TypeError, "Memo: key must be callable or None, got str"),
+    ({"memo": Memo(1), "agree": False}, ValueError, "memo needs agree=True"),
+    ({"memo": Memo(1), "placement": "root"}, ValueError, "and a placement other than 'demand' and 'root'"),
+    ({"memo": Memo(1), "replicated": True}, ValueError, "memo is for payloads that are sent"),
     *(
         ({"placement": "helpers", "helpers": Helpers(**{"count": 1, **changes})}, kind, message)
         for changes, kind, message in [
@@ -179,6 +185,7 @@ def test_what_ranks_must_agree_on_is_shared_and_what_may_differ_is_not() -> None
         "roots",
         "allow",
         "LAZYCAST_DEBUG",
+        "memo",
     }
     assert options(allow=["b.b", "a.a", "b.b"]).agreed() == options(allow={"a.a", "b.b"}).agreed()
     assert options(allow=["a.a"]).agreed() != options(allow=None).agreed()

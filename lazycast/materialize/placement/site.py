@@ -14,12 +14,14 @@ class Site:
         cores: cores that the ranks of that host may use together; fractions of a core count (a container's quota).
         owners: how many ranks of that host may own shards.
         root_host: index of the root's host.
+        root_makes: whether the root may make a value for all.
     """
 
     ranks: tuple[int, ...]
     cores: tuple[float, ...]
     owners: tuple[int, ...]
     root_host: int
+    root_makes: bool = True
 
     def __post_init__(self) -> None:
         if not len(self.ranks) == len(self.cores) == len(self.owners) or not self.ranks:
@@ -36,6 +38,5 @@ class Site:
     @property
     def placements(self) -> tuple[str, ...]:
         """What a cast may be placed as: "shard" only where some host has ranks to share with and all have an owner."""
-        if max(self.ranks) > 1 and min(self.owners) > 0:
-            return ("shard", "every", "root")
-        return ("every", "root")
+        shared = max(self.ranks) > 1 and min(self.owners) > 0
+        return (*(("shard",) if shared else ()), "every", *(("root",) if self.root_makes else ()))

@@ -107,13 +107,13 @@ def check_foreign(fd: int, nbytes: int) -> None:
 
 
 class Region:
-    """A mapping of a descriptor, of `nbytes` bytes. The descriptor may be closed at once."""
+    """A mapping of a descriptor, of `nbytes` bytes from `start` on. The descriptor may be closed at once."""
 
-    def __init__(self, fd: int, nbytes: int, *, private: bool = False, writable: bool = True) -> None:
+    def __init__(self, fd: int, nbytes: int, *, private: bool = False, writable: bool = True, start: int = 0) -> None:
         self.nbytes = nbytes
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         flags = (mmap.MAP_PRIVATE | _MAP_NORESERVE) if private else mmap.MAP_SHARED
-        address = _libc.mmap(None, nbytes, protection, flags, fd, 0)
+        address = _libc.mmap(None, nbytes, protection, flags, fd, start)
         if address is None or address == _MAP_FAILED:
             error = ctypes.get_errno()
             raise MemoryError(f"cannot map {nbytes} bytes: {os.strerror(error)}")

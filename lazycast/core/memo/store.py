@@ -1,0 +1,135 @@
+"""What a rank remembers: values as they are encoded, in memory of its own, each under the root's number for it.
+
+Guarantees:
+
+* Whoever gets a value again has it for himself: a private view of the memory, without a copy. What is written to it
+  nobody else sees.
+* The place of a value that was dropped is used again only when nobody holds anything made from it.
+* Memory is taken as it is used, and kept for the next value.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+
+from lazycast.codec.pickling import Encoded, Layout, allocate, copy
+from lazycast.net.host import headroom
+from lazycast.net.host.memory import Region, create, pages
+from lazycast.net.host.slots import FreeSpace
+
+#: How much address space there is for what is kept, a multiple; memory is taken from the start on, as it is used.
+_ROOM = 4
+#: Values below this are copied.
+_COPY_NBYTES = 64 << 10
+
+
+class Kept:
+    """One value."""
+
+    def __init__(self, store: Store, offset: int, nbytes: int, layout: Layout) -> None:
+        self._store, self._offset = store, offset
+        self.nbytes, self.layout = nbytes, layout
+
+    def body(self) -> memoryview:
+        """Return its bytes as memory of the caller's own. Raises MemoryError."""
+        return self._store.body_of(self, self._offset)
+
+    def held(self) -> None:
+        """What was made from it is gone: nothing is to be done, but that whoever holds it held this until now."""
+
+    def __del__(self) -> None:
+        self._store.freed.append((self._offset, pages(self.nbytes)))  # one step: the collector may run this anywhere
+
+
+class Store:
+    """See the module's text. Thread-safe.
+
+    Args:
+        nbytes: how much is kept. Besides there is what is being written down, and what was dropped and is still held.
+        copy_all: whether values are wanted on the heap.
+    """
+
+    def __init__(self, nbytes: int, *, copy_all: bool = False) -> None:
+        self._size = _ROOM * pages(nbytes)
+        self._copy_all = copy_all
+        self._lock = threading.RLock()  # a finalizer may look in the middle
+        self._kept: dict[int, Kept] = {}
+        self._free = FreeSpace(self._size)
+        self.freed: deque[tuple[int, int]] = deque()
+        self._fd: int | None = None
+        self._closed = False
+        self.hits = 0
+        self.unkept: str | None = None  # why a value could not be kept, last
+
+    def put(self, encoded: Encoded) -> Kept:
+        """Write a value down; it is kept once it has a number. Raises MemoryError."""
+        size = pages(encoded.nbytes)
+        with self._lock:
+            if self._closed:
+                raise MemoryError("the object is closed")
+            if self._fd is None:
+                self._fd = create(self._size)
+                self._region = Region(self._fd, self._size)
+            while self.freed:
+                self._free.give(*self.freed.popleft())
+            headroom.check(size)
+            offset = self._free.take(size)
+            if offset is None:
+                raise MemoryError(f"no room for {size} bytes of {self._size}: values that were dropped are still held")
+            kept = Kept(self, offset, encoded.nbytes, encoded.layout)
+            whole = self._region.whole
+        encoded.write_into(whole[offset : offset + encoded.nbytes])
+        return kept
+
+    def keep(self, number: int, kept: Kept) -> None:
+        """Give a value its number."""
+        with self._lock:
+            if not self._closed:
+                self._kept[number] = kept
+
+    def get(self, number: int) -> Kept:
+        """Return a value. Raises KeyError."""
+        with self._lock:
+            self.hits += 1
+            return self._kept[number]
+
+    def drop(self, number: int) -> None:
+        """Forget a value, if it is here."""
+        with self._lock:
+            self._kept.pop(number, None)
+
+    def body_of(self, kept: Kept, offset: int) -> memoryview:
+        """Return the bytes of a value as memory of its own."""
+        nbytes = kept.nbytes
+        with self._lock:
+            if self._closed or self._fd is None:
+                raise MemoryError("the object is closed")
+            if nbytes >= _COPY_NBYTES and not self._copy_all:
+                region = Region(self._fd, pages(nbytes), private=True, start=offset)
+                return region.hold(0, nbytes, kept.held)
+            whole = self._region.whole
+        body = allocate(nbytes)
+        copy(body, whole[offset : offset + nbytes])
+        return body
+
+    def figures(self) -> tuple[int, int, int]:
+        """Return how many values are kept, their bytes, and how often one was had again. Takes no lock."""
+        kept = list(self._kept.values())
+        return len(kept), sum(one.nbytes for one in kept), self.hits
+
+    def line(self) -> str:
+        """Return a line for a dump. Takes no lock."""
+        values, nbytes, hits = self.figures()
+        why = f"; the last that could not be kept: {self.unkept}" if self.unkept is not None else ""
+        return f"{values} values kept here, {nbytes} bytes, {hits} had again{why}"
+
+    def close(self) -> None:
+        """Forget all values. What was made of them lives on."""
+        with self._lock:
+            self._closed = True
+            self._kept.clear()
+            if self._fd is not None:
+                os.close(self._fd)
+                self._fd = None

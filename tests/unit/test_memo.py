@@ -1,0 +1,354 @@
+"""What is remembered: hits on every rank, private values, what is never remembered, and which goes when room ends."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lazycast import (
+    DecodeError,
+    EncodeError,
+    Helpers,
+    LazyBroadcast,
+    MaterializeError,
+    Memo,
+    RemoteError,
+    Staged,
+    Tuning,
+    launch,
+)
+from lazycast.codec.pickling import encode
+from lazycast.core.memo.book import Book
+from lazycast.core.memo.store import Store
+
+LIMIT_S = 60.0
+MIB = 1 << 20
+_made: list[Any] = []  # by all ranks, which are threads of this process
+
+
+@pytest.fixture(autouse=True)
+def nothing_made() -> None:
+    _made.clear()
+
+
+def make(payload: Any) -> dict[str, Any]:
+    _made.append(payload)
+    n = payload if isinstance(payload, int) else 10
+    return {"of": payload, "large": np.full(n, n % 251, np.uint8)}
+
+
+def other(payload: Any) -> str:
+    _made.append(payload)
+    return f"other {payload}"
+
+
+def fails_first(payload: Any) -> Any:
+    _made.append(payload)
+    if len(_made) == 1:
+        raise ValueError("the first time")
+    return payload
+
+
+def with_a_lock(payload: Any) -> Any:
+    _made.append(payload)
+    return payload, threading.Lock()
+
+
+def on_threads(fn: Callable[..., Any], *args: Any, ranks: int = 3) -> list[Any]:
+    return launch(fn, ranks=ranks, backend="threads", args=args, timeout_s=100)
+
+
+def lazy_of(fn: Any = make, *, memo: Memo = Memo(64 * MIB), **options: Any) -> LazyBroadcast[Any, Any]:  # noqa: B008
+    return LazyBroadcast(fn, memo=memo, timeout_s=LIMIT_S, **options)
+
+
+def value_of(lazy: LazyBroadcast[Any, Any], payload: Any, **more: Any) -> Any:
+    return lazy.broadcast(payload if lazy.is_root else None, **more)
+
+
+def _again(placement: Any, values: str, tuning: Tuning) -> tuple[int, int, int]:
+    with lazy_of(placement=placement, values=values, tuning=tuning, root=lazy_root()) as lazy:
+        for n in (3, 1000, 70_000, 3_000_001):
+            held = [value_of(lazy, n)]
+            for _ in range(3):
+                value = value_of(lazy, n)
+                assert value["of"] == n
+                assert (value["large"] == n % 251).all()
+                assert value["large"].flags.writeable == (values != "readonly") or placement == "every"
+                if value["large"].flags.writeable:
+                    value["large"][:] = 255 - lazy.rank  # its own
+                held.append(value)
+            del held, value
+        stats = lazy.stats()
+        return stats.memo_hits, stats.memo_values, stats.placements.get("every", 0)
+
+
+def lazy_root() -> int:
+    from lazycast.start.discovery import resolve
+
+    return resolve("auto").size - 1
+
+
+@pytest.mark.parametrize("placement", ["every", "shard", "auto"])
+@pytest.mark.parametrize("values", ["private", "readonly", "copy"])
+def test_what_was_cast_before_is_there_again_and_private(placement: str, values: str) -> None:
+    for shared in ("auto", False):
+        for ranks in (1, 3):
+            _made.clear()
+            for hits, kept, _ in on_threads(_again, placement, values, Tuning(shared_memory=shared), ranks=ranks):
+                assert (hits, kept) == (12, 4)
+            makers = 1 if placement == "shard" and shared == "auto" else ranks
+            assert len(_made) == 4 * makers or placement == "auto"
+
+
+def _helped() -> tuple[int, int]:
+    with lazy_of(placement=Helpers(1)) as lazy:
+        for n in (1000, 200_000):
+            values = [value_of(lazy, n) for _ in range(3)]
+            assert all((value["large"] == n % 251).all() for value in values)
+        return lazy.stats().memo_hits, lazy.stats().memo_values
+
+
+def test_what_helpers_made_is_not_made_again() -> None:
+    assert on_threads(_helped, ranks=2) == [(4, 2), (4, 2)]
+    assert on_threads(_helped, ranks=1) == [(4, 2)]
+    assert _made == []
+
+
+def _sent() -> int:
+    with lazy_of(None, placement="every", tuning=Tuning(shared_memory=False)) as lazy:
+        array = np.arange(MIB)
+        for _ in range(5):
+            assert (value_of(lazy, array) == np.arange(MIB)).all()
+        return lazy.stats().nbytes_sent
+
+
+def test_what_is_remembered_is_not_sent() -> None:
+    root, *others = on_threads(_sent, ranks=2)
+    assert 8 * MIB < root < 9 * MIB
+    assert max(others) < 10_000
+
+
+def _kinds() -> list[Any]:
+    with lazy_of(placement="shard") as lazy:
+        offset = 1
+        first = value_of(lazy, 5, materialize=lambda payload: payload + offset)
+        offset = 2  # what it captures has changed: it is another one
+        second = value_of(lazy, 5, materialize=lambda payload: payload + offset)
+        staged = Staged(other, lambda payload, hint: (payload, hint))
+        found = [value_of(lazy, 5, materialize=fn) for fn in (make, other, other, staged, staged)]
+        return [first, second, found[0]["of"], *found[1:], lazy.stats().memo_hits]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_the_same_payload_with_another_materializer_is_another_value(ranks: int) -> None:
+    for seen in on_threads(_kinds, ranks=ranks):
+        assert seen == [6, 7, 5, "other 5", "other 5", (5, "other 5"), (5, "other 5"), 2]
+
+
+def _by_key(key: Callable[[Any], Any]) -> list[Any]:
+    with lazy_of(placement="shard", memo=Memo(MIB, key=key)) as lazy:
+        return [value_of(lazy, payload)["of"] for payload in (("a", 1), ("a", 2), ("b", 3), ("b", 4))]
+
+
+def test_a_key_of_the_user_names_a_payload() -> None:
+    for ranks in (1, 3):
+        for seen in on_threads(_by_key, lambda payload: payload[0], ranks=ranks):
+            assert seen == [("a", 1), ("a", 1), ("b", 3), ("b", 3)]
+
+
+def _bad_key(key: Callable[[Any], Any]) -> tuple[str, Any]:
+    with lazy_of(placement="shard", memo=Memo(MIB, key=key)) as lazy:
+        with pytest.raises(EncodeError if lazy.is_root else RemoteError) as caught:
+            value_of(lazy, "bad")
+        return str(caught.value), value_of(lazy, "good")["of"]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_key_that_is_none_or_raises_fails_its_call_alone(ranks: int) -> None:
+    for text, after in on_threads(_bad_key, lambda payload: 1.5 if payload == "bad" else payload, ranks=ranks):
+        assert "key must return a str, int or bytes, got 1.5" in text
+        assert after == "good"
+    for text, after in on_threads(_bad_key, lambda payload: {"good": "good"}[payload], ranks=ranks):
+        assert "KeyError: 'bad'" in text
+        assert after == "good"
+
+
+# What is never remembered
+
+
+def _failed() -> tuple[Any, int]:
+    with lazy_of(fails_first, placement="shard") as lazy:
+        with pytest.raises(MaterializeError, match="the first time"):
+            value_of(lazy, 7)
+        values = [value_of(lazy, 7) for _ in range(3)]
+        return values, lazy.stats().memo_hits
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_failure_is_not_remembered(ranks: int) -> None:
+    for seen in on_threads(_failed, ranks=ranks):
+        assert seen == ([7, 7, 7], 2)
+    assert _made == [7, 7]
+
+
+def _unpicklable() -> tuple[int, int]:
+    with lazy_of(with_a_lock, placement="every") as lazy:
+        for _ in range(3):
+            assert value_of(lazy, 7)[0] == 7
+        if lazy.is_root:
+            assert "could not be kept" in lazy.dump()
+        return lazy.stats().memo_hits, lazy.stats().memo_values
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_value_that_does_not_pickle_is_made_each_time(ranks: int) -> None:
+    assert on_threads(_unpicklable, ranks=ranks) == [(0, 0)] * ranks
+    assert len(_made) == 3 * ranks
+
+
+def _discarded() -> tuple[int, int]:
+    with lazy_of(placement="shard") as lazy:
+        if lazy.rank == 1:
+            lazy.discard("first")
+        else:
+            value_of(lazy, 70_000, key="first")
+        for n in range(3):
+            value_of(lazy, 70_000, key=f"later {n}")
+        return lazy.stats().memo_hits, lazy.stats().memo_values
+
+
+def test_what_some_rank_did_not_want_is_not_remembered() -> None:
+    assert on_threads(_discarded) == [(2, 1)] * 3
+
+
+def _lost() -> list[Any]:
+    with lazy_of(placement="shard") as lazy:
+        value_of(lazy, 70_000)
+        if lazy.rank == 1:
+            store = lazy._lane._store
+            assert store is not None
+            store.drop(1)
+        value_of(lazy, 1)  # by then all have done so
+        with pytest.raises(DecodeError) as caught:
+            value_of(lazy, 70_000)
+        values = [value_of(lazy, 70_000)["of"] for _ in range(2)]
+        return [caught.value.rank, *values]
+
+
+def test_what_a_rank_has_lost_fails_once_and_is_made_again() -> None:
+    assert on_threads(_lost) == [[1, 70_000, 70_000]] * 3
+    assert _made == [70_000, 1, 70_000]
+
+
+# What goes
+
+
+def _random_casts(seed: int, nbytes: int, sizes: list[int]) -> tuple[int, int, list[bool] | None]:
+    hits = []
+    with lazy_of(placement="every", memo=Memo(nbytes)) as lazy:
+        chosen = random.Random(seed)
+        for _ in range(250):
+            n = sizes[min(int(chosen.expovariate(0.3)), len(sizes) - 1)]
+            before = lazy.stats().memo_hits
+            value = value_of(lazy, n)
+            hits.append(lazy.stats().memo_hits > before)
+            assert value["of"] == n
+            assert (value["large"] == n % 251).all()
+            value["large"][:] = 252
+        stats = lazy.stats()  # a cast can be here before this rank asks for it: only the root sees which was a hit
+        return stats.memo_nbytes, stats.memo_hits, hits if lazy.is_root else None
+
+
+def _predicted(seed: int, nbytes: int, sizes: list[int]) -> list[bool]:
+    """The same with a plain LRU cache."""
+    chosen, cache, hits = random.Random(seed), OrderedDict[int, int](), []
+    for _ in range(250):
+        n = sizes[min(int(chosen.expovariate(0.3)), len(sizes) - 1)]
+        hits.append(n in cache)
+        if n in cache:
+            cache.move_to_end(n)
+        else:
+            size = encode({"of": n, "large": np.full(n, n % 251, np.uint8)}).nbytes
+            if size <= nbytes:
+                cache[n] = size
+            while sum(cache.values()) > nbytes:
+                cache.popitem(last=False)
+    return hits
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_least_recently_used_goes_on_every_rank_alike(seed: int, ranks: int) -> None:
+    sizes = [10, 70_001, 70_002, 500_000, 20, 300_000, 1_000_000, 30, 2_000_000, 65_000]
+    nbytes = 1_200_000
+    expected = _predicted(seed, nbytes, sizes)
+    assert True in expected
+    assert False in expected[50:]
+    for kept_nbytes, count, hits in on_threads(_random_casts, seed, nbytes, sizes, ranks=ranks):
+        assert hits in (None, expected)
+        assert count == sum(expected)
+        assert kept_nbytes <= nbytes + 1_000_000  # what goes with the next cast
+
+
+def test_a_place_that_is_held_is_not_used_again() -> None:
+    store = Store(2 * MIB)
+    first = store.put(encode(np.full(3 * MIB, 1, np.uint8)))
+    store.keep(1, first)
+    held = first.body()
+    del first
+    store.drop(1)
+    second = store.put(encode(np.full(3 * MIB, 2, np.uint8)))
+    store.keep(2, second)
+    assert held[-1] == 1
+    with pytest.raises(MemoryError, match="values that were dropped are still held"):
+        store.put(encode(np.full(3 * MIB, 3, np.uint8)))
+    del held
+    third = store.put(encode(np.full(3 * MIB, 3, np.uint8)))
+    assert third.body()[-1] == 3
+    assert second.body()[-1] == 2
+    mine, other_one = second.body(), second.body()
+    mine[-1] = 9
+    assert (other_one[-1], second.body()[-1]) == (2, 2)
+    del second
+    store.close()
+    with pytest.raises(MemoryError, match="closed"):
+        third.body()
+    assert (mine[-1], other_one[-1]) == (9, 2)
+
+
+def test_the_book_knows_what_all_keep_and_says_what_goes_once() -> None:
+    book = Book(100, range(2))
+
+    def cast(ident: bytes, seq: int, nbytes: tuple[int, int], *, good: bool = True) -> int:
+        number = book.begin(ident, seq)
+        for rank, kept in enumerate(nbytes):
+            book.reported(seq, rank, kept)
+        book.decided(seq, good=good)
+        return number
+
+    assert cast(b"a", 1, (40, 41)) == 1
+    assert book.look(b"a", 2) == 1
+    assert book.begin(b"a", 3) == 0, "it is known"
+    assert cast(b"b", 4, (40, 0)) == 2, "not everywhere"
+    assert book.look(b"b", 5) == 0
+    assert book.take_drops() == [2]
+    assert cast(b"c", 6, (101, 101)) == 3, "too large"
+    assert cast(b"d", 7, (10, 10), good=False) == 4
+    assert book.look(b"c", 8) == book.look(b"d", 9) == 0
+    assert cast(b"e", 10, (50, 50)) == 5
+    assert book.look(b"a", 11) == 1
+    assert cast(b"f", 12, (50, 50)) == 6
+    assert book.take_drops() == [3, 5], "the oldest, but for what was used"
+    assert book.take_drops() == []
+    book.decided(11, good=False)
+    assert book.look(b"a", 13) == 0, "some rank could not have it again"
+    assert book.take_drops() == [1]
+    assert book.begin(b"g", 14) == 7
+    assert book.begin(b"g", 15) == 0, "it is under way"
