@@ -112,7 +112,7 @@ def test_the_page_is_laid_out_and_silent(folder: Path) -> None:
     )
     first, *others = found["svgs"]
     assert first["label"].endswith("longer is better")
-    assert {"lazycast-shard", "rank 0 makes it, and"} <= {text for text, _, _ in first["texts"]}
+    assert {"lazycast", "rank 0 makes it, and"} <= {text for text, _, _ in first["texts"]}
     for svg in others:
         assert svg["box"][0] > 700
         assert svg["box"][1] > 150
