@@ -46,6 +46,7 @@ def examined(command: list[str], code: int, **env: str) -> dict[str, Any]:
     """Run a doctor that prints JSON, check its exit code, and return what it said."""
     done = run([*command, "--json"], timeout_s=110, **env)
     assert done.returncode == code, done.stdout + done.stderr
+    assert "a call failed" not in done.stderr, "what fails on purpose is not told"
     said: dict[str, Any] = json.loads(done.stdout)  # and nothing else is on standard output
     assert said["lazycast"] == __version__
     return said
