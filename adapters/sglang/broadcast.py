@@ -146,6 +146,7 @@ class SGLangBroadcast:
             raw: what the release's function takes; None and `MultimodalInputs` are returned as they are.
         Raises: `_MultimodalInputProcessingError` where SGLang has it; in other releases MaterializeError with SGLang's
             own error, PayloadMismatchError where ranks' inputs differ, CastTimeoutError, PeerLostError, ClosedError.
+            For inputs that are not worth a cast: what SGLang's function raises, as the first where there is that.
         Collective: every rank, in the same order. Blocking: until the inputs are here, up to the time limit.
         Threads: one per rank.
         """

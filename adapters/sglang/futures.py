@@ -57,6 +57,8 @@ class InputsFuture(concurrent.futures.Future[Any]):
             until it is done, where another thread is about to settle it.
         Collective: no. Blocking: never. Threads: safe.
         """
+        if self.done():  # also one that never had a cast
+            return self.cancelled()
         with self._lock:
             cast = self._cast
             if cast is None and not self._settling:

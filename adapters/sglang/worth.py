@@ -23,6 +23,9 @@ from .binding import Binding
 _LEAST_NBYTES, _MOST_NBYTES = 256 << 10, 64 << 20
 _SAMPLE_NBYTES = 4 << 20
 _CASTS = 16
+#: How many times as long as a cast hashing has to take: a cast has threads of all ranks to wake, and a request that is
+#: put aside waits for an iteration.
+_TIMES = 2
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def _nbytes(value: Any) -> int | None:
 
 
 def measured(cast: Callable[[], object]) -> int:
-    """Return how many bytes this rank hashes in the time of a small cast: with fewer, a cast costs more than it saves.
+    """Return how many bytes this rank hashes in twice the time of a small cast: fewer are not worth one.
 
     Args:
         cast: makes one, and waits for it.
@@ -117,5 +120,5 @@ def measured(cast: Callable[[], object]) -> int:
         hashlib.sha256(sample)
         hashed_s.append(time.perf_counter() - began_s)
     usual_s = sorted(took_s)[len(took_s) // 2]  # the first are slower
-    nbytes = int(usual_s * _SAMPLE_NBYTES / min(hashed_s))
+    nbytes = int(_TIMES * usual_s * _SAMPLE_NBYTES / min(hashed_s))
     return min(max(nbytes, _LEAST_NBYTES), _MOST_NBYTES)

@@ -4,7 +4,7 @@
 
 What is pinned is some 2.5 GB, so it is installed once per user and set of pins, into the user's cache folder. Beside
 the checkout there is a thin environment that borrows those packages and adds this lazycast, editable, with its entry
-points: checkouts do not disturb each other.
+points, and for 0.5.23 what its HTTP server imports: checkouts do not disturb each other.
 
 Guarantees:
 
@@ -73,13 +73,17 @@ def borrow(release: str) -> Path:
     lender = fetch(release)
     environment = CHECKOUT / ".venv" / f"sglang-{release}"
     marker = environment / ".complete"
-    stamp = f"{lender}\n{hashlib.sha256((CHECKOUT / 'pyproject.toml').read_bytes()).hexdigest()}\n"
+    server = PINS / f"server-{release}.txt"
+    extra = server.read_bytes() if server.exists() else b""
+    stamp = f"{lender}\n{hashlib.sha256((CHECKOUT / 'pyproject.toml').read_bytes() + extra).hexdigest()}\n"
     if not marker.exists() or marker.read_text() != stamp:
         shutil.rmtree(environment, ignore_errors=True)
         _run(sys.executable, "-m", "venv", environment)
         packages = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
         (environment / packages / "lender.pth").write_text(f"{lender / packages}\n")
         _run(_python(environment), "-m", "pip", "install", *_QUIET, "--no-deps", "-e", CHECKOUT)
+        if extra:
+            _run(_python(environment), "-m", "pip", "install", *_QUIET, "--no-deps", "-r", server)
         marker.write_text(stamp)
     return _python(environment)
 

@@ -111,6 +111,15 @@ def test_what_is_done_need_not_wait_for_the_callback_thread() -> None:
     assert isinstance(future.exception(0), ValueError)
 
 
+def test_what_never_had_a_cast_is_done_and_cannot_be_given_up(on_ranks: Callable[..., list[Any]]) -> None:
+    def rank(ours: SGLangBroadcast) -> list[Any]:
+        done, refused = ours.process_async(None), InputsFuture()
+        refused.set_exception(KeyError("x"))
+        return [done.cancel(), done.cancelled(), done.result(0), refused.cancel(), repr(refused.exception(0))]
+
+    assert on_ranks(rank, 1) == [[False, False, None, False, "KeyError('x')"]]
+
+
 def test_waiting_ends_in_time() -> None:
     future = following(Cast())
     with pytest.raises(concurrent.futures.TimeoutError):

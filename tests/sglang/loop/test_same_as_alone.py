@@ -66,20 +66,6 @@ def without_damage(prompts: Prompts, whole: Any = requests) -> list[list[Any]]:
     return [[request for request in some if request.rid != "damaged"] for some in whole(prompts)]
 
 
-def test_embeddings_are_the_same(started: Started, prompts: Prompts) -> None:
-    came, aside = {}, {}
-    for way in WAYS:
-        fleet, watch = started(way, "--is-embedding")
-        came[way] = []
-        for n in range(3):
-            fleet.send(prompts.share(prompts.embedding(prompts.images(f"embedding {n}", [n, 9]))))
-            came[way].append(fleet.wait([f"embedding {n}"])[f"embedding {n}"].embedding)
-        aside[way] = watch.aside()
-    assert came["deferred"] == came["blocking"] == came["alone"]
-    assert len({tuple(numbers) for numbers in came["alone"]}) == 3
-    assert aside["deferred"] == {f"embedding {n}" for n in range(3)}
-
-
 @pytest.mark.parametrize("way", ["blocking", "deferred"])
 def test_nothing_is_cast_for_what_has_its_hashes(started: Started, prompts: Prompts, way: str) -> None:
     fleet, watch = started(way)

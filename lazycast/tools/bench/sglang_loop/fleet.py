@@ -44,7 +44,6 @@ class Answer:
         at_s: when each output came (`time.monotonic`).
         reason: why it ended, as SGLang says; None while it has not.
         cached: tokens of the prompt that were in the cache.
-        embedding: of a request for one.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -52,7 +51,6 @@ class Answer:
     at_s: list[float] = field(default_factory=list)
     reason: dict[str, Any] | None = None
     cached: int = 0
-    embedding: list[float] | None = None
 
 
 def load() -> None:
@@ -205,13 +203,6 @@ class Fleet:
                 answer.ids += list(output.decode_ids[n])
                 answer.tokens = output.completion_tokens[n]
                 answer.cached = output.cached_tokens[n]
-                answer.at_s.append(now_s)
-                answer.reason = output.finished_reasons[n]
-            return
-        if isinstance(output, self._messages.BatchEmbeddingOutput):
-            for n, rid in enumerate(output.rids):
-                answer = self.answer(rid)
-                answer.embedding = output.embeddings[n]
                 answer.at_s.append(now_s)
                 answer.reason = output.finished_reasons[n]
             return
