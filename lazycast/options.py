@@ -85,7 +85,8 @@ class Memo:
     rank has the value already. It is its own all the same: what one request writes into its value no other sees.
 
     Attributes:
-        nbytes: how much each rank may keep, of values as they are encoded; the least recently used go first.
+        nbytes: how much each rank may keep, of values as they are encoded, in whole pages of memory; the least recently
+            used go first.
         key: `callable(payload) -> str, int or bytes`, what names the content of a payload, called on the root. None: a
             digest (SHA-256) of all its bytes, which takes about a millisecond per megabyte.
     """

@@ -135,7 +135,8 @@ def leaves_a_child(payload: Any) -> int:
     if pid == 0:
         time.sleep(600)
         os._exit(0)
-    Path(str(payload)).write_text(str(pid))
+    with Path(str(payload)).open("a") as children:
+        children.write(f"{pid}\n")
     os.kill(os.getpid(), signal.SIGKILL)
     return pid
 

@@ -342,7 +342,7 @@ class Lane(Connected):
             arrival.told_read |= read
         if self.engine.tracer is not None:
             self._trace_said("report", message.seq)
-        kept_nbytes = kept.nbytes if kept is not None else 0
+        kept_nbytes = kept.taken_nbytes if kept is not None else 0
         self._relay.up(Report(self._group.rank, message.seq, read, result.failure, arrival.cost, kept_nbytes))
         if verdict is not None:
             self._conclude(arrival, Result(failure=verdict, cause=result.cause if result.failure is not None else None))

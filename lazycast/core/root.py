@@ -140,7 +140,8 @@ class RootLane(Sending):
             arrival = self._agreeing.get(verdict.seq)
             if arrival is not None:
                 self._settle_kept(arrival, verdict)
-        memos.decided(verdict.seq, good=verdict.failure is None)
+        failure = verdict.failure
+        memos.decided(verdict.seq, good=failure is None, lost=failure is not None and failure.kind == "decode")
 
     def _note_ready(self, seq: int) -> None:
         """Every rank has this cast, and is told so before anything that is sent from now on."""

@@ -177,7 +177,10 @@ def test_a_helper_that_dies_is_missed_although_its_own_child_lives(tmp_path: Pat
             assert text.count("SIGKILL") == 2
             assert after == "after"
     finally:
-        os.kill(int(marker.read_text()), signal.SIGKILL)
+        children = [int(pid) for pid in marker.read_text().split()]
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+        assert len(children) == 2  # it was tried twice
 
 
 # Helpers and leaders that are killed from outside

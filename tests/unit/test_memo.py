@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import random
 import threading
 from collections import OrderedDict
@@ -26,6 +28,7 @@ from lazycast import (
 from lazycast.codec.pickling import encode
 from lazycast.core.memo.book import Book
 from lazycast.core.memo.store import Store
+from lazycast.net.host.memory import pages
 
 LIMIT_S = 60.0
 MIB = 1 << 20
@@ -247,6 +250,25 @@ def test_what_a_rank_has_lost_fails_once_and_is_made_again() -> None:
     assert _made == [70_000, 1, 70_000]
 
 
+def _withdrawn() -> tuple[bool, int]:
+    with lazy_of(placement="every") as lazy:
+        value_of(lazy, 70_000)
+        value_of(lazy, 1)
+        future = lazy.broadcast_async(70_000 if lazy.is_root else None, key="again")
+        cancelled = future.cancel() if lazy.is_root else False  # it may be too late
+        if not cancelled and not lazy.is_root:
+            with contextlib.suppress(concurrent.futures.CancelledError):
+                future.result(LIMIT_S)
+        value_of(lazy, 1)
+        value_of(lazy, 70_000)
+        return cancelled, len(_made)
+
+
+def test_what_is_withdrawn_when_it_is_had_again_is_still_remembered() -> None:
+    for _, made in on_threads(_withdrawn):
+        assert made == 6
+
+
 # What goes
 
 
@@ -275,7 +297,7 @@ def _predicted(seed: int, nbytes: int, sizes: list[int]) -> list[bool]:
         if n in cache:
             cache.move_to_end(n)
         else:
-            size = encode({"of": n, "large": np.full(n, n % 251, np.uint8)}).nbytes
+            size = pages(encode({"of": n, "large": np.full(n, n % 251, np.uint8)}).nbytes)
             if size <= nbytes:
                 cache[n] = size
             while sum(cache.values()) > nbytes:
@@ -348,6 +370,8 @@ def test_the_book_knows_what_all_keep_and_says_what_goes_once() -> None:
     assert book.take_drops() == [3, 5], "the oldest, but for what was used"
     assert book.take_drops() == []
     book.decided(11, good=False)
+    assert book.look(b"a", 16) == 1, "it was withdrawn"
+    book.decided(16, good=False, lost=True)
     assert book.look(b"a", 13) == 0, "some rank could not have it again"
     assert book.take_drops() == [1]
     assert book.begin(b"g", 14) == 7

@@ -46,7 +46,7 @@ class Memory:
                 value = self._codec.decode(body.toreadonly() if readonly else body, kept.layout)
             except Exception as exc:  # no memory, or a value's own code: it is made again
                 self._store.unkept = describe(exc)[:_MAX_REASON]
-                self._decided(seq, good=False)
+                self._decided(seq, good=False, lost=True)
                 return ident, MISSING
         self._decided(seq, good=True)
         return ident, value
@@ -62,13 +62,13 @@ class Memory:
                 with unforked():
                     kept = self._store.put(self._codec.encode(result.value))
                 self._store.keep(number, kept)
-                nbytes = kept.nbytes
+                nbytes = kept.taken_nbytes
             except Exception as exc:  # whatever a value's own code raises
                 self._store.unkept = describe(exc)[:_MAX_REASON]
         self._book.reported(seq, self._rank, nbytes)
         self._decided(seq, good=result.failure is None)
 
-    def _decided(self, seq: int, *, good: bool) -> None:
-        self._book.decided(seq, good=good)
+    def _decided(self, seq: int, *, good: bool, lost: bool = False) -> None:
+        self._book.decided(seq, good=good, lost=lost)
         for number in self._book.take_drops():
             self._store.drop(number)

@@ -113,11 +113,11 @@ class Book:
                 begun.nbytes = max(begun.nbytes, nbytes)
                 begun.unkept |= nbytes == 0
 
-    def decided(self, seq: int, *, good: bool) -> None:
-        """Book the end of a cast. Every rank has been told of it."""
+    def decided(self, seq: int, *, good: bool, lost: bool = False) -> None:
+        """Book the end of a cast. Every rank has been told of it. `lost`: some rank could not have its value again."""
         with self._lock:
             ident = self._again.pop(seq, None)
-            if ident is not None and not good:  # some rank could not have it again
+            if ident is not None and lost:
                 self._forget(ident)
             begun = self._begun.pop(seq, None)
             if begun is None:

@@ -32,6 +32,11 @@ class Kept:
         self._store, self._offset = store, offset
         self.nbytes, self.layout = nbytes, layout
 
+    @property
+    def taken_nbytes(self) -> int:
+        """The memory that it takes."""
+        return pages(self.nbytes)
+
     def body(self) -> memoryview:
         """Return its bytes as memory of the caller's own. Raises MemoryError."""
         return self._store.body_of(self, self._offset)
@@ -40,7 +45,7 @@ class Kept:
         """What was made from it is gone: nothing is to be done, but that whoever holds it held this until now."""
 
     def __del__(self) -> None:
-        self._store.freed.append((self._offset, pages(self.nbytes)))  # one step: the collector may run this anywhere
+        self._store.freed.append((self._offset, self.taken_nbytes))  # one step: the collector may run this anywhere
 
 
 class Store:
@@ -117,7 +122,7 @@ class Store:
     def figures(self) -> tuple[int, int, int]:
         """Return how many values are kept, their bytes, and how often one was had again. Takes no lock."""
         kept = list(self._kept.values())
-        return len(kept), sum(one.nbytes for one in kept), self.hits
+        return len(kept), sum(one.taken_nbytes for one in kept), self.hits
 
     def line(self) -> str:
         """Return a line for a dump. Takes no lock."""
