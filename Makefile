@@ -101,7 +101,7 @@ test-all: $(VENV)/.dev
 test-pythons: $(VENV)/.dev
 	$(BIN)/python tests/pythons.py $(PYTHONS_ARGS)
 
-# The source package and the wheel, built from it; see docs/releasing.md.
+# The source package and the wheel, built from it; see CONTRIBUTING.md.
 package: $(VENV)/.dev
 	rm -rf build dist
 	$(BIN)/python -m build

@@ -107,13 +107,16 @@ class Helpers:
     free makes the next value; every rank of the host gets it through shared memory.
 
     Attributes:
-        count: how many on each host; a rank that shares memory with nobody has as many for itself.
-        limit_s: how long a helper may work on one value (seconds): then it is ended, and that cast fails. None: as long
-            as the cast's calls wait, with `agree`.
-        memory_nbytes: how much memory of its own a helper may take (`RLIMIT_DATA`), the interpreter's included; what
-            goes beyond is a MemoryError of that cast. None: no limit.
+        count: how many on each host; a rank that shares memory with nobody has as many for itself. More than the
+            host's cores: with a warning.
+        limit_s: how long a helper may work on one value (seconds): then it is ended, and that cast fails with
+            MaterializeError. None: as long as the cast's calls wait, with `agree`; five seconds later it is ended, if
+            `lazycast.cancelled()` was not heeded.
+        memory_nbytes: how much memory of its own a helper may take (`RLIMIT_DATA`), the interpreter's 40 MB and its
+            libraries' included; what goes beyond is a MemoryError of that cast. None: no limit.
         init: `callable()`, called once in each helper before it makes anything: to load a model, say, or to register
-            reducers. It travels as a materializer does. Its failure fails the construction, on every rank.
+            reducers. It travels as a materializer does. Construction waits for it, and its failure is a
+            MaterializeError of the constructor, on every rank.
         niceness: by how much ranks come before helpers on a busy machine, 0 to 19.
         cuda: whether helpers see the machine's GPUs. Without, `CUDA_VISIBLE_DEVICES` is empty there.
     """

@@ -216,11 +216,12 @@ def test_a_value_that_does_not_pickle_is_made_each_time(ranks: int) -> None:
     assert len(_made) == 3 * ranks
 
 
-def _discarded() -> tuple[int, int]:
+def _discarded(met: threading.Barrier) -> tuple[int, int]:
     with lazy_of(placement="shard") as lazy:
         if lazy.rank == 1:
             lazy.discard("first")
-        else:
+        met.wait(20)  # or it would have been remembered before
+        if lazy.rank != 1:
             value_of(lazy, 70_000, key="first")
         for n in range(3):
             value_of(lazy, 70_000, key=f"later {n}")
@@ -228,7 +229,7 @@ def _discarded() -> tuple[int, int]:
 
 
 def test_what_some_rank_did_not_want_is_not_remembered() -> None:
-    assert on_threads(_discarded) == [(2, 1)] * 3
+    assert on_threads(_discarded, threading.Barrier(3)) == [(2, 1)] * 3
 
 
 def _lost() -> list[Any]:
