@@ -77,7 +77,7 @@ class Encoder:
         keep = 0
         if call.memo and self._book is not None:
             if ident is None:
-                ident = ident_by_bytes(encoded, ref, finish)
+                ident = ident_by_bytes(encoded, ref, finish, self.shipper.turns(call.materialize, ref, finish))
                 if (again := self._known(call, ident)) is not None:
                     return again, Room(memoryview(b"")), codes
             keep = self._book.begin(ident, call.seq)
@@ -111,7 +111,8 @@ class Encoder:
         if self._memo is None or self._memo.key is None:
             return None
         with unforked():
-            return ident_by_key(self._memo, call.payload, ref, finish)
+            turns = self.shipper.turns(call.materialize, ref, finish)
+            return ident_by_key(self._memo, call.payload, ref, finish, turns)
 
     def _known(self, call: Call, ident: bytes) -> Cast | None:
         """What to say in place of casting what every rank remembers."""

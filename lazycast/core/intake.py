@@ -220,7 +220,7 @@ class Intake(Lane):
 
     def _go_beyond(self, beyond: str) -> None:
         """With the lock held: there is no room for a call. Drop what nobody has asked for, if that is wanted."""
-        if beyond != "drop":
+        if beyond != "drop" or self._end.failure is not None:  # then the call goes through, and fails
             return
         while not self._window.has_room() and (seq := self._ledger.untouched()) is not None:
             if self._ledger.undecided(seq):

@@ -300,10 +300,12 @@ class _Part:
             body = memoryview(b"")
         parts.noted(message, made)
         self.materialize_s, self.materialize_cpu_s = made.seconds, made.cpu_s
+        body = parts.helped_body(made)  # before it is shared: a segment of its own is handed over then
         if self._to_share is not None:
             self.told, self.shared_nbytes = True, made.nbytes
             parts.share_helped(message, self._to_share, made)
-        result = parts.decode(message, parts.helped_body(made), made.nbytes, made.layout)
+        result = parts.decode(message, body, made.nbytes, made.layout)
+        del body
         if result.failure is not None:
             raise _Failed(result)
         return result.value

@@ -34,6 +34,8 @@ from lazycast.missing import MISSING
 from lazycast.net.wire import Key
 from lazycast.options import HELPERS, Options
 
+_UNMADE = Result()  # nobody wanted it, and no helper has made it
+
 
 class _Call(NamedTuple):
     """Says which cast is meant."""
@@ -140,14 +142,17 @@ class SoloLane(Desk):
             return self._make(ask, fn, payload)
         readonly = self._options.values == "readonly"
         try:
-            ident, value = self._memory.look(self._shipper.ship(fn), payload, ask.number, readonly=readonly)
+            shipped = self._shipper.ship(fn)
+            turns = self._shipper.turns(fn, shipped.ref, shipped.finish)
+            ident, value = self._memory.look(shipped, turns, payload, ask.number, readonly=readonly)
         except Exception as exc:  # whatever the user's key, or a payload's own code, raises
             what = "what names the payload could not be had"
             return Result(failure=self._performer.failure("encode", what, exc), cause=exc)
         if value is not MISSING:
             return Result(value)
         result = self._make(ask, fn, payload)
-        self._memory.keep(ident, ask.number, result)
+        if result is not _UNMADE:
+            self._memory.keep(ident, ask.number, result)
         return result
 
     def _make(self, ask: Ask, fn: Callable[[Any], Any], payload: object) -> Result:
@@ -182,7 +187,7 @@ class SoloLane(Desk):
                 readonly = self._options.values == "readonly"
                 value = codec.decode(made.room.view.toreadonly() if readonly else made.room.view, made.layout)
         except Unmade as exc:
-            return Result(failure=exc.failure, cause=exc.cause)
+            return _UNMADE if exc.failure is None else Result(failure=exc.failure, cause=exc.cause)
         except BaseException as exc:  # whatever a payload's own code raises
             return Result(failure=self._performer.failure("encode", what, exc), cause=exc)
         if not isinstance(fn, Staged):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import itertools
 import pickle
 import sys
 import threading
@@ -233,6 +234,15 @@ def objection(fn: Materializer, policy: Policy) -> str | None:
     return None
 
 
+def _is_registered(ref: MaterializerRef) -> bool:
+    return ref.path is None and ref.ident.startswith(_REGISTERED)
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two callables are one; a method that is bound to the same object is, too."""
+    return one is other or (isinstance(one, MethodType) and isinstance(other, MethodType) and one == other)
+
+
 class Shipper:
     """The root's side: names materializers and answers for their code. Thread-safe."""
 
@@ -242,6 +252,8 @@ class Shipper:
         self._paths: _Recent[Materializer] = _Recent()
         self._codes: _Recent[bytes] = _Recent()
         self._sources: _Recent[Materializer] = _Recent()  # what code was made of, for ranks that lack what it names
+        self._bound: _Recent[tuple[object, int]] = _Recent()  # by name: what it stands for, and since which turn
+        self._turns = itertools.count(1)
 
     def ship(self, fn: Materializer, *, prepared: bool = False) -> Shipped:
         """Return the references to send with a cast, and the code to send before it if it is new.
@@ -261,6 +273,27 @@ class Shipper:
         stages = [self._ship(part) for part in parts]
         codes = [(ref.ident, code) for ref, code in stages if code is not None]
         return Shipped(None if prepared else stages[0][0], stages[-1][0], codes)
+
+    def turns(
+        self, fn: Materializer | None, ref: MaterializerRef | None, finish: MaterializerRef | None
+    ) -> tuple[int, int]:
+        """Number what the names of a materializer's stages stand for: another number once they stand for another.
+
+        A name that is registered again, or imported anew, is the same name. What travels as code has none: 0.
+        """
+        whole = not isinstance(fn, Staged) or any(one is not None and _is_registered(one) for one in (ref, finish))
+        first, second = (fn, fn) if whole else (fn.prepare, fn.finish)  # type: ignore[union-attr]
+        return self._turn(first, ref), self._turn(second, finish)
+
+    def _turn(self, fn: object, ref: MaterializerRef | None) -> int:
+        if ref is None or (ref.path is None and not _is_registered(ref)):
+            return 0
+        with self._lock:
+            known = self._bound.get(ref.ident)
+            if known is None or not _is_same(known[0], fn):
+                known = fn, next(self._turns)
+                self._bound.put(ref.ident, known)
+            return known[1]
 
     def _ship(self, fn: Materializer) -> tuple[MaterializerRef, bytes | None]:
         path = import_path(fn, same_program=self._policy.same_program)

@@ -59,3 +59,20 @@ def a_payload_that_kills_its_helpers_fails_everybody_and_the_next_cast_works(ran
         same(payload, "next")
         same(pid, os.getpid(), "who has run the second stage")
         check(hint != os.getpid(), "a rank has run the first stage")
+
+
+def filled(payload: int) -> np.ndarray[Any, Any]:
+    return np.full(800_000, payload, np.uint8)
+
+
+@behaviour()
+def values_that_the_arena_has_no_room_for_are_each_casts_own(rank: Rank) -> None:
+    """They lie in memory of their own, on the leader too."""
+    with rank.lazy(filled, placement=Helpers(1), arena_nbytes=1 << 20) as lazy:
+        held = []
+        for payload in (1, 2):  # the first fills the arena
+            held.append(lazy.broadcast(payload if lazy.is_root else None))
+            same(held[-1], filled(payload), f"value {payload}")
+        for payload, value in enumerate(held, 1):
+            same(value, filled(payload), f"value {payload}, which was held")
+        rank.meet()

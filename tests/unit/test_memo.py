@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import gc
 import random
+import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,7 @@ from lazycast import (
     Staged,
     Tuning,
     launch,
+    register_materializer,
 )
 from lazycast.codec.pickling import encode
 from lazycast.core.memo.book import Book
@@ -377,3 +382,77 @@ def test_the_book_knows_what_all_keep_and_says_what_goes_once() -> None:
     assert book.take_drops() == [1]
     assert book.begin(b"g", 14) == 7
     assert book.begin(b"g", 15) == 0, "it is under way"
+
+
+# Names, forks, ends
+
+
+def _named_again() -> list[Any]:
+    first = register_materializer("named again", lambda payload: "one")
+    with lazy_of(None) as lazy:
+        seen = [lazy.broadcast(b"payload", materialize=first) for _ in range(2)]
+        again = register_materializer("named again", lambda payload: "two")
+        seen += [lazy.broadcast(b"payload", materialize=again) for _ in range(2)]
+        return [*seen, lazy.stats().memo_hits]
+
+
+def test_a_name_that_is_registered_again_is_another_materializer() -> None:
+    assert launch(_named_again, ranks=1, backend="threads", timeout_s=60) == [["one", "one", "two", "two", 2]]
+
+
+def test_memory_is_given_back_when_the_object_is_closed() -> None:
+    def shared_kib() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(re.findall(r"RssShmem:\s+(\d+)", status)[0])
+
+    before = shared_kib()
+    with LazyBroadcast(make, memo=Memo(64 * MIB), timeout_s=LIMIT_S) as lazy:
+        for n in range(4):
+            lazy.broadcast(n + 4 * MIB)
+        assert shared_kib() - before > 8 << 10
+    gc.collect()
+    assert shared_kib() - before < 4 << 10, "though somebody keeps the object"
+    assert lazy.closed
+
+
+def test_what_is_held_when_a_process_forks_stays_as_it_is_for_the_child(run_python: Callable[..., str]) -> None:
+    code = """
+import gc, os
+import numpy as np
+from lazycast import LazyBroadcast, Memo
+
+with LazyBroadcast(lambda payload: np.full(1 << 18, payload, np.uint8), memo=Memo(3 << 18)) as lazy:
+    lazy.broadcast(1)
+    value = lazy.broadcast(1)
+    assert lazy.stats().memo_hits == 1
+    go, gone = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(go, 1)
+        os._exit(0 if set(value.tolist()) == {1} else 1)
+    del value
+    for n in range(2, 30):
+        lazy.broadcast(n)
+    gc.collect()
+    os.write(gone, b"x")
+    print("the child saw", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    assert run_python(code) == "the child saw 0\n"
+
+
+def slowly(payload: float) -> tuple[str, float]:
+    time.sleep(payload)
+    return "made", payload
+
+
+def test_what_nobody_wanted_is_not_remembered_as_nothing() -> None:
+    with LazyBroadcast(slowly, placement=Helpers(1), memo=Memo(MIB), timeout_s=LIMIT_S) as lazy:
+        first = lazy.broadcast_async(1.5)
+        second = lazy.broadcast_async(0.01)  # it waits for the helper
+        assert second.cancel()
+        assert first.result() == ("made", 1.5)
+        deadline_s = time.monotonic() + LIMIT_S
+        while lazy.stats().pending:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        assert [lazy.broadcast(0.01) for _ in range(2)] == [("made", 0.01)] * 2

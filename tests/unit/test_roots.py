@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lazycast import LazyBroadcast, Tuning
+from lazycast import LazyBroadcast, PeerLostError, Tuning
 from lazycast.backends import local
 from lazycast.backends.local import LocalBackend
 from lazycast.core import roots as roots_of
@@ -76,3 +76,25 @@ def test_a_neighbour_that_ends_while_several_trees_connect_is_not_called_silent_
             assert 0 not in [rank for turn in turns for rank, _ in turn.silent]
     finally:
         lanes[1].close(0.0)
+
+
+def test_after_a_loss_there_is_nothing_to_drop(together: Callable[..., list[Any]]) -> None:
+    tuning = Tuning(max_inflight=2, beyond="drop")
+    gate = threading.Event()
+    objects = together(
+        *(
+            lambda b=b: LazyBroadcast(gate.wait, backend=b, placement="every", tuning=tuning)
+            for b in LocalBackend.threads(2)
+        )
+    )
+    try:
+        futures = [objects[0].broadcast_async(30, key=key) for key in ("a", "b")]
+        lane: Any = objects[0]._lane
+        lane.on_neighbour_gone(1, "end of file")
+        futures += [objects[0].broadcast_async(30, key=key) for key in ("c", "d")]
+        for future in futures:
+            with pytest.raises(PeerLostError, match="rank 1"):
+                future.result(20)
+    finally:
+        gate.set()
+        together(*(lazy.close for lazy in objects))

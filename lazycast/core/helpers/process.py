@@ -158,7 +158,9 @@ class Helper:
             at_failure.callback(work.close)
             with life, theirs:
                 fds = life.fileno(), theirs.fileno()
-                boot = json.dumps([*fds, os.getpid(), niceness, sys.path])
+                boot = json.dumps(
+                    [*fds, os.getpid(), niceness, [entry for entry in sys.path if isinstance(entry, str)]]
+                )
                 self.process = subprocess.Popen(
                     [spawn.get_executable(), "-c", _BOOT, boot],
                     stdin=subprocess.DEVNULL,

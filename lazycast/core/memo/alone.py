@@ -27,16 +27,18 @@ class Memory:
         self._memo, self._store, self._codec, self._rank = memo, store, codec, rank
         self._book = Book(memo.nbytes, (rank,))
 
-    def look(self, shipped: Shipped, payload: object, seq: int, *, readonly: bool) -> tuple[bytes, Any]:
+    def look(
+        self, shipped: Shipped, turns: tuple[int, int], payload: object, seq: int, *, readonly: bool
+    ) -> tuple[bytes, Any]:
         """Return what names the value of a payload, and the value if it is remembered, or MISSING.
 
         Raises: whatever the user's key, or encoding the payload, raises.
         """
         with unforked():
             if self._memo.key is not None:
-                ident = ident_by_key(self._memo, payload, shipped.ref, shipped.finish)
+                ident = ident_by_key(self._memo, payload, shipped.ref, shipped.finish, turns)
             else:
-                ident = ident_by_bytes(self._codec.encode(payload), shipped.ref, shipped.finish)
+                ident = ident_by_bytes(self._codec.encode(payload), shipped.ref, shipped.finish, turns)
             number = self._book.look(ident, seq)
             if not number:
                 return ident, MISSING

@@ -41,29 +41,41 @@ class _Known(msgspec.Struct, eq=False):
     nbytes: int
 
 
-def ident_by_key(memo: Memo, payload: object, ref: MaterializerRef | None, finish: MaterializerRef | None) -> bytes:
+def ident_by_key(
+    memo: Memo,
+    payload: object,
+    ref: MaterializerRef | None,
+    finish: MaterializerRef | None,
+    turns: tuple[int, int] = (0, 0),
+) -> bytes:
     """Return what names a value, by the user's key. Raises TypeError for what is no key, and what `key` raises."""
     assert memo.key is not None
     key = exact(memo.key(payload))
     if type(key) not in (str, int, bytes):
         raise TypeError(f"Memo: key must return a str, int or bytes, got {shown(key)}")
-    hashed = _hashed(ref, finish)
+    hashed = _hashed(ref, finish, turns)
     hashed.update(f"key {type(key).__name__}".encode())
     hashed.update(key if isinstance(key, bytes) else str(key).encode("utf-8", "surrogatepass"))
     return bytes(hashed.digest())
 
 
-def ident_by_bytes(encoded: Encoded, ref: MaterializerRef | None, finish: MaterializerRef | None) -> bytes:
+def ident_by_bytes(
+    encoded: Encoded,
+    ref: MaterializerRef | None,
+    finish: MaterializerRef | None,
+    turns: tuple[int, int] = (0, 0),
+) -> bytes:
     """Return what names a value, by all bytes of its payload."""
-    hashed = _hashed(ref, finish)
+    hashed = _hashed(ref, finish, turns)
     hashed.update(f"bytes {encoded.layout.stream_nbytes} {encoded.layout.frames}".encode())
     for _, part in encoded.parts():
         hashed.update(part)
     return bytes(hashed.digest())
 
 
-def _hashed(ref: MaterializerRef | None, finish: MaterializerRef | None) -> Any:
-    hashed = hashlib.sha256()
+def _hashed(ref: MaterializerRef | None, finish: MaterializerRef | None, turns: tuple[int, int]) -> Any:
+    """Begin with the materializer: a name may have stood for several, one after the other (`Shipper.turns`)."""
+    hashed = hashlib.sha256(f"{turns} ".encode())
     for part in (ref, finish):
         ident = b"-" if part is None else f"{part.ident} {part.part}".encode("utf-8", "surrogatepass")
         hashed.update(f"{len(ident)} ".encode() + ident)

@@ -30,6 +30,8 @@ class Kept:
 
     def __init__(self, store: Store, offset: int, nbytes: int, layout: Layout) -> None:
         self._store, self._offset = store, offset
+        self.holds = 0  # how often its memory was handed out
+        self._ended: deque[None] = deque()  # and how often that has come to an end
         self.nbytes, self.layout = nbytes, layout
 
     @property
@@ -41,10 +43,13 @@ class Kept:
         """Return its bytes as memory of the caller's own. Raises MemoryError."""
         return self._store.body_of(self, self._offset)
 
-    def held(self) -> None:
-        """What was made from it is gone: nothing is to be done, but that whoever holds it held this until now."""
+    def released(self) -> None:
+        """What was made from it, once, is gone. Not said of what was held when this process forked."""
+        self._ended.append(None)  # one step: the collector may run this anywhere
 
     def __del__(self) -> None:
+        if self.holds != len(self._ended):
+            return  # a forked child may still look at it: its place is not used again
         self._store.freed.append((self._offset, self.taken_nbytes))  # one step: the collector may run this anywhere
 
 
@@ -84,8 +89,8 @@ class Store:
             if offset is None:
                 raise MemoryError(f"no room for {size} bytes of {self._size}: values that were dropped are still held")
             kept = Kept(self, offset, encoded.nbytes, encoded.layout)
-            whole = self._region.whole
-        encoded.write_into(whole[offset : offset + encoded.nbytes])
+            region = self._region  # `close` may let go of it meanwhile
+        encoded.write_into(region.whole[offset : offset + encoded.nbytes])
         return kept
 
     def keep(self, number: int, kept: Kept) -> None:
@@ -113,10 +118,11 @@ class Store:
                 raise MemoryError("the object is closed")
             if nbytes >= _COPY_NBYTES and not self._copy_all:
                 region = Region(self._fd, pages(nbytes), private=True, start=offset)
-                return region.hold(0, nbytes, kept.held)
-            whole = self._region.whole
+                kept.holds += 1
+                return region.hold(0, nbytes, kept.released)
+            mapped = self._region
         body = allocate(nbytes)
-        copy(body, whole[offset : offset + nbytes])
+        copy(body, mapped.whole[offset : offset + nbytes])
         return body
 
     def figures(self) -> tuple[int, int, int]:
@@ -138,3 +144,4 @@ class Store:
             if self._fd is not None:
                 os.close(self._fd)
                 self._fd = None
+                del self._region  # who keeps a closed object must not keep its memory

@@ -42,6 +42,7 @@ class Slot:
     nbytes: int
     view: memoryview
     segment_fd: int | None  # it has a segment of its own, to be handed over with the message
+    handed_over: bool = False  # with that
 
 
 @dataclass
@@ -183,7 +184,7 @@ class Arena:
         """Return the descriptor of a segment, which is the caller's from now on; None for a slot of the arena."""
         if slot.segment_fd is None:
             return None
-        slot.segment_fd = None
+        slot.segment_fd, slot.handed_over = None, True
         with self._lock:
             extent = self._extents.get(slot.row)  # none once this rank has closed: then the descriptor is closed too
             if extent is None:

@@ -101,6 +101,8 @@ class Views:
 
     def own(self, slot: Slot) -> memoryview:
         """Return a slot that this rank wrote as a value of its own; it keeps the writer's hold on the slot."""
+        if slot.handed_over:
+            raise ValueError("a slot with a segment of its own has been handed over: there is nothing to look at here")
         if slot.segment_fd is None:
             region = self._writers[self._ranks[self._me]].arena
         else:
