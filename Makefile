@@ -154,6 +154,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff format --check --line-length 88 $(NARROW)
 	$(BIN)/mypy
+	$(BIN)/python -m tests.mutants --list > /dev/null  # each planted defect finds its place
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from lazycast.arguments import limit, usable_key, usable_priority, wait_limit
 from lazycast.codec.reducers import note_devices
-from lazycast.core.desk import Desk
+from lazycast.core.engine import Engine
 from lazycast.core.future import CastFuture
 from lazycast.core.turns import Turns, until
 from lazycast.core.workers import role_of
@@ -152,13 +152,14 @@ class LazyBroadcast(Generic[P, V]):
             given: object = tuning
             if not isinstance(given, Tuning):
                 error = TypeError(f"tuning must be a Tuning, got {shown(given)}")
-            self._lane: Desk = construction.meet(self._backend, options, error)
+            self._engine: Engine = construction.meet(self._backend, options, error)
+            self._lane = self._engine.own
         except (BackendError, CastTimeoutError) as exc:
             exc.operation, exc.phase, exc.age_s = "construct", "meeting the other ranks", time.monotonic() - began_s
             raise
         self._limit_s, _ = limit(None, options.timeout_s, self.rank)
-        self._turns = Turns(self._lane.when_room, self._lane.forget_waker)
-        lifetime.watch(self._lane)
+        self._turns = Turns(self._lane.when_room, self._engine.forget_waker)
+        lifetime.watch(self._engine)
 
     @property
     def rank(self) -> int:
@@ -183,7 +184,7 @@ class LazyBroadcast(Generic[P, V]):
     @property
     def closed(self) -> bool:
         """Whether this rank has closed its object."""
-        return self._lane.closed
+        return self._engine.closed.is_set()
 
     def __repr__(self) -> str:
         options = self._options
@@ -239,15 +240,15 @@ class LazyBroadcast(Generic[P, V]):
         """
         counted: list[bool] = []
         try:
-            tracer, began_s = self._lane.engine.tracer, time.monotonic()
+            tracer, began_s = self._engine.tracer, time.monotonic()
             future, limit_s = self._begin(
                 counted, payload, materialize, key, timeout_s, root, blocking=True, priority=priority
             )
         except BaseException as exc:
-            if not counted and not self._lane.closed:
+            if not counted and not self._engine.closed.is_set():
                 # One step: more interrupts may come.
-                self._lane.handed.append((self._lane.count_missed, (key, exc, root)))
-                self._lane.wake()
+                self._engine.handed.waiting.append((self._engine.count_missed, (key, exc, root)))
+                self._engine.clock.wake()
             raise
         finally:
             forget_frames()
@@ -294,9 +295,9 @@ class LazyBroadcast(Generic[P, V]):
                 counted, payload, materialize, key, timeout_s, root, blocking=False, block=block, priority=priority
             )[0]
         except BaseException as exc:
-            if not counted and not self._lane.closed:  # as above
-                self._lane.handed.append((self._lane.count_missed, (key, exc, root)))
-                self._lane.wake()
+            if not counted and not self._engine.closed.is_set():  # as above
+                self._engine.handed.waiting.append((self._engine.count_missed, (key, exc, root)))
+                self._engine.clock.wake()
             raise
         finally:
             forget_frames()
@@ -319,18 +320,18 @@ class LazyBroadcast(Generic[P, V]):
         Every call counts, whatever ends it: an interrupt before it has its place in line, or an exception of anybody's
         code. What is in `counted` then says that it has counted, or is not to.
         """
-        lane, bad = self._lane, None
+        engine, lane, bad = self._engine, self._lane, None
         if root is not None:
             try:
-                lane = lane.of(root)
+                lane = engine.of(root)
             except ValueError:
                 counted.append(False)
                 raise
         if key is not None:
             key, bad = usable_key(key)
-        if bad is not None or lane.engine.forked:
+        if bad is not None or engine.forked:
             counted.append(False)
-            lane.refuse_after_fork()
+            engine.refuse_after_fork()
             assert bad is not None
             try:
                 raise bad
@@ -346,12 +347,12 @@ class LazyBroadcast(Generic[P, V]):
             priority, wrong = usable_priority(priority) if casts else (0, None)
             refusal = refusal or wrong
         if here.depth or here.roles:
-            in_the_middle = lane.in_the_middle("broadcast()")
+            in_the_middle = engine.in_the_middle("broadcast()")
             if blocking:
-                refusal = in_the_middle or lane.reentrant("broadcast()") or refusal
+                refusal = in_the_middle or engine.reentrant("broadcast()") or refusal
         try:
             if in_the_middle is None:
-                call = lane.call if lane.engine.spans is None else lane.engine.spans.around(lane)
+                call = lane.call if engine.spans is None else engine.spans.around(lane)
                 future = call(
                     payload,
                     materialize,
@@ -364,7 +365,7 @@ class LazyBroadcast(Generic[P, V]):
                     counted=counted,
                 )
             else:
-                future = lane.call_later(payload, materialize, key, limit_s, refusal, priority=priority)
+                future = lane.desk.call_later(payload, materialize, key, limit_s, refusal, priority=priority)
                 counted.append(True)
                 if blocking:
                     raise in_the_middle
@@ -401,9 +402,9 @@ class LazyBroadcast(Generic[P, V]):
                     0
                 ]
             except BaseException as exc:
-                if not counted and not self._lane.closed:
-                    self._lane.handed.append((self._lane.count_missed, (key, exc, root)))
-                    self._lane.wake()
+                if not counted and not self._engine.closed.is_set():
+                    self._engine.handed.waiting.append((self._engine.count_missed, (key, exc, root)))
+                    self._engine.clock.wake()
                 raise
             finally:
                 forget_frames()
@@ -429,7 +430,7 @@ class LazyBroadcast(Generic[P, V]):
         thread that casts can rely on it; with several, another may take the room. Elsewhere it is always True.
         Collective: no. Blocking: never. Threads: safe.
         """
-        self._lane.refuse_after_fork()
+        self._engine.refuse_after_fork()
         return self._lane.has_room()
 
     def next(
@@ -458,7 +459,7 @@ class LazyBroadcast(Generic[P, V]):
         """
         wait_s = wait_limit(timeout_s, self._options.timeout_s)
         if wait_s > 0 and here.roles:
-            self._lane.guard("next()")
+            self._engine.guard("next()")
         if root is not None and root == self.rank and self._options.roots == "any":
             raise ValueError(f"lazycast {self._options.name!r}: next(root={root}) is this rank, which has its futures")
         return self._next(wait_s, root, keyed=keyed, looks=wait_s == 0)
@@ -466,22 +467,22 @@ class LazyBroadcast(Generic[P, V]):
     def _next(
         self, wait_s: float, root: int | None, *, keyed: bool, looks: bool
     ) -> tuple[Key | None, CastFuture[V]] | None:
-        if here.depth or self._lane.engine.forked:
-            self._lane.refuse_after_fork()
-            in_the_middle = self._lane.in_the_middle("next()")
+        if here.depth or self._engine.forked:
+            self._engine.refuse_after_fork()
+            in_the_middle = self._engine.in_the_middle("next()")
             if in_the_middle is not None:
                 raise in_the_middle
         taken: list[tuple[Key | None, CastFuture[V]]] = []
         try:
             try:
-                self._lane.of(root).next_call(taken, wait_s, self._limit_s, keyed=keyed, looks=looks)
+                self._engine.of(root).next_call(taken, wait_s, self._limit_s, keyed=keyed, looks=looks)
             finally:
                 forget_frames()
             return taken[0] if taken else None
         except BaseException:
-            self._lane.engine.given_back.extend(taken)  # one step: more interrupts may come
+            self._engine.given_back.extend(taken)  # one step: more interrupts may come
             if taken:
-                self._lane.tell_changed()
+                self._engine.tell_changed()
             raise
 
     async def __aiter__(self) -> AsyncIterator[tuple[Key | None, CastFuture[V]]]:
@@ -490,10 +491,10 @@ class LazyBroadcast(Generic[P, V]):
             try:
                 came = self._next(0.0, None, keyed=False, looks=False)
             except ClosedError:
-                self._lane.refuse_after_fork()
+                self._engine.refuse_after_fork()
                 return
             if came is None:
-                await until(self._lane.when_come, self._lane.forget_waker)
+                await until(self._lane.when_come, self._engine.forget_waker)
             else:
                 yield came
 
@@ -511,8 +512,8 @@ class LazyBroadcast(Generic[P, V]):
                 knows what others have.
         Collective: no. Blocking: never. Threads: safe.
         """
-        self._lane.refuse_after_fork()
-        return self._lane.ready()
+        self._engine.refuse_after_fork()
+        return self._lane.desk.ready()
 
     def discard(self, key: Key, *, root: int | None = None) -> None:
         """Say that this rank will not ask for the next cast with `key`; with `roots="any"` of that `root`.
@@ -525,29 +526,30 @@ class LazyBroadcast(Generic[P, V]):
         try:
             self._discard(counted, key, root)
         except BaseException:
-            if not counted and not self._lane.closed:  # as a call does
-                self._lane.handed.append((self._lane.discard_of, (root, key)))
-                self._lane.wake()
+            if not counted and not self._engine.closed.is_set():  # as a call does
+                self._engine.handed.waiting.append((self._engine.discard_of, (root, key)))
+                self._engine.clock.wake()
             raise
         finally:
             forget_frames()
 
     def _discard(self, counted: list[bool], key: Key, root: int | None) -> None:
+        engine = self._engine
         try:
-            lane = self._lane.of(root)
+            lane = engine.of(root)
         except ValueError:
             counted.append(False)
             raise
         usable, bad = usable_key(key)
         if usable is None and bad is None:
             bad = TypeError("discard() needs a key")
-        if bad is not None or lane.engine.forked:
+        if bad is not None or engine.forked:
             counted.append(False)
-            lane.refuse_after_fork()
+            engine.refuse_after_fork()
             assert bad is not None
             raise bad
         if here.depth:
-            lane.hand_over(lane.discard, usable)
+            engine.handed.put(lane.discard, usable)
             counted.append(True)
         else:
             lane.discard(cast(Key, usable), counted)
@@ -566,7 +568,7 @@ class LazyBroadcast(Generic[P, V]):
         Raises: ValueError with `group` on a rank that is not the root.
         Collective: no; ranks tell the root unasked. Local, never blocks. Threads: safe.
         """
-        return self._lane.group_stats() if group else self._lane.stats()
+        return self._engine.looks.group_stats() if group else self._engine.looks.stats()
 
     def __getattr__(self, name: str) -> Any:
         if name == "group_stats":
@@ -585,7 +587,7 @@ class LazyBroadcast(Generic[P, V]):
             every object from its construction on.
         Blocking: no; `stop` until all is written, up to 5 s. Threads: safe.
         """
-        return self._lane.trace(Path(folder))
+        return self._engine.looks.trace(Path(folder))
 
     def dump(self) -> str:
         """Return this rank's whole state as text for a human.
@@ -594,7 +596,7 @@ class LazyBroadcast(Generic[P, V]):
         memory; when each neighbour was last heard; threads and counters. `lazycast.dump_all` does it for all objects.
         Local, never blocks. Threads: safe, in a signal handler too.
         """
-        return self._lane.dump()
+        return self._engine.looks.dump()
 
     def close(self, *, timeout_s: float | None = None) -> None:
         """Finish pending calls, fail those that do not finish, say farewell to the other ranks, and end all threads.
@@ -607,16 +609,16 @@ class LazyBroadcast(Generic[P, V]):
         Collective: no, but a cast needs all ranks, so close when this rank's last cast is done.
         Blocking: up to `timeout_s`, and about a round trip; a second or so if a rank does not answer. Threads: safe.
         """
-        in_the_middle = self._lane.in_the_middle("close()")
+        in_the_middle = self._engine.in_the_middle("close()")
         if in_the_middle is not None:
             raise in_the_middle
-        if role_of(self._lane.engine) is not None:
-            self._lane.guard("close()")
+        if role_of(self._engine) is not None:
+            self._engine.guard("close()")
         self._close(min(_CLOSE_TIMEOUT_S, self._options.timeout_s) if timeout_s is None else timeout_s)
 
     def _close(self, timeout_s: float) -> None:
-        self._lane.close(timeout_s)
-        lifetime.forget(self._lane)
+        self._engine.close(timeout_s)
+        lifetime.forget(self._engine)
 
     def __enter__(self) -> LazyBroadcast[P, V]:
         return self

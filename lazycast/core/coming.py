@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from lazycast.core.desk import Desk
 from lazycast.core.engine import Engine, Taken
 from lazycast.core.interrupts import Uninterrupted
 from lazycast.net.wire import Failure
@@ -27,16 +28,14 @@ class Source(Protocol):
     def came_s(self, *, keyed: bool) -> float | None:
         """Return when that came which is to be taken first (monotonic seconds); None if nothing waits."""
 
-    def wake_at_change(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called, once, when something has changed."""
-
-    def forget_waker(self, wake: Callable[[], None]) -> None:
-        """It need not be called any more."""
+    @property
+    def desk(self) -> Desk:
+        """Whose gates open when something has changed."""
 
     def next_call(
         self, taken: list[Taken], wait_s: float, timeout_s: float, *, keyed: bool = False, looks: bool = False
     ) -> None:
-        """Take what came first: see `Desk`."""
+        """Take what came first: see `Lane`."""
 
 
 class Coming:
@@ -46,7 +45,7 @@ class Coming:
         self._engine, self._sources = engine, sources
 
     def next_call(self, taken: list[Taken], wait_s: float, timeout_s: float, *, keyed: bool, looks: bool) -> None:
-        """As `Desk.next_call`, of all roots."""
+        """As `Lane.next_call`, of all roots."""
         deadline_s = time.monotonic() + wait_s
         while True:
             gate = threading.Lock()
@@ -61,7 +60,7 @@ class Coming:
                 first, over = self._first(keyed=keyed), self._is_over()
                 if first is None and not over and left_s > 0:
                     for source in self._sources:
-                        source.wake_at_change(wake)
+                        source.desk.gates.wake(wake)
             if first is not None:
                 first.next_call(taken, 0.0, timeout_s, keyed=keyed, looks=True)
                 if taken:
@@ -75,15 +74,15 @@ class Coming:
                 try:
                     gate.acquire(timeout=left_s)
                 finally:
-                    self._sources[0].forget_waker(wake)
+                    self._engine.forget_waker(wake)
 
     def when_come(self, wake: Callable[[], None]) -> bool:
-        """As `Desk.when_come`, of all roots."""
+        """As `Lane.when_come`, of all roots."""
         with Uninterrupted(), self._engine.lock:
             if self._first(keyed=False) is not None or self._is_over():
                 return True
             for source in self._sources:
-                source.wake_at_change(wake)
+                source.desk.gates.wake(wake)
             return False
 
     def _first(self, *, keyed: bool) -> Source | None:

@@ -1,4 +1,4 @@
-"""What one object has on a rank, whoever is the root: the lock, the threads, counts, and the end of it all.
+"""What one object is on a rank: its lanes, and what they share, the lock, the threads, counts, and the end of it all.
 
 Guarantees:
 
@@ -11,54 +11,40 @@ Guarantees:
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from lazycast.core.clock import Clock
 from lazycast.core.future import CastFuture
+from lazycast.core.handover import Handover
 from lazycast.core.helpers.maker import Maker
 from lazycast.core.interrupts import Uninterrupted
+from lazycast.core.looks import Looks
 from lazycast.core.performer import Group, Performer
 from lazycast.core.spans import Spans
-from lazycast.core.workers import Workers
-from lazycast.errors import ClosedError
-from lazycast.net.wire import Gone, Key
-from lazycast.options import Options
+from lazycast.core.workers import Workers, inside, role_of, unforked
+from lazycast.errors import ClosedError, ReentrantCallError
+from lazycast.here import call_out, here
+from lazycast.net.wire import Failure, Gone, Key
+from lazycast.options import Options, shown
 from lazycast.watch.notices import Notices
 from lazycast.watch.stats import Counters
-from lazycast.watch.tracing.tracer import Tracer
+from lazycast.watch.tracing.tracer import Named, Tracer
+
+if TYPE_CHECKING:
+    from lazycast.core.lane import Lane
 
 #: A call that was made for what had come: its key and its future.
 Taken = tuple[Key | None, CastFuture[Any]]
 
 
-class Tenant(Protocol):
-    """A lane: the casts of one root. An object where any rank casts has one for each."""
-
-    def do_handed(self) -> None:
-        """Do what was handed over."""
-
-    def tell_changed(self) -> None:
-        """Wake whoever waits for a change."""
-
-    def idle_gate(self) -> threading.Lock | None:
-        """Return what opens when something has changed, or None if there is nothing to wait for."""
-
-    def fail_what_waits(self, timeout_s: float) -> None:
-        """End all calls: this rank closes the object, after it has waited for so long."""
-
-    def hear_losses(self) -> None:
-        """Learn of the ranks that another lane knows to be lost."""
-
-    def disconnect(self, timeout_s: float) -> None:
-        """Say farewell to the other ranks."""
-
-    def forget(self) -> None:
-        """Let go of all casts: nothing more can come."""
+def nothing_comes(name: str) -> str:
+    """Say why a rank to which nobody casts cannot take what has come."""
+    return f"lazycast {name!r}: next() is for the other ranks; the root has its futures"
 
 
 class Engine:
@@ -66,18 +52,15 @@ class Engine:
 
     def __init__(self, group: Group, options: Options) -> None:
         name = options.name
-        self.name, self.rank = name, group.rank
+        self.name, self.rank, self.group, self.options = name, group.rank, group, options
         self.lock = threading.RLock()  # whoever only looks may come in the middle of what this thread does
-        self.lanes: list[Tenant] = []
+        self.lanes: list[Lane] = []  # by root, where every rank is one; else there is one lane
         self.counters = Counters()
         self.notices = Notices(name, group.rank, self.lock)
         self.tracer: Tracer | None = None  # read once where it is used: another thread may end it meanwhile
         self.maker: Maker | None = None  # where this rank has helpers
         self.spans: Spans | None = None  # read once where it is used, too
         self.lost: dict[int, Gone] = {}  # by rank: as it was first heard of here
-        #: What was asked for in the middle of our own work, with its arguments. Filled in one step, from anywhere.
-        self.handed: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self.handing = threading.Lock()  # held by the thread that does what was handed over
         #: What was taken by calls of `next` that were interrupted: whoever asks for it next gets it. Filled in one
         #: step, from anywhere.
         self.given_back: deque[Taken] = deque()
@@ -88,26 +71,169 @@ class Engine:
         self.performer = Performer(self, group, options.executor, f"lazycast-{name}-work")
         self.callbacks = Workers(1, f"lazycast-{name}-callback")
         self.clock = Clock(self.lock, name=f"lazycast-{name}-engine")
+        self.handed = Handover(self, self.clock.wake, self.closed)
+        self.looks = Looks(self)
 
-    # Tracing
+    # Its lanes
 
-    def trace(self, folder: Path, about: dict[str, Any]) -> Tracer:
-        """Begin to write what happens here to a new file in `folder`, which says what it is `about`."""
-        tracer = Tracer(folder, about, self._forget_tracer)
+    @property
+    def own(self) -> Lane:
+        """The lane of this rank's own casts, if it makes any; else the only one."""
+        return self.lanes[0] if len(self.lanes) == 1 else self.lanes[self.rank]
+
+    def of(self, root: int | None) -> Lane:
+        """Return the lane of a root's casts; without one, `own`.
+
+        Raises: ValueError if that rank is no root, or there is no such rank.
+        """
+        if root is None:
+            return self.own
+        given: object = root
+        if not isinstance(given, bool):
+            with contextlib.suppress(TypeError):
+                given = operator.index(root)
+        if len(self.lanes) > 1 or self.options.roots == "any":
+            if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < self.group.size:
+                last = self.group.size - 1
+                raise ValueError(f"lazycast {self.name!r}: root={shown(given)} is no rank: 0 to {last}")
+            return self.lanes[given]
+        if given != self.group.root or isinstance(given, bool):
+            raise ValueError(
+                f"lazycast {self.name!r}: the root is rank {self.group.root}, not {shown(given)}; "
+                "LazyBroadcast(roots='any') lets every rank cast"
+            )
+        return self.own
+
+    def discard_of(self, root: int | None, key: Key) -> None:
+        """Give up a root's next cast with this key. Handed over, by a call that was interrupted."""
+        with contextlib.suppress(ValueError):  # there is no such root: nothing was to be given up
+            self.of(root).discard(key)
+
+    def count_missed(self, key: Key | None, exc: BaseException, root: int | None = None) -> None:
+        """Count a call that `exc` ended before it did. Handed over: whoever makes calls may be interrupted again."""
+        with contextlib.suppress(ValueError):  # there is no such root: the call was no good
+            self.of(root).count_missed(key, exc)
+
+    def follow(self, spans: Spans | None) -> None:
+        """Tell `spans` of calls and casts from now on; nobody without."""
+        self.spans = spans
+        for lane in self.lanes:
+            lane.follow(spans.within if spans is not None else None)
+
+    # Who may call
+
+    def refuse_after_fork(self) -> None:
+        """Raise in a forked child. Without the lock, which another thread may have held at the fork."""
+        if self.forked:
+            raise ClosedError(f"lazycast {self.name!r} belongs to the parent of this forked process")
+
+    def refuse_if_closed(self) -> None:
+        """With the lock held."""
+        if self.closing:
+            raise ClosedError(f"lazycast {self.name!r} is closed on this rank", rank=self.rank)
+
+    def guard(self, what: str) -> None:
+        """Refuse a call that would wait for itself, or for threads that a fork has left behind."""
+        self.refuse_after_fork()
+        reentrant = self.reentrant(what)
+        if reentrant is not None:
+            raise reentrant
+
+    def guard_result(self) -> None:
+        """The same for `CastFuture.result`."""
+        if not here.depth and not here.roles and not self.forked:
+            return
+        in_the_middle = self.in_the_middle("result()")
+        if in_the_middle is not None:
+            raise in_the_middle
+        self.guard("result()")
+
+    def reentrant(self, what: str) -> ReentrantCallError | None:
+        """Return the error for a call that would wait inside what it may wait for."""
+        role = role_of(self)
+        if role is None:
+            return None
+        return ReentrantCallError(
+            f"{what} would block inside a {role} of the same lazycast object {self.name!r}, which may be what "
+            "it waits for; use broadcast_async and callbacks there"
+        )
+
+    def in_the_middle(self, what: str) -> ReentrantCallError | None:
+        """The same for a call that comes in the middle of our own work: made here it would wait for that."""
+        if not here.depth:
+            return None
+        return ReentrantCallError(
+            f"{what} would block inside a finalizer, or what else runs in the middle of lazycast's own work on this "
+            "thread, be it another object's, which may be what it waits for; use broadcast_async and callbacks there, "
+            "and close() elsewhere"
+        )
+
+    # What lanes have done
+
+    def run_callback(self, fn: Callable[[], None]) -> None:
+        """Have a user's callback called, on the thread of callbacks."""
+
+        def task() -> None:
+            with inside(self, "callback"), unforked():
+                call_out(fn)
+
+        self.callbacks.submit(task)
+
+    def tell_changed(self) -> None:
+        """Something has changed that somebody may wait for, of any root."""
         with Uninterrupted(), self.lock:
-            earlier, ended = self.tracer, self.closing
-            if earlier is None and not ended:
-                self.tracer = tracer
-                return tracer
-        tracer.stop()
-        tracer.path.unlink()
-        if earlier is not None:
-            raise ValueError(f"lazycast {self.name!r} is being traced to {earlier.path}; stop that first")
-        raise ClosedError(f"lazycast {self.name!r} is closed on this rank", rank=self.rank)
+            for lane in self.lanes:
+                lane.desk.gates.open()
 
-    def _forget_tracer(self, tracer: Tracer) -> None:
-        if self.tracer is tracer:
-            self.tracer = None
+    def forget_waker(self, wake: Callable[[], None]) -> None:
+        """Whoever was to be woken waits no more."""
+        with Uninterrupted(), self.lock:
+            for lane in self.lanes:
+                lane.desk.gates.forget(wake)
+
+    # Counting
+
+    def took(self, what: str, began_s: float, of: Named, *, helper: int | None = None) -> None:
+        """Count how long something took, of this cast, that ends now; and who did it, if that was no rank."""
+        ended_s = time.monotonic()
+        with self.lock:
+            self.counters.noted.append((what, ended_s - began_s))
+        if (tracer := self.tracer) is not None:
+            if helper is None:
+                tracer.took(what, began_s, ended_s, of)
+            else:
+                tracer.took(what, began_s, ended_s, of, track=f"helper {helper}")
+        if (spans := self.spans) is not None:
+            spans.took(what, began_s, ended_s, of)
+
+    def count(self, what: str, began_s: float, ended_s: float, of: Named) -> None:
+        """With the lock held: count how long something took."""
+        self.counters.noted.append((what, ended_s - began_s))
+        tracer = self.tracer
+        if tracer is not None:
+            tracer.took(what, began_s, ended_s, of)
+
+    def count_failure(self, exc: BaseException, key: Key | None, seq: int | None) -> None:
+        """With the lock held: count a call that failed, and have the engine's thread log it."""
+        self.counters.count_failure(exc)
+        self.notices.failed(exc, time.monotonic(), key=key, seq=seq)
+        self.clock.wake()
+
+    # Helpers
+
+    def begin_helpers(self, timeout_s: float) -> Failure | None:
+        """Start the helpers of this rank, if it has any, in the background.
+
+        With an `init`, wait until each has called it. Returns why one could not, or did not in time. Blocking: then.
+        """
+        if self.maker is None or self.options.helpers is None:
+            return None
+        self.maker.pool.start()
+        return self.maker.pool.wait_ready(timeout_s) if self.options.helpers.init is not None else None
+
+    def dump(self) -> str:
+        """Return the state as text."""
+        return self.looks.dump()
 
     # The end
 
@@ -119,17 +245,15 @@ class Engine:
         deadline_s = time.monotonic() + timeout_s
         try:
             with Uninterrupted():
-                for lane in self.lanes:
-                    lane.do_handed()
+                self.handed.do()
                 with self.lock:
                     first, self.closing = not self.closing, True
-                    for lane in self.lanes:
-                        lane.tell_changed()
+                    self.tell_changed()
             if not first:
                 self.closed.wait(timeout_s)
                 return
             for lane in self.lanes:  # one that had nothing to wait for cannot have later: no calls are made any more
-                while (gate := lane.idle_gate()) is not None and (left_s := deadline_s - time.monotonic()) > 0:
+                while (gate := lane.desk.idle_gate()) is not None and (left_s := deadline_s - time.monotonic()) > 0:
                     gate.acquire(timeout=left_s)
         finally:  # an interrupt of the waiting must not leave the object half closed
             if first:
@@ -141,7 +265,7 @@ class Engine:
                 for lane in self.lanes:
                     lane.hear_losses()
                 for lane in self.lanes:
-                    lane.fail_what_waits(timeout_s)
+                    lane.desk.fail_what_waits(timeout_s)
             with contextlib.ExitStack() as farewells:  # whatever becomes of one, the others get theirs
                 for lane in reversed(self.lanes):
                     farewells.callback(self._disconnect, lane, deadline_s)
@@ -152,16 +276,19 @@ class Engine:
             if (tracer := self.tracer) is not None:
                 tracer.stop()
             self.closed.set()
+            self.handed.do()
             for lane in self.lanes:
-                lane.do_handed()
                 lane.forget()  # after all farewells: what one lane had let go of could come again until then
             self.notices.tell(time.monotonic(), all_of_it=True)
 
     @staticmethod
-    def _disconnect(lane: Tenant, deadline_s: float) -> None:
+    def _disconnect(lane: Lane, deadline_s: float) -> None:
         lane.disconnect(max(1.0, deadline_s - time.monotonic()))
 
     def after_fork_in_child(self) -> None:
         """Only the forking thread is alive, and any lock may be held: touch none."""
         self.forked = True
         self.tracer = None  # it closes its file itself
+        for lane in self.lanes:
+            lane.close_after_fork()
+        self.performer.close_after_fork()

@@ -15,21 +15,22 @@ import contextlib
 import itertools
 import threading
 import time
-from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from lazycast.arguments import usable_key
+from lazycast.codec.trust import Policy
 from lazycast.codec.untouched import mark
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
 from lazycast.core.calls import MATERIALIZING, Call, Calls
+from lazycast.core.casts import Casts
+from lazycast.core.desk import Desk
 from lazycast.core.engine import Engine
 from lazycast.core.future import CastFuture
 from lazycast.core.inquiry import Inquiries
 from lazycast.core.interrupts import Uninterrupted
-from lazycast.core.lane import Lane
 from lazycast.core.ledger import Ledger
 from lazycast.core.performer import Group
 from lazycast.core.situation import Situation
@@ -38,48 +39,52 @@ from lazycast.errors import CastTimeoutError, ClosedError, TrustError, WouldBloc
 from lazycast.materialize.materializers import objection
 from lazycast.materialize.staged import unusable
 from lazycast.missing import MISSING
-from lazycast.net.backend import Context
-from lazycast.net.host.mesh import Mesh
-from lazycast.net.topology import Topology
-from lazycast.net.wire import Failure, FailureKind, Key, Verdict
+from lazycast.net.relay import Relay
+from lazycast.net.wire import Failure, Key, Verdict
 from lazycast.options import Options
 
 
-class Intake(Lane):
-    """See the module's text. What becomes of a call that has entered is `Sending`."""
+class Intake:
+    """See the module's text. Thread-safe. What becomes of a call that has entered is for `Sending`.
+
+    Args:
+        casts: what becomes of the casts that were sent.
+        relay: by which ranks are asked whom a call waits for.
+    """
 
     def __init__(
         self,
+        engine: Engine,
         group: Group,
         options: Options,
-        context: Context,
-        topology: Topology,
-        mesh: Mesh | None,
-        engine: Engine | None = None,
+        policy: Policy,
+        desk: Desk,
+        casts: Casts,
+        relay: Relay,
     ) -> None:
-        super().__init__(group, options, context, topology, mesh, engine)
+        self._engine, self._group, self._options, self._policy = engine, group, options, policy
+        self._desk, self._casts, self._end = desk, casts, casts.end
+        self._lock, self._counters, self._clock = engine.lock, engine.counters, engine.clock
         others = [rank for rank in range(group.size) if rank != group.root]
-        self._ledger = Ledger(group.root, others)
+        self.ledger = Ledger(group.root, others)
         # Where every rank is a root no two casts have the same number.
-        self._seqs = itertools.count(group.root + 1, group.size) if options.roots == "any" else itertools.count(1)
-        self._calls = Calls()
-        self._held = self._calls.sendable
-        self._recalled: deque[tuple[Arrival, Verdict]] = deque()  # casts that are taken back
-        self._dropped: deque[int] = deque()  # casts of which the ranks are to be told
-        self._window = Window(self._ledger, self._calls, options)
-        self._inquiries = Inquiries(
+        self.seqs = itertools.count(group.root + 1, group.size) if options.roots == "any" else itertools.count(1)
+        self.calls = Calls()
+        desk.held = self.calls.sendable
+        self.recalled: deque[tuple[Arrival, Verdict]] = deque()  # casts that are taken back
+        self.dropped: deque[int] = deque()  # casts of which the ranks are to be told
+        self.window = Window(self.ledger, self.calls, options)
+        self.inquiries = Inquiries(
             group.root,
-            self._lock,
-            self._relay,
+            engine.lock,
+            relay,
             others,
-            (self._ledger, self._calls, self._window),
-            unkeyed=lambda: self._unkeyed,
-            wake=self._clock.wake,
+            (self.ledger, self.calls, self.window),
+            unkeyed=lambda: desk.unkeyed,
+            wake=engine.clock.wake,
         )
-
-    @abstractmethod
-    def _work_a_little(self) -> None:
-        """For a caller who waits for its call: do what is queued, but not all that others have queued before it."""
+        #: For a caller who waits for its call: do what is queued, but not all that others have queued before it.
+        self.work_a_little: Callable[[], None] = engine.clock.wake
 
     # Making a call
 
@@ -98,17 +103,17 @@ class Intake(Lane):
     ) -> CastFuture[Any]:
         began_s = time.monotonic()
         fn: Any = materialize if materialize is not None else self._options.materialize
-        if self.handed:
-            self.do_handed()
+        if self._engine.handed.waiting:
+            self._engine.handed.do()
         if refusal is not None:
             pass
         elif payload is MISSING:
-            remedy = "; for another rank's cast, name it: root=" if len(self.lanes) > 1 else ""
-            refusal = TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root{remedy}")
+            remedy = "; for another rank's cast, name it: root=" if len(self._engine.lanes) > 1 else ""
+            refusal = TypeError(f"{self._desk.label(key, None)}: broadcast() needs a payload on the root{remedy}")
         elif fn is not None and (wrong := unusable(fn)) is not None:
-            refusal = TypeError(f"{self._label(key, None)}: {wrong}")
+            refusal = TypeError(f"{self._desk.label(key, None)}: {wrong}")
         elif fn is not None and (refused := objection(fn, self._policy)) is not None:
-            refusal = TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
+            refusal = TrustError(f"{self._desk.label(key, None)}: {refused}", rank=self._group.rank)
         as_called, beyond = None, self._options.beyond
         if self._options.debug and refusal is None:
             with contextlib.suppress(Exception):  # of one that cannot be looked at nothing is known
@@ -117,28 +122,28 @@ class Intake(Lane):
         try:
             with Uninterrupted():  # what has begun must count, or the ranks would be out of step
                 with self._lock:
-                    if self.engine.closing:
-                        self._refuse_if_closed()
-                    if beyond != "wait" and refusal is None and not self._window.has_room():
+                    if self._engine.closing:
+                        self._engine.refuse_if_closed()
+                    if beyond != "wait" and refusal is None and not self.window.has_room():
                         self._go_beyond(beyond)
                         block = block and beyond != "refuse"
-                    if not block and refusal is None and not self._window.has_room() and self._end.failure is None:
+                    if not block and refusal is None and not self.window.has_room() and self._end.failure is None:
                         if counted is not None:
                             counted.append(False)
                         raise self._would_block(key)
-                    ask = self._make_ask(key, timeout_s, began_s, "broadcast" if here else "broadcast_async")
-                    if refusal is None and key is not None and key in self._pending:
-                        refusal = self._key_in_use(key)
-                    made = Call(next(self._seqs), key, ask, fn, payload, priority)
+                    ask = self._desk.make_ask(key, timeout_s, began_s, "broadcast" if here else "broadcast_async")
+                    if refusal is None and key is not None and key in self._desk.pending:
+                        refusal = self._desk.key_in_use(key)
+                    made = Call(next(self.seqs), key, ask, fn, payload, priority)
                     made.as_called = as_called
                     if ask.origin is not None:
-                        self._inquiries.note(ask, made.seq)
+                        self.inquiries.note(ask, made.seq)
                     if counted is not None:
                         counted.append(True)
                     call = made
-                    self._calls.add(call)  # its place among the casts of its key, before it waits for anything
+                    self.calls.add(call)  # its place among the casts of its key, before it waits for anything
                     if refusal is None:
-                        self._book(ask)
+                        self._desk.book(ask)
                     waits = refusal is None and self._must_wait(call)
                     if waits:
                         refusal = self._hold_back(call)
@@ -147,12 +152,12 @@ class Intake(Lane):
                 if waits or refusal is not None or not here:
                     self._clock.wake()
                 else:
-                    self._clock.work_here(self._work_a_little)
+                    self._clock.work_here(self.work_a_little)
             if waits and refusal is None:
                 refusal = self._wait_and_enter(call)
         except BaseException as exc:
             if call is not None:  # an interrupt, maybe while it waited or was about to; another may come at any time
-                self.handed.append((self._enter_interrupted, (call, exc)))
+                self._engine.handed.waiting.append((self._enter_interrupted, (call, exc)))
                 self._clock.wake()
             raise
         if refusal is not None:
@@ -186,15 +191,15 @@ class Intake(Lane):
                 self._enter(call, exc)
             self._clock.wake()
 
-    def _count_missed(self, key: Key | None, exc: BaseException) -> None:
+    def count_missed(self, key: Key | None, exc: BaseException) -> None:
         key, bad = usable_key(key)
         with Uninterrupted():
             with self._lock:
-                if bad is not None or self.engine.closing:
+                if bad is not None or self._engine.closing:
                     return
-                ask = self._make_ask(key, 1.0, time.monotonic(), "broadcast")
-                call = Call(next(self._seqs), key, ask)
-                self._calls.add(call)
+                ask = self._desk.make_ask(key, 1.0, time.monotonic(), "broadcast")
+                call = Call(next(self.seqs), key, ask)
+                self.calls.add(call)
                 self._enter(call, exc)
             self._clock.wake()
 
@@ -204,17 +209,17 @@ class Intake(Lane):
             return
         if call.held_since_s is not None:
             self._counters.blocking -= 1
-            self._count("blocked", call.held_since_s, time.monotonic(), call)
+            self._engine.count("blocked", call.held_since_s, time.monotonic(), call)
             call.phase = "queued"
         if refusal is not None:
-            if self._take(call.ask):
-                self._count_failure(refusal, call.key, call.seq)
+            if self._desk.take(call.ask):
+                self._engine.count_failure(refusal, call.key, call.seq)
             if call.failure is None:
                 call.failure = call.ask.late or self._refused(refusal)
-        self._calls.enter(call)
+        self.calls.enter(call)
 
     def _refused(self, refusal: BaseException) -> Failure:
-        return self._performer.failure("refused", "the root's call was refused", refusal)
+        return self._engine.performer.failure("refused", "the root's call was refused", refusal)
 
     # Waiting for room
 
@@ -222,49 +227,49 @@ class Intake(Lane):
         """With the lock held: there is no room for a call. Drop what nobody has asked for, if that is wanted."""
         if beyond != "drop" or self._end.failure is not None:  # then the call goes through, and fails
             return
-        while not self._window.has_room() and (seq := self._ledger.untouched()) is not None:
-            if self._ledger.undecided(seq):
-                self._recall(
-                    self._agreeing[seq], self._said("withdrawn", "the root dropped this cast: nobody had asked")
+        while not self.window.has_room() and (seq := self.ledger.untouched()) is not None:
+            if self.ledger.undecided(seq):
+                self.recall(
+                    self._casts.agreeing[seq],
+                    self._casts.said("withdrawn", "the root dropped this cast: nobody had asked"),
                 )
             else:
                 self._counters.aborted += 1  # of one that is recalled who tells of it counts
-            self.notices.dropped(time.monotonic(), key=self._ledger.entries[seq].key, seq=seq)
-            self._ledger.drop(seq)
-            self._dropped.append(seq)
+            self._engine.notices.dropped(time.monotonic(), key=self.ledger.entries[seq].key, seq=seq)
+            self.ledger.drop(seq)
+            self.dropped.append(seq)
 
     def has_room(self) -> bool:
         with Uninterrupted(), self._lock:
-            if self._window.has_room() or self._end.failure is not None:
+            if self.window.has_room() or self._end.failure is not None:
                 return True
-            return self._options.beyond == "drop" and self._ledger.untouched() is not None
+            return self._options.beyond == "drop" and self.ledger.untouched() is not None
 
     def when_room(self, wake: Callable[[], None]) -> bool:
         with Uninterrupted(), self._lock:
-            if self._window.has_room() or self._end.failure is not None or self.engine.closing:
+            if self.window.has_room() or self._end.failure is not None or self._engine.closing:
                 return True
-            self.wake_at_change(wake)
+            self._desk.gates.wake(wake)
             return False
 
     def _would_block(self, key: Key | None) -> WouldBlockError:
         """With the lock held."""
-        text = (
-            f"{self._label(key, None)}: it would block: {self._window.held_back()}; nothing was cast: come back later"
-        )
+        held = self.window.held_back()
+        text = f"{self._desk.label(key, None)}: it would block: {held}; nothing was cast: come back later"
         return WouldBlockError(f"{text}, or await lazy.cast(...)", rank=self._group.rank)
 
     def _must_wait(self, call: Call) -> bool:
         """With the lock held."""
-        return not self._window.has_room() and self._end.failure is None and call.failure is None
+        return not self.window.has_room() and self._end.failure is None and call.failure is None
 
     def _hold_back(self, call: Call) -> Exception | None:
         """With the lock held: a call is to wait while the slowest rank has too much unread; or is refused."""
-        reentrant = self.reentrant("broadcast_async() under back-pressure")
+        reentrant = self._engine.reentrant("broadcast_async() under back-pressure")
         if reentrant is not None:
             return reentrant
         call.phase = "waiting for room"
-        if (tracer := self.engine.tracer) is not None:
-            tracer.happened("held back", call, text=self._window.held_back())
+        if (tracer := self._engine.tracer) is not None:
+            tracer.happened("held back", call, text=self.window.held_back())
         self._counters.blocking += 1
         call.held_since_s = call.ask.since_s
         return None
@@ -277,64 +282,50 @@ class Intake(Lane):
         ask = call.ask
         if not self._must_wait(call):
             return None
-        if self.engine.closing:
-            return ClosedError(f"{self._ask_label(ask)}: closed here before it was sent", rank=self._group.rank)
+        if self._engine.closing:
+            return ClosedError(f"{self._desk.label_of(ask)}: closed here before it was sent", rank=self._group.rank)
         left_s = ask.since_s + ask.timeout_s - time.monotonic()
         if ask.taken or left_s <= 0:
-            return self._look(ask)
-        return self._watch(), left_s
+            return self._desk.role.look(ask)
+        return self._desk.gates.watch(), left_s
 
     def _not_sent(self, ask: Ask, situation: Situation) -> Exception:
         """The time of a call that waits for room is over."""
-        situation = self._worded(situation)
-        ask.late = situation.overdue(self._group.rank, self._group.hosts[self._group.rank], ask.timeout_s)
-        text = f"{self._ask_label(ask)}: not sent within {ask.timeout_s:g} s: {situation.text()}"
-        return self._explain(ask, CastTimeoutError(text, rank=self._group.rank), situation)
+        situation = self._desk.role.worded(situation)
+        ask.late = self._desk.overdue(ask, situation)
+        text = f"{self._desk.label_of(ask)}: not sent within {ask.timeout_s:g} s: {situation.text()}"
+        return self._desk.explain(ask, CastTimeoutError(text, rank=self._group.rank), situation)
 
-    def _freed(self) -> None:
+    def freed(self) -> None:
         """With the lock held: something was read, so what was held back may go."""
-        if self._gates:
-            self._notify()
-        if self._calls.sendable:
+        if self._desk.gates.closed:
+            self._desk.gates.open()
+        if self.calls.sendable:
             self._clock.wake()
 
     # Withdrawing
 
-    def discard(self, key: Key, counted: list[bool] | None = None) -> None:
-        usable, bad = usable_key(key)  # one that was interrupted may not have been looked at
-        if bad is not None or usable is None:
-            return
-        with Uninterrupted():
-            with self._lock:
-                self._refuse_if_closed()
-                ask = self._pending.get(usable)
-            if ask is not None:
-                self._cancel(ask)
-
-    def _forget_inquiry(self, ask: Ask) -> None:
-        self._inquiries.forget(ask)
-
-    def _cancel(self, ask: Ask) -> bool:
-        failure = self._said("withdrawn", "the root withdrew this cast")
+    def cancel(self, ask: Ask) -> bool:
+        failure = self._casts.said("withdrawn", "the root withdrew this cast")
         with self._lock:
             if ask.taken:
                 return ask.future.cancelled()
-            call, arrival = self._calls.of(ask), ask.arrival
+            call, arrival = self.calls.of(ask), ask.arrival
             if call is not None and not call.sending:
                 call.failure = failure
                 if call.phase == MATERIALIZING:  # nobody waits for what is made of it
-                    self._calls.make_ready(call)
+                    self.calls.make_ready(call)
             elif call is not None:
                 ask.late = failure  # whoever is sending it finds that
-            elif arrival is not None and not self._recall(arrival, failure):
+            elif arrival is not None and not self.recall(arrival, failure):
                 return False  # everybody is about to get it
-            self._take(ask)
+            self._desk.take(ask)
             self._counters.cancelled += 1
         ask.future.settle_cancelled()
         self._clock.wake()
         return True
 
-    def _recall(self, arrival: Arrival, failure: Failure) -> bool:
+    def recall(self, arrival: Arrival, failure: Failure) -> bool:
         """With the lock held: take back a cast that has gone out, unless it has its verdict. The engine tells of it.
 
         What the root says of a cast comes after it: only the engine sends.
@@ -342,13 +333,9 @@ class Intake(Lane):
         message = arrival.message
         if message.failure is not None:
             return False
-        verdict = self._ledger.withdraw(message.seq, failure, agree=message.agree)
+        verdict = self.ledger.withdraw(message.seq, failure, agree=message.agree)
         if verdict is None:
             return False
         arrival.objection = failure
-        self._recalled.append((arrival, verdict))
+        self.recalled.append((arrival, verdict))
         return True
-
-    def _said(self, kind: FailureKind, text: str) -> Failure:
-        rank = self._group.rank
-        return Failure(kind, rank, self._group.hosts[rank], text)

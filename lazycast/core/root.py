@@ -11,18 +11,25 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
+from lazycast.arguments import usable_key
+from lazycast.codec.trust import policy_of
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
+from lazycast.core.casts import Casts
 from lazycast.core.coming import Coming
-from lazycast.core.engine import Engine, Taken
+from lazycast.core.desk import Desk
+from lazycast.core.engine import Engine, Taken, nothing_comes
 from lazycast.core.figures import Reported
 from lazycast.core.follower import FollowerLane
+from lazycast.core.intake import Intake
 from lazycast.core.memo.book import Book
+from lazycast.core.neighbours import Neighbours
 from lazycast.core.performer import Group
+from lazycast.core.seen import Counted, Rows, Seen
 from lazycast.core.sending import Sending
-from lazycast.core.situation import Phase
-from lazycast.materialize.placement.chooser import Standing
+from lazycast.core.situation import Phase, Situation
 from lazycast.net.backend import Context
 from lazycast.net.host.mesh import Mesh
 from lazycast.net.topology import Topology
@@ -32,6 +39,7 @@ from lazycast.net.wire import (
     Failure,
     Figures,
     Gone,
+    Key,
     Need,
     Pass,
     Present,
@@ -42,13 +50,15 @@ from lazycast.net.wire import (
     Verdict,
 )
 from lazycast.options import Options
-from lazycast.watch.group_stats import GroupStats
-from lazycast.watch.stats import Stats
 from lazycast.watch.tracing.tracer import Named
 
 
-class RootLane(Sending):
-    """See the module's text."""
+class RootLane:
+    """See the module's text.
+
+    Args:
+        engine: of an object whose other lanes are there; None: this is the only one.
+    """
 
     def __init__(
         self,
@@ -59,29 +69,64 @@ class RootLane(Sending):
         mesh: Mesh | None,
         engine: Engine | None = None,
     ) -> None:
-        super().__init__(group, options, context, topology, mesh, engine)
+        self.engine = engine = Engine(group, options) if engine is None else engine
+        self._group, self._options, self._lock = group, options, engine.lock
+        self.desk = Desk(engine, group, options, self)
+        engine.lanes.append(self)
+        self.near = Neighbours(engine, group, context, topology, mesh, self)
+        self._relay = self.near.relay
+        policy = policy_of(options, same_program=group.same_program)
+        self.casts = Casts(
+            engine, group, options, policy, self.desk, self.near, code_for=self._code_for, react=self._react_to
+        )
+        self.intake = Intake(engine, group, options, policy, self.desk, self.casts, self._relay)
+        self._memos = Book(options.memo.nbytes, range(group.size)) if options.memo is not None else None
+        self.sending = Sending(
+            engine, group, options, policy, self.desk, self.casts, self.intake, self.near, self._memos
+        )
+        self.intake.work_a_little = self.sending.work_a_little
+        self._ledger, self._inquiries, self._placing = self.intake.ledger, self.intake.inquiries, self.sending.placing
+        self.call, self.has_room, self.when_room = self.intake.call, self.intake.has_room, self.intake.when_room
+        self.count_missed, self.cancel = self.intake.count_missed, self.intake.cancel  # as of every lane
         self._reported = Reported()
         self._without_code: deque[Failure] = deque(maxlen=100)
+
+    def start(self, *, timeout_s: float) -> None:
+        """Connect and begin. Collective."""
+        self.near.start(timeout_s=timeout_s)
+
+    def discard(self, key: Key, counted: list[bool] | None = None) -> None:
+        usable, bad = usable_key(key)  # one that was interrupted may not have been looked at
+        if bad is None and usable is not None:
+            self.desk.cancel_key(usable)
+
+    def _code_for(self, ident: str) -> bytes:
+        return self.sending.encoder.shipper.code_for(ident)
 
     # What comes from other roots
 
     @functools.cached_property
     def _coming(self) -> Coming | None:
-        others = [lane for lane in self.lanes if isinstance(lane, FollowerLane)]
+        others = [lane for lane in self.engine.lanes if isinstance(lane, FollowerLane)]
         return Coming(self.engine, others) if others else None
 
     def next_call(
         self, taken: list[Taken], wait_s: float, timeout_s: float, *, keyed: bool = False, looks: bool = False
     ) -> None:
         if self._coming is None:
-            super().next_call(taken, wait_s, timeout_s, keyed=keyed, looks=looks)
-        else:
-            self._coming.next_call(taken, wait_s, timeout_s, keyed=keyed, looks=looks)
+            raise ValueError(nothing_comes(self._options.name))
+        self._coming.next_call(taken, wait_s, timeout_s, keyed=keyed, looks=looks)
 
     def when_come(self, wake: Callable[[], None]) -> bool:
         return True if self._coming is None else self._coming.when_come(wake)
 
     # Messages
+
+    def on_turn(self) -> float | None:
+        return None
+
+    def on_neighbour_gone(self, peer: int, reason: str | None) -> None:
+        self.casts.neighbour_gone(peer, reason)
 
     def on_message(self, message: AnyMessage, body: memoryview) -> None:
         if isinstance(message, Report):
@@ -92,9 +137,9 @@ class RootLane(Sending):
             with self._lock:
                 for seq in message.seqs:
                     self._ledger.read(message.rank, seq)
-                self._freed()
+                self.intake.freed()
         elif isinstance(message, (Value, Pass)):
-            self._on_host_message(message, body)
+            self.casts.making.hear(message, body)
         elif isinstance(message, Need):
             self._on_need(message)
         elif isinstance(message, Query):
@@ -105,7 +150,7 @@ class RootLane(Sending):
             with self._lock:
                 self._reported.note(message)
         elif isinstance(message, Gone):
-            self._on_gone(message)
+            self.casts.gone(message)
 
     def _on_report(self, message: Report) -> None:
         if self.engine.tracer is not None:
@@ -113,8 +158,8 @@ class RootLane(Sending):
         with self._lock:
             if message.read and message.rank != self._group.rank:
                 self._ledger.read(message.rank, message.seq)
-                if self._gates or self._held:
-                    self._freed()
+                if self.desk.gates.closed or self.desk.held:
+                    self.intake.freed()
             if self._placing.trials:
                 if message.failure is None:
                     self._placing.reported(message.seq, message.rank, message.cost)
@@ -128,67 +173,128 @@ class RootLane(Sending):
             verdict = self._ledger.report(message.rank, message.seq, message.failure, known=known)
         if verdict is not None:
             self._relay.down(verdict)
-            if self._noted_ready is not None and verdict.failure is None:
+            if self.desk.noted_ready is not None and verdict.failure is None:
                 self._note_ready(verdict.seq)
             if self._memos is not None:
                 self._settle_memo(self._memos, verdict)
-            self._on_verdict(verdict)
+            self.casts.obey(verdict)
 
     def _settle_memo(self, memos: Book, verdict: Verdict) -> None:
         """Every rank has been told of a verdict: know what all remember, before the caller may cast the same again."""
         with self._lock:
-            arrival = self._agreeing.get(verdict.seq)
-            if arrival is not None:
-                self._settle_kept(arrival, verdict)
+            arrival = self.casts.agreeing.get(verdict.seq)
+            if arrival is not None and self.casts.keeping is not None:
+                self.casts.keeping.settle(arrival, verdict)
         failure = verdict.failure
         memos.decided(verdict.seq, good=failure is None, lost=failure is not None and failure.kind == "decode")
 
     def _note_ready(self, seq: int) -> None:
         """Every rank has this cast, and is told so before anything that is sent from now on."""
         with self._lock:
-            arrival = self._agreeing.get(seq)
-            if arrival is not None and arrival.message.key is not None and self._noted_ready is not None:
-                self._noted_ready.append(arrival.message.key)
+            arrival = self.casts.agreeing.get(seq)
+            if arrival is not None and arrival.message.key is not None and self.desk.noted_ready is not None:
+                self.desk.noted_ready.append(arrival.message.key)
 
     def _on_need(self, message: Need) -> None:
         try:
-            code, room = self._encoder.code(message.ident)
+            code, room = self.sending.encoder.code(message.ident)
         except Exception as exc:  # whatever a callable's own code raises: the rank that asks is not to blame
-            failure = self._performer.failure("encode", "a materializer's code could not be sent", exc)
+            failure = self.engine.performer.failure("encode", "a materializer's code could not be sent", exc)
             self._without_code.append(failure)  # what the ranks that wait for it will report
-            self._relay.down(Code(next(self._seqs), message.ident, failure=failure))
+            self._relay.down(Code(next(self.intake.seqs), message.ident, failure=failure))
         else:
             self._relay.down(code, room)
 
-    def _handle_gone(self, message: Gone) -> None:
+    def _react_to(self, message: Gone) -> None:
         if message.failure.kind == "lost":
-            self._end_with(message.failure)
+            self.casts.end_with(message.failure)
             return
         # A rank that passed casts on takes those below it with it: nothing reaches them any more, or comes from them.
-        cut_off = [message.rank, *self._topology.below(message.rank)]
+        cut_off = [message.rank, *self.near.topology.below(message.rank)]
         with self._lock:
             for rank in cut_off:
                 self._inquiries.gone(rank)
-            if self._end.failure is None:
-                self._end.failure = message.failure  # later calls fail on every rank, naming who closed
+            if self.casts.end.failure is None:
+                self.casts.end.failure = message.failure  # later calls fail on every rank, naming who closed
             # After a loss ranks close because of it.
-            failure = self._end.failure if self._end.failure.kind == "lost" else message.failure
+            failure = self.casts.end.failure if self.casts.end.failure.kind == "lost" else message.failure
             verdicts = [verdict for rank in cut_off for verdict in self._ledger.gone(rank, failure)]
-            self._notify()
-        self._clock.wake()
+            self.desk.gates.open()
+        self.engine.clock.wake()
         for verdict in verdicts:
             self._relay.down(verdict)
             if self._memos is not None:
                 self._settle_memo(self._memos, verdict)
-            self._on_verdict(verdict)
+            self.casts.obey(verdict)
 
-    def _code_for(self, ident: str) -> bytes:
-        return self._encoder.shipper.code_for(ident)
+    # Calls that wait
+
+    def work(self) -> float | None:
+        return self.near.beat_beside(self.sending.work())
+
+    def inquire(self, ask: Ask) -> None:
+        arrival = ask.arrival
+        if arrival is None or arrival.local is not None or not arrival.begun:  # else we wait for ourselves
+            self._inquiries.ask_myself(ask)
+
+    def is_decided(self, ask: Ask) -> bool:
+        arrival = ask.arrival
+        if arrival is None or not arrival.message.agree or arrival.verdict is not None:
+            return False
+        return not self._ledger.undecided(arrival.message.seq)
+
+    def forget_inquiry(self, ask: Ask) -> None:
+        self._inquiries.forget(ask)
+
+    def tell_late(self, ask: Ask, arrival: Arrival | None) -> None:
+        self.casts.tell_late(ask, arrival)
+
+    # The end
+
+    def busy(self) -> bool:
+        return self.intake.calls.pending or bool(self.intake.recalled)
+
+    def engine_failed(self, exc: BaseException) -> None:
+        self.casts.failed(exc)
+
+    def follow(self, within: Callable[[Any, Callable[..., Any]], Callable[..., Any]] | None) -> None:
+        self.casts.making.parts.within = within
+
+    def hear_losses(self) -> None:
+        self.casts.hear_losses()
+
+    def disconnect(self, timeout_s: float) -> None:
+        self.sending.tell_recalled(timeout_s)
+        self.casts.disconnect(timeout_s)
+
+    def forget(self) -> None:
+        self.casts.forget()
+
+    def close_after_fork(self) -> None:
+        self._relay.close_after_fork()
 
     # Looking
 
-    def _named(self, ask: Ask) -> Named | None:
-        return super()._named(ask) or self._calls.of(ask)
+    def look(self, ask: Ask) -> Situation:
+        arrival = ask.arrival
+        phase, missing, answered = self._phase(ask, arrival)
+        nbytes = arrival.message.nbytes if arrival is not None else None
+        notes = (f"made at {ask.origin.site}",) if ask.origin is not None else ()
+        return Situation(phase, missing, answered, self.near.silences(ask), nbytes=nbytes, notes=notes)
+
+    def _phase(self, ask: Ask, arrival: Arrival | None) -> Phase:
+        if arrival is not None:
+            return self.casts.phase(arrival) or self._inquiries.agreement(arrival.message.seq)
+        phase, missing, answered = self._inquiries.before_sending(ask)
+        call = self.intake.calls.of(ask)
+        held = self.engine.performer.holders(call.seq) if call is not None else ""
+        return f"{phase}; it waits for {held}" if held else phase, missing, answered
+
+    def worded(self, situation: Situation) -> Situation:
+        return self.near.worded(situation)
+
+    def named(self, ask: Ask) -> Named | None:
+        return ask.arrival.message if ask.arrival is not None else self.intake.calls.of(ask)
 
     def _trace_heard(self, rank: int, kind: str, seq: int) -> None:
         """Note when a message of another clock came: with its sender's note it tells how far apart the two are."""
@@ -196,47 +302,23 @@ class RootLane(Sending):
         if tracer is not None and self._group.clock_of(rank) != self._group.clock_of(self._group.rank):
             tracer.happened("heard", None, rank=rank, kind=kind, seq=seq)
 
-    def _group_stats(self, mine: Stats) -> GroupStats:
-        return self._reported.group(mine)
+    def seen(self) -> Seen:
+        return Seen(self.near.hosts, self.sending.placed, self.near.shared(), self.casts.remembered())
 
-    def _placement(self) -> tuple[str, str]:
-        return self._placed
+    def counted(self) -> Counted:
+        standings = self._placing.standings()
+        return Counted(0, self.casts.making.loaded, self.near.nbytes(), standings, self._reported.group)
 
-    def _standings(self) -> tuple[Standing, ...]:
-        return self._placing.standings()
-
-    def _inquire(self, ask: Ask) -> None:
-        arrival = ask.arrival
-        if arrival is None or arrival.local is not None or not arrival.begun:  # else we wait for ourselves
-            self._inquiries.ask_myself(ask)
-
-    def _is_decided(self, ask: Ask) -> bool:
-        arrival = ask.arrival
-        if arrival is None or not arrival.message.agree or arrival.verdict is not None:
-            return False
-        return not self._ledger.undecided(arrival.message.seq)
-
-    def _busy(self) -> bool:
-        return self._calls.pending or bool(self._recalled) or super()._busy()
-
-    def _phase_before_arrival(self, ask: Ask) -> Phase:
-        phase, missing, answered = self._inquiries.before_sending(ask)
-        call = self._calls.of(ask)
-        held = self._performer.holders(call.seq) if call is not None else ""
-        return f"{phase}; it waits for {held}" if held else phase, missing, answered
-
-    def _phase_of_own_part(self, arrival: Arrival) -> Phase:
-        held = self._performer.holders(arrival.message.seq)
-        return f"waits for {held}" if held else "materializing here", (self._group.rank,), ()
-
-    def _phase_of_agreement(self, ask: Ask, arrival: Arrival) -> Phase:
-        return self._inquiries.agreement(arrival.message.seq)
-
-    def _notes(self, ask: Ask) -> tuple[str, ...]:
-        return (f"made at {ask.origin.site}",) if ask.origin is not None else ()
-
-    def _dump_queue(self) -> list[str]:
-        return self._calls.lines()
-
-    def _dump_books(self) -> list[str]:
-        return self._ledger.lines()
+    def rows(self) -> Rows:
+        keeping = self.casts.keeping
+        return Rows(
+            self.sending.placed,
+            self.near.nbytes(),
+            self.casts.ended(),
+            self.intake.calls.lines,
+            self._ledger.lines,
+            casts=self.casts.lines,
+            leases=self._relay.leases,
+            links=self.near.links,
+            memo=None if keeping is None else lambda: [keeping.store.line()],
+        )

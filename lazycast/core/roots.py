@@ -33,9 +33,11 @@ def start(found: list[RootLane | FollowerLane], channels: Channels, *, name: str
         return min((due_s for lane in found if (due_s := lane.on_turn()) is not None), default=None)
 
     for lane in found:
-        lane.listen()
+        lane.near.listen()
     try:
-        channels.connect([lane.relay for lane in found], timeout_s=timeout_s, name=f"lazycast-{name}-host", turn=turn)
+        channels.connect(
+            [lane.near.relay for lane in found], timeout_s=timeout_s, name=f"lazycast-{name}-host", turn=turn
+        )
         for lane in found:
             lane.start(timeout_s=max(0.001, deadline_s - time.monotonic()))
     except BaseException:

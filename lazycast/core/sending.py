@@ -20,9 +20,12 @@ import msgspec
 
 from lazycast.codec.fingerprint import approximate_nbytes, fingerprint
 from lazycast.codec.pickling import CannotEncode
+from lazycast.codec.trust import Policy
 from lazycast.codec.untouched import mark
 from lazycast.core.arrival import Arrival
 from lazycast.core.calls import MATERIALIZING, Call
+from lazycast.core.casts import Casts
+from lazycast.core.desk import Desk
 from lazycast.core.dump import named
 from lazycast.core.encoder import Encoded, Encoder, own_of
 from lazycast.core.engine import Engine
@@ -30,6 +33,7 @@ from lazycast.core.failures import clip
 from lazycast.core.intake import Intake
 from lazycast.core.lagging import Lagging
 from lazycast.core.memo.book import Book
+from lazycast.core.neighbours import Neighbours
 from lazycast.core.parts import MAX_REASON
 from lazycast.core.performer import Group, Result
 from lazycast.core.placing import Placing, place_name
@@ -37,9 +41,6 @@ from lazycast.materialize.materializers import Materializer
 from lazycast.materialize.staged import Staged
 from lazycast.missing import MISSING
 from lazycast.net import wire
-from lazycast.net.backend import Context
-from lazycast.net.host.mesh import Mesh
-from lazycast.net.topology import Topology
 from lazycast.net.wire import Cast, Cost, Drop, Failure, Verdict
 from lazycast.options import HELPERS, OWNED, Options
 from lazycast.tracebacks import describe
@@ -50,33 +51,44 @@ _STEPS_HERE = 4
 _SPARE_NBYTES = 64 << 10
 
 
-class Sending(Intake):
-    """See the module's text. What comes back of a cast is for `RootLane`."""
+class Sending:
+    """See the module's text. What comes back of a cast is for `RootLane`.
+
+    Args:
+        intake: whose calls are sent.
+        casts: what becomes of them here.
+        memos: what all ranks remember, if they do.
+    """
 
     def __init__(
         self,
+        engine: Engine,
         group: Group,
         options: Options,
-        context: Context,
-        topology: Topology,
-        mesh: Mesh | None,
-        engine: Engine | None = None,
+        policy: Policy,
+        desk: Desk,
+        casts: Casts,
+        intake: Intake,
+        near: Neighbours,
+        memos: Book | None,
     ) -> None:
-        super().__init__(group, options, context, topology, mesh, engine)
-        self._memos = Book(options.memo.nbytes, range(group.size)) if options.memo is not None else None
-        self._encoder = Encoder(
-            self._relay, self._policy, self._seqs, agree=options.agree, memo=options.memo, book=self._memos
-        )
-        self._placed = options.placement, "nothing has been cast"
-        self._placing = Placing(group, topology, options)
-        self._lagging = Lagging(self._ledger, options.warn_after_s)
+        self._engine, self._group, self._options = engine, group, options
+        self._desk, self._casts, self._intake, self._relay, self._memos = desk, casts, intake, near.relay, memos
+        self._lock, self._counters, self._performer = engine.lock, engine.counters, engine.performer
+        self._clock, self._calls, self._ledger = engine.clock, intake.calls, intake.ledger
+        self._recalled, self._dropped = intake.recalled, intake.dropped
+        self.encoder = Encoder(near.relay, policy, intake.seqs, agree=options.agree, memo=options.memo, book=memos)
+        self.placed = options.placement, "nothing has been cast"
+        self.placing = Placing(group, near.topology, options)
+        self._lagging = Lagging(intake.ledger, options.warn_after_s)
 
     # In turn
 
-    def _do_queued(self) -> float | None:
-        while self._work_one():
+    def work(self) -> float | None:
+        """Engine thread: do what is queued; return when to come back at the latest."""
+        while self.work_one():
             pass
-        due_s = self._inquiries.work()  # besides, a new call, a value or a read will wake us
+        due_s = self._intake.inquiries.work()  # besides, a new call, a value or a read will wake us
         if not self._ledger.entries:
             return due_s
         lags_s = self._name_lagging(time.monotonic())
@@ -90,17 +102,19 @@ class Sending(Intake):
             news, next_s = self._lagging.turn(now_s), self._lagging.next_s
         for lag in news:
             oldest = f"#{lag.seq}{named(lag.key)}"
-            self.notices.lags(lag.rank, self._group.hosts[lag.rank], lag.casts, oldest, lag.for_s, lag.key, lag.seq)
+            self._engine.notices.lags(
+                lag.rank, self._group.hosts[lag.rank], lag.casts, oldest, lag.for_s, lag.key, lag.seq
+            )
         return next_s
 
-    def _work_a_little(self) -> None:
+    def work_a_little(self) -> None:
         """For a caller who waits for its call: begin it, send it. What others have queued before it takes no longer."""
         for _ in range(_STEPS_HERE):
-            if not self._work_one() or not (self._calls.new or self._calls.sendable):
+            if not self.work_one() or not (self._calls.new or self._calls.sendable):
                 return
         self._clock.wake()
 
-    def _work_one(self) -> bool:
+    def work_one(self) -> bool:
         """Begin or send a call, or tell that one was taken back; return whether there was one."""
         with self._lock:
             calls = self._calls
@@ -124,40 +138,40 @@ class Sending(Intake):
     def _tell_recalled(self, arrival: Arrival, verdict: Verdict) -> None:
         """Tell the ranks of a cast that the root has taken back. It has gone out."""
         with self._lock:
-            self._placing.failed(verdict.seq)  # before anybody reports that it has made nothing
-            self._agreeing.pop(verdict.seq, None)
+            self.placing.failed(verdict.seq)  # before anybody reports that it has made nothing
+            self._casts.agreeing.pop(verdict.seq, None)
             self._counters.aborted += 1
         if self._memos is not None:
             self._memos.decided(verdict.seq, good=False)
         self._relay.down(verdict)
-        self._conclude(arrival, Result(failure=verdict.failure))
-        self._give_up(arrival)
+        self._casts.conclude(arrival, Result(failure=verdict.failure))
+        self._casts.give_up(arrival)
         with self._lock:
             self._recalled.popleft()
-            self._freed()
+            self._intake.freed()
 
     def _next_to_send(self) -> Call | None:
         """With the lock held: take the call whose turn has come, if there is room for it."""
-        end = self._end.failure
-        call = self._calls.next_to_send(has_room=self._window.has_room_for_bytes() or end is not None)
+        end = self._casts.end.failure
+        call = self._calls.next_to_send(has_room=self._intake.window.has_room_for_bytes() or end is not None)
         if call is not None and call.failure is None and end is not None:
             call.failure = end
         elif call is not None and call.failure is None and call.ask.taken:
-            if self.engine.closing:
-                call.failure = self._said("closed", "the root had closed its object when this call's turn came")
+            if self._engine.closing:
+                call.failure = self._casts.said("closed", "the root had closed its object when this call's turn came")
             else:
                 text = f"the root's call had waited {call.ask.timeout_s:g} s when its turn came"
-                call.failure = call.ask.late or self._said("timeout", text)
+                call.failure = call.ask.late or self._casts.said("timeout", text)
         return call
 
     def _tell_all_recalled(self) -> None:
         while self._recalled:
             self._tell_recalled(*self._recalled[0])
 
-    def disconnect(self, timeout_s: float) -> None:
-        if self._recalled:  # whoever was told that a cast is withdrawn everywhere was told so
+    def tell_recalled(self, timeout_s: float) -> None:
+        """Tell the ranks of all casts that were taken back: whoever was told that one is withdrawn everywhere was."""
+        if self._recalled:
             self._clock.work_at_last(self._tell_all_recalled, timeout_s)
-        super().disconnect(timeout_s)
 
     # Beginning
 
@@ -172,13 +186,13 @@ class Sending(Intake):
         """A call could not be begun: that is its failure, and nobody else's."""
         self._fail_call(call, "the call could not be begun", exc)
         with self._lock:
-            self._placing.failed(call.seq)
+            self.placing.failed(call.seq)
             if not call.ready:
                 self._calls.make_ready(call)
 
     def _begin_call(self, call: Call) -> None:
         fn, payload = call.materialize, call.payload
-        chosen = fn is not None and self._placing.chooses
+        chosen = fn is not None and self.placing.chooses
         nbytes = 0
         if chosen or self._options.replicated:
             call.name = place_name(fn) if fn is not None else ""  # it may run code of the callable's own
@@ -186,17 +200,17 @@ class Sending(Intake):
         with self._lock:
             began_s, now_s = call.ask.since_s, time.monotonic()
             self._counters.noted.append(("queue", now_s - began_s))
-            if (tracer := self.engine.tracer) is not None:
+            if (tracer := self._engine.tracer) is not None:
                 tracer.took("queue", began_s, now_s, call)
             doubtful = False
             if call.failure is None:
                 call.measured = chosen
                 if chosen:
-                    self._placed = self._placing.place(call, nbytes, len(self._waits) - 1)
-                    doubtful = self._placing.doubts(call)
+                    self.placed = self.placing.place(call, nbytes, len(self._desk.waits) - 1)
+                    doubtful = self.placing.doubts(call)
                 else:
-                    self._placed = self._placing.given if fn is not None else self._placing.plain
-                call.placement = self._placed[0]
+                    self.placed = self.placing.given if fn is not None else self.placing.plain
+                call.placement = self.placed[0]
                 call.memo = self._memos is not None and call.placement != "root"
             # Of a call that has been given up only the failure is sent.
             if call.failure is not None or call.ask.taken or fn is None or call.placement != "root":
@@ -223,10 +237,10 @@ class Sending(Intake):
             return Result()
         cpu_s = time.thread_time()
         first = fn.prepare if isinstance(fn, Staged) else fn
-        result, materialize_s = self._parts.materialize(call, first, payload)
+        result, materialize_s = self._casts.making.parts.materialize(call, first, payload)
         cpu_s = time.thread_time() - cpu_s
         with self._lock:
-            self._placing.spent(call.seq, Cost(cpu_s, materialize_s, cpu_s))
+            self.placing.spent(call.seq, Cost(cpu_s, materialize_s, cpu_s))
         return result
 
     def _prepared(self, call: Call, fn: Materializer, payload: Any, result: Result) -> None:
@@ -250,7 +264,7 @@ class Sending(Intake):
                 call.mark = fingerprint(call.payload)
         except Exception as exc:  # whatever the attributes of a payload do when they are looked at
             self._fail_call(call, "no fingerprint of the payload could be taken", exc)
-        if call.failure is not None or call.materialize is None or not self._placing.chooses:
+        if call.failure is not None or call.materialize is None or not self.placing.chooses:
             return 0
         try:
             return approximate_nbytes(call.payload)
@@ -268,7 +282,7 @@ class Sending(Intake):
         """Get ready for a value that does not pickle: then every rank is to make its own, from the payload as it is."""
         call.placement = "every"
         try:
-            call.spare = self._encoder.encode(call)
+            call.spare = self.encoder.encode(call)
         except BaseException as exc:  # the payload does not pickle either
             self._fail_call(call, "encoding failed", exc)
         call.placement = "root"
@@ -284,7 +298,7 @@ class Sending(Intake):
             call.phase = "encoding"
             try:
                 if call.spare is None and call.untouched is None:
-                    cast, room, codes = self._encoder.encode(call)
+                    cast, room, codes = self.encoder.encode(call)
                 else:
                     cast, room, codes = self._encoded(call)
                 if self._memos is not None and (drops := self._memos.take_drops()):
@@ -302,25 +316,25 @@ class Sending(Intake):
             return
         own = own_of(call)
         # Helpers get what was encoded, as other ranks do.
-        helped = self.engine.maker is not None and cast.placement == HELPERS and cast.ref is not None
+        helped = self._engine.maker is not None and cast.placement == HELPERS and cast.ref is not None
         arrival = Arrival(cast, room.view if helped else None, ask=call.ask, own=own)
         if cast.again or cast.drop:
-            arrival.message, body = self._as_remembered(cast, memoryview(b""))
+            arrival.message, body = self._casts.had_again(cast, memoryview(b""))
             if cast.again:
                 arrival.body, arrival.own = body, None
         with self._lock:
             if cast.again:
-                self._placing.failed(call.seq)  # it tells nothing about costs
+                self.placing.failed(call.seq)  # it tells nothing about costs
             elif call.measured:
                 sent_nbytes = cast.nbytes if call.prepared else 0
-                self._placing.spent(call.seq, Cost(time.thread_time() - cpu_s, 0.0, shared_nbytes=sent_nbytes))
+                self.placing.spent(call.seq, Cost(time.thread_time() - cpu_s, 0.0, shared_nbytes=sent_nbytes))
             if cast.placement in OWNED:
-                self._admit(arrival)
+                self._casts.making.admit(arrival)
             self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree, sent_s=cast.sent_s)
             if cast.agree:
-                self._agreeing[cast.seq] = arrival
+                self._casts.agreeing[cast.seq] = arrival
             self._counters.noted += (("held", began_s - call.ready_s), ("encode", cast.sent_s - began_s))
-            if (tracer := self.engine.tracer) is not None:
+            if (tracer := self._engine.tracer) is not None:
                 tracer.took("held", call.ready_s, began_s, cast)
                 tracer.took("encode", began_s, cast.sent_s, cast)
             self._book_sent(call, arrival)
@@ -333,12 +347,12 @@ class Sending(Intake):
             self._relay.down(cast, room, header)
             tracer.took("send", began_s, time.monotonic(), cast)
         del room  # a slot is held as long as its writer has a hand on it
-        if (spans := self.engine.spans) is not None:
+        if (spans := self._engine.spans) is not None:
             spans.took("encode", began_s, cast.sent_s, cast)
         if own.prepare is None and own.finish is None and not cast.again:  # the value is here
-            self._local_done(arrival, Result(own.payload))
+            self._casts.done(arrival, Result(own.payload))
         else:
-            self._advance(arrival)
+            self._casts.making.advance(arrival)
 
     def _check_unchanged(self, call: Call) -> None:
         """In debug mode: a payload that has changed since its call would go out half old, half new."""
@@ -346,13 +360,13 @@ class Sending(Intake):
             return
         where = f", made at {call.ask.origin.site}" if call.ask.origin is not None else ""
         text = f"the payload has changed since the call{where}: it must stay as it is until the future is done"
-        call.failure = self._said("encode", text)
+        call.failure = self._casts.said("encode", text)
 
     def _encoded(self, call: Call) -> Encoded:
         """Return what is to be sent of a value that may not travel: the payload in its place if it does not."""
         try:
-            encoded = self._encoder.encode(call)
-            self._encoder.check(*encoded[:2])
+            encoded = self.encoder.encode(call)
+            self.encoder.check(*encoded[:2])
             return encoded
         except BaseException as exc:
             spare = call.spare if call.spare is not None else self._spare_again(call)
@@ -375,7 +389,7 @@ class Sending(Intake):
             )
         call.hint, call.prepared, call.placement = MISSING, False, "every"
         try:
-            return self._encoder.encode(call)
+            return self.encoder.encode(call)
         finally:
             call.payload, call.materialize, call.hint, call.prepared, call.placement = value
 
@@ -385,7 +399,7 @@ class Sending(Intake):
         with self._lock:
             self._counters.unshared += 1
             self._counters.unshared_reason = reason
-            self._placing.spent(call.seq, Cost(0.0, 0.0, unshared=reason))
+            self.placing.spent(call.seq, Cost(0.0, 0.0, unshared=reason))
         call.placement = "every"
 
     def _send_failure(self, call: Call, failure: Failure) -> None:
@@ -399,10 +413,10 @@ class Sending(Intake):
             cast = Cast(call.seq, call.key, call.placement, False, None, failure=failure, origin=origin, trace=trace)
             arrival = Arrival(cast, None, ask=call.ask)
             call.payload = call.materialize = None
-            self._placing.failed(call.seq)
+            self.placing.failed(call.seq)
             self._book_sent(call, arrival)
         self._relay.down(cast)
-        self._conclude(arrival, Result(failure=failure, cause=call.cause))
+        self._casts.conclude(arrival, Result(failure=failure, cause=call.cause))
 
     def _book_sent(self, call: Call, arrival: Arrival) -> None:
         """With the lock held: a call goes out."""
@@ -410,7 +424,7 @@ class Sending(Intake):
         if not call.ask.taken:
             call.ask.arrival = arrival
         elif late is not None and late.kind == "withdrawn":
-            self._recall(arrival, late)
+            self._intake.recall(arrival, late)
             self._clock.wake()
         elif arrival.message.agree:
             arrival.objection = late
@@ -420,5 +434,5 @@ class Sending(Intake):
         self._counters.cast(None if message.failure is not None else message.placement)
         self._counters.aborted += message.failure is not None and message.failure.kind == "withdrawn"
         self._calls.sent(call)
-        if self._gates:
-            self._notify()
+        if self._desk.gates.closed:
+            self._desk.gates.open()

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from lazycast.arguments import usable_key
 from lazycast.codec.pickling import allocate
+from lazycast.codec.trust import policy_of
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
 from lazycast.core.desk import Desk
-from lazycast.core.engine import Taken
+from lazycast.core.engine import Engine, Taken, nothing_comes
 from lazycast.core.future import CastFuture
 from lazycast.core.helpers.maker import Alone, Maker
 from lazycast.core.helpers.process import Unmade
@@ -24,6 +25,7 @@ from lazycast.core.interrupts import Uninterrupted, of_handler
 from lazycast.core.memo.alone import Memory
 from lazycast.core.memo.store import Store
 from lazycast.core.performer import Group, Result
+from lazycast.core.seen import Counted, Rows, Seen
 from lazycast.core.situation import Situation
 from lazycast.core.surroundings import nothing_set
 from lazycast.core.workers import unforked
@@ -46,36 +48,40 @@ class _Call(NamedTuple):
     ask: Ask | None = None
 
 
-class SoloLane(Desk):
+class SoloLane:
     """See the module's text."""
 
-    _inquires = False
-
     def __init__(self, group: Group, options: Options) -> None:
-        super().__init__(group, options)
+        self.engine = engine = Engine(group, options)
+        self._group, self._options = group, options
+        self._lock, self._counters, self._performer = engine.lock, engine.counters, engine.performer
+        self.desk = Desk(engine, group, options, self, inquires=False)
+        engine.lanes.append(self)
+        self._policy = policy_of(options, same_program=group.same_program)
         self._shipper = Shipper(self._policy)
+        self._store: Store | None = None  # where values are remembered
         self._memory: Memory | None = None
         if options.memo is not None:
             self._store = Store(options.memo.nbytes, copy_all=options.values == "copy")
             self._memory = Memory(options.memo, self._store, self._policy.codec, group.rank)
         if options.helpers is not None:
-            self.engine.maker = Maker(group, options)
-            self._performer.use(self.engine.maker.pool, f"lazycast-{options.name}-work")
+            engine.maker = Maker(group, options)
+            self._performer.use(engine.maker.pool, f"lazycast-{options.name}-work")
 
     def next_call(
         self, taken: list[Taken], wait_s: float, timeout_s: float, *, keyed: bool = False, looks: bool = False
     ) -> None:
+        name = self._options.name
         if self._options.roots == "one":
-            super().next_call(taken, wait_s, timeout_s, keyed=keyed, looks=looks)
+            raise ValueError(nothing_comes(name))
         with Uninterrupted(), self._lock:
-            self._refuse_if_closed()
+            self.engine.refuse_if_closed()
         if not looks:
-            name = self._options.name
             raise ClosedError(f"lazycast {name!r}: next(): there is no other rank that could cast", rank=0)
 
     def start(self, *, timeout_s: float) -> None:
         """Begin."""
-        self._clock.start()
+        self.engine.clock.start()
 
     def call(
         self,
@@ -99,20 +105,20 @@ class SoloLane(Desk):
                 del refusal  # it leads to its traceback, and that to this frame: it would lead back to it
         fn: Any = materialize if materialize is not None else self._options.materialize
         if payload is MISSING:
-            raise TypeError(f"{self._label(key, None)}: broadcast() needs a payload on the root")
+            raise TypeError(f"{self.desk.label(key, None)}: broadcast() needs a payload on the root")
         wrong = unusable(fn) if fn is not None else None
         if wrong is not None:
-            raise TypeError(f"{self._label(key, None)}: {wrong}")
+            raise TypeError(f"{self.desk.label(key, None)}: {wrong}")
         refused = objection(fn, self._policy) if fn is not None else None
         if refused is not None:
-            raise TrustError(f"{self._label(key, None)}: {refused}", rank=self._group.rank)
+            raise TrustError(f"{self.desk.label(key, None)}: {refused}", rank=self._group.rank)
         with Uninterrupted():  # but for the materializer
             with self._lock:
-                self._refuse_if_closed()
-                ask = self._make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
-                if key is not None and key in self._pending:
-                    raise self._key_in_use(key)
-                self._book(ask)
+                self.engine.refuse_if_closed()
+                ask = self.desk.make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
+                if key is not None and key in self.desk.pending:
+                    raise self.desk.key_in_use(key)
+                self.desk.book(ask)
                 self._counters.cast("every" if self.engine.maker is None or fn is None else HELPERS)
             if fn is None:
                 self._settle(ask, Result(payload))
@@ -163,7 +169,7 @@ class SoloLane(Desk):
             ask.traced.cast = of = _Call(ask.number, ask.key, ask=ask)
             fn = spans.within(of, fn)
         result = self._performer.materialize(fn, payload)
-        self._took("materialize", began_s, _Call(ask.number, ask.key))
+        self.engine.took("materialize", began_s, _Call(ask.number, ask.key))
         return result
 
     def _helped_part(self, maker: Maker, ask: Ask, fn: Callable[[Any], Any], payload: object) -> Result:
@@ -182,7 +188,7 @@ class SoloLane(Desk):
                 ask.number, shipped.ref, body, encoded.layout, alone, self._shipper.code_for, lambda: ask.taken
             )
             what = "what a helper made could not be taken"
-            self._took("materialize", made.ended_s - made.seconds, of, helper=made.helper)
+            self.engine.took("materialize", made.ended_s - made.seconds, of, helper=made.helper)
             with unforked():
                 readonly = self._options.values == "readonly"
                 value = codec.decode(made.room.view.toreadonly() if readonly else made.room.view, made.layout)
@@ -194,60 +200,103 @@ class SoloLane(Desk):
             return Result(value)
         began_s = time.monotonic()
         result = self._performer.materialize(fn.finish, payload, value)
-        self._took("materialize", began_s, of)
+        self.engine.took("materialize", began_s, of)
         return result
 
     def _settle(self, ask: Ask, result: Result) -> None:
         if result.failure is None and ask.key is not None:
             with self._lock:
-                if self._noted_ready is not None and not ask.taken:
-                    self._noted_ready.append(ask.key)
-        super()._settle(ask, result)
+                if self.desk.noted_ready is not None and not ask.taken:
+                    self.desk.noted_ready.append(ask.key)
+        self.desk.settle(ask, result)
 
-    def _named(self, ask: Ask) -> _Call:
+    def when_come(self, wake: Callable[[], None]) -> bool:
+        return True
+
+    def has_room(self) -> bool:
+        return True
+
+    def when_room(self, wake: Callable[[], None]) -> bool:
+        return True
+
+    def named(self, ask: Ask) -> _Call:
         return _Call(ask.number, ask.key)
 
     def discard(self, key: Key, counted: list[bool] | None = None) -> None:
         usable, bad = usable_key(key)  # one that was interrupted may not have been looked at
-        if bad is not None or usable is None:
-            return
-        with Uninterrupted():
-            with self._lock:
-                self._refuse_if_closed()
-                ask = self._pending.get(usable)
-            if ask is not None:
-                self._cancel(ask)
+        if bad is None and usable is not None:
+            self.desk.cancel_key(usable)
 
-    def _count_missed(self, key: Key | None, exc: BaseException) -> None:
+    def count_missed(self, key: Key | None, exc: BaseException) -> None:
         """There is nobody to be out of step with."""
 
-    def _cancel(self, ask: Ask) -> bool:
+    def cancel(self, ask: Ask) -> bool:
         with self._lock:
-            if not self._take(ask):
+            if not self.desk.take(ask):
                 return ask.future.cancelled()
             self._counters.cancelled += 1
             self._counters.aborted += 1
         ask.future.settle_cancelled()
         return True
 
-    def _placement(self) -> tuple[str, str]:
-        return ("every", "there is one rank") if self.engine.maker is None else (HELPERS, "asked for")
+    def busy(self) -> bool:
+        return False
 
-    def _work(self) -> float | None:
+    def work(self) -> float | None:
         return None
 
-    def _inquire(self, ask: Ask) -> None:
-        """There is nobody to ask."""
+    def engine_failed(self, exc: BaseException) -> None:
+        """Only the clock has stopped; casts go on."""
 
-    def _tell_late(self, ask: Ask, arrival: Arrival | None) -> None:
+    def follow(self, within: Callable[[Any, Callable[..., Any]], Callable[..., Any]] | None) -> None:
+        """It looks at the engine's spans itself."""
+
+    # There is nobody else
+
+    def is_decided(self, ask: Ask) -> bool:
+        return False
+
+    def tell_late(self, ask: Ask, arrival: Arrival | None) -> None:
         """There is nobody to tell."""
 
-    def _look(self, ask: Ask) -> Situation:
+    def inquire(self, ask: Ask) -> None:
+        """There is nobody to ask."""
+
+    def forget_inquiry(self, ask: Ask) -> None:
+        """Nobody was asked."""
+
+    def hear_losses(self) -> None:
+        """Nobody can be lost."""
+
+    def disconnect(self, timeout_s: float) -> None:
+        """There is nobody to say farewell to."""
+
+    def close_after_fork(self) -> None:
+        """Nothing is connected."""
+
+    def forget(self) -> None:
+        if self._store is not None:
+            self._store.close()
+
+    # Looking
+
+    def look(self, ask: Ask) -> Situation:
         held = self._performer.holders(ask.number)
         return Situation(f"waits for {held}" if held else "materializing here", (0,))
 
-    def _engine_failed(self, exc: BaseException) -> None:
-        """Only the clock has stopped; casts go on."""
+    def worded(self, situation: Situation) -> Situation:
+        return situation
 
-    def disconnect(self, timeout_s: float) -> None:
-        """There is nobody."""
+    def _placement(self) -> tuple[str, str]:
+        return ("every", "there is one rank") if self.engine.maker is None else (HELPERS, "asked for")
+
+    def seen(self) -> Seen:
+        remembered = self._store.figures() if self._store is not None else (0, 0, 0)
+        return Seen(((0,),), self._placement(), remembered=remembered)
+
+    def counted(self) -> Counted:
+        return Counted()
+
+    def rows(self) -> Rows:
+        store = self._store
+        return Rows(self._placement(), memo=None if store is None else lambda: [store.line()])

@@ -1,4 +1,4 @@
-"""How the ranks of a group meet, and each gets its lane: the handshake, who shares a host, the engine's kind."""
+"""How the ranks of a group meet, and each gets its engine: the handshake, who shares a host, the lanes' kinds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Protocol
 from lazycast.arguments import FOR_EVER_S
 from lazycast.codec import script
 from lazycast.core import roots
+from lazycast.core.engine import Engine
 from lazycast.core.follower import FollowerLane
 from lazycast.core.helpers import program
 from lazycast.core.performer import Group
@@ -26,11 +27,9 @@ from lazycast.start import handshake, helping, meeting
 
 logger = logging.getLogger("lazycast")
 
-AnyLane = RootLane | FollowerLane | SoloLane
 
-
-def meet(backend: Backend, options: Options, error: Exception | None) -> AnyLane:
-    """Meet the other ranks, whatever this one has to say, and build the lane."""
+def meet(backend: Backend, options: Options, error: Exception | None) -> Engine:
+    """Meet the other ranks, whatever this one has to say, and build the engine."""
     program.refuse_while_brought("LazyBroadcast() is called")
     limit = options.timeout_s
     timeout_s = min(float(limit), FOR_EVER_S) if isinstance(limit, (int, float)) and limit > 0 else 300.0
@@ -57,29 +56,29 @@ def meet(backend: Backend, options: Options, error: Exception | None) -> AnyLane
             same_program=script.same([h.program for h in hellos]),
             ident=hellos[options.root].ident,
         )
-        lane, start, not_shared = _build(group, options, context, deadline_s)
+        engine, start, not_shared = _build(group, options, context, deadline_s)
         if backend.size == 1:
             context.close()
         try:
-            _trace_if_wanted(lane)  # before anything can arrive
-            helping.begin(lane, group, options, context, deadline_s)
+            _trace_if_wanted(engine)  # before anything can arrive
+            helping.begin(engine, group, options, context, deadline_s)
             start(timeout_s=max(0.001, deadline_s - time.monotonic()))
         except BaseException:
-            lane.close(0.0)
+            engine.close(0.0)
             raise
     except BaseException:
         context.close()
         raise
-    lane.notices.constructed(
+    engine.notices.constructed(
         size=group.size,
         root=options.root if options.roots == "one" else None,
         host=group.hosts[group.rank],
         backend=backend.name,
         placement=options.placement,
-        hosts=lane.stats().hosts,
+        hosts=engine.own.seen().hosts,
         not_shared=not_shared,
     )
-    return lane
+    return engine
 
 
 class _Start(Protocol):
@@ -88,16 +87,15 @@ class _Start(Protocol):
     def __call__(self, *, timeout_s: float) -> None: ...
 
 
-def _build(group: Group, options: Options, context: Context, deadline_s: float) -> tuple[AnyLane, _Start, str | None]:
+def _build(group: Group, options: Options, context: Context, deadline_s: float) -> tuple[Engine, _Start, str | None]:
     """Find out which ranks share a host, and build what is to be started.
 
-    Returns: this rank's lane (where every rank is a root, that of its own casts, which knows the others), how to start,
-        and why this rank shares no memory, if so.
+    Returns: this rank's engine, how to start, and why this rank shares no memory, if so.
     """
     rank, size, root = group[:3]
     if size == 1:
         alone = SoloLane(group, options)
-        return alone, alone.start, "there is one rank"
+        return alone.engine, alone.start, "there is one rank"
     left_s = max(0.001, deadline_s - time.monotonic())
     host = meeting.meet(context, rank, size, wanted=options.shared_memory == "auto", timeout_s=left_s)
     mesh = None
@@ -107,16 +105,16 @@ def _build(group: Group, options: Options, context: Context, deadline_s: float) 
     if options.roots == "any":
         channels = Channels(context, mesh, [place(rank, one, host.hosts) for one in range(size)])
         lanes = roots.lanes(group, options, channels)
-        return lanes[rank], functools.partial(roots.start, lanes, channels, name=options.name), host.reason
+        return lanes[rank].engine, functools.partial(roots.start, lanes, channels, name=options.name), host.reason
     kind = RootLane if rank == root else FollowerLane
     lane = kind(group, options, context, place(rank, root, host.hosts), mesh)
-    return lane, lane.start, host.reason
+    return lane.engine, lane.start, host.reason
 
 
-def _trace_if_wanted(lane: AnyLane) -> None:
+def _trace_if_wanted(engine: Engine) -> None:
     folder = os.environ.get("LAZYCAST_TRACE")
     if folder:
         try:
-            lane.trace(Path(folder))
+            engine.looks.trace(Path(folder))
         except OSError as exc:  # no reason for one rank to leave the others alone
             logger.error("lazycast: LAZYCAST_TRACE=%s: this rank is not traced: %s", folder, exc)

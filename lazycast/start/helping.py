@@ -12,7 +12,7 @@ import msgspec
 
 from lazycast.codec.diagnose import describe_unpicklable
 from lazycast.core import failures
-from lazycast.core.desk import Desk
+from lazycast.core.engine import Engine
 from lazycast.core.performer import Group
 from lazycast.errors import EncodeError, LazycastError
 from lazycast.materialize import bycode
@@ -36,7 +36,7 @@ def objection(options: Options) -> LazycastError | None:
     return None
 
 
-def begin(lane: Desk, group: Group, options: Options, context: Context, deadline_s: float) -> None:
+def begin(engine: Engine, group: Group, options: Options, context: Context, deadline_s: float) -> None:
     """Begin to start helpers, where this rank has some; with an `init`, wait until it has been called in all.
 
     Raises: MaterializeError on every rank, if one could not begin.
@@ -47,7 +47,7 @@ def begin(lane: Desk, group: Group, options: Options, context: Context, deadline
         return
     _warn_of_cores(group, helpers.count)
     began_s = time.monotonic()
-    failure = lane.begin_helpers(max(0.001, deadline_s - began_s))
+    failure = engine.begin_helpers(max(0.001, deadline_s - began_s))
     if helpers.init is None:
         return
     found = [failure]

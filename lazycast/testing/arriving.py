@@ -177,7 +177,7 @@ def what_an_interrupted_call_had_taken_is_the_next_ones(rank: Rank) -> None:
             for _ in range(4):
                 came = lazy.next()
                 assert came is not None
-                lazy._lane.engine.given_back.append(came)  # as an interrupt between two lines does
+                lazy._engine.given_back.append(came)  # as an interrupt between two lines does
             same(lazy.broadcast(key="asked"), 0)
             lazy.discard("discarded")
             taken = lazy.next(keyed=True)
@@ -207,7 +207,7 @@ def a_loop_that_gives_up_waiting_leaves_nothing_behind(rank: Rank) -> None:
     with rank.lazy() as lazy:
         if not lazy.is_root:
             asyncio.run(impatient(lazy))
-            same(lazy._lane._gates, [], "who is to be woken")
+            same(lazy._lane.desk.gates.closed, [], "who is to be woken")
         rank.meet()
     with rank.lazy(replicated=True) as lazy:
         if not lazy.is_root:

@@ -160,8 +160,10 @@ def an_interrupted_call_of_another_roots_cast_counts(rank: Rank) -> None:
         rank.meet()
         root = (rank.rank + 1) % rank.size
         for missed in ((None, KeyboardInterrupt(), root), ("a", KeyboardInterrupt(), root)):
-            lazy._lane.handed.append((lazy._lane.count_missed, missed))  # as an interrupt in a call does
-        lazy._lane.handed.append((lazy._lane.discard_of, (root, "b")))
+            lazy._engine.handed.waiting.append(
+                (lazy._engine.count_missed, missed)
+            )  # as an interrupt in a call does
+        lazy._engine.handed.waiting.append((lazy._engine.discard_of, (root, "b")))
         same(lazy.broadcast(root=root), 4, "the first without a key was the interrupted call's")
         came = lazy.next(timeout_s=TIMEOUT_S, root=root)
         assert came is not None
@@ -186,10 +188,10 @@ def what_is_given_back_wakes_who_waits_for_another_root(rank: Rank) -> None:
             got: list[Any] = []
             waits = threading.Thread(target=lambda: got.append(lazy.next(timeout_s=TIMEOUT_S, root=0)))
             waits.start()
-            lane: Any = lazy._lane.of(0)
-            wait_until(lambda: bool(lane._gates), "the other thread waits")
-            lazy._lane.engine.given_back.append(came)  # as an interrupt does
-            lazy._lane.tell_changed()
+            lane: Any = lazy._engine.of(0)
+            wait_until(lambda: bool(lane.desk.gates.closed), "the other thread waits")
+            lazy._engine.given_back.append(came)  # as an interrupt does
+            lazy._engine.tell_changed()
             waits.join(TIMEOUT_S / 2)
             check(not waits.is_alive(), "nobody has told the other thread")
             same([one and one[1].result() for one in got], ["late"])
@@ -207,8 +209,8 @@ def what_is_given_back_wakes_who_waits_for_another_root(rank: Rank) -> None:
                 lazy.broadcast(n)
         else:
             asyncio.run(take(50))
-            lanes: Any = lazy._lane.lanes
-            same([len(one._gates) for one in lanes], [0] * rank.size, "who is to be woken, by root")
+            lanes: Any = lazy._engine.lanes
+            same([len(one.desk.gates.closed) for one in lanes], [0] * rank.size, "who is to be woken, by root")
         rank.meet()
 
 

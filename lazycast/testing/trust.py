@@ -212,10 +212,10 @@ def a_hostile_root_runs_nothing_and_is_told(rank: Rank) -> None:
     for options in ({"trust": "data"}, {"allow": ALLOW}):
         for placement in ("every", "shard"):
             with rank.lazy(BRIGHTEN, placement=placement, **options) as lazy:
-                honest = _lane_of(lazy)._encoder.shipper if lazy.is_root else None
+                honest = _lane_of(lazy).sending.encoder.shipper if lazy.is_root else None
                 for name, (ref, codes) in _hostile_refs().items():
                     if lazy.is_root:
-                        _lane_of(lazy)._encoder.shipper = _HostileShipper(ref, codes)
+                        _lane_of(lazy).sending.encoder.shipper = _HostileShipper(ref, codes)
                     errors = []
                     for _ in range(rank.size):  # of a shard, each rank is the owner once, and the root need not load
                         try:
@@ -225,7 +225,7 @@ def a_hostile_root_runs_nothing_and_is_told(rank: Rank) -> None:
                     check(len(errors) >= rank.size - 1, f"{placement}, {name}: {len(errors)} errors")
                     check("not registered" in str(errors[0]), str(errors[0]))
                     if lazy.is_root:
-                        _lane_of(lazy)._encoder.shipper = honest
+                        _lane_of(lazy).sending.encoder.shipper = honest
                     same(lazy.broadcast(_payload(3)), brighten(_payload(3)), f"after {name}")
                     same(harmed, [], f"{options}, {placement}, {name}")
                 rank.meet()
@@ -242,12 +242,12 @@ def a_hostile_payload_runs_nothing_and_is_told(rank: Rank) -> None:
     ):
         for materialize in (None, BRIGHTEN):
             with rank.lazy(materialize, placement="every", **options) as lazy:
-                honest = _lane_of(lazy)._encoder.codec if lazy.is_root else None
+                honest = _lane_of(lazy).sending.encoder.codec if lazy.is_root else None
                 if lazy.is_root:
-                    _lane_of(lazy)._encoder.codec = _HostileCodec()
+                    _lane_of(lazy).sending.encoder.codec = _HostileCodec()
                 raises(kind, pattern, partial(lazy.broadcast, _payload(3)))
                 if lazy.is_root:
-                    _lane_of(lazy)._encoder.codec = honest
+                    _lane_of(lazy).sending.encoder.codec = honest
                 same(len(lazy.broadcast(_payload(3))), len(_payload(3)) + (materialize is not None), "the next cast")
                 same(harmed, [], str(options))
                 rank.meet()
@@ -260,7 +260,7 @@ def a_hostile_owner_runs_nothing_and_every_rank_makes_its_own(rank: Rank) -> Non
     options: dict[str, Any]
     for options in ({"trust": "data"}, {"allow": ALLOW}):
         with rank.lazy(BRIGHTEN, placement="shard", **options) as lazy:
-            _lane_of(lazy)._parts.codec = _HostileOwner(_lane_of(lazy)._policy.codec)
+            _lane_of(lazy).casts.making.parts.codec = _HostileOwner(_lane_of(lazy).casts.making._policy.codec)
             for _ in range(2 * rank.size):
                 same(lazy.broadcast(_payload(3)), brighten(_payload(3)), str(options))
             same(harmed, [], str(options))

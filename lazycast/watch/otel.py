@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lazycast.api import LazyBroadcast
-from lazycast.core.desk import Desk
+from lazycast.core.engine import Engine
 from lazycast.core.future import CastFuture
 from lazycast.core.lane import Lane
 from lazycast.core.performer import Result
@@ -62,15 +62,15 @@ class Traced:
 
 
 class Spans:
-    """The spans of one object on one rank. Called by its lane, without the lock but for `opened`. Threads: safe.
+    """The spans of one object on one rank. Called by its engine, without the lock but for `opened`. Threads: safe.
 
     Args:
-        lane: whose calls and parts these are.
+        engine: whose calls and parts these are.
         provider: of tracers; None: the global one.
     Raises: ImportError if opentelemetry-api is not installed.
     """
 
-    def __init__(self, lane: Desk, provider: TracerProvider | None) -> None:
+    def __init__(self, engine: Engine, provider: TracerProvider | None) -> None:
         try:
             from opentelemetry import context, trace
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -79,14 +79,14 @@ class Spans:
         self._context, self._trace = context, trace
         self._propagator = TraceContextTextMapPropagator()
         self._tracer: Tracer = trace.get_tracer("lazycast", tracer_provider=provider)
-        self._lane = lane
-        stats = lane.stats()
+        self._engine = engine
+        stats = engine.looks.stats()
         self._about: _About = {
             "lazycast.object": stats.name,
             "lazycast.rank": stats.rank,
             "lazycast.size": stats.size,
         }
-        if len(lane.lanes) == 1:  # else each call says whose cast it is
+        if len(engine.lanes) == 1:  # else each call says whose cast it is
             self._about["lazycast.root"] = stats.root
         self._here = threading.local()
         self._parts: dict[int, Span] = {}  # by the cast's number
@@ -95,9 +95,9 @@ class Spans:
 
     # Calls
 
-    def around(self, lane: Desk) -> Callable[..., CastFuture[Any]]:
+    def around(self, lane: Lane) -> Callable[..., CastFuture[Any]]:
         """Return what makes a call as `call` of a lane does, and notes how it ends."""
-        call, is_root, about = lane.call, lane.is_root, {**self._about, "lazycast.root": lane.root}
+        call, is_root, about = lane.call, lane.desk.is_root, {**self._about, "lazycast.root": lane.desk.root}
 
         def made(
             payload: object, materialize: Callable[[Any], Any] | None, key: Any, *more: Any, **options: Any
@@ -122,7 +122,7 @@ class Spans:
 
     def opened(self) -> Traced | None:
         """Return the call that this thread is about to make. With the lock held: it only looks."""
-        if role_of(self._lane.engine) == "finalizer":
+        if role_of(self._engine) == "finalizer":
             return None  # what was handed over is made first: that is another call
         found: Traced | None = getattr(self._here, "opened", None)
         return found
@@ -293,7 +293,7 @@ class _Everything:
         self._provider = provider
 
     def began(self, thing: lifetime.Closable) -> None:
-        if isinstance(thing, Desk):
+        if isinstance(thing, Engine):
             _instrument(thing, self._provider)
 
     def ended(self, thing: lifetime.Closable) -> None:
@@ -304,17 +304,11 @@ _everything: _Everything | None = None
 _lock = threading.Lock()
 
 
-def _instrument(lane: Desk, provider: TracerProvider | None) -> None:
-    spans = Spans(lane, provider)
+def _instrument(engine: Engine, provider: TracerProvider | None) -> None:
+    spans = Spans(engine, provider)
     with _lock:
-        if lane.engine.spans is None:
-            _follow(lane, spans)
-
-
-def _follow(lane: Desk, spans: Spans | None) -> None:
-    lane.engine.spans = spans
-    if isinstance(lane, Lane):
-        lane.follow(spans.within if spans is not None else None)
+        if engine.spans is None:
+            engine.follow(spans)
 
 
 def instrument(*objects: LazyBroadcast[Any, Any], tracer_provider: TracerProvider | None = None) -> None:
@@ -331,7 +325,7 @@ def instrument(*objects: LazyBroadcast[Any, Any], tracer_provider: TracerProvide
     global _everything
     if objects:
         for lazy in objects:
-            _instrument(lazy._lane, tracer_provider)
+            _instrument(lazy._engine, tracer_provider)
         return
     watcher = _Everything(tracer_provider)
     with _lock:
@@ -350,5 +344,5 @@ def uninstrument() -> None:
             lifetime.tell_no_more(_everything)
         _everything = None
         for thing in lifetime.open_now():
-            if isinstance(thing, Desk):
-                _follow(thing, None)
+            if isinstance(thing, Engine):
+                thing.follow(None)

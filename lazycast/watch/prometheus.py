@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lazycast.api import LazyBroadcast
-from lazycast.core.desk import Desk
+from lazycast.core.engine import Engine
 from lazycast.errors import ClosedError
 from lazycast.start import lifetime
 from lazycast.watch.stats import PHASES, Stats
@@ -149,9 +149,9 @@ class Collector:
     def ended(self, thing: lifetime.Closable) -> None:
         """Keep what an object has counted at last. Called when it has been closed."""
         with self._lock:
-            if thing in self._ended or not isinstance(thing, Desk):
+            if thing in self._ended or not isinstance(thing, Engine):
                 return
-            if self._chosen is not None and not any(lazy._lane is thing for lazy in self._chosen):
+            if self._chosen is not None and not any(lazy._engine is thing for lazy in self._chosen):
                 return
             self._ended.add(thing)
             for stats, age_s in self._read(thing):
@@ -185,21 +185,21 @@ class Collector:
                 histogram.add_metric(labels, _cumulated(timing), timing.total_s)
         yield histogram
 
-    def _open(self) -> list[Desk]:
-        lanes = [lane for lane in lifetime.open_now() if isinstance(lane, Desk)]
+    def _open(self) -> list[Engine]:
+        engines = [thing for thing in lifetime.open_now() if isinstance(thing, Engine)]
         if self._chosen is None:
-            return lanes
-        chosen = [lazy._lane for lazy in self._chosen]
-        return [lane for lane in lanes if any(lane is one for one in chosen)]
+            return engines
+        chosen = [lazy._engine for lazy in self._chosen]
+        return [engine for engine in engines if any(engine is one for one in chosen)]
 
-    def _read(self, one: Desk) -> list[tuple[Stats, float]]:
+    def _read(self, one: Engine) -> list[tuple[Stats, float]]:
         try:
-            mine = one.stats()
+            mine = one.looks.stats()
             if not self._group:
                 return [(mine, 0.0)]
             if mine.rank != (mine.root if len(one.lanes) == 1 else 0):  # of several roots one speaks for the group
                 return []
-            group = one.group_stats()
+            group = one.looks.group_stats()
         except ClosedError:  # this process was forked
             return []
         return [(stats, group.age_s[rank]) for rank, stats in group.ranks.items()]

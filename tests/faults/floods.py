@@ -44,7 +44,7 @@ def resident_nbytes() -> int:
 
 def send_all(lazy: LazyBroadcast[Any, Any], make: Callable[[int], wire.AnyMessage]) -> int:
     """Send to the root as fast as the kernel takes it, past this rank's own outbox; return how many."""
-    sock = lazy._lane._relay._mesh._peers[0].sock  # type: ignore[union-attr]
+    sock = lazy._lane.near.relay._mesh._peers[0].sock  # type: ignore[union-attr]
     sent = nbytes = 0
     while sent < MESSAGES and nbytes < NBYTES:
         header = wire.encode(make(sent))
@@ -61,7 +61,7 @@ def send_all(lazy: LazyBroadcast[Any, Any], make: Callable[[int], wire.AnyMessag
 
 def stop_reading(lazy: LazyBroadcast[Any, Any]) -> None:
     """From here on nothing that the others send to this rank is taken off its sockets."""
-    mesh: Any = lazy._lane._relay._mesh  # type: ignore[union-attr]
+    mesh: Any = lazy._lane.near.relay._mesh  # type: ignore[union-attr]
     mesh._closing = True
     os.eventfd_write(mesh._wake_fd, 1)
     mesh._thread.join(5)

@@ -100,7 +100,7 @@ def attacked_with(header: bytes, rank: int, hosts: str, folder: Path) -> list[st
     with LazyBroadcast(trust="data", timeout_s=30) as lazy:
         assert lazy.broadcast({"n": 1}) == {"n": 1}
         if rank == ATTACKER:
-            relay: Any = lazy._lane._relay
+            relay: Any = lazy._lane.near.relay
             if hosts[0] == hosts[ATTACKER]:
                 relay._mesh.send(0, header)
             else:
@@ -172,7 +172,7 @@ def attacked_from_above(hosts: str, folder: str) -> dict[str, list[str]]:
         with LazyBroadcast(trust="data", timeout_s=30) as lazy:
             assert lazy.broadcast({"n": 1}) == {"n": 1}
             if lazy.is_root:
-                relay: Any = lazy._lane._relay
+                relay: Any = lazy._lane.near.relay
                 send = relay._mesh.send if hosts[0] == hosts[1] else relay._link.send
                 send(1, make() or (b"" if hosts[0] == hosts[1] else b"\0"))
             try:
@@ -213,7 +213,7 @@ def accused() -> list[str]:
             lazy.broadcast(1)
             if lazy.rank == ATTACKER:
                 loss = wire.Loss(by, "unix socket", "it ended")
-                relay: Any = lazy._lane._relay
+                relay: Any = lazy._lane.near.relay
                 relay._mesh.send(0, wire.encode(wire.Gone(1, wire.Failure("lost", 1, "h", "was lost", loss=loss))))
             try:
                 for n in range(20):
@@ -241,7 +241,7 @@ def blames(folder: str) -> list[str]:
     """A rank reports that another failed, was lost, or has closed, which has done its part; of each second cast."""
     seen, ready = [], Path(folder, "ready")
     with LazyBroadcast(timeout_s=30) as lazy:
-        relay: Any = lazy._lane._relay
+        relay: Any = lazy._lane.near.relay
         honest = relay.up
 
         def lies(message: wire.AnyMessage) -> None:
@@ -278,7 +278,7 @@ def floods() -> str:
     with LazyBroadcast(timeout_s=30) as lazy:
         lazy.broadcast(1)
         if rank == ATTACKER:
-            peer: Any = lazy._lane._relay._mesh._peers[0]
+            peer: Any = lazy._lane.near.relay._mesh._peers[0]
             until_s = time.monotonic() + 2.0
             with contextlib.suppress(OSError):  # it was hung up on
                 while time.monotonic() < until_s:

@@ -15,7 +15,8 @@ _SUCCESSION = "lazycast/core/succession.py"
 _FOLLOWER = "lazycast/core/follower.py"
 _SENDING = "lazycast/core/sending.py"
 _ROOT = "lazycast/core/root.py"
-_LANE = "lazycast/core/lane.py"
+_CASTS = "lazycast/core/casts.py"
+_MAKING = "lazycast/core/making.py"
 _DESK = "lazycast/core/desk.py"
 _PLACING = "lazycast/core/placing.py"
 
@@ -51,8 +52,8 @@ MUTANTS = (
     Mutant(
         "mailbox-last-first",
         _MAILBOX,
-        "first = waiting.popleft()",
-        "first = waiting.pop()",
+        "place = waiting.popleft()",
+        "place = waiting.pop()",
         "per key, a rank's n-th call gets the root's n-th cast",
     ),
     Mutant(
@@ -133,24 +134,24 @@ MUTANTS = (
         "after a loss no call gets the cast that was for an earlier one",
     ),
     Mutant(
-        "follower-code-unlocked",
-        _FOLLOWER,
-        "with self._lock:\n            parked = self._parked.pop(message.ident, [])",
-        "if True:\n            parked = self._parked.pop(message.ident, [])",
+        "making-code-unlocked",
+        _MAKING,
+        "with self._lock:\n            parked = self._parked.pop(ident, [])",
+        "if True:\n            parked = self._parked.pop(ident, [])",
         "one lock guards all state: a cast that is parked meanwhile is not forgotten",
     ),
     Mutant(
         "sending-failure-untold",
         _SENDING,
-        "self._relay.down(cast)\n        self._conclude(",
-        "self._conclude(",
+        "self._relay.down(cast)\n        self._casts.conclude(",
+        "self._casts.conclude(",
         "every call counts on every rank, also one that fails on the root",
     ),
     Mutant(
         "sending-bytes-unbooked",
         _SENDING,
-        "self._ledger.sent(cast.seq, cast.key, cast.nbytes, agree=cast.agree)",
-        "self._ledger.sent(cast.seq, cast.key, 0, agree=cast.agree)",
+        "self._ledger.sent(cast.seq, cast.key, cast.nbytes,",
+        "self._ledger.sent(cast.seq, cast.key, 0,",
         "max_inflight_nbytes bounds how far the root is ahead",
     ),
     Mutant(
@@ -163,48 +164,48 @@ MUTANTS = (
     Mutant(
         "sending-stuck-at-the-end",
         _SENDING,
-        "has_room=self._window.has_room_for_bytes() or end is not None",
-        "has_room=self._window.has_room_for_bytes()",
+        "has_room=self._intake.window.has_room_for_bytes() or end is not None",
+        "has_room=self._intake.window.has_room_for_bytes()",
         "calls that wait for room fail as soon as a rank is lost",
     ),
     Mutant(
         "root-cut-off-awaited",
         _ROOT,
-        "cut_off = [message.rank, *self._topology.below(message.rank)]",
+        "cut_off = [message.rank, *self.near.topology.below(message.rank)]",
         "cut_off = [message.rank]",
         "a rank that closes takes those with it that it passed casts on to: nobody waits for them",
     ),
     Mutant(
-        "lane-failure-unreported",
-        _LANE,
-        "Report(self._group.rank, message.seq, read, result.failure, arrival.cost)",
-        "Report(self._group.rank, message.seq, read, None, arrival.cost)",
+        "casts-failure-unreported",
+        _CASTS,
+        "message.seq, read, result.failure, arrival.cost, kept_nbytes",
+        "message.seq, read, None, arrival.cost, kept_nbytes",
         "with agree=True, what fails on one rank fails on every rank",
     ),
     Mutant(
-        "lane-given-up-untold",
-        _LANE,
-        "        self._relay.up(Report(rank, arrival.message.seq, read))\n",
+        "casts-given-up-untold",
+        _CASTS,
+        "        self._relay.up(Report(self._group.rank, arrival.message.seq, read))\n",
         "",
         "a rank that has been told of a cast always reports on it",
     ),
     Mutant(
-        "lane-part-twice",
-        _LANE,
+        "making-part-twice",
+        _MAKING,
         "arrival.begun = True\n            takes =",
         "takes =",
         "a rank does its part of a cast once",
     ),
     Mutant(
-        "lane-loss-kept-to-itself",
-        _LANE,
+        "casts-loss-kept-to-itself",
+        _CASTS,
         "flood=peer == topology.parent or peer in topology.children",
         "flood=False",
         "every rank learns at once of one that dies, also those of other hosts",
     ),
     Mutant(
-        "lane-passed-to-itself",
-        _LANE,
+        "making-passed-to-itself",
+        _MAKING,
         "self._relay.share(Pass(rank, seq, to, passed))",
         "self._relay.share(Pass(rank, seq, rank, passed))",
         "a cast that its owner leaves is materialized by the next rank of the host",
@@ -219,7 +220,7 @@ MUTANTS = (
     Mutant(
         "desk-closes-at-once",
         _DESK,
-        "return self._watch() if self._busy() else None",
+        "return self.gates.watch() if len(self.waits) or self.role.busy() else None",
         "return None",
         "close() waits for pending calls",
     ),

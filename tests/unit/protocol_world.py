@@ -19,7 +19,7 @@ from typing import Any
 from unittest import mock
 
 from lazycast.core import engine
-from lazycast.core.desk import Ask
+from lazycast.core.ask import Ask
 from lazycast.core.follower import FollowerLane
 from lazycast.core.performer import Group, Performer, Result
 from lazycast.core.root import RootLane
@@ -218,7 +218,7 @@ class Member:
 
     @property
     def performer(self) -> StepPerformer:
-        performer = self.lane._performer
+        performer = self.lane.engine.performer
         assert isinstance(performer, StepPerformer)
         return performer
 
@@ -268,8 +268,8 @@ class World:
             mesh: Any = FakeMesh(self, rank, host) if len(host) > 1 else None
             kind = RootLane if rank == case.root else FollowerLane
             lane = kind(group, options, FakeContext(self, rank), _placed(rank, case.root, hosts), mesh)
-            relay: Relay = lane._relay
-            relay.connect(lane._context, timeout_s=1.0, name="world")
+            relay: Relay = lane.near.relay
+            relay.connect(lane.near._context, timeout_s=1.0, name="world")
             self.members.append(Member(lane, deque(script)))
 
     # The ways between ranks
@@ -320,7 +320,7 @@ class World:
 
     @staticmethod
     def _engine_has_work(lane: RootLane) -> bool:
-        return bool(lane._calls.sendable or lane._calls.new or lane._recalled)
+        return bool(lane.intake.calls.sendable or lane.intake.calls.new or lane.intake.recalled)
 
     def do(self, step: Step) -> None:
         """Take a step."""
@@ -332,7 +332,7 @@ class World:
             member.performer.step()
         elif kind == "engine":
             assert isinstance(member.lane, RootLane)
-            member.lane._work_one()
+            member.lane.sending.work_one()
         else:
             self._user(rank, member, member.script.popleft())
 
@@ -346,12 +346,12 @@ class World:
                     self.end(rank, other, "it was killed")
         elif do.what == "close":
             member.closed = True
-            lane.close(0.0)
+            lane.engine.close(0.0)
         elif do.what == "cancel":
             if member.futures[-1].cancel():
                 member.given_up.add(len(member.futures) - 1)
         elif do.what == "time out":
-            for ask in list(lane._waits.waiting()):
+            for ask in list(lane.desk.waits.waiting()):
                 self._time_out(member, ask)
         else:
             self._call(member, do)
@@ -359,14 +359,14 @@ class World:
     def _are_neighbours(self, rank: int, other: int) -> bool:
         if other in self._host_of[rank]:
             return True
-        return other in self.members[rank].lane._topology.remote_neighbours
+        return other in self.members[rank].lane.near.topology.remote_neighbours
 
     @staticmethod
     def _time_out(member: Member, ask: Ask) -> None:
         lane = member.lane
         if isinstance(lane, FollowerLane):
-            lane._on_due(Stage.ASK, ask)
-        lane._on_due(Stage.GIVE_UP, ask)
+            lane.desk.on_due(Stage.ASK, ask)
+        lane.desk.on_due(Stage.GIVE_UP, ask)
         member.given_up.update(index for index, future in enumerate(member.futures) if future is ask.future)
 
     def _call(self, member: Member, do: Do) -> None:
@@ -386,7 +386,7 @@ class World:
             lane = member.lane
             if isinstance(lane, FollowerLane) and member.alive and not member.closed and lane._reads:
                 lane._reads.due_s = 0.0
-                lane._work()
+                lane.work()
         while steps := self.enabled():
             self.do(steps[0])
 
@@ -401,7 +401,7 @@ class World:
     def ending(self, rank: int, index: int) -> str:
         """How a call ended, as a text that is the same on all ranks if it is the same end."""
         future = self.members[rank].futures[index]
-        assert future.done(), f"rank {rank}: {future!r} is not settled\n{self.members[rank].lane.dump()}"
+        assert future.done(), f"rank {rank}: {future!r} is not settled\n{self.members[rank].lane.engine.looks.dump()}"
         if future.cancelled():
             return "cancelled"
         exc = future.exception()

@@ -231,7 +231,7 @@ def _names_the_victim(world: World, rank: int, shared: bool) -> None:
     if isinstance(made, LazyBroadcast):
         lane: Any = made._lane
         if not shared:
-            lane._relay._link.sink.gone(world.victim, "it was killed")
+            lane.near.relay._link.sink.gone(world.victim, "it was killed")
         made = made.broadcast_async(1).exception(20)
     assert isinstance(made, LazycastError), (made, where)
     assert made.rank == world.victim or f"rank {world.victim} " in made.message, (made, where)

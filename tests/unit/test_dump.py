@@ -105,15 +105,15 @@ def test_a_dump_holds_the_whole_state_in_a_stable_form() -> None:
             cast = Cast(seq, key, "every", True, None, encoded.nbytes, layout_of.stream_nbytes, layout_of.frames)
             lane.on_message(cast, memoryview(bytearray(body)))
         expected = FORM.replace("62 bytes", f"{encoded.nbytes} bytes")
-        for text in (lane.dump(), _without_the_lock(lane.dump, lane._lock)):
+        for text in (lane.engine.looks.dump(), _without_the_lock(lane.engine.looks.dump, lane.engine.lock)):
             for line, pattern in zip(text.splitlines(), expected.splitlines(), strict=True):
                 assert re.fullmatch(pattern, line), text
         lane.on_message(Verdict(1), memoryview(b""))
-        assert "under way: #2: agreeing" in lane.dump()
+        assert "under way: #2: agreeing" in lane.engine.looks.dump()
         assert not waiting.done()
     finally:
-        lane.close(0.0)
-    assert "  state: 2\n    closed\n" in lane.dump()
+        lane.engine.close(0.0)
+    assert "  state: 2\n    closed\n" in lane.engine.looks.dump()
 
 
 def _without_the_lock(look: Callable[[], str], lock: threading.RLock) -> str:

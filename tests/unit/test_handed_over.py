@@ -48,7 +48,7 @@ def test_a_closed_object_keeps_nothing_of_calls_that_it_refuses(call: str) -> No
     for _ in range(10):
         with pytest.raises(ClosedError):
             lazy.discard("key") if call == "discard" else getattr(lazy, call)(bytes(100))
-    assert not lazy._lane.handed
+    assert not lazy._engine.handed.waiting
 
 
 def test_a_signal_that_comes_before_a_materializer_does_not_wait_for_its_end() -> None:
@@ -68,13 +68,13 @@ def test_a_signal_that_comes_before_a_materializer_does_not_wait_for_its_end() -
     try:
         with LazyBroadcast(slow, backend="local") as lazy:
             lane: Any = lazy._lane
-            make: Callable[..., Any] = lane._make_ask
+            make: Callable[..., Any] = lane.desk.make_ask
 
             def made(*args: Any, **more: Any) -> Any:
                 os.kill(os.getpid(), signal.SIGALRM)
                 return make(*args, **more)
 
-            lane._make_ask = made
+            lane.desk.make_ask = made
             began_s = time.monotonic()
             with pytest.raises(Alarm):
                 lazy.broadcast(1)
@@ -103,4 +103,4 @@ def test_an_executor_may_run_what_it_is_given_in_the_middle_of_another() -> None
     with LazyBroadcast(nests, backend="local", tuning=Tuning(executor=Inline())) as lazy:
         assert lazy.broadcast_async("outer").result(WAIT_S) == "outer"
         assert made[0].result(WAIT_S) == "inner"
-        assert not lazy._lane._performer._running
+        assert not lazy._engine.performer._running

@@ -175,9 +175,9 @@ def test_whatever_is_raised_while_a_call_is_begun_or_encoded_is_its_failure(
             raise MemoryError("no memory")
 
         if where == "encode":
-            monkeypatch.setattr(lane._encoder, "encode", fails)
+            monkeypatch.setattr(lane.sending.encoder, "encode", fails)
         elif where == "begin":
-            monkeypatch.setattr(lane._calls, "make_ready", fails)
+            monkeypatch.setattr(lane.intake.calls, "make_ready", fails)
         else:
             monkeypatch.setattr("lazycast.net.wire.encode", fails)
         theirs = thread.submit(other.broadcast_async)
@@ -197,7 +197,7 @@ def test_an_exception_before_a_call_has_its_place_counts(rank: int, monkeypatch:
             monkeypatch.undo()
             raise RecursionError("too deep")
 
-        for holder, name in ((lazy._lane, "_make_ask"), (desk, "CastFuture")):
+        for holder, name in ((lazy._lane.desk, "make_ask"), (desk, "CastFuture")):
             monkeypatch.setattr(holder, name, fails)
             theirs = thread.submit(other.broadcast_async, 1)
             with pytest.raises(RecursionError, match="too deep"):

@@ -181,14 +181,14 @@ def test_a_call_that_is_interrupted_while_it_is_held_back_counts(
     handlers: None, monkeypatch: pytest.MonkeyPatch, first: int, stride: int
 ) -> None:
     with two_ranks(0, max_inflight=1) as (lazy, other, thread):
-        held, watch = threading.Event(), lazy._lane._watch
+        held, watch = threading.Event(), lazy._lane.desk.gates.watch
 
         def watched() -> threading.Lock:
             gate = watch()
             held.set()
             return gate
 
-        monkeypatch.setattr(lazy._lane, "_watch", watched)
+        monkeypatch.setattr(lazy._lane.desk.gates, "watch", watched)
 
         def read(at: int) -> tuple[object, object, object]:
             assert held.wait(WAIT_S)
@@ -247,9 +247,9 @@ def test_looking_is_interrupted_without_leaving_anything_locked(
             stepper = Stepper(signal.SIGALRM, at)
             with contextlib.suppress(Alarm), stepper:
                 LOOKS[look](lazy)
-            assert not thread.submit(lazy._lane._lock._is_owned).result(WAIT_S)
-            assert thread.submit(lazy._lane._lock.acquire, timeout=WAIT_S).result(WAIT_S)
-            thread.submit(lazy._lane._lock.release).result(WAIT_S)
+            assert not thread.submit(lazy._engine.lock._is_owned).result(WAIT_S)
+            assert thread.submit(lazy._engine.lock.acquire, timeout=WAIT_S).result(WAIT_S)
+            thread.submit(lazy._engine.lock.release).result(WAIT_S)
             assert (here.depth, here.defers, here.holds) == (0, False, False)
             if not stepper.done:
                 break

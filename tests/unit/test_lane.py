@@ -13,7 +13,7 @@ import pytest
 
 from lazycast.codec import pickling
 from lazycast.codec.fingerprint import fingerprint
-from lazycast.core import connected
+from lazycast.core import neighbours
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
 from lazycast.core.calls import Call
@@ -99,7 +99,7 @@ def test_a_rank_reports_on_a_cast_that_fails_before_its_part_begins() -> None:
         with pytest.raises(MaterializeError, match="it failed"):
             lane.call(None, None, None, 5.0).result(5)
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 def test_a_rank_that_closes_after_a_loss_passes_the_loss_on_before_its_farewell() -> None:
@@ -108,7 +108,7 @@ def test_a_rank_that_closes_after_a_loss_passes_the_loss_on_before_its_farewell(
     lane = follower(link)
     lane.on_neighbour_gone(VICTIM, "it ended without a farewell")  # on a host: no neighbour of ours in the tree
     assert link.messages() == []
-    lane.close(0.0)
+    lane.engine.close(0.0)
     told = [message for _, message, _ in link.messages()]
     assert [(m.rank, m.failure.kind) for m in told if isinstance(m, Gone)] == [(VICTIM, "lost"), (RANK, "closed")]
 
@@ -128,7 +128,7 @@ def test_a_rank_that_is_alone_on_its_host_waits_for_no_owner_and_keeps_nothing_o
         # Not isinstance: that asks every object for its class, and deprecated ones of torch answer with a warning.
         assert [thing for thing in gc.get_objects() if type(thing) is Arrival] == []
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 @pytest.mark.parametrize("agree", [True, False])
@@ -150,7 +150,7 @@ def test_a_cast_fails_whose_owner_had_gone_when_it_came(agree: bool) -> None:
         with pytest.raises(ClosedError, match=f"rank {VICTIM} .h. has closed"):
             future.result(5)
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 def test_an_owner_keeps_the_cause_of_its_failure_though_the_verdict_is_there_before_its_report() -> None:
@@ -161,7 +161,7 @@ def test_an_owner_keeps_the_cause_of_its_failure_though_the_verdict_is_there_bef
         assert isinstance(message, Value)
         lane.on_message(Verdict(1, message.failure), memoryview(b""))
 
-    lane._relay.share = share  # type: ignore[method-assign]
+    lane.near.relay.share = share  # type: ignore[method-assign]
     try:
         encoded = pickling.encode("no number")
         body = bytearray(encoded.nbytes)
@@ -176,7 +176,7 @@ def test_an_owner_keeps_the_cause_of_its_failure_though_the_verdict_is_there_bef
         assert exc.rank == RANK
         assert isinstance(exc.__cause__, ValueError)
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 @pytest.mark.parametrize(("closing", "kind"), [(True, "closed"), (False, "timeout")])
@@ -185,20 +185,20 @@ def test_a_call_that_is_given_up_before_its_turn_is_told_with_the_reason(closing
     group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     lane = RootLane(group, options(), FakeContext(link), place(0, 0, [[rank] for rank in range(SIZE)]), None)
     lane.start(timeout_s=1.0)
-    lane._clock.stop()  # the test does its work
+    lane.engine.clock.stop()  # the test does its work
     try:
         future = lane.call("payload", None, None, 5.0)
-        ask = lane._waits.waiting()[0]
+        ask = lane.desk.waits.waiting()[0]
         lane.engine.closing = closing
-        lane._settle_error(ask, ClosedError("given up here"))
-        lane._work()
+        lane.desk.settle_error(ask, ClosedError("given up here"))
+        lane.work()
         cast = said(link, Cast)
         assert isinstance(cast, Cast)
         assert cast.failure is not None
         assert (cast.failure.kind, cast.failure.rank) == (kind, 0)
         assert future.done()
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 class Unreachable(FakeContext):
@@ -222,11 +222,11 @@ def test_a_lane_that_could_not_connect_closes_at_once(rank: int, starts: bool) -
     if starts:
         with pytest.raises(CastTimeoutError, match="not connected in time"):
             lane.start(timeout_s=0.1)
-    closing = threading.Thread(target=lane.close, args=(0.0,), daemon=True)
+    closing = threading.Thread(target=lane.engine.close, args=(0.0,), daemon=True)
     closing.start()
     closing.join(10)
     assert not closing.is_alive()
-    assert lane.closed
+    assert lane.engine.closed.is_set()
 
 
 def test_an_interrupt_while_a_call_is_made_that_has_to_wait_for_room_leaves_its_cast_in_line(
@@ -237,14 +237,14 @@ def test_an_interrupt_while_a_call_is_made_that_has_to_wait_for_room_leaves_its_
     group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     lane = RootLane(group, options(), FakeContext(link), place(0, 0, [[r] for r in range(SIZE)]), None)
     lane.start(timeout_s=1.0)
-    must_wait = lane._must_wait
+    must_wait = lane.intake._must_wait
 
     def interrupted(call: Call) -> bool:
-        monkeypatch.setattr(lane, "_must_wait", must_wait)
+        monkeypatch.setattr(lane.intake, "_must_wait", must_wait)
         signal.raise_signal(signal.SIGINT)
         return True
 
-    monkeypatch.setattr(lane, "_must_wait", interrupted)
+    monkeypatch.setattr(lane.intake, "_must_wait", interrupted)
     try:
         with pytest.raises(KeyboardInterrupt):
             lane.call(1, None, None, 5.0)
@@ -253,9 +253,9 @@ def test_an_interrupt_while_a_call_is_made_that_has_to_wait_for_room_leaves_its_
         assert cast.failure is not None
         assert cast.failure.kind == "refused"
         assert cast.seq == 1
-        assert lane.stats().pending == 0
+        assert lane.engine.looks.stats().pending == 0
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 def test_an_answer_to_a_query_fits_into_a_header_though_thousands_are_silent() -> None:
@@ -274,7 +274,7 @@ def test_an_answer_to_a_query_fits_into_a_header_though_thousands_are_silent() -
             time.sleep(0.01)
         assert [silence.rank for silence in statuses[1].silent][:2] == [1, 2]
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 def test_a_neighbour_that_ends_while_others_connect_is_not_called_silent_later() -> None:
@@ -289,27 +289,27 @@ def test_a_neighbour_that_ends_while_others_connect_is_not_called_silent_later()
     lane = FollowerLane(group, options(), context, place(RANK, 0, [[r] for r in range(SIZE)]), None)
     lane.start(timeout_s=1.0)
     try:
-        heartbeat = lane._heartbeat
+        heartbeat = lane.near._heartbeat
         assert heartbeat is not None
         turns = [heartbeat.turn(time.monotonic() + later_s, {}) for later_s in range(6, 60, 6)]
         assert [silent for turn in turns for silent in turn.silent] == []
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 def test_a_call_made_after_a_loss_names_it_though_somebody_closes_at_that_moment() -> None:
     lane = follower(FakeLink(1 << 20))
     try:
         lane.on_message(Gone(VICTIM, Failure("lost", VICTIM, "h", "was lost")), memoryview(b""))
-        with lane._lock:  # as far as a call had come when the news of the root's end arrived
-            ask = lane._make_ask("later", 5.0, time.monotonic(), "broadcast")
-            lane._book(ask)
+        with lane.engine.lock:  # as far as a call had come when the news of the root's end arrived
+            ask = lane.desk.make_ask("later", 5.0, time.monotonic(), "broadcast")
+            lane.desk.book(ask)
         lane.on_message(Gone(0, Failure("closed", 0, "h", "has closed")), memoryview(b""))
         error = ask.future.exception(5)
         assert isinstance(error, PeerLostError)
         assert error.rank == VICTIM
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 def test_a_cast_that_comes_after_a_loss_meets_no_later_call() -> None:
@@ -324,9 +324,9 @@ def test_a_cast_that_comes_after_a_loss_meets_no_later_call() -> None:
         for future in (first, second):
             with pytest.raises(PeerLostError):
                 future.result(5)
-        assert lane.stats().unasked == 0
+        assert lane.engine.looks.stats().unasked == 0
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 def test_an_interrupt_when_a_follower_asks_for_what_has_come_leaves_neither_its_part_nor_its_report_undone(
@@ -335,13 +335,13 @@ def test_an_interrupt_when_a_follower_asks_for_what_has_come_leaves_neither_its_
     """The part of a replicated cast begins in the thread of whoever asks: without it the root waits for ever."""
     link = FakeLink(1 << 20)
     lane = follower(link)
-    admitted = lane._join
+    admitted = lane.matching._join
 
     def interrupted(ask: Ask, arrival: Arrival) -> None:
         admitted(ask, arrival)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(lane, "_join", interrupted)
+    monkeypatch.setattr(lane.matching, "_join", interrupted)
     try:
         mark = fingerprint([1, 2])
         lane.on_message(Cast(1, None, "every", True, None, fingerprint=mark), memoryview(b""))
@@ -351,40 +351,40 @@ def test_an_interrupt_when_a_follower_asks_for_what_has_come_leaves_neither_its_
         assert isinstance(report, Report)
         assert (report.seq, report.read) == (1, True)
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 def test_an_interrupt_when_a_follower_discards_a_cast_leaves_no_report_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     link = FakeLink(1 << 20)
     lane = follower(link)
-    local_done = lane._local_done
+    local_done = lane.casts.done
 
     def interrupted(arrival: Arrival, result: Result) -> None:
         signal.raise_signal(signal.SIGINT)
         local_done(arrival, result)
 
-    monkeypatch.setattr(lane, "_local_done", interrupted)
+    monkeypatch.setattr(lane.casts, "done", interrupted)
     try:
         lane.on_message(Cast(1, "k", "every", True, None, fingerprint=fingerprint([1, 2])), memoryview(b""))
         with pytest.raises(KeyboardInterrupt):
             lane.discard("k")
         assert said(link, Report) == Report(RANK, 1, True)
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 def test_a_call_of_a_follower_that_is_interrupted_counts_once_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half made, it would have its number but no place in line: the rank would be out of step from then on."""
     link = FakeLink(1 << 20)
     lane = follower(link)
-    book = lane._book
+    book = lane.desk.book
 
     def interrupted(ask: Ask) -> None:
-        monkeypatch.setattr(lane, "_book", book)
+        monkeypatch.setattr(lane.desk, "book", book)
         signal.raise_signal(signal.SIGINT)
         book(ask)
 
-    monkeypatch.setattr(lane, "_book", interrupted)
+    monkeypatch.setattr(lane.desk, "book", interrupted)
     try:
         with pytest.raises(KeyboardInterrupt):
             lane.call(None, None, None, 5.0)
@@ -395,7 +395,7 @@ def test_a_call_of_a_follower_that_is_interrupted_counts_once_it_is_made(monkeyp
         with pytest.raises(RemoteError, match="the failure of cast 2"):
             second.result(5)
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 @pytest.mark.parametrize("rank", [0, RANK])
@@ -408,27 +408,27 @@ def test_why_a_rank_is_silent_is_asked_of_the_kernel_without_the_lock(
     link = FakeLink(1 << 20)
     lane = kind(group, options(), FakeContext(link), place(rank, 0, [[r] for r in range(SIZE)]), None)
     lane.start(timeout_s=1.0)
-    lane._clock.stop()  # nobody else takes the lock
+    lane.engine.clock.stop()  # nobody else takes the lock
     locked: list[bool] = []
 
     def asked(pid: int | None) -> str:
-        locked.append(lane._lock._is_owned())
+        locked.append(lane.engine.lock._is_owned())
         return "known to the kernel"
 
-    monkeypatch.setattr(connected, "word", asked)
-    monkeypatch.setattr(lane, "_silences", lambda ask: (Silence(VICTIM, 1.0),))
+    monkeypatch.setattr(neighbours, "word", asked)
+    monkeypatch.setattr(lane.near, "silences", lambda ask: (Silence(VICTIM, 1.0),))
     try:
         lane.call(1, None, "waits", 60.0)
-        assert "known to the kernel" in lane._situation(lane._waits.waiting()[0]).text()
-        assert "known to the kernel" in lane.dump()
+        assert "known to the kernel" in lane.desk.situation(lane.desk.waits.waiting()[0]).text()
+        assert "known to the kernel" in lane.engine.looks.dump()
         if isinstance(lane, RootLane):
-            monkeypatch.setattr(lane, "_must_wait", lambda call: True)
+            monkeypatch.setattr(lane.intake, "_must_wait", lambda call: True)
             with pytest.raises(CastTimeoutError, match="known to the kernel"):
                 lane.call(1, None, "held back", 0.01)
         assert locked
         assert not any(locked)
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 def test_what_comes_of_a_cast_after_a_loss_is_not_kept() -> None:
@@ -441,7 +441,7 @@ def test_what_comes_of_a_cast_after_a_loss_is_not_kept() -> None:
         lane.on_message(Verdict(2, failure), memoryview(b""))
         assert lane._early_verdicts == {}
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 def test_the_root_materializes_nothing_for_a_call_that_was_given_up_before_its_turn() -> None:
@@ -450,13 +450,13 @@ def test_the_root_materializes_nothing_for_a_call_that_was_given_up_before_its_t
     where = place(0, 0, [[rank] for rank in range(SIZE)])
     lane = RootLane(group, dataclasses.replace(options(), placement="root"), FakeContext(link), where, None)
     lane.start(timeout_s=1.0)
-    lane._clock.stop()  # the test does its work
+    lane.engine.clock.stop()  # the test does its work
     made: list[str] = []
     try:
         lane.call("given up", made.append, None, 5.0)
-        lane._settle_error(lane._waits.waiting()[0], CastTimeoutError("too late"))
+        lane.desk.settle_error(lane.desk.waits.waiting()[0], CastTimeoutError("too late"))
         lane.call("wanted", made.append, None, 5.0)
-        lane._work()
+        lane.work()
         cast = said(link, Cast)
         assert isinstance(cast, Cast)
         assert cast.failure is not None
@@ -467,21 +467,21 @@ def test_the_root_materializes_nothing_for_a_call_that_was_given_up_before_its_t
             time.sleep(0.001)
         assert made == ["wanted"]
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 def test_an_interrupt_while_a_call_is_cancelled_leaves_no_future_that_never_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lane = follower(FakeLink(1 << 20))
-    take = lane._take
+    take = lane.desk.take
 
     def interrupted(ask: Ask) -> bool:
         taken = take(ask)
         signal.raise_signal(signal.SIGINT)
         return taken
 
-    monkeypatch.setattr(lane, "_take", interrupted)
+    monkeypatch.setattr(lane.desk, "take", interrupted)
     try:
         future = lane.call(None, None, None, 5.0)
         with pytest.raises(KeyboardInterrupt):
@@ -489,7 +489,7 @@ def test_an_interrupt_while_a_call_is_cancelled_leaves_no_future_that_never_ends
         assert future.cancelled()
     finally:
         monkeypatch.undo()
-        lane.close(0.0)
+        lane.engine.close(0.0)
 
 
 def test_the_root_keeps_nothing_that_is_said_of_a_cast_that_it_has_not_sent() -> None:
@@ -498,6 +498,6 @@ def test_the_root_keeps_nothing_that_is_said_of_a_cast_that_it_has_not_sent() ->
     lane.start(timeout_s=1.0)
     try:
         lane.on_message(Value(1, 99), memoryview(b""))
-        assert len(lane._awaited) == 0
+        assert len(lane.casts.making.awaited) == 0
     finally:
-        lane.close(0.0)
+        lane.engine.close(0.0)

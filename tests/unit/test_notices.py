@@ -219,7 +219,7 @@ def test_a_handler_that_raises_ends_no_cast(log: Log, capsys: pytest.CaptureFixt
         try:
             raises(MaterializeError, "no", lambda: lazy.broadcast(1, materialize=refuse))
             deadline_s = time.monotonic() + 20
-            while lazy._lane.notices.due_s is not None and time.monotonic() < deadline_s:
+            while lazy._engine.notices.due_s is not None and time.monotonic() < deadline_s:
                 time.sleep(0.01)
             assert lazy.broadcast(2) == 2
         finally:
@@ -266,9 +266,9 @@ def test_a_silent_rank_is_named_and_again_when_it_is_heard(log: Log, together: T
     objects = group(together, 2, tuning=Tuning(shared_memory=False))  # each is a host: they give signs of life
     try:
         lane: Any = objects[1]._lane
-        with lane._lock:
-            lane._heartbeat = Heartbeat([0], time.monotonic(), 0.02)
-        lane._clock.wake()
+        with lane.engine.lock:
+            lane.near._heartbeat = Heartbeat([0], time.monotonic(), 0.02)
+        lane.engine.clock.wake()
         (said,) = log.wait("silent", 1, 1)
         assert (said["level"], said["object"], said["rank"], said["peer"]) == ("WARNING", "tp", 1, 0)
         assert "rank 0 (" in said["text"]

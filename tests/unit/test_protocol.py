@@ -63,19 +63,23 @@ def books(world: World) -> dict[str, Any]:
         if not member.alive or member.closed:
             continue
         tables: dict[str, Any] = {
-            "waits": lane._waits.waiting(),
-            "pending": lane._pending,
-            "agreeing": lane._agreeing,
-            "parked": [arrival for parked in lane._parked.values() for arrival in parked],
-            "awaited": lane._awaited,
-            "transfers": lane._relay._transfers,
+            "waits": lane.desk.waits.waiting(),
+            "pending": lane.desk.pending,
+            "agreeing": lane.casts.agreeing,
+            "parked": [arrival for parked in lane.casts.making._parked.values() for arrival in parked],
+            "awaited": lane.casts.making.awaited,
+            "transfers": lane.near.relay._transfers,
         }
         if isinstance(lane, FollowerLane):
-            box = lane._mailbox
+            box = lane.matching.mailbox
             tables |= {"asks": box.asks(), "arrivals": box.arrivals(), "queries": lane._queries}
             tables |= {"early verdicts": lane._early_verdicts, "reads": lane._reads}
         if isinstance(lane, RootLane):
-            tables |= {"unsent": lane._calls._unsent, "lines": lane._calls._lines, "ledger": range(len(lane._ledger))}
+            tables |= {
+                "unsent": lane.intake.calls._unsent,
+                "lines": lane.intake.calls._lines,
+                "ledger": range(len(lane.intake.ledger)),
+            }
         left |= {f"{what} of rank {rank}": table for what, table in tables.items() if len(table)}
     return left
 

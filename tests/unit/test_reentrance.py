@@ -49,12 +49,12 @@ PLACES: dict[str, Callable[[Any], tuple[Any, str]]] = {
     "the lane's lock": lambda lane: (lane, "_make_ask"),
     "the lane's lock, anywhere": lambda lane: (lane, "_count"),
     "taking a call off": lambda lane: (lane, "_take"),
-    "a peer's lock": lambda lane: (lane._relay._mesh, "_put"),
-    "the arena's lock": lambda lane: (lane._relay._mesh._arena, "_reclaim"),
-    "the relay's locks": lambda lane: (lane._relay._mesh, "send_all"),
+    "a peer's lock": lambda lane: (lane.near.relay._mesh, "_put"),
+    "the arena's lock": lambda lane: (lane.near.relay._mesh._arena, "_reclaim"),
+    "the relay's locks": lambda lane: (lane.near.relay._mesh, "send_all"),
     "receiving": lambda lane: (lane, "on_message"),
-    "the workers' lock": lambda lane: (lane._performer._workers, "_start_one"),
-    "waking": lambda lane: (lane._clock, "wake"),
+    "the workers' lock": lambda lane: (lane.engine.performer._workers, "_start_one"),
+    "waking": lambda lane: (lane.engine.clock, "wake"),
 }
 
 

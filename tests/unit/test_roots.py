@@ -68,11 +68,11 @@ def test_a_neighbour_that_ends_while_several_trees_connect_is_not_called_silent_
     lanes = roots_of.lanes(group, dataclasses.replace(options(), roots="any"), channels)
     roots_of.start(lanes, channels, name="x", timeout_s=5.0)
     try:
-        near = [lane for lane in lanes if 0 in lane.relay.away]
+        near = [lane for lane in lanes if 0 in lane.near.relay.away]
         assert near
         for lane in near:
-            assert lane._heartbeat is not None
-            turns = [lane._heartbeat.turn(time.monotonic() + later_s, {}) for later_s in range(6, 60, 6)]
+            assert lane.near._heartbeat is not None
+            turns = [lane.near._heartbeat.turn(time.monotonic() + later_s, {}) for later_s in range(6, 60, 6)]
             assert 0 not in [rank for turn in turns for rank, _ in turn.silent]
     finally:
         lanes[1].close(0.0)

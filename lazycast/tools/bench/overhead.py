@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from lazycast.api import LazyBroadcast
-from lazycast.core.desk import Desk
 from lazycast.start import discovery
 from lazycast.start.launcher import launch
 from lazycast.tools.bench import machine, progress
@@ -65,9 +64,8 @@ class Silent(Counters):
 
 def _open(name: str, agree: bool, folder: Path) -> LazyBroadcast[Any, Any]:
     lazy: LazyBroadcast[Any, Any] = LazyBroadcast(name=f"bench-{name}", agree=agree)
-    lane: Desk = lazy._lane
     if name == "silent":
-        lane._counters = Silent()
+        lazy._engine.counters.__class__ = Silent  # all that count hold this object
     elif name == "traced":
         lazy.trace(folder / "traces")
     return lazy

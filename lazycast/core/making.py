@@ -1,0 +1,372 @@
+"""Who makes a cast's value for a rank, when that can begin, and this rank's own part of it.
+
+Guarantees:
+
+* User code runs on workers; only small payloads without a materializer are unpickled where they arrive.
+* An owner sends its host exactly one `Value` for each cast, whatever becomes of it, unless it closes or dies.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+from lazycast.codec.pickling import Layout
+from lazycast.codec.trust import Policy
+from lazycast.core.arrival import Arrival
+from lazycast.core.awaited import Awaited
+from lazycast.core.engine import Engine
+from lazycast.core.helpers.maker import HelpedValue, Maker
+from lazycast.core.neighbours import Neighbours
+from lazycast.core.parts import Parts, Stages
+from lazycast.core.performer import Group, Result
+from lazycast.core.succession import heir
+from lazycast.materialize.materializers import CodeMissing
+from lazycast.net.host.hosts import leader
+from lazycast.net.wire import Cast, Failure, Gone, Need, Pass, Value
+from lazycast.options import HELPERS, OWNED, Options
+
+#: A pickle stream up to this size, of builtin types and arrays and without a materializer, is decoded where it arrives:
+#: a worker would cost more. Anything else may run user code, or import a library, while other messages wait.
+INLINE_NBYTES = 64 << 10
+
+
+class End:
+    """Why nothing more can come, once that is so. Guarded by the engine's lock."""
+
+    def __init__(self) -> None:
+        self.failure: Failure | None = None
+        self.gone: dict[int, Gone] = {}  # by rank
+
+
+class Outcome(Protocol):
+    """Takes what has come of this rank's part."""
+
+    def done(self, arrival: Arrival, result: Result) -> None:
+        """This rank's part is done: report it, or settle if nobody waits for reports."""
+
+    def conclude(self, arrival: Arrival, result: Result) -> None:
+        """This is what a cast comes to."""
+
+    def give_up(self, arrival: Arrival) -> None:
+        """A cast has failed: if this rank's part has not begun, it never will."""
+
+
+class Making:
+    """See the module's text. Thread-safe.
+
+    Args:
+        policy: by which codec objects travel, and which materializers may be loaded.
+        end: of the group, as this rank knows it.
+        code_for: returns the code of a materializer that a helper lacks; raises CodeMissing if the root must be asked.
+            None: what has been loaded here.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        group: Group,
+        options: Options,
+        policy: Policy,
+        near: Neighbours,
+        outcome: Outcome,
+        end: End,
+        code_for: Callable[[str], bytes] | None,
+    ) -> None:
+        self._engine, self._group, self._options, self._policy = engine, group, options, policy
+        self._lock, self._performer, self._relay = engine.lock, engine.performer, near.relay
+        self._topology, self._outcome, self._end = near.topology, outcome, end
+        self.parts = Parts(
+            group.rank,
+            engine.performer,
+            near.relay,
+            policy,
+            readonly=options.values == "readonly",
+            took=engine.took,
+        )
+        self._code_for = code_for if code_for is not None else self.parts.loader.code
+        self._parked: dict[str, list[Arrival]] = {}  # by materializer: casts that wait for its code
+        self.awaited = Awaited(group.rank)
+        #: By seq: casts without agreement that this rank makes for others too, whether or not it wants them itself.
+        self.owned: weakref.WeakValueDictionary[int, Arrival] = weakref.WeakValueDictionary()
+        if options.helpers is not None and group.rank == self._helping_rank and engine.maker is None:
+            engine.maker = Maker(group, options)
+            engine.performer.use(engine.maker.pool, f"lazycast-{options.name}-work")
+
+    @property
+    def _helping_rank(self) -> int:
+        """The rank of this host that has its helpers: its leader, or its lowest one where every rank is a root."""
+        host = self._topology.host
+        return host[0] if self._options.roots == "any" else leader(host, self._group.root)
+
+    # Who makes it
+
+    def admit(self, arrival: Arrival) -> None:
+        """With the lock held: find out who materializes a new cast for this host, and what has come of it already."""
+        message = arrival.message
+        if message.placement not in OWNED or message.ref is None or message.failure is not None:
+            return
+        arrival.owner = self._heir(message, ())
+        if arrival.owner in (None, self._group.rank):
+            if arrival.owner is not None and not message.agree:
+                self.owned[message.seq] = arrival
+            return  # alone on its host, or the owner: nobody sends it a value
+        self.awaited.admit(arrival)
+
+    def _heir(self, message: Cast, passed: tuple[int, ...] | list[int]) -> int | None:
+        host, owners = self._topology.host, self._options.owners
+        if message.placement == HELPERS:
+            owners = {self._helping_rank}
+        return heir(host, owners, message.turn, passed) if len(host) > 1 else None
+
+    def _is_helped(self, arrival: Arrival) -> bool:
+        """Whether the helpers of this rank make the value of a cast."""
+        message = arrival.message
+        if (
+            self._engine.maker is None
+            or message.placement != HELPERS
+            or message.ref is None
+            or arrival.shared is not None
+        ):
+            return False
+        return arrival.owner in (None, self._group.rank)
+
+    def _made_by_helper(
+        self, maker: Maker, arrival: Arrival, unwanted: Callable[[], bool], body: memoryview, layout: Layout
+    ) -> HelpedValue:
+        message = arrival.message
+        assert message.ref is not None
+        return maker.make(message.seq, message.ref, body, layout, self._relay, self._code_for, unwanted)
+
+    def hear(self, message: Value | Pass, body: memoryview) -> None:
+        """Take what an owner of this host says of a cast."""
+        began_s = time.monotonic()
+        with self._lock:
+            # The root books a cast before it sends it: nothing that is said of it can be early there.
+            keep = self._end.failure is None and self._group.rank != self._group.root
+            arrival, again = self.awaited.hear(message, body, keep=keep)
+        if (tracer := self._engine.tracer) is not None and isinstance(message, Value):
+            cast = arrival.message if arrival is not None else None
+            tracer.took("arrive value", began_s, time.monotonic(), cast, seq=message.seq, owner=message.rank)
+        if arrival is None:
+            return
+        if again:
+            self._pass_on(arrival)
+        self.advance(arrival)
+
+    def owner_gone(self, owner: int, failure: Failure) -> None:
+        """A rank of this host sends no more; what it has sent has come. What it was to materialize fails."""
+        with self._lock:
+            waiting = self.awaited.gone(owner, failure)
+            for arrival in waiting:
+                arrival.begun = True
+        for arrival in waiting:
+            self._outcome.done(arrival, Result(failure=failure))
+
+    # This rank's part
+
+    def advance(self, arrival: Arrival) -> None:
+        """Start this rank's part of a cast, once, as soon as there is what it needs."""
+        with self._lock:
+            if not arrival.ready(self._group.rank):
+                return
+            arrival.begun = True
+            takes = arrival.shared is not None and arrival.shared[0].unshared is None
+            helped = self._engine.maker is not None and self._is_helped(arrival)
+        if (spans := self._engine.spans) is not None:
+            spans.began(arrival.message)
+        quick = self._is_quick(arrival)
+        if quick and arrival.plain:
+            self._outcome.done(arrival, self._plain_part(arrival))
+        elif quick:  # no user code runs: neither marks nor workers are needed
+            self._part_done(arrival, self._part(arrival))
+        else:
+            self._performer.run(
+                functools.partial(self._part, arrival),  # no closures: a frame's `clear` leaves them what they hold
+                functools.partial(self._part_done, arrival),
+                light=takes,
+                helped=helped,
+                seq=arrival.message.seq,
+                priority=arrival.message.priority,
+                unwanted=functools.partial(arrival.unwanted, self._group.rank),
+            )
+
+    def _is_quick(self, arrival: Arrival) -> bool:
+        """Whether a part is done where it became possible: arrays of any size are only looked at, not copied."""
+        message, shared, ask = arrival.message, arrival.shared, arrival.ask
+        if ask is not None and ask.taken and arrival.owner is None:
+            return True
+        if message.keep:  # it is encoded, and copied
+            return False
+        if message.finish is not None or (shared is None and message.ref is not None):
+            return False
+        if message.fingerprint is not None:
+            return False
+        body: memoryview | None
+        if shared is not None:
+            head, body = shared
+            layout = Layout(head.stream_nbytes, head.frames)
+            if head.unshared is not None:
+                return False
+        else:
+            body, layout = arrival.body, Layout(message.stream_nbytes, message.frames)
+        return layout.stream_nbytes <= INLINE_NBYTES and (not body or self._policy.codec.is_plain(body, layout))
+
+    def _plain_part(self, arrival: Arrival) -> Result:
+        """The part of a cast whose value is what was sent: of most casts that are small, so the shortest way."""
+        message = arrival.message
+        with self._lock:
+            body, arrival.body = arrival.body, None
+            ask = arrival.ask
+        # The verdict was a failure and came first, or nobody will look.
+        if body is None or (ask is not None and ask.taken):
+            return Result()
+        return self.parts.decode(message, body, message.nbytes, Layout(message.stream_nbytes, message.frames))
+
+    def _part(self, arrival: Arrival) -> Result:
+        message = arrival.message
+        owner = arrival.owner == self._group.rank
+        if arrival.over:
+            if owner:
+                self.decline(arrival)
+            return Result()
+        if not arrival.wanted:  # nobody here will look at it: nothing to object
+            if not owner:
+                return Result()
+            if message.fingerprint is not None:  # and there is no payload to work on either
+                self._pass_on(arrival)
+                return Result()
+        maker = self._engine.maker
+        try:
+            if maker is not None and self._is_helped(arrival):
+                unwanted = functools.partial(arrival.unwanted, self._group.rank)
+                made_by = functools.partial(self._made_by_helper, maker, arrival, unwanted)
+                stages = Stages(None, self.parts.finish(arrival), made_by)
+            else:
+                stages = self.parts.stages(arrival)
+        except CodeMissing as exc:
+            return Result(cause=exc)
+        except BaseException as exc:
+            name = next(ref.name for ref in (message.ref, message.finish) if ref is not None)
+            result = self.parts.failed("decode", f"materializer {name!r} could not be loaded", exc)
+            if owner:
+                self.parts.tell(self._value(arrival, result.failure))
+            return result
+        with self._lock:
+            material = arrival.take()
+        try:
+            result, cost = self.parts.run(message, material, stages, self._value(arrival) if owner else None)
+        except CodeMissing as exc:  # of a helper
+            with self._lock:
+                arrival.put_back(material)
+            return Result(cause=exc)
+        if stages != (None, None, None):
+            arrival.cost = cost
+        if cost.unshared is not None:
+            with self._lock:
+                self._engine.counters.unshared += 1
+                self._engine.counters.unshared_reason = cost.unshared
+        return result
+
+    def _part_done(self, arrival: Arrival, result: Result) -> None:
+        if isinstance(result.cause, CodeMissing):
+            self._park(arrival, result.cause.ident)
+        else:
+            self._outcome.done(arrival, result)
+
+    # What an owner says
+
+    def _value(self, arrival: Arrival, failure: Failure | None = None) -> Value:
+        """What this rank, as the owner, has to say about a cast."""
+        return Value(self._group.rank, arrival.message.seq, len(arrival.passed), failure=failure)
+
+    def decline(self, arrival: Arrival) -> None:
+        """If this rank owns a cast that has failed, it makes nothing of it: those who count on it are told so."""
+        rank = self._group.rank
+        if arrival.owner == rank:
+            text = "the cast had failed before its owner began"
+            self.parts.tell(self._value(arrival, Failure("refused", rank, self._group.hosts[rank], text)))
+
+    def _pass_on(self, arrival: Arrival) -> None:
+        """This rank was to materialize what it has no payload for: the next one of its host does."""
+        seq, rank = arrival.message.seq, self._group.rank
+        to = self._heir(arrival.message, [*arrival.passed, rank])
+        if to is None:  # nobody wants it; those who wait for news of it need not
+            self.parts.tell(self._value(arrival, Failure("withdrawn", rank, "", "no rank of this host wants it")))
+            return
+        with self._lock:
+            self.awaited.pass_on(arrival, to)
+            passed = arrival.passed
+        self._relay.share(Pass(rank, seq, to, passed))
+
+    # Code that is not here
+
+    def _park(self, arrival: Arrival, ident: str) -> None:
+        """The code of this cast's materializer is not here: ask for it, and go on when it comes."""
+        with self._lock:
+            end = self._end.failure
+            waiting = self._parked.setdefault(ident, [])
+            if end is None:
+                waiting.append(arrival)
+            first = len(waiting) == 1
+            arrival.begun = False
+            failed = arrival.final is not None  # meanwhile
+        if end is not None:
+            self._outcome.conclude(arrival, Result(failure=end))
+        elif first:
+            self._relay.up(Need(self._group.rank, ident))
+        if failed:
+            self._outcome.give_up(arrival)
+
+    def learn(self, ident: str, code: bytes | None, failure: Failure | None) -> None:
+        """Code has come, or, with a failure, will not: casts that have waited for it go on, or fail."""
+        if failure is None:
+            assert code is not None
+            self.parts.loader.learn(ident, code)
+        with self._lock:
+            parked = self._parked.pop(ident, [])
+        for arrival in parked:
+            if failure is None:
+                self.advance(arrival)
+            else:
+                self._code_missing(arrival, failure)
+
+    def _code_missing(self, arrival: Arrival, failure: Failure) -> None:
+        """The root cannot send the code that this cast waits for."""
+        with self._lock:
+            if arrival.begun:
+                return
+            arrival.begun = True
+        if arrival.owner == self._group.rank:
+            self.parts.tell(self._value(arrival, failure))
+        self._outcome.done(arrival, Result(failure=failure))
+
+    def unpark(self) -> list[Arrival]:
+        """With the lock held: return the casts that wait for code, which will not come any more."""
+        parked = [arrival for waiting in self._parked.values() for arrival in waiting]
+        self._parked.clear()
+        return parked
+
+    def clear(self) -> None:
+        """With the lock held: let go of all casts, and so of the slots that they lie in."""
+        self._parked.clear()
+        self.awaited.clear()
+
+    # Looking
+
+    @property
+    def loaded(self) -> tuple[int, int]:
+        """How often a materializer was loaded already, and how often it had to be."""
+        return self.parts.loader.hits, self.parts.loader.loads
+
+    def lines(self) -> list[str]:
+        """Lines of a dump: what waits for code, or for an owner."""
+        parked = [
+            f"#{arrival.message.seq}: waits for the code of {ident}"
+            for ident, waiting in list(self._parked.items())
+            for arrival in list(waiting)
+        ]
+        return [*parked, *self.awaited.lines()]

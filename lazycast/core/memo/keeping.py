@@ -1,0 +1,67 @@
+"""What a rank does with values that are to be remembered: write down, keep or let go, and have again.
+
+Guarantees: a value is written down before anybody can change it, and kept only if every rank has it. A value that
+cannot be written down, or had again, costs time only: it is made again.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from lazycast.codec.pickling import Codec
+from lazycast.core.arrival import Arrival
+from lazycast.core.memo.store import Kept, Store
+from lazycast.core.performer import Result
+from lazycast.core.workers import unforked
+from lazycast.net.wire import Cast, Verdict
+from lazycast.tracebacks import describe
+
+_MAX_REASON = 500  # characters
+
+
+class Keeping:
+    """See the module's text. Without the engine's lock, but for `settle`."""
+
+    def __init__(self, store: Store, codec: Codec) -> None:
+        self.store, self._codec = store, codec
+
+    def put_down(self, arrival: Arrival, result: Result) -> Kept | None:
+        """Write down a value that is to be remembered, before anybody can change it."""
+        if result.failure is not None or not arrival.wanted or arrival.over:
+            return None
+        try:
+            with unforked():
+                encoded = self._codec.encode(result.value)
+            return self.store.put(encoded)
+        except Exception as exc:  # whatever a value's own code raises; it is made again the next time
+            self.store.unkept = describe(exc)[:_MAX_REASON]
+            return None
+
+    def settle(self, arrival: Arrival, verdict: Verdict) -> None:
+        """With the lock held: keep what was written down of a cast, if every rank has it, or let go of it."""
+        kept, arrival.kept = arrival.kept, None
+        if kept is not None and verdict.failure is None:
+            self.store.keep(arrival.message.keep, kept)
+
+    def had_again(self, message: Cast, body: memoryview) -> tuple[Cast, memoryview]:
+        """Do what the root says of what is remembered; return a cast as if what is had again had come with it."""
+        store = self.store
+        found = None
+        try:
+            if message.again:
+                kept = store.get(message.again)
+                found = kept.body(), kept
+        except (KeyError, MemoryError) as exc:
+            store.unkept = describe(exc)[:_MAX_REASON]
+        for number in message.drop:
+            store.drop(number)
+        if not message.again:
+            return message, body
+        if found is None:  # it counts as a body that could not be taken
+            return msgspec.structs.replace(message, nbytes=1), memoryview(b"")
+        body, kept = found
+        layout = kept.layout
+        message = msgspec.structs.replace(
+            message, nbytes=kept.nbytes, stream_nbytes=layout.stream_nbytes, frames=layout.frames
+        )
+        return message, body
