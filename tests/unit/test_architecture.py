@@ -174,3 +174,16 @@ def test_all_is_sorted_and_complete() -> None:
     assert lazycast.__all__ == sorted(lazycast.__all__)
     errors = {n for n, c in vars(lazycast.errors).items() if inspect.isclass(c)}  # type: ignore[attr-defined]
     assert errors <= set(lazycast.__all__)
+
+
+def test_no_class_of_the_core_derives_from_another() -> None:
+    """Roles are composed: whoever reads a class has read all of it."""
+    core = [path for path in CORE if path.relative_to(ROOT / "lazycast").parts[0] == "core"]
+    classes = {node.name for path in core for node in ast.walk(_tree(path)) if isinstance(node, ast.ClassDef)}
+    assert len(classes) > 60
+    for path in core:
+        for node in ast.walk(_tree(path)):
+            if isinstance(node, ast.ClassDef):
+                bases = [ast.unparse(base).split("[")[0].rsplit(".")[-1] for base in node.bases]
+                ours = classes & set(bases)
+                assert not ours, f"{path.name}: {node.name} derives from {', '.join(sorted(ours))}"

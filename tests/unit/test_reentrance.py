@@ -46,9 +46,9 @@ METHODS: dict[str, Callable[[Lazy, CastFuture[Any]], object]] = {
 
 # Where it happens: what is replaced, of which object.
 PLACES: dict[str, Callable[[Any], tuple[Any, str]]] = {
-    "the lane's lock": lambda lane: (lane, "_make_ask"),
-    "the lane's lock, anywhere": lambda lane: (lane, "_count"),
-    "taking a call off": lambda lane: (lane, "_take"),
+    "the lane's lock": lambda lane: (lane.desk, "make_ask"),
+    "the lane's lock, anywhere": lambda lane: (lane.engine.counters, "resolve"),
+    "taking a call off": lambda lane: (lane.desk, "take"),
     "a peer's lock": lambda lane: (lane.near.relay._mesh, "_put"),
     "the arena's lock": lambda lane: (lane.near.relay._mesh._arena, "_reclaim"),
     "the relay's locks": lambda lane: (lane.near.relay._mesh, "send_all"),
