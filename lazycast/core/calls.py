@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from enum import IntEnum
 from typing import Any
 
 import msgspec
@@ -22,8 +23,38 @@ from lazycast.materialize.materializers import Materializer
 from lazycast.missing import MISSING
 from lazycast.net.wire import Failure, Key
 
-#: The phase of a call whose value, or hint, is being made on the root.
-MATERIALIZING = "materializing on the root"
+
+class CallPhase(IntEnum):
+    """How far a call of the root has come. What follows what, and nothing else does:
+
+        NEW → HELD | QUEUED       it has its place among the calls of its key; HELD: there is no room for it
+        HELD → QUEUED             it has entered the queue, if only as a failure
+        QUEUED → MAKING | READY   somebody has begun it; MAKING: its value, or hint, is being made on the root
+        MAKING → READY            made, failed or withdrawn
+        READY → SENDING           its turn has come: it is being encoded and sent
+    """
+
+    NEW = 0
+    HELD = 1
+    QUEUED = 2
+    MAKING = 3
+    READY = 4
+    SENDING = 5
+
+    @property
+    def text(self) -> str:
+        """What is said of a call in this phase."""
+        return _TEXTS[self]
+
+
+_TEXTS = {
+    CallPhase.NEW: "queued on the root",
+    CallPhase.HELD: "waiting for room on the root",
+    CallPhase.QUEUED: "queued on the root",
+    CallPhase.MAKING: "materializing on the root",
+    CallPhase.READY: "waiting to be sent on the root",
+    CallPhase.SENDING: "encoding on the root",
+}
 
 
 class Call(msgspec.Struct, eq=False, weakref=True):
@@ -47,13 +78,10 @@ class Call(msgspec.Struct, eq=False, weakref=True):
     as_called: Any = None  # in debug mode, what the payload was recognised by when the call was made
     failure: Failure | None = None  # it was refused, or its value cannot be had: sent in place of it
     cause: BaseException | None = None
-    entered: bool = False
-    ready: bool = False
-    ready_s: float = 0.0  # since when
-    sending: bool = False
+    ready_s: float = 0.0  # since when it is ready
     takes_room: bool = False  # a refused call does not: it may stand behind one that waits for room
     held_since_s: float | None = None  # there was no room for it
-    phase: str = "queued"
+    phase: CallPhase = CallPhase.NEW
 
 
 class Calls:
@@ -74,14 +102,26 @@ class Calls:
 
     def enter(self, call: Call) -> None:
         """Let a call that was added begin."""
-        call.entered = True
+        assert call.phase <= CallPhase.HELD, call.phase
+        call.phase = CallPhase.QUEUED
         self.new.append(call)
         call.takes_room = call.failure is None
         self.entered += call.takes_room
 
+    def hold(self, call: Call) -> None:
+        """There is no room for a call that was added."""
+        assert call.phase is CallPhase.NEW, call.phase
+        call.phase = CallPhase.HELD
+
+    def make(self, call: Call) -> None:
+        """The value of a call that was begun, or its hint, is being made."""
+        assert call.phase is CallPhase.QUEUED, call.phase
+        call.phase = CallPhase.MAKING
+
     def make_ready(self, call: Call) -> None:
         """Mark a call that can be sent when its turn comes."""
-        call.ready, call.ready_s, call.phase = True, time.monotonic(), "waiting to be sent"
+        assert call.phase in (CallPhase.QUEUED, CallPhase.MAKING), call.phase
+        call.phase, call.ready_s = CallPhase.READY, time.monotonic()
         if self._lines[call.key][0] is call:
             self.sendable.append(call)
 
@@ -99,9 +139,9 @@ class Calls:
         line.popleft()
         if not line:
             del self._lines[call.key]
-        elif line[0].ready:
+        elif line[0].phase is CallPhase.READY:
             self.sendable.append(line[0])
-        call.sending = True
+        call.phase = CallPhase.SENDING
         return call
 
     @property
@@ -125,4 +165,4 @@ class Calls:
 
     def lines(self) -> list[str]:
         """Return a line for each call that has not been sent."""
-        return [f"#{call.seq}{named(call.key)}: {call.phase}" for call in list(self._unsent.values())]
+        return [f"#{call.seq}{named(call.key)}: {call.phase.text}" for call in list(self._unsent.values())]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 import msgspec
 
 from lazycast.core.ask import Ask, Inquiry
-from lazycast.core.calls import Calls
+from lazycast.core.calls import CallPhase, Calls
 from lazycast.core.divergence import SHOWN_CALLS, made
 from lazycast.core.ledger import Ledger
 from lazycast.core.rollcall import RollCalls
@@ -131,7 +131,7 @@ class Inquiries:
         if seq is not None:
             phase, missing, answered = self.agreement(seq)
         elif (first := self._calls.first(query.key)) is not None:
-            phase, missing = f"{first.phase} on the root as #{first.seq}{held and f', {held}'}", (self._root,)
+            phase, missing = f"{first.phase.text} as #{first.seq}{held and f', {held}'}", (self._root,)
         else:
             phase, missing = f"the root has not made this call{held and f' ({held})'}", (self._root,)
         shown = slice(_SHOWN_RANKS)
@@ -158,7 +158,7 @@ class Inquiries:
     def before_sending(self, ask: Ask) -> Phase:
         """With the lock held: what a call of the root's own waits for before it is sent."""
         call, held = self._calls.of(ask), self._held()
-        if held and (call is None or call.phase == "waiting for room"):
+        if held and (call is None or call.phase is CallPhase.HELD):
             return f"waiting for room on the root, {held}", tuple(self._window.slowest()), ()
-        phase = call.phase if call is not None else "queued"
-        return f"{phase} on the root{held and f', {held}'}", (self._root,), ()
+        phase = call.phase.text if call is not None else CallPhase.QUEUED.text
+        return f"{phase}{held and f', {held}'}", (self._root,), ()

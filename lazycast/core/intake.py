@@ -24,7 +24,7 @@ from lazycast.codec.trust import Policy
 from lazycast.codec.untouched import mark
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
-from lazycast.core.calls import MATERIALIZING, Call, Calls
+from lazycast.core.calls import Call, CallPhase, Calls
 from lazycast.core.casts import Casts
 from lazycast.core.desk import Desk
 from lazycast.core.engine import Engine
@@ -205,12 +205,11 @@ class Intake:
 
     def _enter(self, call: Call, refusal: BaseException | None) -> None:
         """With the lock held: put a call, or its refusal, into the queue, once."""
-        if call.entered:
+        if call.phase > CallPhase.HELD:
             return
         if call.held_since_s is not None:
             self._counters.blocking -= 1
             self._engine.count("blocked", call.held_since_s, time.monotonic(), call)
-            call.phase = "queued"
         if refusal is not None:
             if self._desk.take(call.ask):
                 self._engine.count_failure(refusal, call.key, call.seq)
@@ -267,7 +266,7 @@ class Intake:
         reentrant = self._engine.reentrant("broadcast_async() under back-pressure")
         if reentrant is not None:
             return reentrant
-        call.phase = "waiting for room"
+        self.calls.hold(call)
         if (tracer := self._engine.tracer) is not None:
             tracer.happened("held back", call, text=self.window.held_back())
         self._counters.blocking += 1
@@ -311,9 +310,9 @@ class Intake:
             if ask.taken:
                 return ask.future.cancelled()
             call, arrival = self.calls.of(ask), ask.arrival
-            if call is not None and not call.sending:
+            if call is not None and call.phase is not CallPhase.SENDING:
                 call.failure = failure
-                if call.phase == MATERIALIZING:  # nobody waits for what is made of it
+                if call.phase is CallPhase.MAKING:  # nobody waits for what is made of it
                     self.calls.make_ready(call)
             elif call is not None:
                 ask.late = failure  # whoever is sending it finds that

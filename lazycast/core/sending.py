@@ -23,7 +23,7 @@ from lazycast.codec.pickling import CannotEncode
 from lazycast.codec.trust import Policy
 from lazycast.codec.untouched import mark
 from lazycast.core.arrival import Arrival
-from lazycast.core.calls import MATERIALIZING, Call
+from lazycast.core.calls import Call, CallPhase
 from lazycast.core.casts import Casts
 from lazycast.core.desk import Desk
 from lazycast.core.dump import named
@@ -187,7 +187,7 @@ class Sending:
         self._fail_call(call, "the call could not be begun", exc)
         with self._lock:
             self.placing.failed(call.seq)
-            if not call.ready:
+            if call.phase < CallPhase.READY:
                 self._calls.make_ready(call)
 
     def _begin_call(self, call: Call) -> None:
@@ -216,7 +216,7 @@ class Sending:
             if call.failure is not None or call.ask.taken or fn is None or call.placement != "root":
                 self._calls.make_ready(call)
                 return
-            call.phase = MATERIALIZING
+            self._calls.make(call)
         if doubtful or (call.measured and nbytes <= _SPARE_NBYTES):
             self._spare(call)
         elif call.measured:
@@ -245,7 +245,7 @@ class Sending:
 
     def _prepared(self, call: Call, fn: Materializer, payload: Any, result: Result) -> None:
         with self._lock:
-            if call.ready:  # it was withdrawn meanwhile, and goes out without a value
+            if call.phase >= CallPhase.READY:  # it was withdrawn meanwhile, and goes out without a value
                 return
             if isinstance(fn, Staged):
                 call.payload, call.materialize, call.hint = payload, fn, result.value
@@ -295,7 +295,6 @@ class Sending:
             self._check_unchanged(call)
         drops: list[int] = []
         if call.failure is None:
-            call.phase = "encoding"
             try:
                 if call.spare is None and call.untouched is None:
                     cast, room, codes = self.encoder.encode(call)

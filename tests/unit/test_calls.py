@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazycast.core.ask import Ask
-from lazycast.core.calls import Call, Calls
+from lazycast.core.calls import Call, CallPhase, Calls
 from lazycast.net.wire import Failure, Key
 
 FAILED = Failure("refused", 0, "h", "no")
@@ -77,7 +77,7 @@ def test_the_call_of_an_ask_and_the_first_of_a_key_are_found_until_sent() -> Non
     assert calls.first("nothing") is None
     calls.make_ready(a)
     assert calls.next_to_send(has_room=True) is a
-    assert a.sending
+    assert a.phase is CallPhase.SENDING
     assert calls.of(a.ask) is a, "until it is said to be sent"
     calls.sent(a)
     assert calls.of(a.ask) is None
@@ -101,20 +101,20 @@ def test_per_key_in_order_and_everything_is_sent_in_the_end(steps: list[tuple[st
             added.append(_call(len(added), arg))
             _enter(calls, added[-1])
         elif what == "ready":
-            waiting = [call for call in added if not call.ready]
+            waiting = [call for call in added if call.phase < CallPhase.READY]
             if waiting:
                 calls.make_ready(waiting[arg % len(waiting)])
         else:
             seq = _send(calls)
             unsent = [call for call in added if call.seq not in sent]
             heads = [next(c for c in unsent if c.key == key) for key in {c.key for c in unsent}]
-            sendable = {call.seq for call in heads if call.ready}
+            sendable = {call.seq for call in heads if call.phase >= CallPhase.READY}
             assert seq in sendable if sendable else seq is None
             if seq is not None:
                 sent.append(seq)
         assert calls.entered == len(added) - len(sent)
     for call in added:
-        if not call.ready:
+        if call.phase < CallPhase.READY:
             calls.make_ready(call)
     while (seq := _send(calls)) is not None:
         sent.append(seq)
