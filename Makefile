@@ -9,7 +9,7 @@ RANKS  ?= 4
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo doctor docs docs-outputs quick test test-most test-all test-faults docs/faults.md test-pythons test-sglang package check format bench bench-published bench-qps bench-sglang bench-sglang-loop soak soak-local soak-torch soak-mpi trace-picture clean
+.PHONY: demo doctor docs docs-outputs docs-words quick test test-most test-all test-faults docs/faults.md test-pythons test-sglang package check format bench bench-published bench-qps bench-sglang bench-sglang-loop soak soak-local soak-torch soak-mpi trace-picture clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -107,6 +107,9 @@ package: $(VENV)/.dev
 	$(BIN)/python -m build
 
 # What commands print, where the docs show it.
+docs-words: $(VENV)/.dev
+	$(BIN)/python tools/reading_ease.py
+
 docs-outputs: $(VENV)/.dev
 	$(BIN)/python tools/outputs.py docs/doctor.md docs/metrics.md docs/operations.md
 	$(BIN)/python tools/figures.py

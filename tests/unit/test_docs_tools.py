@@ -160,3 +160,16 @@ def test_outputs_are_renewed_and_nothing_else() -> None:
     renewed = tool("outputs").renewed(page)
     version = f"lazycast {lazycast.__version__}"
     assert renewed == page.replace("old", "the last").replace("-->\n```text\n```", f"-->\n```text\n{version}\n```")
+
+
+def test_pages_are_in_plain_english() -> None:
+    ease = tool("reading_ease")
+    hard = "Notwithstanding considerable interdependencies, materialization necessitates unanimous synchronization."
+    assert ease.ease(hard) < 0 < 90 < ease.ease("The root has a payload. It sends it to each rank.")
+    assert ease.prose("# A title\n\nSome `code.name()` here.\n\n| a | table |\n\n```\nx = 1\n```\n").split() == [
+        "Some",
+        "x",
+        "here.",
+    ]
+    found = {page.name: ease.ease(ease.prose(page.read_text())) for page in ease.PAGES}
+    assert {name: value for name, value in found.items() if value < 60} == {}
