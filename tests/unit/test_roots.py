@@ -75,7 +75,7 @@ def test_a_neighbour_that_ends_while_several_trees_connect_is_not_called_silent_
             turns = [lane.near._heartbeat.turn(time.monotonic() + later_s, {}) for later_s in range(6, 60, 6)]
             assert 0 not in [rank for turn in turns for rank, _ in turn.silent]
     finally:
-        lanes[1].close(0.0)
+        lanes[1].engine.close(0.0)
 
 
 def test_after_a_loss_there_is_nothing_to_drop(together: Callable[..., list[Any]]) -> None:
