@@ -27,11 +27,11 @@ from lazycast.net.wire import Failure, Key
 class CallPhase(IntEnum):
     """How far a call of the root has come. What follows what, and nothing else does:
 
-        NEW → HELD | QUEUED       it has its place among the calls of its key; HELD: there is no room for it
-        HELD → QUEUED             it has entered the queue, if only as a failure
-        QUEUED → MAKING | READY   somebody has begun it; MAKING: its value, or hint, is being made on the root
-        MAKING → READY            made, failed or withdrawn
-        READY → SENDING           its turn has come: it is being encoded and sent
+    NEW → HELD | QUEUED       it has its place among the calls of its key; HELD: there is no room for it
+    HELD → QUEUED             it has entered the queue, if only as a failure
+    QUEUED → MAKING | READY   somebody has begun it; MAKING: its value, or hint, is being made on the root
+    MAKING → READY            made, failed or withdrawn
+    READY → SENDING           its turn has come: it is being encoded and sent
     """
 
     NEW = 0

@@ -84,6 +84,8 @@ class Casts:
         kept = self.keeping.put_down(arrival, result) if message.keep and self.keeping is not None else None
         with self._lock:
             arrival.body = arrival.own = arrival.shared = None
+            if arrival.items is not None:
+                arrival.items.let_go()
             arrival.kept = kept
             if arrival.objection is not None:
                 result = arrival.judged(result)
@@ -127,13 +129,11 @@ class Casts:
 
     def give_up(self, arrival: Arrival) -> None:
         """A cast has failed. If this rank's part has not begun, it never will; those who count on it are told so."""
+        if not self.making.give_up(arrival):
+            return
         with self._lock:
-            if arrival.begun:
-                return
-            arrival.begun = True
             read = arrival.ask is not None
             arrival.told_read |= read
-        self.making.decline(arrival)
         self._relay.up(Report(self._group.rank, arrival.message.seq, read))
 
     def conclude(self, arrival: Arrival, result: Result) -> None:
@@ -143,6 +143,8 @@ class Casts:
                 return
             arrival.local = None
             arrival.body = arrival.own = arrival.shared = None
+            if arrival.items is not None:
+                arrival.items.let_go()
             ask = arrival.ask
             if arrival.objection is not None:
                 result = arrival.judged(result)

@@ -20,10 +20,12 @@ from lazycast.core.arrival import Arrival
 from lazycast.core.awaited import Awaited
 from lazycast.core.engine import Engine
 from lazycast.core.helpers.maker import HelpedValue, Maker
+from lazycast.core.items.gathering import PARTS_PER_HELPER, Gathering
+from lazycast.core.items.sharing import Sharing
 from lazycast.core.neighbours import Neighbours
 from lazycast.core.parts import Parts, Stages
 from lazycast.core.performer import Group, Result
-from lazycast.core.succession import heir
+from lazycast.core.succession import heir, sharers
 from lazycast.materialize.materializers import CodeMissing
 from lazycast.net.host.hosts import leader
 from lazycast.net.wire import Cast, Failure, Gone, Need, Pass, Value
@@ -87,6 +89,18 @@ class Making:
             readonly=options.values == "readonly",
             took=engine.took,
         )
+        self._sharing = Sharing(
+            group,
+            near.topology.host,
+            engine.lock,
+            engine.performer,
+            self.parts,
+            by_helper=self._part_by_helper,
+            began=self._began,
+            ended=outcome.done,
+            lacks=self._park,
+            unshared=self._count_unshared,
+        )
         self._code_for = code_for if code_for is not None else self.parts.loader.code
         self._parked: dict[str, list[Arrival]] = {}  # by materializer: casts that wait for its code
         self.awaited = Awaited(group.rank)
@@ -109,12 +123,29 @@ class Making:
         message = arrival.message
         if message.placement not in OWNED or message.ref is None or message.failure is not None:
             return
+        if message.each and (makers := self._makers(message)):
+            rank = self._group.rank
+            arrival.items = Gathering(makers, rank)
+            arrival.owner = rank if rank in makers else makers[0]
+            if arrival.owner == rank and not message.agree:
+                self.owned[message.seq] = arrival
+            if arrival.items.awaits:
+                self.awaited.admit(arrival)
+            return
         arrival.owner = self._heir(message, ())
         if arrival.owner in (None, self._group.rank):
             if arrival.owner is not None and not message.agree:
                 self.owned[message.seq] = arrival
             return  # alone on its host, or the owner: nobody sends it a value
         self.awaited.admit(arrival)
+
+    def _makers(self, message: Cast) -> list[int]:
+        """Return who makes each part of a cast; none where one rank makes all of it."""
+        if message.placement == HELPERS:
+            helpers = self._options.helpers
+            return [self._helping_rank] * (helpers.count * PARTS_PER_HELPER if helpers is not None else 0)
+        ranks = sharers(self._topology.host, self._options.owners, message.turn)
+        return ranks if len(ranks) > 1 else []
 
     def _heir(self, message: Cast, passed: tuple[int, ...] | list[int]) -> int | None:
         host, owners = self._topology.host, self._options.owners
@@ -133,6 +164,13 @@ class Making:
         ):
             return False
         return arrival.owner in (None, self._group.rank)
+
+    def _part_by_helper(self, arrival: Arrival, body: memoryview, layout: Layout, part: tuple[int, int]) -> HelpedValue:
+        maker, message = self._engine.maker, arrival.message
+        assert maker is not None
+        assert message.ref is not None
+        unwanted = functools.partial(arrival.unwanted, self._group.rank)
+        return maker.make(message.seq, message.ref, body, layout, self._relay, self._code_for, unwanted, part)
 
     def _made_by_helper(
         self, maker: Maker, arrival: Arrival, unwanted: Callable[[], bool], body: memoryview, layout: Layout
@@ -162,14 +200,20 @@ class Making:
         with self._lock:
             waiting = self.awaited.gone(owner, failure)
             for arrival in waiting:
-                arrival.begun = True
+                arrival.begun |= arrival.items is None
         for arrival in waiting:
-            self._outcome.done(arrival, Result(failure=failure))
+            if arrival.items is not None:
+                self.advance(arrival)
+            else:
+                self._outcome.done(arrival, Result(failure=failure))
 
     # This rank's part
 
     def advance(self, arrival: Arrival) -> None:
         """Start this rank's part of a cast, once, as soon as there is what it needs."""
+        if arrival.items is not None:
+            self._sharing.advance(arrival, arrival.items)
+            return
         with self._lock:
             if not arrival.ready(self._group.rank):
                 return
@@ -193,6 +237,10 @@ class Making:
                 priority=arrival.message.priority,
                 unwanted=functools.partial(arrival.unwanted, self._group.rank),
             )
+
+    def _began(self, arrival: Arrival) -> None:
+        if (spans := self._engine.spans) is not None:
+            spans.began(arrival.message)
 
     def _is_quick(self, arrival: Arrival) -> bool:
         """Whether a part is done where it became possible: arrays of any size are only looked at, not copied."""
@@ -266,10 +314,13 @@ class Making:
         if stages != (None, None, None):
             arrival.cost = cost
         if cost.unshared is not None:
-            with self._lock:
-                self._engine.counters.unshared += 1
-                self._engine.counters.unshared_reason = cost.unshared
+            self._count_unshared(cost.unshared)
         return result
+
+    def _count_unshared(self, reason: str) -> None:
+        with self._lock:
+            self._engine.counters.unshared += 1
+            self._engine.counters.unshared_reason = reason
 
     def _part_done(self, arrival: Arrival, result: Result) -> None:
         if isinstance(result.cause, CodeMissing):
@@ -282,6 +333,19 @@ class Making:
     def _value(self, arrival: Arrival, failure: Failure | None = None) -> Value:
         """What this rank, as the owner, has to say about a cast."""
         return Value(self._group.rank, arrival.message.seq, len(arrival.passed), failure=failure)
+
+    def give_up(self, arrival: Arrival) -> bool:
+        """Make nothing more of a cast that has failed. Returns whether this rank is still to say that it has ended."""
+        if arrival.items is None:
+            with self._lock:
+                first, arrival.begun = not arrival.begun, True
+            if first:
+                self.decline(arrival)
+            return first
+        first = self._sharing.give_up(arrival, arrival.items)
+        if first and (spans := self._engine.spans) is not None:
+            spans.ended(arrival.message, Result())
+        return first
 
     def decline(self, arrival: Arrival) -> None:
         """If this rank owns a cast that has failed, it makes nothing of it: those who count on it are told so."""
@@ -336,6 +400,10 @@ class Making:
 
     def _code_missing(self, arrival: Arrival, failure: Failure) -> None:
         """The root cannot send the code that this cast waits for."""
+        if arrival.items is not None:
+            if self._sharing.spoil(arrival, arrival.items, failure):
+                self._outcome.done(arrival, Result(failure=failure))
+            return
         with self._lock:
             if arrival.begun:
                 return

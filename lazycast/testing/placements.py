@@ -14,6 +14,7 @@ import numpy as np
 from lazycast.api import LazyBroadcast
 from lazycast.core.succession import heir, succession
 from lazycast.errors import CastTimeoutError, DecodeError, MaterializeError, PayloadMismatchError
+from lazycast.materialize.each import Each
 from lazycast.materialize.materializers import register_materializer
 from lazycast.materialize.staged import Staged
 from lazycast.missing import MISSING
@@ -87,6 +88,34 @@ def a_shard_is_private_to_each_rank_its_owner_included(rank: Rank) -> None:
             for value in held:
                 check(bool((value["large"] == 1 + rank.rank).all()), "another rank's write is seen")
                 check(bool((value["small"] == -rank.rank).all()), "another rank's write is seen in a small array")
+
+
+def fails_at_four(item: int) -> int:
+    if item == 4:
+        raise ValueError(f"bad item, found by rank {this_rank()}")
+    return item
+
+
+@behaviour()
+def the_ranks_of_a_host_share_the_items_of_one_request(rank: Rank) -> None:
+    items = list(range(3 * rank.size))
+    for agree in (True, False):
+        with rank.executor() as pool, rank.lazy(placement="shard", executor=pool, agree=agree) as lazy:
+            made = lazy.broadcast(items, materialize=Each(who))
+            same([item for _, item in made], items)
+            same({by for by, _ in made}, set(host_of(lazy, rank.rank)), "who has made some")
+            exc = raises(
+                MaterializeError,
+                "raised at item 4 .*bad item",
+                lambda: lazy.broadcast([0, 1, 2, 3, 4], materialize=Each(fails_at_four)),
+            )
+            check(agree or exc.rank in host_of(lazy, rank.rank), "another host's item failed this rank")
+            arrays = lazy.broadcast(items, materialize=Each(grown))
+            for value in arrays:
+                value["large"] += 1 + rank.rank
+            rank.meet()
+            check(all(bool((value["large"] == 1 + rank.rank).all()) for value in arrays), "another's write is seen")
+            same([value["sum"] for value in arrays], [float(item) for item in items])
 
 
 @behaviour()

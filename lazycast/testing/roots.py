@@ -160,9 +160,7 @@ def an_interrupted_call_of_another_roots_cast_counts(rank: Rank) -> None:
         rank.meet()
         root = (rank.rank + 1) % rank.size
         for missed in ((None, KeyboardInterrupt(), root), ("a", KeyboardInterrupt(), root)):
-            lazy._engine.handed.waiting.append(
-                (lazy._engine.count_missed, missed)
-            )  # as an interrupt in a call does
+            lazy._engine.handed.waiting.append((lazy._engine.count_missed, missed))  # as an interrupt in a call does
         lazy._engine.handed.waiting.append((lazy._engine.discard_of, (root, "b")))
         same(lazy.broadcast(root=root), 4, "the first without a key was the interrupted call's")
         came = lazy.next(timeout_s=TIMEOUT_S, root=root)

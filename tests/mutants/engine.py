@@ -94,8 +94,8 @@ MUTANTS = (
     Mutant(
         "awaited-wrong-owner-gone",
         _AWAITED,
-        "if arrival.owner == owner]",
-        "if arrival.owner != owner]",
+        "elif arrival.owner == owner:",
+        "elif arrival.owner != owner:",
         "the casts of an owner that dies fail, and no others",
     ),
     Mutant(
