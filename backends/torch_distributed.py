@@ -222,10 +222,7 @@ class _TorchContext(Context):
             except Late as exc:
                 raise self._too_late(exc.peers, timeout_s) from exc
             except Lost as exc:
-                lost = self._first_lost(exc.peer)
-                raise BackendError(
-                    f"rank {lost} (group-local) was lost during the handshake: {exc}", rank=lost
-                ) from exc
+                raise self._lost(exc.peer, str(exc)) from exc
 
     def _check_addresses(self, cards: Sequence[Card]) -> None:
         for rank, card in enumerate(cards):
