@@ -1,6 +1,7 @@
 """A rank that dies in the middle of a body, seen by the one that receives it and by the one that sends it.
 
-It is stopped first, and killed when nothing moves any more: so the survivor is in the middle of a body for sure.
+It is stopped first, and killed when nothing moves any more: so the survivor is in the middle of a body for sure, if
+what connects them streams bodies, or has no room for a whole one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.namespaces import narrow_host, need
 
 pytestmark = pytest.mark.usefixtures("warm_python")
 SCRIPT = Path(__file__).parent / "transit.py"
@@ -31,13 +34,13 @@ def await_mark(path: Path, ranks: list[subprocess.Popen[str]]) -> None:
         time.sleep(0.0005)
 
 
-def survivors_events(backend: str, victim: int, folder: Path) -> list[dict[str, Any]]:
+def survivors_events(backend: str, victim: int, folder: Path, *within: str) -> list[dict[str, Any]]:
     """Kill the victim in the middle of a body; return what the other one has to say."""
     common = {**os.environ, "WORLD_SIZE": "2", "FOLDER": str(folder), "GLOO_SOCKET_IFNAME": "lo"}
     common |= {"VICTIM": str(victim), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), "transit", backend],
+            [*within, sys.executable, str(SCRIPT), "transit", backend],
             env={**common, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -63,10 +66,23 @@ def survivors_events(backend: str, victim: int, folder: Path) -> list[dict[str, 
             rank.communicate()
 
 
-@pytest.mark.parametrize("victim", [0, 1], ids=["who sends", "who receives"])
-@pytest.mark.parametrize("backend", ["torch", pytest.param("local", marks=pytest.mark.exhaustive)])
-def test_a_death_in_the_middle_of_a_body_is_told_at_once(backend: str, victim: int, tmp_path: Path) -> None:
-    *errors, left, done = survivors_events(backend, victim, tmp_path)
+def check(events: list[dict[str, Any]], victim: int) -> None:
+    *errors, left, done = events
     assert [(error["kind"], error["rank"]) for error in errors] == [("PeerLostError", victim)] * 2, errors
     assert left == {"event": "left", "more": {}}
     assert done == {"event": "done"}
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["who sends", "who receives"])
+@pytest.mark.parametrize("backend", ["torch", pytest.param("local", marks=pytest.mark.exhaustive)])
+def test_a_death_in_the_middle_of_a_body_is_told_at_once(backend: str, victim: int, tmp_path: Path) -> None:
+    check(survivors_events(backend, victim, tmp_path), victim)
+
+
+@pytest.mark.cold
+@pytest.mark.exhaustive  # needs root
+@pytest.mark.parametrize("victim", [0, 1], ids=["who sends", "who receives"])
+def test_a_death_is_told_where_sockets_hold_less_than_a_body(victim: int, tmp_path: Path) -> None:
+    need()
+    with narrow_host() as within:
+        check(survivors_events("torch", victim, tmp_path, *within), victim)
