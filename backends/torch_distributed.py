@@ -67,7 +67,7 @@ def _why_no_gloo() -> str | None:
 
 
 @contextlib.contextmanager
-def _no_sockets_are(rank: int) -> Iterator[None]:
+def _naming_the_rank(rank: int) -> Iterator[None]:
     """Translate what the system refuses while sockets are made."""
     try:
         yield
@@ -187,7 +187,7 @@ class _TorchContext(Context):
         try:
             if self._group is None and self._no_gloo is None:
                 self._meet(deadline_s, timeout_s)
-            with _no_sockets_are(self._rank):
+            with _naming_the_rank(self._rank):
                 for peer, sock in self._dial(neighbours, deadline_s, timeout_s).items():
                     pipes[peer] = TCPPipe(sock)
             return ThreadedLink(pipes, sink, name=f"lazycast-torch-{self._rank}", kind="tcp")
@@ -215,14 +215,21 @@ class _TorchContext(Context):
                 failed = dialling.call(cards, time.monotonic() + min(_ANSWER_S, left_s / 2))  # then all are told
             said = self._swap("called", msgspec.msgpack.encode(failed), deadline_s, timeout_s)
             self._check_calls([msgspec.msgpack.decode(blob, type=dict[int, str]) for blob in said])
-            if dialling is None:
-                return {}
+            found: dict[int, socket.socket] = {}
             try:
-                return dialling.finish(deadline_s)
-            except Late as exc:
-                raise self._too_late(exc.peers, timeout_s) from exc
-            except Lost as exc:
-                raise self._lost(exc.peer, str(exc)) from exc
+                if dialling is not None:
+                    found = dialling.finish(deadline_s)
+                # Whoever fails now hangs up on ranks that are through, and would look lost to them.
+                self._swap("connected", b"", deadline_s, timeout_s)
+            except BaseException as exc:
+                for sock in found.values():
+                    sock.close()
+                if isinstance(exc, Late):
+                    raise self._too_late(exc.peers, timeout_s) from exc
+                if isinstance(exc, Lost):
+                    raise self._lost(exc.peer, str(exc)) from exc
+                raise
+            return found
 
     def _check_addresses(self, cards: Sequence[Card]) -> None:
         for rank, card in enumerate(cards):

@@ -35,14 +35,6 @@ def wait_until_still(lazy: LazyBroadcast[Any, Any]) -> None:
             seen, since_s = now, time.monotonic()
 
 
-def what_is_left(before: dict[str, int]) -> dict[str, int]:
-    """What this process has more than before; a thread that has done its work may need a moment to go."""
-    until_s = time.monotonic() + 2.0
-    while (more := resources.more(resources.held(), before)) and time.monotonic() < until_s:
-        time.sleep(0.02)
-    return more
-
-
 def main() -> None:
     os.environ["LAZYCAST_HOST"] = str(RANK)
     engine = backend(sys.argv[2])
@@ -63,7 +55,7 @@ def main() -> None:
     outcome(lambda: future.result(30))
     outcome(lambda: lazy.broadcast("later" if lazy.is_root else None, timeout_s=30))
     lazy.close(timeout_s=20)
-    say("left", more=what_is_left(before))
+    say("left", more=resources.settled(before))
     say("done")
 
 
