@@ -1,4 +1,4 @@
-"""Which network interface gloo, torch's transport between hosts, is going to use: found as gloo finds it."""
+"""Which network interface ranks of torch are going to use between hosts: found as gloo finds it, which introduces them."""
 
 from __future__ import annotations
 
