@@ -1,4 +1,4 @@
-"""Which network interface ranks of torch are going to use between hosts: found as gloo finds it, which introduces them."""
+"""Which network interface torch's ranks are going to use between hosts, found as gloo finds it."""
 
 from __future__ import annotations
 
