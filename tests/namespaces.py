@@ -79,10 +79,10 @@ def narrow_host() -> Iterator[list[str]]:
     namespace = f"lazycast-{os.getpid()}-n"
     ip("netns", "add", namespace)
     try:
-        ip("-n", namespace, "link", "set", "lo", "up")
+        ip("-n", namespace, "link", "set", "lo", "mtu", "1500", "up")  # a packet is less than they hold
         within = ["ip", "netns", "exec", namespace]
         for way in ("rmem", "wmem"):
-            subprocess.run([*within, "sysctl", "-qw", f"net.ipv4.tcp_{way}=4096 16384 65536"], check=True, timeout=20)
+            subprocess.run([*within, "sysctl", "-qw", f"net.ipv4.tcp_{way}=4096 65536 262144"], check=True, timeout=20)
         yield within
     finally:
         ip("netns", "delete", namespace)

@@ -41,6 +41,7 @@ def main() -> None:
     before = resources.held()
     lazy: LazyBroadcast[Any, Any] = LazyBroadcast(backend=engine, timeout_s=40)
     assert lazy.broadcast("first" if lazy.is_root else None) == "first"
+    say("holds", more=resources.more(resources.held(), before))
     mark(f"pid.{RANK}").write_text(str(os.getpid()))
     future = lazy.broadcast_async(np.ones(NBYTES, np.uint8) if lazy.is_root else None)
     if not lazy.is_root:
