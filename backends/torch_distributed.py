@@ -1,4 +1,4 @@
-"""Ranks of a torch.distributed group, connected by gloo.
+"""Ranks of a torch.distributed group: introduced by its store and by gloo, connected by TCP sockets of their own.
 
 Guarantees:
 
@@ -6,30 +6,38 @@ Guarantees:
   derives its name from the ranks, so that a third one on the same ranks hangs (torch 2.13).
 * Each context has a generation counted in the store, so no two ever share keys, and its own `ProcessGroupGloo` outside
   torch's registry. The user's group is never used for communication; it may be an NCCL group.
-* Receives name their source: one from anybody never notices a death, a named one fails at once and idles without CPU.
-* Ranks connect as soon as all have come to the store, which knows of nobody's death. From then on one that dies, or
-  gives up, fails the construction of the others at once, and all of them name that one. Where gloo has no interface on
-  some rank they stay with the store: ranks of one host need no more.
+* gloo is for the construction. Its ranks connect as soon as all have come to the store, which knows of nobody's death.
+  From then on one that dies, or gives up, fails the construction of the others at once, and all of them name that one.
+  Where gloo has no interface on some rank they stay with the store, and learn of a death when their time is over.
+* Messages between hosts have sockets of their own (`_torch_dialling`, `_torch_pipe`): gloo never tells of a peer that
+  dies in the middle of what it sends, and nothing wakes who waits for that (torch 2.13). Once there is a link, what
+  gloo held has gone.
 * All ranks are group-local: `root=0` is the group's first rank, whatever its global rank is.
 """
 
 from __future__ import annotations
 
-import os
-import struct
+import contextlib
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from lazycast.errors import BackendError, BackendUnavailableError, CastTimeoutError
+import msgspec
+
+from lazycast.errors import BackendError, BackendUnavailableError, CastTimeoutError, LazycastError
+from lazycast.interfaces import VARIABLE, named
 from lazycast.net.backend import Backend, Context, Link, Sink
-from lazycast.net.threaded_link import Pipe, PipeClosed, ThreadedLink
+from lazycast.net.threaded_link import Pipe, ThreadedLink
+
+from ._torch_dialling import Card, Dialling, Late, Lost
+from ._torch_pipe import TCPPipe
 
 try:
     import torch
     import torch.distributed as dist
-    from torch._C._distributed_c10d import PrefixStore, Store
+    from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 except ImportError as exc:
     raise BackendUnavailableError(
         "the torch backend needs torch: pip install 'lazycast[torch]' (or torch as your platform wants it)"
@@ -38,12 +46,8 @@ except ImportError as exc:
 if not dist.is_available():
     raise BackendUnavailableError("this build of torch has no torch.distributed; install one that does")
 
-_PREFIX = struct.Struct("<IQ")  # header bytes, body bytes
-# Every message begins with one gloo message of at most this size, which a small body shares with its header. gloo
-# takes a message into a larger buffer, so the receiver need not know how long it is.
-_HEAD_NBYTES = 64 << 10
-_HEAD_TAG, _BODY_TAG, _ROUND_TAG = 1, 2, 3
-_FOR_EVER = timedelta(days=3650)
+_ROUND_TAG = 3
+_ANSWER_S = 30.0  # what the machine of another rank gets to answer a call
 
 
 def _until(deadline_s: float) -> timedelta:
@@ -53,80 +57,35 @@ def _until(deadline_s: float) -> timedelta:
 def _why_no_gloo() -> str | None:
     """Return why gloo has no interface to use in this process."""
     try:
-        names = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
-        for name in names:
+        for name in named():
             dist.ProcessGroupGloo.create_device(interface=name)
-        if not names:
+        if not named():
             dist.ProcessGroupGloo.create_default_device()
     except RuntimeError as exc:
         return str(exc).splitlines()[0]
     return None
 
 
-def _tensor(buffer: memoryview) -> torch.Tensor:
-    if buffer.readonly:  # torch has no read-only tensors, and warns
-        buffer = memoryview(bytearray(buffer))
-    return torch.frombuffer(buffer, dtype=torch.uint8)
+@contextlib.contextmanager
+def _naming_the_rank(rank: int) -> Iterator[None]:
+    """Translate what the system refuses while sockets are made."""
+    try:
+        yield
+    except LazycastError:  # of which some are an OSError
+        raise
+    except OSError as exc:
+        raise BackendError(f"rank {rank} (group-local) cannot connect to other hosts: {exc}", rank=rank) from exc
 
 
-class _GlooPipe(Pipe):
-    """One neighbour in a ProcessGroupGloo."""
-
-    def __init__(self, group: dist.ProcessGroupGloo, peer: int) -> None:
-        self._group: Any = group  # torch's stubs leave out send and recv; None once this pipe is closed
-        self._peer = peer
-        self._head = torch.empty(_HEAD_NBYTES, dtype=torch.uint8)
-        self._head_view = self._head.numpy().data
-        self._inline: memoryview | None = None
-
-    def send(self, header: bytes, body: memoryview | None) -> None:
-        nbytes = body.nbytes if body is not None else 0
-        head = bytearray(_PREFIX.pack(len(header), nbytes) + header)
-        inline = body is not None and len(head) + nbytes <= _HEAD_NBYTES
-        if body is not None and inline:
-            head += body
-        self._wait("send", _tensor(memoryview(head)), _HEAD_TAG)
-        if body is not None and not inline:
-            self._wait("send", _tensor(body), _BODY_TAG)
-
-    def recv_header(self) -> tuple[bytes, int]:
-        self._wait("recv", self._head, _HEAD_TAG)
-        header_nbytes, nbytes = _PREFIX.unpack_from(self._head_view)
-        end = _PREFIX.size + header_nbytes
-        inline = end + nbytes <= _HEAD_NBYTES
-        self._inline = self._head_view[end : end + nbytes] if inline else None
-        return bytes(self._head_view[_PREFIX.size : end]), nbytes
-
-    def recv_body(self, into: memoryview) -> None:
-        if self._inline is not None:
-            into[:] = self._inline
-        else:
-            self._wait("recv", _tensor(into), _BODY_TAG)
-
-    def _wait(self, operation: str, tensor: torch.Tensor, tag: int) -> None:
-        group = self._group
-        if group is None:
-            raise PipeClosed("closed here")
-        try:
-            getattr(group, operation)([tensor], self._peer, tag).wait(
-                _FOR_EVER
-            )  # else gloo's: the time that connecting was given
-        except RuntimeError as exc:
-            raise PipeClosed(str(exc).splitlines()[0]) from exc
-
-    def interrupt(self) -> None:
-        """Nothing wakes a blocked gloo receive (torch 2.13); a farewell does, or the peer's death."""
-
-    def close(self) -> None:
-        """Let go of the group: with the last pipe gloo's connections, threads and descriptors go."""
-        self._group = None
-
-    def close_after_fork(self) -> None:
-        """gloo owns the descriptors; they are close-on-exec, but a plain fork keeps copies until the child ends."""
+def _host_of(store: Store) -> str | None:
+    """Return where a store is, as this rank knows it; None of a store that is no server."""
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    return store.host if isinstance(store, TCPStore) else None
 
 
 class _TorchContext(Context):
-    """Keys of one generation in the group's store, and connections between all of its ranks."""
+    """Keys of one generation in the group's store, and gloo's connections between all ranks until there is a link."""
 
     def __init__(self, rank: int, size: int, store: Store, generation: int) -> None:
         self._rank, self._size = rank, size
@@ -134,6 +93,7 @@ class _TorchContext(Context):
         self._rounds = 0
         self._group: Any = None  # a ProcessGroupGloo, from the end of the first exchange on
         self._no_gloo: str | None = None  # why there is none
+        self._store_host = _host_of(store)
 
     def exchange(self, blob: bytes, *, timeout_s: float) -> list[bytes]:
         self._rounds += 1
@@ -213,28 +173,83 @@ class _TorchContext(Context):
         except RuntimeError as exc:
             if time.monotonic() >= deadline_s or "Timed out waiting" in str(exc):  # gloo's clock may be a little ahead
                 raise self._too_late(self._missing(keys) or [peer], timeout_s) from exc
-            lost = self._first_lost(peer)
-            raise BackendError(
-                f"rank {lost} (group-local) was lost during the handshake: {str(exc).splitlines()[0]}", rank=lost
-            ) from exc
+            raise self._lost(peer, str(exc).splitlines()[0]) from exc
 
-    def _first_lost(self, peer: int) -> int:
-        """Return the rank that was lost first: those that have seen it let go, and look lost to others."""
-        try:
-            return int(self._store.compare_set("lost", "", str(peer)))
-        except RuntimeError:  # the store has gone with it
-            return peer
+    def _lost(self, peer: int, why: str) -> BackendError:
+        """Name the rank that was lost first: those that have seen it let go, and look lost to others."""
+        with contextlib.suppress(RuntimeError):  # the store has gone with it
+            peer = int(self._store.compare_set("lost", "", str(peer)))
+        return BackendError(f"rank {peer} (group-local) was lost during the handshake: {why}", rank=peer)
 
     def connect(self, neighbours: Sequence[int], sink: Sink, *, timeout_s: float) -> Link:
-        if self._group is None and self._no_gloo is None:
-            self._meet(time.monotonic() + timeout_s, timeout_s)
-        if self._group is None:
-            raise BackendError(
-                f"gloo cannot connect the hosts: {self._no_gloo}; GLOO_SOCKET_IFNAME names the interface"
-            )
-        group, self._group = self._group, None
-        pipes: dict[int, Pipe] = {peer: _GlooPipe(group, peer) for peer in neighbours}
-        return ThreadedLink(pipes, sink, name=f"lazycast-torch-{self._rank}", kind="gloo")
+        deadline_s = time.monotonic() + timeout_s
+        pipes: dict[int, Pipe] = {}
+        try:
+            if self._group is None and self._no_gloo is None:
+                self._meet(deadline_s, timeout_s)
+            with _naming_the_rank(self._rank):
+                for peer, sock in self._dial(neighbours, deadline_s, timeout_s).items():
+                    pipes[peer] = TCPPipe(sock)
+            return ThreadedLink(pipes, sink, name=f"lazycast-torch-{self._rank}", kind="tcp")
+        except BaseException:
+            for pipe in pipes.values():  # there may be threads for some of them already
+                pipe.interrupt()
+                pipe.close()
+            raise
+        finally:
+            self._group = None
+
+    def _dial(self, neighbours: Sequence[int], deadline_s: float, timeout_s: float) -> dict[int, socket.socket]:
+        """Return a connection to each neighbour. A rank without any takes part, and opens nothing."""
+        with contextlib.ExitStack() as stack:
+            dialling, card, failed = None, Card([], b"", ""), dict[int, str]()
+            if neighbours:
+                dialling = Dialling(self._rank, neighbours, self._store_host)
+                stack.callback(dialling.close)
+                card = dialling.card
+            said = self._swap("card", msgspec.msgpack.encode(card), deadline_s, timeout_s)
+            cards = [msgspec.msgpack.decode(blob, type=Card) for blob in said]
+            self._check_addresses(cards)
+            if dialling is not None:
+                left_s = deadline_s - time.monotonic()
+                failed = dialling.call(cards, time.monotonic() + min(_ANSWER_S, left_s / 2))  # then all are told
+            said = self._swap("called", msgspec.msgpack.encode(failed), deadline_s, timeout_s)
+            self._check_calls([msgspec.msgpack.decode(blob, type=dict[int, str]) for blob in said])
+            found: dict[int, socket.socket] = {}
+            try:
+                if dialling is not None:
+                    found = dialling.finish(deadline_s)
+                # Whoever fails now hangs up on ranks that are through, and would look lost to them.
+                self._swap("connected", b"", deadline_s, timeout_s)
+            except BaseException as exc:
+                for sock in found.values():
+                    sock.close()
+                if isinstance(exc, Late):
+                    raise self._too_late(exc.peers, timeout_s) from exc
+                if isinstance(exc, Lost):
+                    raise self._lost(exc.peer, str(exc)) from exc
+                raise
+            return found
+
+    def _check_addresses(self, cards: Sequence[Card]) -> None:
+        for rank, card in enumerate(cards):
+            if card.problem is not None:
+                also = f" (gloo: {self._no_gloo})" if self._no_gloo else ""
+                raise BackendError(
+                    f"rank {rank} (group-local) has no address for ranks on other hosts: {card.problem}{also}; set "
+                    f"{VARIABLE}= to the interface that they reach",
+                    rank=rank,
+                )
+
+    def _check_calls(self, failed: Sequence[dict[int, str]]) -> None:
+        for rank, why in enumerate(failed):
+            for peer, addresses in why.items():
+                raise BackendError(
+                    f"rank {rank} (group-local) cannot connect to rank {peer}, which is on another host: {addresses}; "
+                    f"set {VARIABLE}= on rank {peer} to the interface that other hosts reach, and see that no firewall "
+                    "is between them",
+                    rank=peer,
+                )
 
     def close(self) -> None:
         """Let go of the connections. The keys of a generation are small and never read again."""

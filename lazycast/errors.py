@@ -92,7 +92,7 @@ class PeerLostError(LazycastError, ConnectionError):
     """A rank died. Nothing can be cast in this group any more; build a new one without it.
 
     Attributes, beside those of `LazycastError`:
-        link: over what its end was noticed: "unix socket", "gloo", "MPI".
+        link: over what its end was noticed: "unix socket", "tcp", "MPI".
         reason: what was noticed.
         noticed_by: the rank that did.
         last_heard_s: how long before that the last message had come from it (seconds); `None` if none ever had.

@@ -71,3 +71,18 @@ def two_hosts() -> Iterator[list[End]]:
     finally:
         for namespace in made:
             ip("netns", "delete", namespace)  # and with the last one the wire goes
+
+
+@contextlib.contextmanager
+def narrow_host() -> Iterator[list[str]]:
+    """One namespace whose sockets hold little, so that a body is under way for long: what to put before a command."""
+    namespace = f"lazycast-{os.getpid()}-n"
+    ip("netns", "add", namespace)
+    try:
+        ip("-n", namespace, "link", "set", "lo", "mtu", "1500", "up")  # a packet is less than they hold
+        within = ["ip", "netns", "exec", namespace]
+        for way in ("rmem", "wmem"):
+            subprocess.run([*within, "sysctl", "-qw", f"net.ipv4.tcp_{way}=4096 65536 262144"], check=True, timeout=20)
+        yield within
+    finally:
+        ip("netns", "delete", namespace)

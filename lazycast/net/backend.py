@@ -58,7 +58,7 @@ class Link(ABC):
 
     #: The largest body `send` accepts, in bytes.
     max_body_nbytes: int = DEFAULT_MAX_BODY_NBYTES
-    #: What carries the bytes, in a word or two, for messages to people: "gloo", "MPI".
+    #: What carries the bytes, in a word or two, for messages to people: "tcp", "MPI".
     kind: str = "the backend's link"
 
     @abstractmethod

@@ -74,8 +74,11 @@ def test_a_forked_child_leaves_its_parent_alone(backend: str) -> None:
         assert events[1] == {"event": "value", "value": "'after the fork'"}, (rank, events)
 
 
-def test_a_death_is_told_although_a_forked_child_lives() -> None:
-    for rank, (code, events) in enumerate(run("death_with_a_child_alive", "local", VICTIM=2)):
+@pytest.mark.parametrize(
+    ("backend", "shared"), [("local", "auto"), pytest.param("torch", "off", marks=pytest.mark.exhaustive)]
+)
+def test_a_death_is_told_although_a_forked_child_lives(backend: str, shared: str) -> None:
+    for rank, (code, events) in enumerate(run("death_with_a_child_alive", backend, VICTIM=2, SHARED_MEMORY=shared)):
         if rank != 2:
             assert code == 0, (rank, code, events)
             assert [e["kind"] for e in errors(events)] == ["PeerLostError"], (rank, events)

@@ -158,10 +158,10 @@ def test_a_failure_without_a_traceback_has_a_plain_text() -> None:
 
 
 def test_a_loss_brings_who_noticed_it_where_why_and_when_it_was_last_heard() -> None:
-    loss = wire.Loss(1, "gloo", "it ended without a farewell", 0.25)
+    loss = wire.Loss(1, "tcp", "it ended without a farewell", 0.25)
     failure = Failure("lost", 3, "node7", "rank 3 (node7) was lost", loss=loss)
     assert wire.decode(wire.encode(wire.Gone(3, failure))) == wire.Gone(3, failure)
     exc = failures.to_exception(failure, label="broadcast #3", rank=0, more="; this call had waited 1.0 s")
     assert isinstance(exc, PeerLostError)
-    assert (exc.link, exc.reason, exc.noticed_by, exc.last_heard_s) == ("gloo", loss.reason, 1, 0.25)
+    assert (exc.link, exc.reason, exc.noticed_by, exc.last_heard_s) == ("tcp", loss.reason, 1, 0.25)
     assert exc.message == "broadcast #3: rank 3 (node7) was lost; this call had waited 1.0 s"

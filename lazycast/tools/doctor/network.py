@@ -1,22 +1,17 @@
-"""Which network interface gloo, torch's transport between hosts, is going to use: found as gloo finds it."""
+"""Which network interface torch's ranks are going to use between hosts, found as gloo finds it."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import socket
-import struct
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
+from lazycast import interfaces
+from lazycast.interfaces import VARIABLE
 from lazycast.tools.doctor.finding import Finding, by_rank, ranks_text
 
-VARIABLE = "GLOO_SOCKET_IFNAME"
-
-_SIOCGIFADDR, _SIOCGIFFLAGS = 0x8915, 0x8913
 _IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
 
 
@@ -41,22 +36,22 @@ class Interface(msgspec.Struct, frozen=True):
 
     @property
     def loopback(self) -> bool:
-        return self.name == "lo" or (self.address or "").startswith("127.") or self.address == "::1"
+        return self.name == "lo" or interfaces.loopback(self.address or "")
 
 
 def look(rank: int, boot: str) -> Interface:
     """Find the interface of this process."""
     host, asked = socket.gethostname(), os.environ.get(VARIABLE) or None
-    here = _interfaces()
+    here = interfaces.interfaces()
     others = [f"{name} ({address})" for name, (address, flags) in here.items() if _serves(flags)]
     if asked is not None:
         name = asked.split(",")[0]
         problem = None if name in {n for _, n in socket.if_nameindex()} else f"there is no interface {name!r}"
-        address = here[name][0] if name in here else _six(name)
+        address = here[name][0] if name in here else next(iter(interfaces.six(name)), None)
         if problem is None and address is None:
             problem = f"the interface {name!r} has no address"
         return Interface(rank, boot, host, asked, name if problem is None else None, address, problem, others)
-    address = _resolve(host)
+    address = next(iter(interfaces.bindable(host)), None)  # gloo's own choice
     problem = None if address else f"the host name {host!r} does not resolve to an address of this machine"
     return Interface(rank, boot, host, None, _name_of(address, here), address, problem, others)
 
@@ -65,45 +60,12 @@ def _serves(flags: int) -> bool:
     return bool(flags & _IFF_UP) and not flags & _IFF_LOOPBACK
 
 
-def _interfaces() -> dict[str, tuple[str, int]]:
-    """Return address (IPv4) and flags of each interface that has one."""
-    found = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            with contextlib.suppress(OSError):
-                address = socket.inet_ntoa(fcntl.ioctl(sock, _SIOCGIFADDR, request)[20:24])
-                (flags,) = struct.unpack_from("H", fcntl.ioctl(sock, _SIOCGIFFLAGS, request), 16)
-                found[name] = (address, flags)
-    return found
-
-
-def _six(name: str) -> str | None:
-    """Return an IPv6 address of an interface."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/net/if_inet6").read_text().splitlines():
-            digits, *_, owner = line.split()
-            if owner == name:
-                return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))
-    return None
-
-
-def _resolve(host: str) -> str | None:
-    """Return the first address of a host name that can be bound here: gloo's own choice."""
-    with contextlib.suppress(OSError):
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
-            with socket.socket(family, kind, protocol) as sock, contextlib.suppress(OSError):
-                sock.bind(address)
-                return str(address[0])
-    return None
-
-
 def _name_of(address: str | None, here: dict[str, tuple[str, int]]) -> str | None:
     if address is None:
         return None
     if address.startswith("127."):
         return "lo"
-    by_six = {_six(name): name for _, name in socket.if_nameindex()}
+    by_six = {six: name for _, name in socket.if_nameindex() for six in interfaces.six(name)}
     return next((name for name, (own, _) in here.items() if own == address), by_six.get(address))
 
 

@@ -1,4 +1,4 @@
-"""The part of the matrix that needs a network: two hosts in namespaces, of two ranks each, connected by gloo."""
+"""The part of the matrix that needs a network: two hosts in namespaces, of two ranks each, over torch."""
 
 from __future__ import annotations
 

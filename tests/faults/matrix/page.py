@@ -38,7 +38,7 @@ combinations (milliseconds): from the fault, or, where no call was pending, from
 comes when the call's time is over: here {limit:g} s, and {construct:g} s for constructions.
 """
 
-NETWORK = """## Two hosts in network namespaces, connected by gloo
+NETWORK = """## Two hosts in network namespaces, over torch
 
 The wire is cut with `ip link set down`, and restored when all ranks have had their time-out; the next cast then arrives
 on all ranks, as TCP sends again what was lost.

@@ -261,14 +261,6 @@ def cast_until_it_fails(lazy: LazyBroadcast[Any, Any]) -> None:
     raise AssertionError("casts work without the victim")
 
 
-def what_is_left(before: dict[str, int]) -> dict[str, int]:
-    """What this process has more than before; a thread that has done its work may need a moment to go."""
-    until_s = time.monotonic() + 2.0
-    while (more := resources.more(resources.held(), before)) and time.monotonic() < until_s:
-        time.sleep(0.02)
-    return more
-
-
 def live(rank: Rank) -> None:
     """Be one rank of a combination."""
     global me
@@ -292,7 +284,7 @@ def live(rank: Rank) -> None:
                 as_victim(lazy) if me.is_victim else as_survivor(lazy)
     except OutOfHere:
         me.say("left")
-    me.say("resources", more=what_is_left(before))
+    me.say("resources", more=resources.settled(before))
     again(group)
     me.say("done")
     group.leave()

@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -33,3 +34,11 @@ def held() -> dict[str, int]:
 def more(after: dict[str, int], before: dict[str, int]) -> dict[str, int]:
     """Return what there is more of than before."""
     return {name: count - before.get(name, 0) for name, count in after.items() if count > before.get(name, 0)}
+
+
+def settled(before: dict[str, int]) -> dict[str, int]:
+    """Return what this process has more than before; a thread that has done its work may need a moment to go."""
+    until_s = time.monotonic() + 2.0
+    while (left := more(held(), before)) and time.monotonic() < until_s:
+        time.sleep(0.02)
+    return left
