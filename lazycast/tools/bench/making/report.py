@@ -29,7 +29,7 @@ def lines(run: dict[str, Any]) -> Iterator[str]:
     """Yield a run, a line of Markdown at a time."""
     plan = run["plan"]
     yield from (f"# {title(run)}: who makes values", "", surroundings(run), "")
-    yield f"{plan['ranks']} ranks, {plan['helpers']} helpers, {plan['rounds']} rounds, medians (10th to 90th percentile)"
+    yield f"{plan['ranks']} ranks, {plan['helpers']} helpers, {plan['rounds']} rounds; median (10th to 90th percentile)"
     yield from ("", "| row | target | measured | reached |", "|---|---|---|---|")
     for verdict in run["verdicts"]:
         counted = verdict["row"] == "chat"  # and not timed
