@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from lazycast.tools.bench import machine as machine_of
+from lazycast.tools.bench.making.verdicts import spread, worst_p99
 from lazycast.tools.bench.plan import KIB, MIB, size_text
 from lazycast.tools.bench.report import seconds_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "docs" / "benchmarks"
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("comparison.md", "guarantees.md"))]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("comparison.md", "guarantees.md", "how-to/making.md"))]
 BLOCK = re.compile(r"(<!-- figures: (?P<name>[\w-]+) -->)(?P<gap>\n*).*?(?P<end>\n*<!-- end -->)", re.DOTALL)
 SIZES = (KIB, MIB, 64 * MIB)
 LEAST = 1.05  # two medians that are nearer are called equal, whatever their spreads
@@ -184,6 +185,65 @@ def sglang() -> str:
     )
 
 
+def making() -> str:
+    """Who makes values, where: what to choose for which materializer, and what was measured of it."""
+    rows = load("making-torch")["rows"]
+
+    def median(row: str, way: str) -> str:
+        return seconds_text(spread(rows[row][way]).median)
+
+    def tail(way: str) -> str:
+        return seconds_text(spread(worst_p99(rows["scheduler"][way])).median)
+
+    def photos_s(way: str) -> str:
+        return f"{spread(rows['photos'][way]).median:.0f}"
+
+    lines = [
+        ["is cheap", 'nothing, or `"every"`', f"small cast: {median('hit', 'lazycast-small')}"],
+        [
+            "is expensive, and releases the lock (decoders in C)",
+            'nothing: `"auto"` finds `"shard"`',
+            (
+                f"photos a second: {photos_s('lazycast-shard')}; with helpers {photos_s('lazycast-helpers')}; "
+                f"`ProcessPoolExecutor` {photos_s('executor')}"
+            ),
+        ],
+        [
+            "holds the lock (pure Python)",
+            "`Helpers(n)`",
+            (
+                f"p99 of a scheduler's step: {tail('lazycast-helpers')}; in a shard {tail('lazycast-shard')}; "
+                f"the same load by strangers {tail('strangers')}; none {tail('quiet')}"
+            ),
+        ],
+        [
+            "makes large values in other processes",
+            "`Helpers(n)`",
+            (
+                f"10 MB on top: {median('value', 'lazycast-helpers')}; `ProcessPoolExecutor` "
+                f"{median('value', 'executor')}, `multiprocessing.Pool` {median('value', 'pool')}, "
+                f"by hand {median('value', 'shared-pool')}"
+            ),
+        ],
+        [
+            "has many items in a request",
+            "a cast for each item",
+            f"eight photos on one rank: {median('album', 'lazycast-shard')}",
+        ],
+        [
+            "gets the same again",
+            "`memo=Memo(nbytes)`",
+            f"10 MB again: {median('hit', 'lazycast-memo')}",
+        ],
+        [
+            "may crash, hang, or eat memory",
+            "`Helpers(n, limit_s=, memory_nbytes=)`",
+            f"a helper is killed: {median('killed', 'lazycast-helpers')} lost",
+        ],
+    ]
+    return table(["your materializer", "choose", f"measured{BUSY if busy('making-torch') else ''}"], lines)
+
+
 def machine() -> str:
     run = load("bench-torch")
     box, plan = run["machine"], run["plan"]
@@ -205,7 +265,7 @@ def small() -> str:
 
 
 MADE: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (published, peers, readme, requests, photos, sglang, machine, idle, small)
+    made.__name__: made for made in (published, peers, readme, requests, photos, sglang, making, machine, idle, small)
 }
 
 

@@ -7,6 +7,7 @@ $ python -m examples.engine --backend local --ranks 2
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-batch", type=int, default=16, help="requests that run at a time")
     add("--max-open", type=int, default=256, help="requests under way; more are rejected")
     add("--max-inflight", type=int, default=64, help="casts that a rank may not have asked for")
+    add("--helpers", type=int, default=0, help="processes that make the pixels, so that no rank does; with lazycast")
+    add("--kill-every", type=float, help="kill a helper every so many seconds, to see that nobody notices")
     add("--json", type=Path, help="where to write all figures")
     return parser
 
@@ -49,6 +52,8 @@ def _arguments() -> argparse.Namespace:
     unknown = set(arguments.multimodal.split(",")) - set(WAYS)
     if unknown:
         parser.error(f"--multimodal: {', '.join(sorted(unknown))}: choose from {', '.join(WAYS)}")
+    if arguments.kill_every and not arguments.helpers:
+        parser.error("--kill-every needs --helpers")
     return arguments
 
 
@@ -58,6 +63,7 @@ def main() -> None:
     mix = Mix(a.qps, a.seconds, a.warm_up, a.photos, a.aborts, a.bad, a.seed)
     ways = tuple(a.multimodal.split(","))
     plan = Plan(ways, mix, a.busy_ms / 1e3, a.step_ms / 1e3, a.max_batch, a.max_open, a.max_inflight, a.json)
+    plan = dataclasses.replace(plan, helpers=a.helpers, kill_every_s=a.kill_every)
     for mark, kind in _STARTED.items():
         if mark in os.environ:
             rank(kind, plan)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lazycast import CastFuture, CastTimeoutError, LazyBroadcast, LazycastError, Tuning
+from lazycast import CastFuture, CastTimeoutError, Helpers, LazyBroadcast, LazycastError, Tuning
 
 from .photos import Pixels, develop
 from .ranks import Ranks
@@ -76,13 +76,17 @@ class LazycastInputs(Inputs):
         wake: called on rank 0 when some photos are settled.
         max_inflight: how many casts the slowest rank may not have asked for; beyond it `cast` blocks.
         timeout_s: how long photos may take (seconds).
+        helpers: so many processes of each host make the pixels; 0: ranks do.
     """
 
-    def __init__(self, ranks: Ranks, wake: Callable[[], None], *, max_inflight: int, timeout_s: float) -> None:
+    def __init__(
+        self, ranks: Ranks, wake: Callable[[], None], *, max_inflight: int, timeout_s: float, helpers: int = 0
+    ) -> None:
         self._lazy: LazyBroadcast[Payload, Pixels] = LazyBroadcast(
             develop,
             backend=ranks.backend,
             name="photos",
+            placement=Helpers(helpers) if helpers else "auto",
             timeout_s=timeout_s,
             tuning=Tuning(max_inflight=max_inflight),
         )
@@ -131,6 +135,10 @@ class LazycastInputs(Inputs):
                 self.drop(rid)
         else:
             self._lazy.discard(rid)
+
+    def dump(self) -> str:
+        """Say how everything stands, helpers too."""
+        return self._lazy.dump()
 
     def idle(self) -> bool:
         self._given_up = {future for future in self._given_up if not future.done()}
@@ -208,9 +216,15 @@ WAYS = ("lazycast", "object-list", "itself")
 
 
 def make(
-    way: str, ranks: Ranks, wake: Callable[[], None], *, max_inflight: int = 64, timeout_s: float = 60.0
+    way: str,
+    ranks: Ranks,
+    wake: Callable[[], None],
+    *,
+    max_inflight: int = 64,
+    timeout_s: float = 60.0,
+    helpers: int = 0,
 ) -> Inputs:
     """Make the inputs of one way. Collective."""
     if way == "lazycast":
-        return LazycastInputs(ranks, wake, max_inflight=max_inflight, timeout_s=timeout_s)
+        return LazycastInputs(ranks, wake, max_inflight=max_inflight, timeout_s=timeout_s, helpers=helpers)
     return ObjectListInputs(ranks) if way == "object-list" else ItselfInputs()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import queue
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import inputs, load, report
+from . import inputs, killer, load, report
 from .engine import Engine, Inbox
 from .front import Front
 from .model import Model
@@ -35,6 +37,8 @@ class Plan:
     max_open: int
     max_inflight: int
     json: Path | None = None
+    helpers: int = 0
+    kill_every_s: float | None = None
 
 
 @dataclass
@@ -45,6 +49,7 @@ class Account:
     counts: dict[str, int]
     iterations: int
     threads_left: list[str]
+    killed: int
     outcomes: dict[str, Outcome]
 
 
@@ -77,7 +82,9 @@ def _run(way: str, ranks: Ranks, plan: Plan, jpegs: list[bytes]) -> tuple[Accoun
     """Serve one load in one way. Returns what this rank made, and on rank 0 what the clients saw."""
     threads_before = set(threading.enumerate())
     inbox: Inbox = queue.SimpleQueue()
-    photos = inputs.make(way, ranks, lambda: inbox.put(Woken()), max_inflight=plan.max_inflight)
+    wake = functools.partial(inbox.put, Woken())
+    photos = inputs.make(way, ranks, wake, max_inflight=plan.max_inflight, helpers=plan.helpers)
+    kills = killer.Killer(photos, plan.kill_every_s) if ranks.rank == 0 and plan.kill_every_s else None
     clients = _Clients(plan, jpegs, photos, inbox) if ranks.rank == 0 else None
     model = Model(ranks, busy_s=plan.busy_s, step_s=plan.step_s)
     deliver: Callable[[Any], None] = clients.front.deliver if clients is not None else lambda replies: None
@@ -85,7 +92,8 @@ def _run(way: str, ranks: Ranks, plan: Plan, jpegs: list[bytes]) -> tuple[Accoun
     try:
         if clients is not None:
             clients.start()
-        engine.run()
+        with kills.at_work() if kills is not None else contextlib.nullcontext():
+            engine.run()
     except BaseException as exc:
         if clients is not None:
             clients.front.fail(f"the engine has broken down: {exc}")
@@ -98,7 +106,8 @@ def _run(way: str, ranks: Ranks, plan: Plan, jpegs: list[bytes]) -> tuple[Accoun
     digest = hashlib.sha256(repr(sorted((rid, dataclasses.astuple(o)) for rid, o in outcomes.items())).encode())
     left = [thread.name for thread in _still_alive(threads_before)]
     counts = dict(Counter(outcome.status for outcome in outcomes.values()))
-    return Account(digest.hexdigest()[:16], counts, engine.iterations, left, outcomes), seen
+    killed = kills.times if kills is not None else 0
+    return Account(digest.hexdigest()[:16], counts, engine.iterations, left, killed, outcomes), seen
 
 
 def _still_alive(before: set[threading.Thread]) -> list[threading.Thread]:

@@ -86,6 +86,16 @@ def test_the_cast_of_a_helper_that_dies_goes_to_another(tmp_path: Path) -> None:
     assert first["first"] != first["pid"]
 
 
+def _killed_as_it_begins(marker: str) -> tuple[Any, int]:
+    begins = functools.partial(helped.die_once_at_begin, marker)
+    with lazy_of(helped.who, helpers=Helpers(1, init=begins)) as lazy:
+        return value_of(lazy, "fine")["payload"], lazy.stats().helpers_lost
+
+
+def test_a_helper_that_is_killed_as_it_begins_fails_nothing(tmp_path: Path) -> None:
+    assert on_threads(_killed_as_it_begins, str(tmp_path / "marker")) == [("fine", 1), ("fine", 0)]
+
+
 def _leaves() -> tuple[str, Any]:
     with lazy_of(helped.leave) as lazy:
         text = errors_of(lazy, MaterializeError, 7)

@@ -179,6 +179,19 @@ def test_fewer_cores_than_ranks_are_a_note_and_quotas_are_named() -> None:
     assert "fewer ranks" in (finding.remedy or "")
 
 
+def test_helpers_have_the_cores_that_ranks_leave() -> None:
+    assert processors.for_helpers(["a", "a"], [Cores([0, 1, 2, 3, 4])] * 2).found == (
+        "3 cores are left beside 2 ranks: up to Helpers(3)"
+    )
+    hosts, ranks = ["a", "a", "b", "b"], [Cores([0, 1])] * 2 + [Cores([0, 1, 2, 3], 3.5)] * 2
+    finding = processors.for_helpers(hosts, ranks)
+    assert finding.verdict == "ok"
+    assert finding.found == (
+        "a: no core is left beside 2 ranks: helpers would share theirs; "
+        "b: 1 core is left beside 2 ranks: up to Helpers(1)"
+    )
+
+
 # Network
 
 

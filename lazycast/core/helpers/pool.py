@@ -3,7 +3,8 @@
 Guarantees:
 
 * As long as the pool is open there are, or begin, as many helpers as were asked for: one that has ended is replaced at
-  once, one that could not begin after a while, and later each time.
+  once, one that could not begin after a while, and later each time. The first one that is killed as it begins counts
+  among those that have ended.
 * A job goes to whoever is free, to one at a time. One whose helper dies goes to another one, once.
 * What helpers print appears on this process's own streams, line by line, and says whose it is.
 * After `stop` there is no helper, no thread and no descriptor left.
@@ -245,6 +246,12 @@ class Pool:
         self._close_helper(helper)
         if helper.ready:
             self.lost += 1
+            self._due_s[helper.number] = 0.0
+            return
+        killed = failure is None and helper.process.returncode < 0
+        if killed and not self._failed_starts:  # an accident, perhaps: casts wait, unless the next one is killed too
+            self.lost += 1
+            self._failed_starts = 1
             self._due_s[helper.number] = 0.0
             return
         said = helper.said.decode(errors="replace").strip()

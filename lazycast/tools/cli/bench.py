@@ -23,6 +23,7 @@ from lazycast.tools.bench.ways import WAYS
 from lazycast.tools.cli import (
     announce,
     arguments,
+    bench_making,
     bench_overhead,
     bench_page,
     bench_qps,
@@ -83,12 +84,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-requests", action="store_true", help="with --report: leave out the requests")
     parser.set_defaults(benchmark=None)
     others = parser.add_subparsers(
-        metavar="[small | qps | overhead | sglang | sglang-loop | report]",
+        metavar="[small | qps | making | overhead | sglang | sglang-loop | report]",
         title="other benchmarks, and the page of all",
     )
     modules = {
         "small": bench_small,
         "qps": bench_qps,
+        "making": bench_making,
         "overhead": bench_overhead,
         "sglang": bench_sglang,
         "sglang-loop": bench_sglang_loop,

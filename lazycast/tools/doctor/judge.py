@@ -90,6 +90,7 @@ def _of_the_hosts(facts: list[Facts], *, uses_torch: bool) -> list[Finding]:
         machine.shared_memory(machines),
         machine.place(machines),
         processors.per_rank([m.host for m in machines], [f.cores for f in facts]),
+        processors.for_helpers([m.host for m in machines], [f.cores for f in facts]),
         limits.memory(bounds),
         limits.address_space(bounds),
         limits.open_files(bounds),

@@ -17,9 +17,10 @@ import msgspec
 import numpy as np
 
 from lazycast.api import LazyBroadcast
-from lazycast.errors import MaterializeError
+from lazycast.errors import CastTimeoutError, MaterializeError
 from lazycast.net.backend import Backend
 from lazycast.net.host import headroom
+from lazycast.options import Helpers
 from lazycast.testing.kit import same
 from lazycast.testing.values import payloads
 from lazycast.tools.doctor.finding import Finding, ranks_text, size_text
@@ -119,6 +120,20 @@ def _placements(backend: Backend, timeout_s: float) -> Iterator[tuple[str, str |
                 found = lazy.broadcast(payload if lazy.is_root else None)
                 problem = problem or _difference(found, payload * 2)
         yield f"placement {placement}", problem
+    yield "a helper", _helped(backend, timeout_s)
+
+
+def _helped(backend: Backend, timeout_s: float) -> str | None:
+    """A process that is no rank starts, and makes a value; return what is wrong with it."""
+    payload = np.arange(70_001, dtype=np.int64)
+    with LazyBroadcast(
+        double, backend=backend, name="doctor-helpers", placement=Helpers(1), timeout_s=timeout_s
+    ) as lazy:
+        try:
+            found = lazy.broadcast(payload if lazy.is_root else None)
+        except (MaterializeError, CastTimeoutError) as exc:  # on every rank
+            return f"{type(exc).__name__}: {exc.message}"
+    return _difference(found, payload * 2)
 
 
 def _failure(lazy: LazyBroadcast[Any, Any]) -> Iterator[tuple[str, str | None]]:
