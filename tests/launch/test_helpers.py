@@ -32,6 +32,7 @@ from lazycast import (
 )
 from tests import helped
 
+pytestmark = pytest.mark.usefixtures("warm_python")  # for ranks: helpers are interpreters of their own
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60.0
 
@@ -62,7 +63,6 @@ def _made(root: int, shared_memory: bool | str) -> list[dict[str, Any]]:
         return [*found, {"pid": os.getpid(), "helpers": stats.helpers, "hosts": stats.hosts}]
 
 
-@pytest.mark.cold
 @pytest.mark.parametrize("backend", ["local", "torch", "mpi"])
 def test_helpers_of_the_leader_make_what_its_host_gets(backend: str) -> None:
     results = launch(_made, ranks=3, backend=backend, args=(1, "auto"), timeout_s=100)

@@ -120,7 +120,7 @@ CALLS: dict[str, Callable[[Lazy, Any, Any], object]] = {
 KINDS, KEYED, ROOTS = ("broadcast", "broadcast_async", "cancel"), (False, True), (0, 1)
 NUMBERS = (signal.SIGINT, signal.SIGALRM)
 #: By default one in so many steps of a call is tried.
-STRIDE = 3
+STRIDE = 6
 #: Each value of one with each of another. Which steps are tried depends on the place: together they try all.
 PAIRS = [
     ("broadcast", False, 0, signal.SIGINT),
