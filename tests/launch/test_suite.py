@@ -19,7 +19,7 @@ SUITE = ["-m", "lazycast.testing"]
 PARTS = str(Path(__file__).parent / "programs" / "suite_in_parts.py")
 BACKENDS = ("local", "torch", "mpi")
 #: What depends on what connects hosts, and on how ranks part. `conformance` has the others over a network.
-OVER_TORCH = ("contract.", "values.", "failures.", "diagnosis.", "pressure.", "lifecycle.", "observing.")
+OVER_TORCH = ("contract.", "values.", "diagnosis.", "pressure.", "lifecycle.", "observing.")
 
 
 def command(backend: str, ranks: int) -> list[str]:
@@ -54,8 +54,8 @@ def test_torch_carries_what_is_sent_over_a_network() -> None:
     check([warm.torchrun(), "--nproc_per_node", "3", PARTS, *OVER_TORCH], OVER_TORCH, "torch", 3)
 
 
-#: Once on each, of which CI runs no more: one and two ranks it has as threads, and the network of local ranks too.
-ONCE = {("local", 4, "shared"), ("torch", 4, "network"), ("mpi", 4, "shared")}
+#: CI runs no more of them: one and two ranks it has as threads, local processes on three hosts (`test_two_hosts`).
+ONCE = {("torch", 4, "network"), ("mpi", 4, "shared")}
 WHOLE = [
     (backend, ranks, path)
     for backend in BACKENDS

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.skipif(find_spec("sglang") is not None, reason="SGLang 
 WAIT_S = 20.0
 
 
+@pytest.mark.cold
 def test_importing_it_brings_in_neither_sglang_nor_torch(run_python: Callable[..., str]) -> None:
     code = "import sys, lazycast.adapters.sglang\nprint(*sorted({'sglang', 'torch'} & set(sys.modules)))\n"
     assert run_python(code).split() == []
