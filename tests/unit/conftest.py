@@ -40,7 +40,7 @@ def _leak_free(request: pytest.FixtureRequest) -> Iterator[None]:
     threads, descriptors = set(threading.enumerate()), _descriptors()
     yield
     for thread in set(threading.enumerate()) - threads:
-        thread.join(2.0)
+        thread.join(JOIN_S)
         assert not thread.is_alive(), f"the test left the thread {thread.name!r} behind"
     if _descriptors() - descriptors:
         gc.collect()

@@ -106,7 +106,7 @@ def test_what_is_done_need_not_wait_for_the_callback_thread() -> None:
     cast.future.settle_error(KeyError("x"))
     assert not future.done()
     with pytest.raises(ValueError, match="translated 'x'"):
-        future.result(5)
+        future.result(30)
     for callback in cast.callbacks:  # which comes too late, and changes nothing
         callback()
     assert isinstance(future.exception(0), ValueError)
