@@ -44,6 +44,17 @@ def _shared() -> Path:
 
 
 @pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes first: the other processes of `-n` do not wait for the last of it."""
+    items.sort(key=lambda item: not _takes_long(item))
+
+
+def _takes_long(item: pytest.Item) -> bool:
+    own = item.get_closest_marker("timeout")  # whoever has more time than others takes it
+    return own is not None and own.args[0] > float(item.config.getini("timeout"))
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
     """What is there before the first test is there after the last: the collections of the tests need not look at it."""
     gc.collect()

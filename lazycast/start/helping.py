@@ -23,6 +23,9 @@ from lazycast.options import Options
 
 logger = logging.getLogger("lazycast")
 
+#: How long after a rank's time is over it still waits to be told what has come of the helpers of others (seconds).
+_SAYS_S = 5.0
+
 
 def objection(options: Options) -> LazycastError | None:
     """Return the error that an `init` deserves which cannot travel, or None."""
@@ -40,7 +43,8 @@ def begin(engine: Engine, group: Group, options: Options, context: Context, dead
     """Begin to start helpers, where this rank has some; with an `init`, wait until it has been called in all.
 
     Raises: MaterializeError on every rank, if one could not begin.
-    Collective: with an `init`. Blocking: then, up to the deadline (monotonic seconds).
+    Collective: with an `init`. Blocking: then, up to the deadline (monotonic seconds), and some seconds more for what
+    other ranks say of theirs.
     """
     helpers = options.helpers
     if helpers is None:
@@ -52,8 +56,9 @@ def begin(engine: Engine, group: Group, options: Options, context: Context, dead
         return
     found = [failure]
     if group.size > 1:
-        # Those without helpers wait for those that have some, which may have taken all the time there was.
-        left_s = max(1.0, deadline_s - time.monotonic())
+        # Those without helpers wait for those that have some, which may take all the time there is, began later than
+        # the others, and then say what they lack.
+        left_s = max(0.0, deadline_s - time.monotonic()) + _SAYS_S
         blobs = context.exchange(msgspec.msgpack.encode(failure), timeout_s=left_s)
         found = [msgspec.msgpack.decode(blob, type=Failure | None) for blob in blobs]
     first = next((one for one in found if one is not None), None)

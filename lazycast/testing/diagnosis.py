@@ -82,7 +82,8 @@ def a_time_out_compares_the_numbers_of_calls(rank: Rank) -> None:
             same((exc.operation, exc.key, exc.seq, exc.missing), ("broadcast", None, None, (0,)))
         rank.meet()
         if lazy.is_root:
-            raises(CastTimeoutError, "had waited 3 s", lambda: lazy.broadcast(2))  # what the others have waited for
+            # That is what the others have waited for.
+            raises(CastTimeoutError, f"had waited {TOLD_S:g} s", lambda: lazy.broadcast(2))
         same(lazy.broadcast(3), 3)
 
 

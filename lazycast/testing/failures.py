@@ -185,7 +185,8 @@ def a_time_out_names_the_root_that_did_not_call(rank: Rank) -> None:
         rank.meet()
         # The call that timed out has consumed the root's next cast of this key, which is to be everybody's or nobody's.
         if lazy.is_root:
-            exc = raises(CastTimeoutError, r"rank \d+ \(.*had waited 3 s", lambda: lazy.broadcast("late", key="k"))
+            said = rf"rank \d+ \(.*had waited {TOLD_S:g} s"
+            exc = raises(CastTimeoutError, said, lambda: lazy.broadcast("late", key="k"))
             check(exc.rank != 0, f"{exc.rank=}")
         same(lazy.broadcast("next", key="k"), "next")
 

@@ -21,8 +21,9 @@ E = TypeVar("E", bound=BaseException)
 #: Long enough for a loaded machine; whoever runs into it has found a hang.
 TIMEOUT_S = 40.0
 #: So short that a test ends soon, and so long that a call which waits in vain has been told by the root what it waits
-#: for: it asks a fifth of that before the end.
-TOLD_S = 3.0
+#: for: it asks a fifth of that before the end, but at most a second. No less: on a busy machine an answer may take most
+#: of a second.
+TOLD_S = 5.0
 
 _local = threading.local()
 

@@ -64,7 +64,7 @@ def stop_reading(lazy: LazyBroadcast[Any, Any]) -> None:
     mesh: Any = lazy._lane.near.relay._mesh  # type: ignore[union-attr]
     mesh._closing = True
     os.eventfd_write(mesh._wake_fd, 1)
-    mesh._thread.join(5)
+    mesh._thread.join(30)
     assert not mesh._thread.is_alive()
 
 

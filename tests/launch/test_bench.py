@@ -53,7 +53,8 @@ TINY = ["--ranks", "2", "--sizes", "1KiB,64KiB", "--rounds", "3", "--cell-s", "5
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("backend", ["torch", *(pytest.param(it, marks=SELDOM) for it in ("local", "mpi"))])
+@pytest.mark.usefixtures("warm_python")
+@pytest.mark.parametrize("backend", ["local", *(pytest.param(it, marks=SELDOM) for it in ("torch", "mpi"))])
 def test_bench(backend: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lazycast", "bench", "--backend", backend, *TINY, "--out", str(tmp_path)]
     command += ["--ways", ",".join(EVERYWHERE + LIGHT[backend])]

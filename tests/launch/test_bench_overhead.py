@@ -14,6 +14,7 @@ from lazycast.tools.bench import overhead
 from .command import run
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(100)
 def test_bench_overhead(tmp_path: Path) -> None:
     options = ["--backend", "local", "--ranks", "2", "--rounds", "3", "--casts", "20", "--window", "4"]

@@ -21,6 +21,7 @@ from .command import run
 QUICK = ["--seconds", "0.1", "--rounds", "1", "--concurrency", "2", "--workloads", "thumbnail"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(100)
 @pytest.mark.usefixtures("warm_python")
 def test_bench_qps(tmp_path: Path) -> None:

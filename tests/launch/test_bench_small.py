@@ -16,6 +16,7 @@ from lazycast.tools.bench.ways import WAYS, PlainPython
 from .command import run
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(100)
 def test_bench_small(tmp_path: Path) -> None:
     options = ["--backend", "local", "--ranks", "2", "--rounds", "2", "--calls", "3", "--casts", "20"]

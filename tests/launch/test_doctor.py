@@ -82,6 +82,7 @@ def test_alone() -> None:
     assert shown == list(findings), "the page shows another report: make docs-outputs"
 
 
+@pytest.mark.exhaustive
 def test_under_torchrun() -> None:
     said = examined([*torchrun(3), *DOCTOR, "--timeout-s", "60"], 0)
     check_healthy(said, 3)

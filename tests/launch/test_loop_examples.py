@@ -25,7 +25,7 @@ def launched(launcher: str) -> list[str]:
     return [warm.torchrun(), "--nproc_per_node", "4"]
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "mpirun"])
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("mpirun", marks=pytest.mark.exhaustive)])
 def test_aborts_a_damaged_photo_and_a_slow_rank_are_the_same_for_all(launcher: str) -> None:
     done = run([*launched(launcher), str(ROOT / "examples/loop/service.py")], timeout_s=110, GLOO_SOCKET_IFNAME="lo")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -45,6 +45,7 @@ def test_aborts_a_damaged_photo_and_a_slow_rank_are_the_same_for_all(launcher: s
     assert sum(developed for developed, _ in said.values()) <= 24 - 1 - len(aborted) + workers, done.stdout
 
 
+@pytest.mark.exhaustive
 def test_a_receive_path_takes_up_what_every_rank_has() -> None:
     script = str(ROOT / "examples/loop/receive_path.py")
     done = run([warm.torchrun(), "--nproc_per_node", "2", script, "1"], timeout_s=110, GLOO_SOCKET_IFNAME="lo")
@@ -54,8 +55,9 @@ def test_a_receive_path_takes_up_what_every_rank_has() -> None:
     }, done.stdout
 
 
-def test_a_front_serves_a_thousand_clients_while_the_other_ranks_loop() -> None:
-    done = run([warm.python(), str(ROOT / "examples/loop/front.py"), "--clients", "1000"], timeout_s=110)
+@pytest.mark.parametrize("clients", [200, pytest.param(1000, marks=pytest.mark.exhaustive)])
+def test_a_front_serves_many_clients_while_the_other_ranks_loop(clients: int) -> None:
+    done = run([warm.python(), str(ROOT / "examples/loop/front.py"), "--clients", str(clients)], timeout_s=110)
     assert done.returncode == 0, done.stdout + done.stderr
-    answers = re.findall(r"^rank (\d): \{'answers': 1000, 'kinds': 2", done.stdout, re.MULTILINE)
+    answers = re.findall(rf"^rank (\d): \{{'answers': {clients}, 'kinds': 2", done.stdout, re.MULTILINE)
     assert answers == ["0", "1", "2"], done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.message
 import email.parser
+import fcntl
 import hashlib
 import os
 import re
@@ -47,8 +48,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source package, and the wheel that was built from it."""
-    return build(source, tmp_path_factory.mktemp("dist"))
+    """A source package, and the wheel that was built from it, once for all processes of `-n`."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "dist"
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            build(source, tmp_path_factory.mktemp("dist")).rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,8 @@ def test_it_keeps_the_contract() -> None:
     passes("contract.", 100)
 
 
-@pytest.mark.exhaustive  # all but the contract is the same on every backend
+@pytest.mark.exhaustive
+@pytest.mark.long  # all but the contract is the same on every backend
 @pytest.mark.timeout(400)
 def test_it_passes_the_whole_suite() -> None:
     passes("", 380)

@@ -1,6 +1,8 @@
 """Run the tests of the SGLang adapter: each release, in its own environment, on 2 and on 4 ranks.
 
-    python tests/sglang/run.py [--release 0.5.9] [--ranks 2] [pytest options]
+    python tests/sglang/run.py [--release 0.5.9] [--ranks 2] [--once] [pytest options]
+
+With `--once`, as in CI: the older release on 2 ranks, the newer one on 4.
 
 For 0.5.23 those of `loop` follow, on real schedulers that they start themselves.
 The example and the smallest benchmark follow, unless there are pytest options, which choose tests.
@@ -28,6 +30,7 @@ EXAMPLE = HERE.parents[1] / "examples" / "sglang" / "scheduler.py"
 WAYS = {"itself", "sglang", "lazycast", "broadcast_pyobj", "lazycast-requests"}
 LOOP_LIMIT_S = 1200.0
 LOOP_RELEASE = "0.5.23"
+ONCE = {"0.5.9": (2,), "0.5.23": (4,)}
 NOTHING_CHOSEN = 5  # pytest's exit code
 LIMIT_S = 480.0  # of one run: importing SGLang takes a minute where its files have not been read yet
 
@@ -111,7 +114,9 @@ def benchmark(python: Path) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--release", choices=RELEASES, action="append", help="default: all")
-    parser.add_argument("--ranks", type=int, action="append", help="default: 2 and 4")
+    ranks_of = parser.add_mutually_exclusive_group()
+    ranks_of.add_argument("--ranks", type=int, action="append", help="default: 2 and 4")
+    ranks_of.add_argument("--once", action="store_true", help="each release on one number of ranks")
     args, options = parser.parse_known_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what has been started is ended
     failed = False
@@ -121,7 +126,7 @@ def main() -> int:
         except (OSError, subprocess.CalledProcessError) as exc:
             print(f"no environment for SGLang {release}: {exc}", file=sys.stderr)
             return 1
-        for ranks in args.ranks or (2, 4):
+        for ranks in args.ranks or (ONCE[release] if args.once else (2, 4)):
             began_s = time.monotonic()
             passed = tests(python, ranks, options)
             said = "passed" if passed else "FAILED"

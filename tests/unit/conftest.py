@@ -35,12 +35,12 @@ def _descriptors() -> set[str]:
 @pytest.fixture(autouse=True)
 def _leak_free(request: pytest.FixtureRequest) -> Iterator[None]:
     """Threads and descriptors are what they were when a test is over."""
-    if "warm_python" in request.fixturenames:
+    if {"warm_python", "run_python"} & set(request.fixturenames):
         warm.python()  # the parent of its ranks lasts, which is no leak
     threads, descriptors = set(threading.enumerate()), _descriptors()
     yield
     for thread in set(threading.enumerate()) - threads:
-        thread.join(2.0)
+        thread.join(JOIN_S)
         assert not thread.is_alive(), f"the test left the thread {thread.name!r} behind"
     if _descriptors() - descriptors:
         gc.collect()
@@ -57,8 +57,12 @@ RunPython = Callable[..., str]
 
 
 @pytest.fixture
-def run_python(tmp_path: Path) -> RunPython:
-    """Run source code in a fresh interpreter, fail unless it ends with 0, and return what it printed."""
+def run_python(tmp_path: Path, request: pytest.FixtureRequest) -> RunPython:
+    """Run source code in a process of its own, fail unless it ends with 0, and return what it printed.
+
+    It is forked by one that has torch, which it may import at once. A test that is `cold` has a fresh interpreter.
+    """
+    python = sys.executable if request.node.get_closest_marker("cold") else warm.python()
 
     def run(code: str, *args: str, path: tuple[Path, ...] = ()) -> str:
         folder = tmp_path / "child"
@@ -69,7 +73,7 @@ def run_python(tmp_path: Path) -> RunPython:
         script = folder / "script.py"
         script.write_text(code)
         done = subprocess.run(
-            [sys.executable, str(script), *args],
+            [python, str(script), *args],
             cwd=folder,
             env=environment,
             capture_output=True,

@@ -8,6 +8,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 import lazycast
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,11 +142,13 @@ def test_a_backend_moves_bytes_and_knows_nothing_of_casts() -> None:
         assert all(any(name.startswith(module) for module in offered) for name in ours), (path, ours)
 
 
+@pytest.mark.cold
 def test_importing_lazycast_brings_in_no_framework(run_python: Callable[..., str]) -> None:
     code = f"import sys, lazycast, lazycast.tools.cli\nprint(*sorted({HEAVY!r} & set(sys.modules)))\n"
     assert run_python(code).split() == []
 
 
+@pytest.mark.cold
 def test_the_local_backend_brings_in_no_framework(run_python: Callable[..., str]) -> None:
     code = f"""
 import sys, lazycast

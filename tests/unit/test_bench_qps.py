@@ -151,7 +151,7 @@ def test_a_closed_loop_waits_for_the_other_ranks(tmp_path: Path) -> None:
     time.sleep(0.05)
     assert (loop.started, other.least()) == (4, 2)
     other.put(5)
-    thread.join(5)
+    thread.join(30)
     assert (loop.finished, mine.least()) == (5, 5)
 
 

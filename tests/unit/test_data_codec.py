@@ -427,6 +427,7 @@ def test_a_description_that_is_none_is_refused(description: object) -> None:
         dtypes.read(description)
 
 
+@pytest.mark.cold
 def test_nothing_is_imported_or_unpickled(run_python: Any) -> None:
     body, layout = encode({"t": torch.zeros(3)})
     code = f"""

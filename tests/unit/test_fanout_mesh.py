@@ -407,13 +407,13 @@ def test_a_thread_that_is_in_a_sink_keeps_its_descriptors_until_it_ends(monkeypa
         mesh, sink = host.meshes[1], host.sinks[1]
         sink.open.clear()
         host.meshes[0].send(1, b"held up")
-        assert sink.entered.wait(5)
+        assert sink.entered.wait(30)
         mesh.close(timeout_s=0.0)
         os.fstat(mesh._wake_fd)  # it is open
         thread = mesh._thread
         assert thread is not None
         sink.open.set()
-        thread.join(5)
+        thread.join(30)
         assert not thread.is_alive()
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(mesh._wake_fd)

@@ -120,7 +120,7 @@ CALLS: dict[str, Callable[[Lazy, Any, Any], object]] = {
 KINDS, KEYED, ROOTS = ("broadcast", "broadcast_async", "cancel"), (False, True), (0, 1)
 NUMBERS = (signal.SIGINT, signal.SIGALRM)
 #: By default one in so many steps of a call is tried.
-STRIDE = 3
+STRIDE = 6
 #: Each value of one with each of another. Which steps are tried depends on the place: together they try all.
 PAIRS = [
     ("broadcast", False, 0, signal.SIGINT),
@@ -140,7 +140,8 @@ def _combinations() -> Iterator[Any]:
     for place, it in enumerate(PAIRS):
         yield pytest.param(*it, place % STRIDE, STRIDE, id=f"{_name_of(*it)}-some")
     for it in itertools.product(KINDS, KEYED, ROOTS, NUMBERS):
-        yield pytest.param(*it, 0, 1, id=f"{_name_of(*it)}-all", marks=pytest.mark.exhaustive)
+        marks = [pytest.mark.exhaustive, *([] if it in PAIRS else [pytest.mark.long])]
+        yield pytest.param(*it, 0, 1, id=f"{_name_of(*it)}-all", marks=marks)
 
 
 def _name_of(kind: str, keyed: bool, root: int, number: signal.Signals) -> str:

@@ -58,8 +58,8 @@ def options() -> Options:
         trust="pickle",
         max_inflight=64,
         max_inflight_nbytes=1 << 30,
-        timeout_s=5.0,
-        warn_after_s=5.0,
+        timeout_s=30.0,
+        warn_after_s=30.0,
         executor=None,
         arena_nbytes=1 << 20,
         shared_memory=False,
@@ -97,7 +97,7 @@ def test_a_rank_reports_on_a_cast_that_fails_before_its_part_begins() -> None:
         assert said(link, Report) == Report(RANK, 1, False)
         lane.on_message(Code(2, "sha256:unknown", failure=Failure("encode", 0, "h", "no code")), memoryview(b""))
         with pytest.raises(MaterializeError, match="it failed"):
-            lane.call(None, None, None, 5.0).result(5)
+            lane.call(None, None, None, 30.0).result(30)
     finally:
         lane.engine.close(0.0)
 
@@ -123,7 +123,7 @@ def test_a_rank_that_is_alone_on_its_host_waits_for_no_owner_and_keeps_nothing_o
         fn = MaterializerRef("builtins:sorted", "sorted", ("builtins", "sorted"))
         cast = Cast(1, None, "shard", False, fn, encoded.nbytes, layout.stream_nbytes, layout.frames)
         lane.on_message(cast, memoryview(body))
-        assert lane.call(None, None, None, 5.0).result(5) == [1, 2, 3]
+        assert lane.call(None, None, None, 30.0).result(30) == [1, 2, 3]
         gc.collect()
         # Not isinstance: that asks every object for its class, and deprecated ones of torch answer with a warning.
         assert [thing for thing in gc.get_objects() if type(thing) is Arrival] == []
@@ -140,7 +140,7 @@ def test_a_cast_fails_whose_owner_had_gone_when_it_came(agree: bool) -> None:
         lane.on_neighbour_gone(VICTIM, None)
         cast = Cast(1, None, "shard", agree, MaterializerRef("builtins:len", "len", ("builtins", "len")), turn=2)
         lane.on_message(cast, memoryview(b""))
-        future = lane.call(None, None, None, 5.0)
+        future = lane.call(None, None, None, 30.0)
         if agree:
             report = said(link, Report)
             assert isinstance(report, Report)
@@ -148,7 +148,7 @@ def test_a_cast_fails_whose_owner_had_gone_when_it_came(agree: bool) -> None:
             assert (report.failure.kind, report.failure.rank) == ("closed", VICTIM)
             lane.on_message(Verdict(1, report.failure), memoryview(b""))
         with pytest.raises(ClosedError, match=f"rank {VICTIM} .h. has closed"):
-            future.result(5)
+            future.result(30)
     finally:
         lane.engine.close(0.0)
 
@@ -169,7 +169,7 @@ def test_an_owner_keeps_the_cause_of_its_failure_though_the_verdict_is_there_bef
         layout = encoded.layout
         fn = MaterializerRef("builtins:int", "int", ("builtins", "int"))
         cast = Cast(1, None, "shard", True, fn, encoded.nbytes, layout.stream_nbytes, layout.frames, turn=1)
-        future = lane.call(None, None, None, 5.0)
+        future = lane.call(None, None, None, 30.0)
         lane.on_message(cast, memoryview(body))
         exc = future.exception(5)
         assert isinstance(exc, MaterializeError)
@@ -187,7 +187,7 @@ def test_a_call_that_is_given_up_before_its_turn_is_told_with_the_reason(closing
     lane.start(timeout_s=1.0)
     lane.engine.clock.stop()  # the test does its work
     try:
-        future = lane.call("payload", None, None, 5.0)
+        future = lane.call("payload", None, None, 30.0)
         ask = lane.desk.waits.waiting()[0]
         lane.engine.closing = closing
         lane.desk.settle_error(ask, ClosedError("given up here"))
@@ -247,7 +247,7 @@ def test_an_interrupt_while_a_call_is_made_that_has_to_wait_for_room_leaves_its_
     monkeypatch.setattr(lane.intake, "_must_wait", interrupted)
     try:
         with pytest.raises(KeyboardInterrupt):
-            lane.call(1, None, None, 5.0)
+            lane.call(1, None, None, 30.0)
         cast = said(link, Cast)
         assert isinstance(cast, Cast)
         assert cast.failure is not None
@@ -302,7 +302,7 @@ def test_a_call_made_after_a_loss_names_it_though_somebody_closes_at_that_moment
     try:
         lane.on_message(Gone(VICTIM, Failure("lost", VICTIM, "h", "was lost")), memoryview(b""))
         with lane.engine.lock:  # as far as a call had come when the news of the root's end arrived
-            ask = lane.desk.make_ask("later", 5.0, time.monotonic(), "broadcast")
+            ask = lane.desk.make_ask("later", 30.0, time.monotonic(), "broadcast")
             lane.desk.book(ask)
         lane.on_message(Gone(0, Failure("closed", 0, "h", "has closed")), memoryview(b""))
         error = ask.future.exception(5)
@@ -317,13 +317,13 @@ def test_a_cast_that_comes_after_a_loss_meets_no_later_call() -> None:
     lane = follower(FakeLink(1 << 20))
     try:
         lane.on_message(Gone(VICTIM, Failure("lost", VICTIM, "h", "was lost")), memoryview(b""))
-        first = lane.call(None, None, None, 5.0)
+        first = lane.call(None, None, None, 30.0)
         refused = Cast(1, None, "every", False, None, failure=Failure("refused", 0, "h", "meant for the first"))
         lane.on_message(refused, memoryview(b""))
-        second = lane.call(None, None, None, 5.0)
+        second = lane.call(None, None, None, 30.0)
         for future in (first, second):
             with pytest.raises(PeerLostError):
-                future.result(5)
+                future.result(30)
         assert lane.engine.looks.stats().unasked == 0
     finally:
         lane.engine.close(0.0)
@@ -346,7 +346,7 @@ def test_an_interrupt_when_a_follower_asks_for_what_has_come_leaves_neither_its_
         mark = fingerprint([1, 2])
         lane.on_message(Cast(1, None, "every", True, None, fingerprint=mark), memoryview(b""))
         with pytest.raises(KeyboardInterrupt):
-            lane.call([1, 2], None, None, 5.0)
+            lane.call([1, 2], None, None, 30.0)
         report = said(link, Report)
         assert isinstance(report, Report)
         assert (report.seq, report.read) == (1, True)
@@ -387,13 +387,13 @@ def test_a_call_of_a_follower_that_is_interrupted_counts_once_it_is_made(monkeyp
     monkeypatch.setattr(lane.desk, "book", interrupted)
     try:
         with pytest.raises(KeyboardInterrupt):
-            lane.call(None, None, None, 5.0)
-        second = lane.call(None, None, None, 5.0)
+            lane.call(None, None, None, 30.0)
+        second = lane.call(None, None, None, 30.0)
         for seq in (1, 2):
             failure = Failure("refused", 0, "h", f"the failure of cast {seq}")
             lane.on_message(Cast(seq, None, "every", False, None, failure=failure), memoryview(b""))
         with pytest.raises(RemoteError, match="the failure of cast 2"):
-            second.result(5)
+            second.result(30)
     finally:
         lane.engine.close(0.0)
 
@@ -453,9 +453,9 @@ def test_the_root_materializes_nothing_for_a_call_that_was_given_up_before_its_t
     lane.engine.clock.stop()  # the test does its work
     made: list[str] = []
     try:
-        lane.call("given up", made.append, None, 5.0)
+        lane.call("given up", made.append, None, 30.0)
         lane.desk.settle_error(lane.desk.waits.waiting()[0], CastTimeoutError("too late"))
-        lane.call("wanted", made.append, None, 5.0)
+        lane.call("wanted", made.append, None, 30.0)
         lane.work()
         cast = said(link, Cast)
         assert isinstance(cast, Cast)
@@ -483,7 +483,7 @@ def test_an_interrupt_while_a_call_is_cancelled_leaves_no_future_that_never_ends
 
     monkeypatch.setattr(lane.desk, "take", interrupted)
     try:
-        future = lane.call(None, None, None, 5.0)
+        future = lane.call(None, None, None, 30.0)
         with pytest.raises(KeyboardInterrupt):
             future.cancel()
         assert future.cancelled()

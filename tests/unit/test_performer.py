@@ -30,7 +30,7 @@ class Caller:
         self.performer.run(part, self.done.put, here=here)
 
     def result(self) -> Result:
-        return self.done.get(timeout=3.0)
+        return self.done.get(timeout=30.0)
 
     def assert_no_more(self) -> None:
         assert self.done.empty(), "done was called twice"

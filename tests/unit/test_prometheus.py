@@ -52,7 +52,7 @@ class Page:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(5)
+        self._thread.join(30)
 
 
 @pytest.fixture

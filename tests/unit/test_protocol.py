@@ -167,6 +167,7 @@ def test_keys_meet_in_any_order(hosts: Any, placement: str, agree: bool) -> None
     explored(Case(script, placement, agree, hosts=hosts), check, least=20)
 
 
+@pytest.mark.exhaustive
 def test_two_casts_that_agree() -> None:
     script = (cast("a", 1, double), cast("b", 3)), (ask("b"), ask("a"))
 

@@ -7,6 +7,7 @@ import os
 from collections import Counter, deque
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -225,4 +226,6 @@ class Mailboxes(RuleBasedStateMachine):
 
 TestArenas = Arenas.TestCase
 TestMailboxes = Mailboxes.TestCase
-TestArenas.settings = TestMailboxes.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestArenas.settings = TestMailboxes.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+# Seconds of processor time, which are minutes on a busy machine.
+TestArenas.pytestmark = TestMailboxes.pytestmark = [pytest.mark.timeout(300)]
