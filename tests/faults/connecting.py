@@ -84,7 +84,7 @@ def main() -> None:
     outcome(construct)
     for lazy in made:
         outcome(lambda lazy=lazy: lazy.broadcast("x" if lazy.is_root else None, timeout_s=30))
-        say("kind", link=lazy._lane._relay._link.kind)
+        say("kind", link=lazy._lane.near.relay._link.kind)
         lazy.close(timeout_s=20)
     made.clear()
     say("left", more=resources.settled(before))
