@@ -282,7 +282,7 @@ class Pool:
     # The end
 
     def stop(self) -> None:
-        """End all helpers, in the middle of what they do. Idempotent. Blocking: until they have ended, or `_STOPS_S`."""
+        """End all helpers, in the middle of what they do. Idempotent. Blocking: until they have, or `_STOPS_S`."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
