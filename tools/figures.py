@@ -227,8 +227,8 @@ def making() -> str:
         ],
         [
             "has many items in a request",
-            "a cast for each item",
-            f"eight photos on one rank: {median('album', 'lazycast-shard')}",
+            "`Each(fn)` with `Helpers(n)`",
+            f"eight photos: {median('album', 'lazycast-each')}; by one rank {median('album', 'lazycast-shard')}",
         ],
         [
             "gets the same again",
