@@ -12,16 +12,20 @@ from collections.abc import Iterator
 
 from .inputs import Inputs, LazycastInputs
 
-_HELPER = re.compile(r"helper \d+: process (?P<pid>\d+), (?:is free|makes cast #(?P<cast>\d+))")
+_AT_WORK = re.compile(r"helper \d+: process (\d+), makes cast #(\d+)")
+_STANDS_S = 0.05  # until what a helper had sent before it was stopped has been heard of
 
 
 class Killer:
-    """Kills one helper every so many seconds, one at work if there is one. `times`: how many so far."""
+    """Kills one helper every so many seconds, in the middle of its work. `times`: how many so far.
+
+    A cast that loses two helpers fails, as it should: what kills both may be its payload. So no cast is hit twice.
+    """
 
     def __init__(self, inputs: Inputs, every_s: float) -> None:
         self._inputs, self._every_s = inputs, every_s
         self._over = threading.Event()
-        self._hit: set[str] = set()  # casts that have lost a helper: a second death would be theirs
+        self._hit: set[str] = set()  # casts that have lost a helper
         self.times = 0
 
     @contextlib.contextmanager
@@ -37,15 +41,20 @@ class Killer:
     def _run(self) -> None:
         while not self._over.wait(self._every_s):
             if isinstance(self._inputs, LazycastInputs):
-                self._kill_one(self._inputs.dump())
+                self._kill_one(self._inputs)
 
-    def _kill_one(self, dump: str) -> None:
-        found = [match for match in _HELPER.finditer(dump) if match["cast"] not in self._hit]
-        if not found:
+    def _kill_one(self, inputs: LazycastInputs) -> None:
+        working = [pid for pid, cast in _AT_WORK.findall(inputs.dump()) if cast not in self._hit]
+        if not working:
             return
-        victim = random.choice([match for match in found if match["cast"]] or found)
-        if victim["cast"]:
-            self._hit.add(victim["cast"])
-        self.times += 1
+        pid = random.choice(working)
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself
-            os.kill(int(victim["pid"]), signal.SIGKILL)
+            os.kill(int(pid), signal.SIGSTOP)  # while it stands still it takes no other cast
+            self._over.wait(_STANDS_S)
+            cast = dict(_AT_WORK.findall(inputs.dump())).get(pid)
+            if cast is None or cast in self._hit:
+                os.kill(int(pid), signal.SIGCONT)
+                return
+            self._hit.add(cast)
+            self.times += 1
+            os.kill(int(pid), signal.SIGKILL)
