@@ -27,6 +27,7 @@ from lazycast.errors import (
     WouldBlockError,
 )
 from lazycast.here import cancelled
+from lazycast.materialize.each import Each
 from lazycast.materialize.materializers import register_materializer
 from lazycast.materialize.placement.chooser import PlacementCost, Standing
 from lazycast.materialize.staged import Staged
@@ -48,6 +49,7 @@ __all__ = [
     "ConfigMismatchError",
     "DecodeError",
     "DivergenceError",
+    "Each",
     "EncodeError",
     "GroupStats",
     "Helpers",

@@ -18,12 +18,14 @@ class _Here(threading.local):
     `depth`: how many pieces of lazycast's own work this thread is in; 0 in user code. `defers`: whether signals wait
     for their end, as they do not in user code. `holds`: whether their handlers have been put aside. `main`: whether
     this thread runs them. `unwanted`: in a materializer, says whether anybody still waits for what it makes.
+    `item`: at which item of an `Each` the materializer has raised.
     """
 
     depth = 0
     defers = False
     holds = False
     unwanted: Callable[[], bool] | None = None
+    item: int | None = None
 
     def __init__(self) -> None:
         self.main = threading.get_ident() == threading.main_thread().ident

@@ -201,3 +201,72 @@ def rebuilt(pid: int) -> OnlyHere:
     if pid != os.getpid():
         raise RuntimeError("it is only where it was made")
     return OnlyHere()
+
+
+# For `Each`
+
+
+def tripled(item: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return item * 3
+
+
+def items_of(payload: dict[str, Any]) -> list[Any]:
+    found: list[Any] = payload["items"]
+    return found
+
+
+def sizes_and_sum(made: list[np.ndarray[Any, Any]]) -> tuple[list[int], float]:
+    return [one.size for one in made], float(sum(one.sum() for one in made))
+
+
+def with_number(payload: dict[str, Any], hint: Any) -> tuple[int, Any]:
+    return payload["number"], hint
+
+
+def made_by(item: np.ndarray[Any, Any]) -> tuple[int, int]:
+    return os.getpid(), int(np.unique(item).item())
+
+
+def inverse(item: float) -> float:
+    return 1 / item
+
+
+def raises_on_one_rank(made: list[Any]) -> list[Any]:
+    if os.environ["LAZYCAST_RANK"] == "1":
+        raise LookupError("not here")
+    return made
+
+
+def as_many_as_its_process_says(payload: list[Any]) -> list[Any]:
+    return [1.0] * (2 + int(os.environ["LAZYCAST_RANK"]))
+
+
+class Locked:
+    def __init__(self, number: int) -> None:
+        self.number, self.lock = number, threading.Lock()
+
+
+def locked(item: int) -> Locked:
+    return Locked(item)
+
+
+def numbers_of(made: list[Locked]) -> list[int]:
+    return [one.number for one in made]
+
+
+def slow_item(item: tuple[str, int]) -> int:
+    slow((item[0], item[1]))
+    return item[1]
+
+
+def item_that_kills_once(item: str) -> str:
+    """The process that gets this one first dies of it."""
+    if item and not Path(item).exists():
+        Path(item).write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def pause_at(item: float) -> float:
+    time.sleep(item)
+    return item

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from lazycast.core.ask import Ask
+from lazycast.core.items.gathering import Gathering
 from lazycast.core.memo.store import Kept
 from lazycast.core.performer import Result
 from lazycast.materialize.materializers import Materializer
@@ -42,6 +43,7 @@ class Arrival(msgspec.Struct, eq=False, weakref=True):
     own: Own | None = None
     owner: int | None = None  # who materializes for this host; None: every rank for itself
     passed: list[int] = msgspec.field(default_factory=list)  # owners that would not
+    items: Gathering | None = None  # what several make of it
     passes: int = 0  # how often this rank has heard, or said, that one would not
     shared: tuple[Value, memoryview] | None = None
     begun: bool = False
@@ -84,6 +86,8 @@ class Arrival(msgspec.Struct, eq=False, weakref=True):
         objection = self.objection
         if self.final is not None or self.verdict is not None or self.lapsed:
             return True
+        if self.items is not None and self.items.failure is not None:
+            return True
         return objection is not None and (self.message.agree or objection.kind == "withdrawn")
 
     def unwanted(self, rank: int) -> bool:
@@ -120,3 +124,5 @@ class Arrival(msgspec.Struct, eq=False, weakref=True):
     def drop(self) -> None:
         """Let go of memory that is not needed any more."""
         self.body = self.own = self.shared = None
+        if self.items is not None:
+            self.items.let_go()

@@ -5,6 +5,7 @@ Guarantees:
 * A value, or the news that somebody will not make it, counts in whatever order they come, also before the cast itself.
 * A cast is taken off when its value is there, when this rank is the owner itself, or when its owner has gone.
 * Of what comes before its cast, only so much is kept of each rank: one that says too much loses its own words alone.
+* Of a cast that several make, each part counts for itself.
 * Nobody but its owner makes the value of a cast. An owner that has heard that a cast has failed declines it: the others
   wait for the root's word, which may come later to them.
 * Every answer is a function of what was told before; the caller acts on it outside any lock.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import logging
 
 from lazycast.core.arrival import Arrival
+from lazycast.core.items.gathering import Gathering
 from lazycast.net.wire import Failure, Pass, Value
 
 logger = logging.getLogger("lazycast")
@@ -47,7 +49,12 @@ class Awaited:
                 self._late(said)
             else:
                 self._note(arrival, said, body)
-        self._last_word(arrival)
+        if arrival.items is None:
+            self._last_word(arrival)
+        else:
+            for rank, failure in self._silent.items():
+                arrival.items.gone(rank, failure)
+            self._settle_parts(arrival)
 
     def hear(self, message: Value | Pass, body: memoryview, *, keep: bool) -> tuple[Arrival | None, bool]:
         """Take what an owner says; with `keep`, also of a cast that is still to come.
@@ -93,9 +100,15 @@ class Awaited:
     def gone(self, owner: int, failure: Failure) -> list[Arrival]:
         """Book that a rank sends no more; return the casts that fail with it, now taken off."""
         self._silent[owner] = failure  # for casts that are still to come
-        failing = [arrival for arrival in self._casts.values() if arrival.owner == owner]
-        for arrival in failing:
-            del self._casts[arrival.message.seq]
+        failing = []
+        for arrival in list(self._casts.values()):
+            if arrival.items is not None:
+                if arrival.items.gone(owner, failure):
+                    failing.append(arrival)
+                    self._settle_parts(arrival)
+            elif arrival.owner == owner:
+                failing.append(arrival)
+                del self._casts[arrival.message.seq]
         return failing
 
     def clear(self) -> None:
@@ -112,6 +125,9 @@ class Awaited:
 
     def _note(self, arrival: Arrival, message: Value | Pass, body: memoryview) -> bool:
         """Note what an owner says of a cast. True if this rank is the owner now, and has given it up before."""
+        if isinstance(message, Value) and arrival.items is not None:
+            self._note_part(arrival, arrival.items, message, body)
+            return False
         if isinstance(message, Value):
             if message.rank != arrival.owner and arrival.message.fingerprint is None:
                 # Where all have the payload an owner may leave a cast to another one, and that news may come later.
@@ -133,6 +149,19 @@ class Awaited:
         del self._casts[message.seq]
         self._count_pass(message.seq, len(arrival.passed) - arrival.passes)
         return arrival.begun or arrival.final is not None
+
+    def _note_part(self, arrival: Arrival, items: Gathering, message: Value, body: memoryview) -> None:
+        """Note a part of a cast that several make."""
+        if not items.take(message, body):
+            text = "lazycast: rank %d has sent part %d of cast #%d, which is not its own, or again; it is dropped"
+            logger.warning(text, message.rank, message.part, message.seq)
+        arrival.declined |= items.declined
+        self._settle_parts(arrival)
+
+    def _settle_parts(self, arrival: Arrival) -> None:
+        """A cast of which all parts have been heard is off."""
+        if arrival.items is not None and not arrival.items.awaits:
+            self._casts.pop(arrival.message.seq, None)
 
     def _last_word(self, arrival: Arrival) -> None:
         """If the owner of a cast has gone, and left nothing for it, what it was to make fails."""

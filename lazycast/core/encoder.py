@@ -15,12 +15,12 @@ from lazycast.core.calls import Call
 from lazycast.core.memo.book import Book, ident_by_bytes, ident_by_key
 from lazycast.core.workers import unforked
 from lazycast.materialize.materializers import Shipper
-from lazycast.materialize.staged import Staged
+from lazycast.materialize.staged import Staged, each_of
 from lazycast.missing import MISSING
 from lazycast.net.host.mesh import INLINE_NBYTES
 from lazycast.net.relay import Relay, Room
 from lazycast.net.wire import Cast, Code, MaterializerRef
-from lazycast.options import Memo
+from lazycast.options import OWNED, Memo
 
 #: A cast, the room that holds its body, and the code that is to go before it.
 Encoded = tuple[Cast, Room, list[tuple[Code, Room]]]
@@ -58,10 +58,15 @@ class Encoder:
 
     def encode(self, call: Call) -> Encoded:
         """Encode a payload, or what takes its place, and name its materializer. Raises whatever user code raises."""
-        ref = finish = None
+        ref = finish = join = None
+        each = False
         codes: list[tuple[Code, Room]] = []
         if call.materialize is not None:
             ref, finish, fresh = self.shipper.ship(call.materialize, prepared=call.prepared)
+            each = call.placement in OWNED and self._is_shared(call)
+            if each:
+                join, more = self.shipper.ship_join(call.materialize)
+                fresh = [*fresh, *more]
             codes = [self._code(name, code) for name, code in fresh]
         ident = self._ident_by_key(call, ref, finish) if call.memo else None
         if ident is not None and (again := self._known(call, ident)) is not None:
@@ -103,8 +108,17 @@ class Encoder:
             priority=call.priority,
             trace=call.ask.traced.carrier if call.ask.traced is not None else None,
             keep=keep,
+            each=each,
+            join=join,
         )
         return cast, room, codes
+
+    @staticmethod
+    def _is_shared(call: Call) -> bool:
+        """Whether several work on the items of a call. A chosen placement is chosen by what one rank needs for all."""
+        if call.measured or call.mark is not None or call.prepared:
+            return False
+        return each_of(call.materialize) is not None
 
     def _ident_by_key(self, call: Call, ref: MaterializerRef | None, finish: MaterializerRef | None) -> bytes | None:
         """What names the value of a call, if the user says what does."""

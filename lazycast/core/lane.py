@@ -28,10 +28,12 @@ from lazycast.core.awaited import Awaited
 from lazycast.core.connected import Connected
 from lazycast.core.engine import Engine
 from lazycast.core.helpers.maker import HelpedValue, Maker
+from lazycast.core.items.gathering import PARTS_PER_HELPER, Gathering
+from lazycast.core.items.sharing import Sharing
 from lazycast.core.memo.store import Kept, Store
 from lazycast.core.parts import MAX_REASON, Parts, Stages
 from lazycast.core.performer import Group, Result
-from lazycast.core.succession import heir
+from lazycast.core.succession import heir, sharers
 from lazycast.core.workers import unforked
 from lazycast.materialize.materializers import CodeMissing
 from lazycast.net.backend import Context
@@ -78,6 +80,18 @@ class Lane(Connected):
             readonly=options.values == "readonly",
             took=self._took,
         )
+        self._sharing = Sharing(
+            group,
+            topology.host,
+            self._lock,
+            self._performer,
+            self._parts,
+            by_helper=self._part_by_helper,
+            began=self._began,
+            ended=self._local_done,
+            lacks=self._park,
+            unshared=self._count_unshared,
+        )
         self._agreeing: dict[int, Arrival] = {}  # by seq: casts whose verdict has not come
         self._parked: dict[str, list[Arrival]] = {}  # by materializer: casts that wait for its code
         self._awaited = Awaited(group.rank)
@@ -109,12 +123,29 @@ class Lane(Connected):
         message = arrival.message
         if message.placement not in OWNED or message.ref is None or message.failure is not None:
             return
+        if message.each and (makers := self._makers(message)):
+            rank = self._group.rank
+            arrival.items = Gathering(makers, rank)
+            arrival.owner = rank if rank in makers else makers[0]
+            if arrival.owner == rank and not message.agree:
+                self._owned[message.seq] = arrival
+            if arrival.items.awaits:
+                self._awaited.admit(arrival)
+            return
         arrival.owner = self._heir(message, ())
         if arrival.owner in (None, self._group.rank):
             if arrival.owner is not None and not message.agree:
                 self._owned[message.seq] = arrival
             return  # alone on its host, or the owner: nobody sends it a value
         self._awaited.admit(arrival)
+
+    def _makers(self, message: Cast) -> list[int]:
+        """Return who makes each part of a cast; none where one rank makes all of it."""
+        if message.placement == HELPERS:
+            helpers = self._options.helpers
+            return [self._helping_rank] * (helpers.count * PARTS_PER_HELPER if helpers is not None else 0)
+        ranks = sharers(self._topology.host, self._options.owners, message.turn)
+        return ranks if len(ranks) > 1 else []
 
     def _heir(self, message: Cast, passed: tuple[int, ...] | list[int]) -> int | None:
         host, owners = self._topology.host, self._options.owners
@@ -137,6 +168,13 @@ class Lane(Connected):
     @abstractmethod
     def _code_for(self, ident: str) -> bytes:
         """Return the code of a materializer that a helper lacks. Raises CodeMissing if the root must be asked."""
+
+    def _part_by_helper(self, arrival: Arrival, body: memoryview, layout: Layout, part: tuple[int, int]) -> HelpedValue:
+        maker, message = self.engine.maker, arrival.message
+        assert maker is not None
+        assert message.ref is not None
+        unwanted = functools.partial(arrival.unwanted, self._group.rank)
+        return maker.make(message.seq, message.ref, body, layout, self._relay, self._code_for, unwanted, part)
 
     def _made_by_helper(
         self, maker: Maker, arrival: Arrival, unwanted: Callable[[], bool], body: memoryview, layout: Layout
@@ -162,6 +200,9 @@ class Lane(Connected):
 
     def _advance(self, arrival: Arrival) -> None:
         """Start this rank's part of a cast, once, as soon as there is what it needs."""
+        if arrival.items is not None:
+            self._sharing.advance(arrival, arrival.items)
+            return
         with self._lock:
             if not arrival.ready(self._group.rank):
                 return
@@ -185,6 +226,10 @@ class Lane(Connected):
                 priority=arrival.message.priority,
                 unwanted=functools.partial(arrival.unwanted, self._group.rank),
             )
+
+    def _began(self, arrival: Arrival) -> None:
+        if (spans := self.engine.spans) is not None:
+            spans.began(arrival.message)
 
     def _is_quick(self, arrival: Arrival) -> bool:
         """Whether a part is done where it became possible: arrays of any size are only looked at, not copied."""
@@ -258,10 +303,13 @@ class Lane(Connected):
         if stages != (None, None, None):
             arrival.cost = cost
         if cost.unshared is not None:
-            with self._lock:
-                self._counters.unshared += 1
-                self._counters.unshared_reason = cost.unshared
+            self._count_unshared(cost.unshared)
         return result
+
+    def _count_unshared(self, reason: str) -> None:
+        with self._lock:
+            self._counters.unshared += 1
+            self._counters.unshared_reason = reason
 
     def _value(self, arrival: Arrival, failure: Failure | None = None) -> Value:
         """What this rank, as the owner, has to say about a cast."""
@@ -310,6 +358,10 @@ class Lane(Connected):
 
     def _code_missing(self, arrival: Arrival, failure: Failure) -> None:
         """The root cannot send the code that this cast waits for."""
+        if arrival.items is not None:
+            if self._sharing.spoil(arrival, arrival.items, failure):
+                self._local_done(arrival, Result(failure=failure))
+            return
         with self._lock:
             if arrival.begun:
                 return
@@ -331,6 +383,8 @@ class Lane(Connected):
         kept = self._put_down(arrival, result) if message.keep else None
         with self._lock:
             arrival.body = arrival.own = arrival.shared = None
+            if arrival.items is not None:
+                arrival.items.let_go()
             arrival.kept = kept
             if arrival.objection is not None:
                 result = arrival.judged(result)
@@ -429,13 +483,19 @@ class Lane(Connected):
 
     def _give_up(self, arrival: Arrival) -> None:
         """A cast has failed. If this rank's part has not begun, it never will; those who count on it are told so."""
+        items = arrival.items
+        if items is not None:
+            if not self._sharing.give_up(arrival, items):
+                return
+            if (spans := self.engine.spans) is not None:
+                spans.ended(arrival.message, Result())
         with self._lock:
-            if arrival.begun:
+            if arrival.begun and items is None:
                 return
             arrival.begun = True
             read = arrival.ask is not None
             arrival.told_read |= read
-        if arrival.owner == self._group.rank:
+        if arrival.owner == self._group.rank and items is None:
             self._decline(arrival)
         self._relay.up(Report(self._group.rank, arrival.message.seq, read))
 
@@ -445,6 +505,8 @@ class Lane(Connected):
                 return
             arrival.local = None
             arrival.body = arrival.own = arrival.shared = None
+            if arrival.items is not None:
+                arrival.items.let_go()
             ask = arrival.ask
             if arrival.objection is not None:
                 result = arrival.judged(result)
@@ -476,9 +538,12 @@ class Lane(Connected):
         with self._lock:
             waiting = self._awaited.gone(owner, failure)
             for arrival in waiting:
-                arrival.begun = True
+                arrival.begun |= arrival.items is None
         for arrival in waiting:
-            self._local_done(arrival, Result(failure=failure))
+            if arrival.items is not None:
+                self._advance(arrival)
+            else:
+                self._local_done(arrival, Result(failure=failure))
 
     def _on_gone(self, message: Gone, *, flood: bool = True) -> None:
         with self._lock:

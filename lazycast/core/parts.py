@@ -27,6 +27,7 @@ from lazycast.core.performer import Performer, Result
 from lazycast.core.workers import unforked
 from lazycast.errors import TrustError
 from lazycast.materialize.materializers import CodeMissing, Loader, Materializer
+from lazycast.materialize.staged import each_of
 from lazycast.missing import MISSING
 from lazycast.net.relay import Relay
 from lazycast.net.wire import Cast, Cost, Failure, Value
@@ -90,6 +91,14 @@ class Parts:
         elif message.finish is not None:
             finish = self.loader.load(message.finish)
         return cast(Callable[[Any, Any], Any] | None, finish)
+
+    def join(self, arrival: Arrival) -> Callable[[list[Any]], Any]:
+        """Return what joins the results of a cast that several make. As `stages`."""
+        each = each_of(arrival.own.prepare) if arrival.own is not None else None
+        if each is not None:
+            return each.join
+        ref = arrival.message.join
+        return list if ref is None else self.loader.load(ref)
 
     def run(self, message: Cast, material: Material, stages: Stages, value: Value | None) -> tuple[Result, Cost]:
         """Do this rank's part; if it is the owner, share the result as `value`."""

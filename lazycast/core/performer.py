@@ -21,6 +21,7 @@ from lazycast.core.surroundings import apart
 from lazycast.core.workers import Workers, inside, unforked
 from lazycast.here import call_out, here
 from lazycast.materialize.cores import Cores, together
+from lazycast.materialize.each import place_of_failure
 from lazycast.materialize.materializers import name_of
 from lazycast.net.wire import Failure, FailureKind
 from lazycast.tracebacks import forget_frames, forget_our_locals
@@ -116,7 +117,8 @@ class Performer:
                 raise TypeError(COROUTINE)
             return Result(value)
         except BaseException as exc:  # KeyboardInterrupt and SystemExit too: every rank must learn of it
-            return Result(failure=self.failure("materialize", f"materializer {name_of(fn)!r} raised", exc), cause=exc)
+            what = f"materializer {name_of(fn)!r} raised{place_of_failure()}"
+            return Result(failure=self.failure("materialize", what, exc), cause=exc)
 
     def run(
         self,

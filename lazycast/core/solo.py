@@ -21,6 +21,8 @@ from lazycast.core.future import CastFuture
 from lazycast.core.helpers.maker import Alone, Maker
 from lazycast.core.helpers.process import Unmade
 from lazycast.core.interrupts import Uninterrupted, of_handler
+from lazycast.core.items.alone import Crew
+from lazycast.core.items.gathering import PARTS_PER_HELPER
 from lazycast.core.memo.alone import Memory
 from lazycast.core.memo.store import Store
 from lazycast.core.performer import Group, Result
@@ -28,8 +30,9 @@ from lazycast.core.situation import Situation
 from lazycast.core.surroundings import nothing_set
 from lazycast.core.workers import unforked
 from lazycast.errors import ClosedError, TrustError
+from lazycast.materialize.each import in_order
 from lazycast.materialize.materializers import Shipper, objection
-from lazycast.materialize.staged import Staged, unusable
+from lazycast.materialize.staged import Staged, each_of, unusable
 from lazycast.missing import MISSING
 from lazycast.net.wire import Key
 from lazycast.options import HELPERS, Options
@@ -119,7 +122,7 @@ class SoloLane(Desk):
             else:
                 here = here and self.engine.maker is None and nothing_set()  # with more ranks: on another thread
                 self._performer.run(
-                    functools.partial(self._part, ask, fn, payload),
+                    functools.partial(self._part, ask, fn, payload, priority),
                     functools.partial(self._settle, ask),
                     here=here,
                     helped=self.engine.maker is not None,
@@ -135,11 +138,11 @@ class SoloLane(Desk):
             del error, cause  # each leads to its traceback, and that to frames that lead back
         return ask.future
 
-    def _part(self, ask: Ask, fn: Callable[[Any], Any], payload: object) -> Result:
+    def _part(self, ask: Ask, fn: Callable[[Any], Any], payload: object, priority: int) -> Result:
         if ask.taken:
             return Result()
         if self._memory is None:
-            return self._make(ask, fn, payload)
+            return self._make(ask, fn, payload, priority)
         readonly = self._options.values == "readonly"
         try:
             shipped = self._shipper.ship(fn)
@@ -150,14 +153,14 @@ class SoloLane(Desk):
             return Result(failure=self._performer.failure("encode", what, exc), cause=exc)
         if value is not MISSING:
             return Result(value)
-        result = self._make(ask, fn, payload)
-        if result is not _UNMADE:
+        result = self._make(ask, fn, payload, priority)
+        if result is not _UNMADE and not ask.taken:  # what nobody wants may have been left half done
             self._memory.keep(ident, ask.number, result)
         return result
 
-    def _make(self, ask: Ask, fn: Callable[[Any], Any], payload: object) -> Result:
+    def _make(self, ask: Ask, fn: Callable[[Any], Any], payload: object, priority: int) -> Result:
         if self.engine.maker is not None:
-            return self._helped_part(self.engine.maker, ask, fn, payload)
+            return self._helped_part(self.engine.maker, ask, fn, payload, priority)
         began_s = time.monotonic()
         if (spans := self.engine.spans) is not None and ask.traced is not None:
             ask.traced.cast = of = _Call(ask.number, ask.key, ask=ask)
@@ -166,7 +169,7 @@ class SoloLane(Desk):
         self._took("materialize", began_s, _Call(ask.number, ask.key))
         return result
 
-    def _helped_part(self, maker: Maker, ask: Ask, fn: Callable[[Any], Any], payload: object) -> Result:
+    def _helped_part(self, maker: Maker, ask: Ask, fn: Callable[[Any], Any], payload: object, priority: int) -> Result:
         """Have the value, or its first stage, made by a helper."""
         of, alone = _Call(ask.number, ask.key, HELPERS), Alone()
         codec = self._policy.codec
@@ -178,24 +181,53 @@ class SoloLane(Desk):
                 encoded = codec.encode(payload)
             body = allocate(encoded.nbytes)
             encoded.write_into(body)
-            made = maker.make(
-                ask.number, shipped.ref, body, encoded.layout, alone, self._shipper.code_for, lambda: ask.taken
-            )
-            what = "what a helper made could not be taken"
-            self._took("materialize", made.ended_s - made.seconds, of, helper=made.helper)
-            with unforked():
-                readonly = self._options.values == "readonly"
-                value = codec.decode(made.room.view.toreadonly() if readonly else made.room.view, made.layout)
+            ref, layout = shipped.ref, encoded.layout
+
+            def make(unwanted: Callable[[], bool], part: tuple[int, int] | None = None) -> Any:
+                made = maker.make(ask.number, ref, body, layout, alone, self._shipper.code_for, unwanted, part)
+                self._took("materialize", made.ended_s - made.seconds, of, helper=made.helper)
+                view = made.room.view
+                with unforked():
+                    return codec.decode(view.toreadonly() if self._options.values == "readonly" else view, made.layout)
+
+            each = each_of(fn)
+            what = "what helpers made could not be taken"
+            value = make(lambda: ask.taken) if each is None else self._made_in_parts(ask, make, priority)
         except Unmade as exc:
             return _UNMADE if exc.failure is None else Result(failure=exc.failure, cause=exc.cause)
         except BaseException as exc:  # whatever a payload's own code raises
             return Result(failure=self._performer.failure("encode", what, exc), cause=exc)
-        if not isinstance(fn, Staged):
-            return Result(value)
-        began_s = time.monotonic()
-        result = self._performer.materialize(fn.finish, payload, value)
-        self._took("materialize", began_s, of)
+        result = Result(value)
+        if each is not None and each.join is not list:
+            result = self._performer.materialize(each.join, value)
+        if isinstance(fn, Staged) and result.failure is None:
+            began_s = time.monotonic()
+            result = self._performer.materialize(fn.finish, payload, result.value)
+            self._took("materialize", began_s, of)
         return result
+
+    def _made_in_parts(self, ask: Ask, make: Callable[..., Any], priority: int) -> list[Any]:
+        """Have the results of an `Each` made by all helpers that are free. Raises what `make` raises."""
+        assert self._options.helpers is not None
+        parts = self._options.helpers.count * PARTS_PER_HELPER
+        known: list[int] = []  # how many items there are, once a part was made
+
+        def make_part(part: int) -> Any:
+            if known and part >= known[0]:  # there are fewer items than parts
+                return 0, []
+            made = make(lambda: ask.taken or crew.failure is not None, (part, parts))
+            known.append(made[0] if made is not None else parts)
+            return made
+
+        crew = Crew(parts, make_part)
+
+        def helped() -> Result:
+            crew.help()
+            return Result()
+
+        for _ in range(self._options.helpers.count - 1):
+            self._performer.run(helped, lambda _: None, helped=True, seq=ask.number, priority=priority)
+        return in_order(crew.work())
 
     def _settle(self, ask: Ask, result: Result) -> None:
         if result.failure is None and ask.key is not None:

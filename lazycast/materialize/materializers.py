@@ -21,7 +21,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from types import BuiltinMethodType, MethodType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import cloudpickle
 
@@ -30,7 +30,8 @@ from lazycast.codec.pickling import CannotEncode
 from lazycast.codec.trust import EVERYTHING, Policy
 from lazycast.errors import TrustError
 from lazycast.materialize import bycode
-from lazycast.materialize.staged import Staged
+from lazycast.materialize.each import Each, Some
+from lazycast.materialize.staged import Staged, each_of
 from lazycast.net.wire import MaterializerRef
 from lazycast.options import exact, is_text, shown
 
@@ -87,6 +88,8 @@ class _Recent(Generic[T]):
 
 def name_of(fn: object) -> str:
     """Return how messages call a materializer."""
+    if isinstance(fn, (Each, Some)):
+        return f"Each({name_of(fn.fn if isinstance(fn, Each) else fn.each.fn)})"
     try:
         name = getattr(fn, "__qualname__", None)
     except Exception:  # whatever a callable's attributes do when they are looked at
@@ -212,6 +215,11 @@ def _registered_part(ref: MaterializerRef) -> Materializer:
             f"no materializer {ref.name!r} is registered on this rank: call register_materializer({ref.name!r}, fn) on "
             "every rank before it is cast"
         ) from None
+    if ref.part == "join":
+        each = each_of(fn)
+        if each is None:
+            raise LookupError(f"materializer {ref.name!r} is registered as an Each on one of root and this rank only")
+        return cast(Materializer, each.join)
     if isinstance(fn, Staged) != (ref.part is not None):
         raise LookupError(f"materializer {ref.name!r} is registered with two stages on one of root and this rank only")
     return fn if ref.part is None else getattr(fn, ref.part)
@@ -273,6 +281,20 @@ class Shipper:
         stages = [self._ship(part) for part in parts]
         codes = [(ref.ident, code) for ref, code in stages if code is not None]
         return Shipped(None if prepared else stages[0][0], stages[-1][0], codes)
+
+    def ship_join(self, fn: Materializer) -> tuple[MaterializerRef | None, list[tuple[str, bytes]]]:
+        """Return what a cast says of how an `Each` joins, None if to a list, and the code to send before it if new.
+
+        Raises: as `ship`.
+        """
+        each = each_of(fn)
+        if each is None or each.join is list:
+            return None, []
+        name = _registered_name(fn)
+        if name is not None:
+            return MaterializerRef(_REGISTERED + name, name, part="join"), []
+        ref, code = self._ship(each.join)
+        return ref, [] if code is None else [(ref.ident, code)]
 
     def turns(
         self, fn: Materializer | None, ref: MaterializerRef | None, finish: MaterializerRef | None

@@ -7,7 +7,9 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType, MethodType, WrapperDescriptorType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from lazycast.materialize.each import Each
 
 P = TypeVar("P")
 H = TypeVar("H")
@@ -46,13 +48,26 @@ def unusable(fn: object) -> str | None:
     """Say why `fn` is no materializer, or None: it must be callable, and give the value itself, nothing to await."""
     if not callable(fn):
         return f"materialize must be callable, got {type(fn).__name__}"
-    for part in (fn.prepare, fn.finish) if isinstance(fn, Staged) else (fn,):
+    for part in _leaves(fn) if isinstance(fn, (Staged, Each)) else (fn,):
         if _is_async(part):
             return (
                 "materialize must give the value, and an async function gives something to await, which nobody does: "
                 "pass a plain one, which may call asyncio.run()"
             )
     return None
+
+
+def _leaves(fn: object) -> list[object]:
+    """Return the functions that a materializer is made of."""
+    if isinstance(fn, Staged):
+        return [*_leaves(fn.prepare), *_leaves(fn.finish)]
+    return [fn.fn, fn.split, fn.join] if isinstance(fn, Each) else [fn]
+
+
+def each_of(fn: object) -> Each[Any, Any, Any, Any] | None:
+    """Return a materializer, or the first stage of one, if it works item by item."""
+    first = fn.prepare if isinstance(fn, Staged) else fn
+    return first if isinstance(first, Each) else None
 
 
 _ASYNC = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR

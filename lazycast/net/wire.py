@@ -18,7 +18,7 @@ import msgspec
 
 from lazycast.net.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
 
-WIRE_VERSION: Final = 10
+WIRE_VERSION: Final = 11
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
@@ -149,7 +149,7 @@ class MaterializerRef(msgspec.Struct, frozen=True, array_like=True):
     ident: str
     name: str
     path: tuple[str, str] | None = None
-    part: Literal["prepare", "finish"] | None = None
+    part: Literal["prepare", "finish", "join"] | None = None
 
 
 class Cost(msgspec.Struct, frozen=True, array_like=True):
@@ -181,7 +181,9 @@ class Cast(Message, frozen=True, tag="cast"):
     rank of each host is the owner. `sent_s` is when it was encoded, by the root's monotonic clock. `trace` has the
     headers of W3C's Trace Context, where the root's calls are spans. Of the casts that wait for a rank's workers, those
     with the highest `priority` come first. With `keep` every rank keeps the value, under that number; with `again` the
-    value is what it keeps under that one. It forgets what it keeps under the numbers of `drop`, after that.
+    value is what it keeps under that one. It forgets what it keeps under the numbers of `drop`, after that. With `each`
+    those who materialize make the results of some items each, and every rank makes of all of them what `join` does, or
+    a list.
     """
 
     route = "down"
@@ -204,6 +206,8 @@ class Cast(Message, frozen=True, tag="cast"):
     keep: Count = 0
     again: Count = 0
     drop: list[int] = []
+    each: bool = False
+    join: MaterializerRef | None = None
 
 
 class Chunk(Message, frozen=True, tag="chunk"):
@@ -261,7 +265,8 @@ class Report(Message, frozen=True, tag="report"):
 class Value(Message, frozen=True, tag="value"):
     """From the owner of a cast to the others of its host: its value or hint, in the body; or why there is none.
 
-    With `unshared`, which says why, every rank makes its own. `passes` counts the ranks that passed the cast on.
+    With `unshared`, which says why, every rank makes its own. `passes` counts the ranks that passed the cast on. Of a
+    cast that several make, this is the `part` with that number.
     """
 
     route = "host"
@@ -273,6 +278,7 @@ class Value(Message, frozen=True, tag="value"):
     frames: Count = 0
     failure: Failure | None = None
     unshared: str | None = None
+    part: Count = 0
 
 
 class Pass(Message, frozen=True, tag="pass"):

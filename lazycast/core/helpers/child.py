@@ -30,12 +30,26 @@ from lazycast.codec.trust import policy_for
 from lazycast.core.failures import from_exception
 from lazycast.core.helpers import program, talk
 from lazycast.core.helpers.reading import address_of
-from lazycast.core.helpers.talk import Config, Done, Job, Lacking, Memory, Over, Raised, Stream, Taken, Talk
+from lazycast.core.helpers.talk import (
+    TELLS_S,
+    Config,
+    Done,
+    Item,
+    Job,
+    Lacking,
+    Memory,
+    Over,
+    Raised,
+    Stream,
+    Taken,
+    Talk,
+)
 from lazycast.core.performer import COROUTINE
 from lazycast.core.surroundings import apart
 from lazycast.core.workers import unforked
 from lazycast.errors import TrustError
 from lazycast.here import call_out, here, own_thread
+from lazycast.materialize.each import Each, Some, place_of_failure
 from lazycast.materialize.materializers import CodeMissing, Loader, Materializer, name_of
 from lazycast.net.host.memory import Region, pages
 from lazycast.net.wire import Failure, FailureKind
@@ -221,16 +235,17 @@ class _Worker:
         began_s, cpu_s = time.monotonic(), time.thread_time()
         try:
             with unforked():
-                value = call_out(apart, fn, payload)
+                value = call_out(apart, self._some(job, fn), payload)
             if isinstance(value, CoroutineType):
                 value.close()
                 raise TypeError(COROUTINE)
         except BaseException as exc:  # KeyboardInterrupt and SystemExit too
-            return raised("materialize", f"materializer {name_of(fn)!r} raised", exc)
+            return raised("materialize", f"materializer {name_of(fn)!r} raised{place_of_failure()}", exc)
         finally:
             here.unwanted = None
             del payload
         seconds, cpu_s = time.monotonic() - began_s, time.thread_time() - cpu_s
+        count = value[0] if job.part is not None and value is not None else 0
         try:
             with unforked():
                 encoded = self._policy.codec.encode(value)
@@ -238,7 +253,22 @@ class _Worker:
             return raised("encode", f"what materializer {name!r} made cannot leave its process", exc)
         pieces: list[tuple[int, int, int]] | None = None if encoded.nbytes <= talk.INLINE_NBYTES else []
         sizes = encoded.nbytes, encoded.layout.stream_nbytes, encoded.layout.frames
-        return Done(*sizes, seconds, cpu_s, pieces), encoded
+        return Done(*sizes, seconds, cpu_s, pieces, count), encoded
+
+    def _some(self, job: Job, fn: Materializer) -> Materializer:
+        """Return what is to be run: all of a materializer, or the items of it that a job is about."""
+        if job.part is None:
+            return fn
+        assert isinstance(fn, Each), "parts are of what works item by item"
+        told_s = -TELLS_S
+
+        def begins(index: int) -> None:
+            nonlocal told_s
+            if (now_s := time.monotonic()) - told_s >= TELLS_S:
+                told_s = now_s
+                self._work.send(Item(index))
+
+        return Some(fn, *job.part, begins)
 
     def _load(self, job: Job) -> Materializer:
         ref = job.ref

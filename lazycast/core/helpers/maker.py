@@ -65,6 +65,7 @@ class HelpedValue(NamedTuple):
     cpu_s: float
     helper: int
     ended_s: float
+    items: int = 0
 
 
 class Maker:
@@ -110,12 +111,14 @@ class Maker:
         places: Places,
         code_for: Callable[[str], bytes],
         unwanted: Callable[[], bool],
+        part: tuple[int, int] | None = None,
     ) -> HelpedValue:
         """Have a value made. Blocking: until it is there.
 
         Args:
             body: the payload, as `layout` says; it stays as it is.
             code_for: returns the code of a materializer that a helper lacks.
+            part: of an `Each`, which part of how many is to be made: see `Some`.
         Raises: Unmade with the reason; what `code_for` raises; LookupError for what is not registered.
         """
         rooms: list[Room] = []
@@ -133,10 +136,11 @@ class Maker:
             ref, code_for = self._own(ref, trusted)
         found = places.locate(body) if body.nbytes > INLINE_NBYTES else None
         at = None if found is None else (0, *found)
-        order = Order(seq, ref, trusted is not None, body, layout.stream_nbytes, layout.frames, at, code_for)
+        order = Order(seq, ref, trusted is not None, body, layout.stream_nbytes, layout.frames, at, code_for, part)
         made = self.pool.make(order, room_for, unwanted)
         layout = Layout(made.stream_nbytes, made.frames)
-        return HelpedValue(rooms[0], made.nbytes, layout, made.seconds, made.cpu_s, made.helper, time.monotonic())
+        took = made.seconds, made.cpu_s, made.helper, time.monotonic()
+        return HelpedValue(rooms[0], made.nbytes, layout, *took, made.items)
 
     def _own(self, ref: MaterializerRef, fn: Materializer) -> tuple[MaterializerRef, Callable[[str], bytes]]:
         """Return how what this rank has registered gets to a helper: as code, named by what it is now."""

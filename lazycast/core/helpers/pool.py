@@ -113,9 +113,9 @@ class Pool:
                     text = f"materializer {order.ref.name!r} was not done: {died}, and then {exc}"
                     raise Unmade(self._failure(text)) from None
                 died = str(exc)
-            except Overran:
+            except Overran as exc:
                 limit = f"it had taken longer than limit_s={self._helpers.limit_s:g}, and helper {helper.number}"
-                text = f"materializer {order.ref.name!r} was not done: {limit} was ended"
+                text = f"materializer {order.ref.name!r} was not done{exc}: {limit} was ended"
                 raise Unmade(self._failure(text)) from None
             finally:
                 self._give(helper)

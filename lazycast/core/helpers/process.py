@@ -27,7 +27,7 @@ import msgspec
 
 from lazycast.core.helpers import reading, talk
 from lazycast.core.helpers.child import BYE, CANCEL
-from lazycast.core.helpers.talk import Config, Done, Job, Lacking, Memory, Over, Raised, Stream, Taken, Talk
+from lazycast.core.helpers.talk import Config, Done, Item, Job, Lacking, Memory, Over, Raised, Stream, Taken, Talk
 from lazycast.net.wire import Failure, MaterializerRef
 
 _BOOT = """
@@ -62,6 +62,7 @@ class Order(NamedTuple):
     Attributes:
         at: the memory that the payload lies in, if it does: a number for it, its descriptor and size, and where.
         code_for: returns the code of a materializer that the helper lacks.
+        part: of an `Each`, which part of how many.
     """
 
     seq: int
@@ -72,6 +73,7 @@ class Order(NamedTuple):
     frames: int
     at: tuple[int, int, int, int] | None
     code_for: Callable[[str], bytes]
+    part: tuple[int, int] | None = None
 
 
 class Made(NamedTuple):
@@ -83,6 +85,7 @@ class Made(NamedTuple):
     seconds: float
     cpu_s: float
     helper: int
+    items: int = 0
 
 
 class Died(Exception):
@@ -226,9 +229,9 @@ class Helper:
         watch = _Watch(self, number, unwanted, limit_s)
         self.at_work = _Work(order.seq)
         try:
-            return self._make(number, order, room_for, watch.look)
+            return self._make(number, order, room_for, watch)
         except (talk.Ended, ProcessLookupError):
-            raise Died(self.ended()) from None
+            raise Died(self.ended() + watch.place()) from None
         except (Overran, _GivenUp) as exc:
             self.kill()
             self.ended()
@@ -240,11 +243,15 @@ class Helper:
                 self.kill()
             self.at_work = None
 
-    def _make(self, number: int, order: Order, room_for: Callable[[int], memoryview], look: Callable[[], None]) -> Made:
+    def _make(self, number: int, order: Order, room_for: Callable[[int], memoryview], watch: _Watch) -> Made:
+        look = watch.look
         codes: list[tuple[str, bytes]] = []
         while True:
-            self._send_job(number, order, codes, look)
+            self._send_job(number, order, codes, watch)
             answer, _ = self._talk.receive(look)
+            while isinstance(answer, Item):
+                watch.begins(answer.index)
+                answer, _ = self._talk.receive(look)
             if not isinstance(answer, Lacking):
                 break
             self._over(look)
@@ -257,10 +264,12 @@ class Helper:
         assert isinstance(answer, Done)
         self._take_value(answer, room_for, look)
         self.done += 1
-        return Made(answer.nbytes, answer.stream_nbytes, answer.frames, answer.seconds, answer.cpu_s, self.number)
+        return Made(
+            answer.nbytes, answer.stream_nbytes, answer.frames, answer.seconds, answer.cpu_s, self.number, answer.items
+        )
 
-    def _send_job(self, number: int, order: Order, codes: list[tuple[str, bytes]], look: Callable[[], None]) -> None:
-        at = None
+    def _send_job(self, number: int, order: Order, codes: list[tuple[str, bytes]], watch: _Watch) -> None:
+        at, look = None, watch.look
         self._idle = False
         if order.at is not None:
             ident, fd, nbytes, offset = order.at
@@ -278,6 +287,7 @@ class Helper:
             order.frames,
             at,
             [(name, len(code)) for name, code in codes],
+            order.part,
         )
         bodies = [code for _, code in codes]
         self._talk.send(job, *bodies, *([] if at is not None else [order.body]), check=look)
@@ -383,8 +393,20 @@ class _Watch:
 
     def __init__(self, helper: Helper, number: int, unwanted: Callable[[], bool], limit_s: float | None) -> None:
         self._helper, self._number, self._unwanted = helper, number, unwanted
+        self._limit_s = limit_s
         self._until_s = None if limit_s is None else time.monotonic() + limit_s
+        self._item: int | None = None
         self._withdrawn_s: float | None = None
+
+    def begins(self, item: int) -> None:
+        """The helper has begun with an item, and so with its time; it need not tell of all that take little."""
+        self._item = item
+        if self._limit_s is not None:
+            self._until_s = time.monotonic() + self._limit_s + talk.TELLS_S
+
+    def place(self) -> str:
+        """Say at which item it is."""
+        return "" if self._item is None else f" at item {self._item} or soon after"
 
     def look(self) -> None:
         """Raise what is to end the waiting."""
@@ -392,7 +414,7 @@ class _Watch:
         if not self._helper.alive():
             raise talk.Ended
         if self._until_s is not None and now_s > self._until_s:
-            raise Overran
+            raise Overran(self.place())
         if self._withdrawn_s is None:
             if self._unwanted():
                 self._withdrawn_s = now_s

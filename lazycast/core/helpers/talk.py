@@ -24,6 +24,8 @@ from lazycast.net.wire import Count, Failure, MaterializerRef
 
 #: How often whoever waits looks up (seconds).
 LOOK_S = 0.05
+#: How often a helper says with which item it begins, at most (seconds).
+TELLS_S = 0.05
 #: A value or payload up to this size travels in the socket, which takes less time than to look for it elsewhere.
 INLINE_NBYTES = 64 << 10
 
@@ -67,6 +69,7 @@ class Job(msgspec.Struct, frozen=True, tag="job"):
         trusted: the code of the materializer is the leader's own: what the object's `trust` says is not asked.
         at: where the payload lies: in which memory, and from where on.
         codes: what code that the helper lacked follows: its name, and how many bytes.
+        part: of an `Each`, the number of a part of its results, and how many there are; that is to be made alone.
     """
 
     number: int
@@ -77,10 +80,20 @@ class Job(msgspec.Struct, frozen=True, tag="job"):
     frames: Count
     at: tuple[int, int] | None
     codes: list[tuple[str, int]] = []
+    part: tuple[int, int] | None = None
+
+
+class Item(msgspec.Struct, frozen=True, tag="item"):
+    """The helper begins with an item. Of those that take less than `TELLS_S` it tells now and then."""
+
+    index: Count
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """The value: its bytes follow, or lie in the helper's own memory (offset, address, bytes), until they are taken."""
+    """The value: its bytes follow, or lie in the helper's own memory (offset, address, bytes), until they are taken.
+
+    Of a part of an `Each`, `items` says how many items the whole has.
+    """
 
     nbytes: Count
     stream_nbytes: Count
@@ -88,6 +101,7 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
     seconds: float
     cpu_s: float
     pieces: list[tuple[int, int, int]] | None
+    items: Count = 0
 
 
 class Raised(msgspec.Struct, frozen=True, tag="raised"):
@@ -118,7 +132,7 @@ class Over(msgspec.Struct, frozen=True, tag="over"):
     held: list[int]
 
 
-Message = Config | Memory | Job | Done | Raised | Lacking | Taken | Stream | Over
+Message = Config | Memory | Job | Item | Done | Raised | Lacking | Taken | Stream | Over
 _encode = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(Message)
 

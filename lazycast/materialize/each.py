@@ -1,0 +1,109 @@
+"""A materializer that works item by item, so that several processes can work on one payload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+from lazycast.here import cancelled, here
+
+P = TypeVar("P")
+T = TypeVar("T")
+R = TypeVar("R")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class Each(Generic[P, T, R, V]):
+    """A materializer that works item by item: `join([fn(item) for item in split(payload)])`.
+
+    Under `placement="shard"` the ranks of a host, and under `Helpers` the helpers, share the items between them, and
+    the results travel through shared memory, each once. Elsewhere, under `placement="auto"` and with
+    `replicated=True`, whoever materializes runs all of it, in order.
+
+    Args:
+        fn: `callable(item) -> result`. Results must pickle where items are shared.
+        split: `callable(payload) -> items`, a sequence; None where the payload is one. It runs in each process that
+            works on the items, so it should be cheap: let it find the items, and `fn` do the work.
+        join: `callable(results) -> value`, of a list in the order of the items. Every rank runs it.
+    Raises: TypeError for what is not callable.
+    Threads: all three run on the threads of whoever materializes, several at a time.
+    """
+
+    fn: Callable[[T], R]
+    split: Callable[[P], Sequence[T]] | None = None
+    join: Callable[[list[R]], V] = list  # type: ignore[assignment]  # V is then a list
+
+    def __post_init__(self) -> None:
+        for name in ("fn", "split", "join"):
+            part = getattr(self, name)
+            if not callable(part) and not (name == "split" and part is None):
+                raise TypeError(f"Each: {name} must be callable, got {type(part).__name__}")
+
+    def __call__(self, payload: P) -> V | None:
+        """Run all of it in order. Returns None, after the item at hand, once nobody waits for the value any more."""
+        some = Some(self)(payload)
+        return None if some is None else self.join(some[1])
+
+
+@dataclass(frozen=True)
+class Some:
+    """Makes one of `parts` parts of the results: that of each item whose index is `part` modulo `parts`.
+
+    Returns how many items there are and the results; None once nobody waits for them any more.
+    """
+
+    each: Each[Any, Any, Any, Any]
+    part: int = 0
+    parts: int = 1
+    begins: Callable[[int], object] | None = None  # called with the index of each item, before that
+
+    def __call__(self, payload: Any) -> tuple[int, list[Any]] | None:
+        each = self.each
+        items = _checked(payload if each.split is None else each.split(payload), "split" if each.split else "")
+        made = []
+        for index in range(self.part, len(items), self.parts):
+            if cancelled():
+                return None
+            if self.begins is not None:
+                self.begins(index)
+            try:
+                made.append(each.fn(items[index]))
+            except BaseException:  # also KeyboardInterrupt: whoever reports it says where
+                here.item = index
+                raise
+        here.item = None
+        return len(items), made
+
+
+def _checked(items: Any, by: str) -> Sequence[Any]:
+    """Return the items, if that is what they are."""
+    kind = type(items)
+    sized = hasattr(kind, "__len__") and hasattr(kind, "__getitem__")
+    if sized and not isinstance(items, (Mapping, AbstractSet, str, bytes, bytearray)):
+        return cast(Sequence[Any], items)
+    said = "split must return" if by else "without split the payload must be"
+    raise TypeError(f"Each: {said} a sequence of items, such as a list, got {kind.__name__}; an iterator may not end")
+
+
+def place_of_failure() -> str:
+    """Say at which item the materializer that this thread has called has raised, if at one. It is said once."""
+    item, here.item = here.item, None
+    return "" if item is None else f" at item {item}"
+
+
+def in_order(parts: Sequence[tuple[int, list[Any]]]) -> list[Any]:
+    """Return the results of all parts in the order of the items.
+
+    Raises: ValueError if the parts do not come from the same number of items.
+    """
+    counts = {count for count, made in parts if count or made} or {0}
+    if len(counts) > 1:
+        said = " and ".join(map(str, sorted(counts)))
+        raise ValueError(f"Each: split has found {said} items in one payload; it must find the same everywhere")
+    results: list[Any] = [None] * next(iter(counts))
+    for number, (_, made) in enumerate(parts):
+        results[number :: len(parts)] = made
+    return results
