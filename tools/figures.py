@@ -227,8 +227,11 @@ def making() -> str:
         ],
         [
             "has many items in a request",
-            "a cast for each item",
-            f"eight photos on one rank: {median('album', 'lazycast-shard')}",
+            "`Each(fn)`",
+            (
+                f"eight photos: by two ranks {median('album', 'lazycast-each-shard')}, two helpers "
+                f"{median('album', 'lazycast-each')}, one rank {median('album', 'lazycast-shard')}"
+            ),
         ],
         [
             "gets the same again",

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from .inputs import Inputs, LazycastInputs
 
 _AT_WORK = re.compile(r"helper \d+: process (\d+), makes cast #(\d+)")
+_LOOKS_S = 0.02  # between two looks for a helper at work, where none was
 _STANDS_S = 0.05  # until what a helper had sent before it was stopped has been heard of
 
 
@@ -41,12 +42,14 @@ class Killer:
     def _run(self) -> None:
         while not self._over.wait(self._every_s):
             if isinstance(self._inputs, LazycastInputs):
-                self._kill_one(self._inputs)
+                while not self._kill_one(self._inputs) and not self._over.wait(_LOOKS_S):
+                    pass
 
-    def _kill_one(self, inputs: LazycastInputs) -> None:
+    def _kill_one(self, inputs: LazycastInputs) -> bool:
+        """Return whether there was one to kill."""
         working = [pid for pid, cast in _AT_WORK.findall(inputs.dump()) if cast not in self._hit]
         if not working:
-            return
+            return False
         pid = random.choice(working)
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself
             os.kill(int(pid), signal.SIGSTOP)  # while it stands still it takes no other cast
@@ -54,7 +57,8 @@ class Killer:
             cast = dict(_AT_WORK.findall(inputs.dump())).get(pid)
             if cast is None or cast in self._hit:
                 os.kill(int(pid), signal.SIGCONT)
-                return
+                return False
             self._hit.add(cast)
             self.times += 1
             os.kill(int(pid), signal.SIGKILL)
+        return True

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from lazycast import CastTimeoutError, Helpers, LazyBroadcast, MaterializeError, launch
+from lazycast.core.helpers.process import Helper
 from lazycast.here import here
 from tests import helped
 
@@ -94,6 +95,20 @@ def _killed_as_it_begins(marker: str) -> tuple[Any, int]:
 
 def test_a_helper_that_is_killed_as_it_begins_fails_nothing(tmp_path: Path) -> None:
     assert on_threads(_killed_as_it_begins, str(tmp_path / "marker")) == [("fine", 1), ("fine", 0)]
+
+
+def test_a_pool_that_ends_slowly_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = Helper.ended
+
+    def slowly(self: Helper, within_s: float = 1.0) -> str:
+        time.sleep(2.5)  # as on a machine that is very busy
+        return ended(self, within_s)
+
+    with lazy_of(helped.who) as lazy:
+        pid = lazy.broadcast("fine")["pid"]
+        monkeypatch.setattr(Helper, "ended", slowly)
+    assert gone(pid)
+    assert [thread.name for thread in threading.enumerate() if "keeper" in thread.name] == []
 
 
 def _leaves() -> tuple[str, Any]:

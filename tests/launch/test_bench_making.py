@@ -51,5 +51,6 @@ def test_all_rows_are_measured(tmp_path: Path) -> None:
             assert 0 < rank["p50_s"] <= rank["p99_s"]
     assert set(found["value"]) == set(rows.VALUED)
     assert min(found["value"]["shared-pool"]) > 0
+    assert set(found["album"]) == set(rows.ALBUMS)
     assert len(found["killed"]["lazycast-helpers"]) == 1
     assert said["absent"] == {}

@@ -115,11 +115,12 @@ def check(row: dict[str, Any], ranks: int) -> None:
 
 def _killed(tmp_path: Path, seconds: float, every_s: float) -> int:
     """Serve a load while helpers are killed: who stays gets every token. Return how many were killed."""
-    load = [f"--seconds={seconds}", "--aborts=0", "--bad=0", "--qps=3"]
+    load = [f"--seconds={seconds}", "--aborts=0", "--bad=0", "--qps=1.5"]
     options = ["--multimodal=lazycast", "--helpers=2", f"--kill-every={every_s}", *load]
     (row,) = serve("local-3", tmp_path, *options, timeout_s=110 + 4 * seconds)
-    assert set(row["counts"]) == {"finished"}, "no request is lost"
-    assert row["counts"]["finished"] >= 0.5 * 3 * seconds
+    failed = {rid: said["message"] for rid, said in row["outcomes"].items() if said["status"] != "finished"}
+    assert failed == {}, "no request is lost"
+    assert row["counts"]["finished"] >= 0.5 * seconds
     assert len({rank["digest"] for rank in row["ranks"]}) == 1
     assert [rank["threads_left"] for rank in row["ranks"]] == [[], [], []]
     killed: int = row["ranks"][0]["killed"]

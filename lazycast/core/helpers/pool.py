@@ -38,6 +38,7 @@ logger = logging.getLogger("lazycast")
 
 _AGAIN_S, _MOST_AGAIN_S = 0.5, 10.0  # after how long a helper that could not begin is started again (seconds)
 _LEAVES_S = 1.0  # how long helpers may take to end by themselves when the pool is closed (seconds)
+_STOPS_S = 10.0  # how long closing waits for that on a machine that is very busy, or where nobody reads what they print
 _READ_NBYTES = 1 << 16
 _MAX_LINE_NBYTES = 4 << 10
 _MAX_TEXT_NBYTES = 1000
@@ -281,7 +282,7 @@ class Pool:
     # The end
 
     def stop(self) -> None:
-        """End all helpers, in the middle of what they do. Idempotent. Blocking: a second or two at most."""
+        """End all helpers, in the middle of what they do. Idempotent. Blocking: until they have, or `_STOPS_S`."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -290,7 +291,7 @@ class Pool:
             return
         self._wake()
         if self._thread is not threading.current_thread():
-            self._thread.join(2 * _LEAVES_S)
+            self._thread.join(_STOPS_S)
 
     def _end_all(self) -> None:
         team = list(self._team.values())

@@ -24,6 +24,7 @@ Said = Callable[[int], None]
 _PAGE_NBYTES = os.sysconf("SC_PAGE_SIZE")
 
 SCHEDULED = ("lazycast-helpers", "lazycast-shard", "lazycast-every", "executor", "shared-pool")
+ALBUMS = ("lazycast-shard", "lazycast-each", "lazycast-each-shard", "lazycast-helpers", "executor")
 VALUED = ("lazycast-helpers", "lazycast-shard", "executor", "pool", "shared-pool")
 
 
@@ -103,7 +104,7 @@ def value(bench: Bench, said: Said) -> dict[str, Any]:
 
 def album(bench: Bench, said: Said) -> dict[str, Any]:
     """One request of eight photos: seconds."""
-    with _opened(bench, "album", ("lazycast-shard", "lazycast-helpers", "executor")) as ways:
+    with _opened(bench, "album", ALBUMS) as ways:
         found: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(bench.plan.rounds):
             said(turn)

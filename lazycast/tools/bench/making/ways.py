@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, ClassVar
 
 import lazycast
+from lazycast.materialize.each import Each
 from lazycast.options import Helpers, Memo
-from lazycast.tools.bench.making import by_hand
+from lazycast.tools.bench.making import by_hand, materializers
 from lazycast.tools.bench.qps.ways import Place, Way
 from lazycast.tools.bench.qps.workloads import Workload
 from lazycast.tools.bench.sync import TIMEOUT_S
@@ -67,6 +68,28 @@ class OnEvery(Ours):
         return {"placement": "every"}
 
 
+class Items(Ours):
+    """Of what has items, each is made by itself."""
+
+    name = "lazycast-each"
+    about = "lazycast, where helpers make the items of one request between them"
+    placement: ClassVar[str | None] = None
+
+    def __init__(self, place: Place, workload: Workload, helpers: int) -> None:
+        if workload.name != "album":
+            raise ValueError(f"{workload.name} has no items")
+        super().__init__(place, workload, helpers)
+
+    def options(self, helpers: int) -> dict[str, Any]:
+        return {"materialize": Each(materializers.photo), "placement": self.placement or Helpers(helpers)}
+
+
+class ItemsOfShards(Items):
+    name = "lazycast-each-shard"
+    about = "lazycast, where the ranks of the host make the items of one request between them"
+    placement = "shard"
+
+
 class Remembers(Ours):
     name = "lazycast-memo"
     about = "lazycast, where what was made before is not made again"
@@ -86,7 +109,18 @@ class Small(Ours):
 
 WAYS: dict[str, type[Any]] = {
     way.name: way
-    for way in (OnHelpers, OnShard, OnEvery, Remembers, Small, by_hand.Executor, by_hand.Pool, by_hand.SharedPool)
+    for way in (
+        OnHelpers,
+        OnShard,
+        OnEvery,
+        Items,
+        ItemsOfShards,
+        Remembers,
+        Small,
+        by_hand.Executor,
+        by_hand.Pool,
+        by_hand.SharedPool,
+    )
 }
 QUIET, STRANGERS = "quiet", "strangers"
 ABOUT: dict[str, str] = {
