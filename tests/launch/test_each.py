@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import random
 import re
@@ -263,3 +264,40 @@ def _many(placement: Any) -> int:
 @pytest.mark.parametrize("placement", SHARED, ids=NAMES)
 def test_many_at_once(placement: Any) -> None:
     assert launch(_many, ranks=3, args=(placement,), timeout_s=100) == [40] * 3
+
+
+def _storm(placement: Any, seed: int, agree: bool) -> None:
+    """Casts of which some fail, some are withdrawn and some are not wanted by a rank: each ends as it may."""
+    rng = random.Random(seed)  # the same on all ranks
+    asked = []
+    with lazy_of(None, placement, agree=agree) as lazy:
+        for number in range(40):
+            items: list[float] = list(range(1, rng.randrange(1, 12))) + [0] * (rng.random() < 0.2)
+            rng.shuffle(items)
+            withdrawn, without = rng.random() < 0.15, rng.choice((None, None, None, 1, 2))
+            if without == lazy.rank:
+                lazy.discard(f"r{number}")
+                continue
+            payload = items if lazy.is_root else None
+            future = lazy.broadcast_async(payload, materialize=Each(helped.inverse), key=f"r{number}")
+            if withdrawn and lazy.is_root:
+                future.cancel()
+            asked.append((future, items, withdrawn))
+        for future, items, withdrawn in asked:
+            try:
+                error = future.exception(LIMIT_S)
+            except concurrent.futures.CancelledError:
+                assert withdrawn
+                continue
+            if error is not None:
+                assert f"at item {items.index(0)}" in str(error)
+            else:
+                assert future.result() == [1 / item for item in items]
+        assert value_of(lazy, [1], materialize=Each(helped.inverse), key="the last") == [1]
+
+
+@pytest.mark.parametrize("agree", [True, False])
+@pytest.mark.parametrize("placement", SHARED, ids=NAMES)
+def test_casts_that_fail_are_withdrawn_and_not_wanted_leave_others_alone(placement: Any, agree: bool) -> None:
+    for seed in (1, 2, 3):
+        on_threads(_storm, placement, seed, agree, ranks=3)
