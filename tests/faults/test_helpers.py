@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -331,12 +332,11 @@ def test_close_ends_helpers_in_the_middle_of_what_they_do(tmp_path: Path) -> Non
 
 
 def _children() -> set[str]:
-    return {
-        pid
-        for task in Path("/proc/self/task").iterdir()
-        for pid in (task / "children").read_text().split()
-        if not gone(int(pid))
-    }
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            found |= {pid for pid in (task / "children").read_text().split() if not gone(int(pid))}
+    return found
 
 
 _EXIT = """
