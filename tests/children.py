@@ -24,6 +24,15 @@ def die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def of_this_process() -> list[int]:
+    """Return the children of all threads of this process."""
+    found: list[int] = []
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            found += map(int, Path(f"/proc/self/task/{task}/children").read_text().split())
+    return found
+
+
 def run(command: Sequence[str], *, cwd: Path, timeout_s: float) -> tuple[int | None, str]:
     """Return the exit code, None after the time limit, and what it said. For a process that has adopted."""
     with (

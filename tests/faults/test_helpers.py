@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
@@ -20,6 +19,7 @@ from lazycast import CastTimeoutError, Helpers, LazyBroadcast, MaterializeError,
 from lazycast.core.helpers.process import Helper
 from lazycast.here import here
 from tests import helped
+from tests.children import of_this_process
 
 LIMIT_S = 60.0  # whoever runs into it has found a hang
 
@@ -331,12 +331,8 @@ def test_close_ends_helpers_in_the_middle_of_what_they_do(tmp_path: Path) -> Non
     assert _children() == before
 
 
-def _children() -> set[str]:
-    found: set[str] = set()
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
-            found |= {pid for pid in (task / "children").read_text().split() if not gone(int(pid))}
-    return found
+def _children() -> set[int]:
+    return {pid for pid in of_this_process() if not gone(pid)}
 
 
 _EXIT = """

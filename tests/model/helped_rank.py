@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from lazycast import Helpers, LazyBroadcast, LazycastError, Memo
 from lazycast.backends.local import LocalBackend
 from lazycast.tools.soak.rank import Meeting
+from tests.children import of_this_process
 
 from . import helping
 from .helping import Cast, World
@@ -190,12 +191,8 @@ def _in_use() -> tuple[int, int, int]:
 
 
 def _count() -> tuple[int, int, int]:
-    tasks = Path("/proc/self/task")
-    children = sum(
-        len((task / "children").read_text().split()) for task in tasks.iterdir() if (task / "children").exists()
-    )
     mapped = Path("/proc/self/maps").read_text().count("/memfd:")
-    return len(os.listdir("/proc/self/fd")), children, mapped
+    return len(os.listdir("/proc/self/fd")), len(of_this_process()), mapped
 
 
 def _plant(me: int) -> None:

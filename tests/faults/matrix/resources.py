@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tests.children import of_this_process
+
 _NUMBERS = re.compile(r"\[\d+\]|:\d+|\d+$")
 
 
@@ -25,9 +27,7 @@ def held() -> dict[str, int]:
         found[f"thread {thread.name}"] += 1
     found["native threads"] = len(os.listdir("/proc/self/task"))
     found["mappings of shared memory"] = Path("/proc/self/maps").read_text().count("memfd:lazycast")
-    for task in os.listdir("/proc/self/task"):
-        with contextlib.suppress(OSError):
-            found["children"] += len(Path(f"/proc/self/task/{task}/children").read_text().split())
+    found["children"] = len(of_this_process())
     return {name: count for name, count in found.items() if count}
 
 
