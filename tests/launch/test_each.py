@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from lazycast import Each, Helpers, LazyBroadcast, Memo, Staged, launch, register_materializer
-from lazycast.errors import EncodeError, MaterializeError, RemoteError, TrustError
+from lazycast.errors import CastTimeoutError, EncodeError, MaterializeError, RemoteError, TrustError
 from tests import helped
 
 LIMIT_S = 60.0
@@ -74,6 +74,19 @@ def test_what_comes_is_what_a_loop_makes(placement: Any, ranks: int, seed: int) 
 
 def test_one_rank_with_helpers_gets_what_a_loop_makes() -> None:
     assert on_threads(_random_casts, Helpers(2), 3, 0, True, "copy", ranks=1) == [12]
+
+
+def _waits_for_items() -> str:
+    with lazy_of(Each(time.sleep), "shard") as lazy:
+        limit_s = 1.0 if lazy.rank == 1 else LIMIT_S
+        with pytest.raises(CastTimeoutError) as caught:
+            value_of(lazy, [0.0, 0.0, 3.0], timeout_s=limit_s)
+        return str(caught.value)
+
+
+def test_who_waits_says_whose_items_are_missing() -> None:
+    for text in launch(_waits_for_items, ranks=3, timeout_s=100):
+        assert re.search(r"rank [02] makes items of it for this host; missing: rank [02]", text), text
 
 
 def _what_is_left_alive() -> list[bool]:
