@@ -270,6 +270,10 @@ class Casts:
         owner, rank, root = arrival.owner, self._group.rank, self._group.root
         if arrival.declined and not arrival.begun:
             return "it has failed elsewhere, and the verdict is on its way", (root,), ()
+        if arrival.items is not None and arrival.local is None and (others := arrival.items.waits_for):
+            if len(others) == 1:
+                return f"rank {others[0]} makes items of it for this host", others, ()
+            return f"ranks {', '.join(map(str, others))} make items of it for this host", others, ()
         if not arrival.begun and owner is not None and owner != rank:
             unasked = " or has not asked for it" if arrival.message.fingerprint is not None else ""
             return f"rank {owner} materializes it for this host and is not done{unasked}", (owner,), ()

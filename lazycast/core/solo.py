@@ -218,10 +218,10 @@ class SoloLane:
         parts = self._options.helpers.count * PARTS_PER_HELPER
         known: list[int] = []  # how many items there are, once a part was made
 
-        def make_part(part: int) -> Any:
+        def make_part(part: int, has_failed: Callable[[], bool]) -> Any:
             if known and part >= known[0]:  # there are fewer items than parts
                 return 0, []
-            made = make(lambda: ask.taken or crew.failure is not None, (part, parts))
+            made = make(lambda: ask.taken or has_failed(), (part, parts))
             known.append(made[0] if made is not None else parts)
             return made
 

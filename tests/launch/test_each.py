@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import os
 import random
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 
 from lazycast import Each, Helpers, LazyBroadcast, Memo, Staged, launch, register_materializer
-from lazycast.errors import EncodeError, MaterializeError, RemoteError, TrustError
+from lazycast.errors import CastTimeoutError, EncodeError, MaterializeError, RemoteError, TrustError
 from tests import helped
 
 LIMIT_S = 60.0
@@ -73,6 +75,45 @@ def test_what_comes_is_what_a_loop_makes(placement: Any, ranks: int, seed: int) 
 
 def test_one_rank_with_helpers_gets_what_a_loop_makes() -> None:
     assert on_threads(_random_casts, Helpers(2), 3, 0, True, "copy", ranks=1) == [12]
+
+
+def _waits_for_items() -> str:
+    with lazy_of(Each(time.sleep), "shard") as lazy:
+        limit_s = 1.0 if lazy.rank == 1 else LIMIT_S
+        with pytest.raises(CastTimeoutError) as caught:
+            value_of(lazy, [0.0, 0.0, 3.0], timeout_s=limit_s)
+        return str(caught.value)
+
+
+def test_who_waits_says_whose_items_are_missing() -> None:
+    for text in launch(_waits_for_items, ranks=3, timeout_s=100):
+        assert re.search(r"rank [02] makes items of it for this host; missing: rank [02]", text), text
+
+
+def _what_is_left_alive() -> list[bool]:
+    gc.disable()  # what only the collector frees would keep the memory of each value until it runs
+    try:
+        with lazy_of(Each(helped.tripled), Helpers(2)) as lazy:
+            payload = [np.full(30_000, n, np.float32) for n in range(9)]
+            made = [weakref.ref(result) for result in value_of(lazy, payload)]
+            payloads = [weakref.ref(payload[0])]
+            del payload
+            with pytest.raises(MaterializeError) as caught:
+                value_of(lazy, bad := [np.full(30_000, 1.0), None])
+            payloads.append(weakref.ref(bad[0]))
+            del bad, caught
+            # The other helper's thread is done with what it was asked for once it has taken part in this.
+            assert len(value_of(lazy, [np.zeros(1)] * 9)) == 9
+            end_s = time.monotonic() + 5
+            while any(one() is not None for one in made + payloads) and time.monotonic() < end_s:
+                time.sleep(0.01)
+            return [one() is not None for one in made + payloads]
+    finally:
+        gc.enable()
+
+
+def test_one_rank_with_helpers_lets_go_of_what_they_made() -> None:
+    assert not any(_what_is_left_alive())
 
 
 def _two_hosts(placement: Any) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -207,7 +208,8 @@ def test_a_crew_makes_each_part_once_on_whatever_threads() -> None:
     both = threading.Barrier(2, timeout=30)
     threads: dict[int, int] = {}
 
-    def make(part: int) -> int:
+    def make(part: int, has_failed: Callable[[], bool]) -> int:
+        assert not has_failed()
         if part < 2:
             both.wait()
         threads[part] = threading.get_ident()
@@ -225,7 +227,8 @@ def test_a_crew_makes_each_part_once_on_whatever_threads() -> None:
 def test_a_crew_begins_nothing_after_a_failure() -> None:
     begun: list[int] = []
 
-    def make(part: int) -> None:
+    def make(part: int, has_failed: Callable[[], bool]) -> None:
+        assert not has_failed()
         begun.append(part)
         raise LookupError(part)
 

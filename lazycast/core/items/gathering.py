@@ -76,6 +76,11 @@ class Gathering:
         """Whether other ranks are still to be heard of."""
         return bool(self._left)
 
+    @property
+    def waits_for(self) -> tuple[int, ...]:
+        """The ranks that are still to be heard of, once this one has made what is its own."""
+        return () if self.todo or self.busy else tuple(sorted({self.makers[part] for part in self._left}))
+
     def done(self, part: int, result: Result) -> None:
         """Book a part that this rank was to make."""
         self.busy -= 1
