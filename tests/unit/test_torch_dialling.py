@@ -6,6 +6,8 @@ import contextlib
 import os
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ from lazycast import interfaces
 from lazycast.backends import _torch_addresses as addresses
 from lazycast.backends import _torch_dialling as dialling
 from lazycast.backends._torch_dialling import Card, Dialling, Late, Lost
+from tests.namespaces import narrow_host, need
 
 WAIT_S = 20.0
 SHORT_S = 0.3
@@ -232,6 +235,19 @@ def test_a_named_interface_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> 
         assert cards[1].problem is None, "it listens to nobody"
     monkeypatch.setenv(interfaces.VARIABLE, "no-such0,lo")
     assert "127.0.0.1" in addresses.candidates(None)
+
+
+def test_a_named_label_of_an_interface_is_its_own_address() -> None:
+    """gloo takes such a name too."""
+    need()
+    with narrow_host() as within:
+        for change in (["link", "set", "lo", "up"], ["address", "add", "10.78.0.9/32", "dev", "lo", "label", "lo:9"]):
+            subprocess.run([*within, "ip", *change], check=True)
+        program = "from lazycast.backends._torch_addresses import candidates; print(*candidates(None))"
+        for name, found in (("lo:9", "10.78.0.9"), ("lo:8", ""), ("lo:9,lo", "10.78.0.9 127.0.0.1")):
+            env = {**os.environ, interfaces.VARIABLE: name}
+            said = subprocess.run([*within, sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, check=True)
+            assert said.stdout.decode().split("::1")[0].strip() == found
 
 
 def test_without_a_name_it_is_the_host_names_address_and_the_way_to_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
