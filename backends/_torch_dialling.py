@@ -43,6 +43,7 @@ class Card(msgspec.Struct):
     secret: bytes
     machine: str  # see `_torch_addresses.machine`
     problem: str | None = None  # why it listens nowhere though it should
+    refused: str | None = None  # what the system said when it made its sockets
 
 
 def _socket(host: str) -> socket.socket:

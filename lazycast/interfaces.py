@@ -38,7 +38,7 @@ def interfaces() -> dict[str, tuple[str, int]]:
 
 
 def four(name: str) -> str | None:
-    """Return the IPv4 address of an interface, or the one that has `name` as its label ("eth0:1"); None if there is none."""
+    """Return the IPv4 address of an interface, or of a label of one ("eth0:1"); None if there is none."""
     if len(name.encode()) > _MAX_NAME_NBYTES:
         return None
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
