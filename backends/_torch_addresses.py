@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 
-from lazycast.interfaces import VARIABLE, bindable, interfaces, loopback, named, six, towards
+from lazycast.interfaces import VARIABLE, bindable, four, loopback, named, six, towards
 
 
 def candidates(store_host: str | None) -> list[str]:
@@ -20,8 +20,7 @@ def candidates(store_host: str | None) -> list[str]:
     """
     names = named()
     if names:
-        fours = interfaces()
-        found = [address for name in names for address in ([fours[name][0]] if name in fours else []) + six(name)]
+        found = [address for name in names for address in (four(name), *six(name)) if address is not None]
     else:
         found = bindable(socket.gethostname())
         way = towards(store_host) if store_host else None

@@ -43,6 +43,7 @@ class Card(msgspec.Struct):
     secret: bytes
     machine: str  # see `_torch_addresses.machine`
     problem: str | None = None  # why it listens nowhere though it should
+    refused: str | None = None  # what the system said when it made its sockets
 
 
 def _socket(host: str) -> socket.socket:
@@ -111,7 +112,6 @@ class Dialling:
                 problem = f"it cannot listen at {host}: {exc}"
                 self._listeners.pop().close()
                 continue
-            self._selector.register(sock, selectors.EVENT_READ)
             self.card.addresses.append((host, sock.getsockname()[1]))
         if not self._listeners:
             self.card.problem = problem or addresses.why_none()
@@ -145,6 +145,8 @@ class Dialling:
             Lost: a lower neighbour has ended, or is not who it should be.
             Late: some did not come until `deadline_s`.
         """
+        for listener in self._listeners:  # not before all have called: no caller is silent now but strangers
+            self._selector.register(listener, selectors.EVENT_READ)
         while missing := [peer for peer in (*self._lower, *self._higher) if peer not in self._connected]:
             if not self._turn(deadline_s):
                 raise Late(missing)

@@ -204,12 +204,15 @@ class _TorchContext(Context):
         with contextlib.ExitStack() as stack:
             dialling, card, failed = None, Card([], b"", ""), dict[int, str]()
             if neighbours:
-                dialling = Dialling(self._rank, neighbours, self._store_host)
-                stack.callback(dialling.close)
-                card = dialling.card
+                try:
+                    dialling = Dialling(self._rank, neighbours, self._store_host)
+                    stack.callback(dialling.close)
+                    card = dialling.card
+                except OSError as exc:  # which is everybody's error
+                    card.refused = str(exc)
             said = self._swap("card", msgspec.msgpack.encode(card), deadline_s, timeout_s)
             cards = [msgspec.msgpack.decode(blob, type=Card) for blob in said]
-            self._check_addresses(cards)
+            self._check_cards(cards)
             if dialling is not None:
                 left_s = deadline_s - time.monotonic()
                 failed = dialling.call(cards, time.monotonic() + min(_ANSWER_S, left_s / 2))  # then all are told
@@ -231,8 +234,12 @@ class _TorchContext(Context):
                 raise
             return found
 
-    def _check_addresses(self, cards: Sequence[Card]) -> None:
+    def _check_cards(self, cards: Sequence[Card]) -> None:
         for rank, card in enumerate(cards):
+            if card.refused is not None:
+                raise BackendError(
+                    f"rank {rank} (group-local) cannot connect to other hosts: {card.refused}", rank=rank
+                )
             if card.problem is not None:
                 also = f" (gloo: {self._no_gloo})" if self._no_gloo else ""
                 raise BackendError(

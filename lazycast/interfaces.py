@@ -15,6 +15,7 @@ from pathlib import Path
 #: The environment variable that names the interfaces between hosts: it is gloo's, and torch's users know it.
 VARIABLE = "GLOO_SOCKET_IFNAME"
 
+_MAX_NAME_NBYTES = 15
 _SIOCGIFADDR, _SIOCGIFFLAGS = 0x8915, 0x8913
 
 
@@ -34,6 +35,15 @@ def interfaces() -> dict[str, tuple[str, int]]:
                 (flags,) = struct.unpack_from("H", fcntl.ioctl(sock, _SIOCGIFFLAGS, request), 16)
                 found[name] = (address, flags)
     return found
+
+
+def four(name: str) -> str | None:
+    """Return the IPv4 address of an interface, or of a label of one ("eth0:1"); None if there is none."""
+    if len(name.encode()) > _MAX_NAME_NBYTES:
+        return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+        return socket.inet_ntoa(fcntl.ioctl(sock, _SIOCGIFADDR, struct.pack("256s", name.encode()))[20:24])
+    return None
 
 
 def six(name: str) -> list[str]:

@@ -279,6 +279,8 @@ class Intake:
         Else an error to raise, or how things stood when the time was over.
         """
         ask = call.ask
+        if not self.window.has_room():  # what was not sent when the call was made can be dropped now
+            self._go_beyond(self._options.beyond)
         if not self._must_wait(call):
             return None
         if self._engine.closing:

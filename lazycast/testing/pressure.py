@@ -199,6 +199,23 @@ def beyond_the_limit_the_oldest_that_nobody_wants_is_dropped(rank: Rank) -> None
 
 
 @behaviour(min_size=2)
+def a_burst_beyond_the_limit_waits_for_no_rank(rank: Rank) -> None:
+    """Also where the first calls are not sent yet when there is no room for the next one."""
+    with rank.lazy(max_inflight=2, beyond="drop") as lazy:
+        rank.meet()
+        if lazy.is_root:
+            for n in range(10):
+                lazy.broadcast_async(np.full(200_000, n), key=n, timeout_s=TIMEOUT_S / 4)
+        rank.meet()
+        if not lazy.is_root:
+            wait_until(lambda: lazy.stats().aborted == 8, "it was not told")
+            taken = [lazy.next(timeout_s=TIMEOUT_S) for _ in range(2)]
+            same([came and came[0] for came in taken], [8, 9], "what is left")
+            del taken
+        rank.meet()
+
+
+@behaviour(min_size=2)
 def what_somebody_has_asked_for_is_not_dropped(rank: Rank) -> None:
     with rank.lazy(max_inflight=2, beyond="drop", agree=False) as lazy:
         futures = []

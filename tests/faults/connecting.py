@@ -60,13 +60,18 @@ def lacks_descriptors() -> None:
     _torch_addresses.candidates = refuse
 
 
+def lacks_both() -> None:
+    has_no_gloo()
+    lacks_descriptors()
+
+
 SCENARIOS: dict[str, Callable[[], None]] = {
     **{
         f"{step}-{moment}": lambda step=step, moment=moment: dies_at(step, moment == "after")
         for step in ("__init__", "call", "finish")
         for moment in ("before", "after")
     },
-    **{fn.__name__: fn for fn in (moves_away, is_nowhere, has_no_gloo, lacks_descriptors)},
+    **{fn.__name__: fn for fn in (moves_away, is_nowhere, has_no_gloo, lacks_descriptors, lacks_both)},
 }
 
 

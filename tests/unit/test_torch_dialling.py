@@ -6,6 +6,8 @@ import contextlib
 import os
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ from lazycast import interfaces
 from lazycast.backends import _torch_addresses as addresses
 from lazycast.backends import _torch_dialling as dialling
 from lazycast.backends._torch_dialling import Card, Dialling, Late, Lost
+from tests.namespaces import narrow_host, need
 
 WAIT_S = 20.0
 SHORT_S = 0.3
@@ -80,6 +83,18 @@ def call_up(card: Card) -> socket.socket:
     return socket.create_connection(card.addresses[0], timeout=WAIT_S)
 
 
+@contextlib.contextmanager
+def unanswering() -> Iterator[socket.socket]:
+    """Whose queue takes no more, so that the kernel does not answer."""
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(8):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(full.getsockname())
+        yield full
+
+
 def test_strangers_neither_hang_nor_fail_it() -> None:
     with group(MESH) as (ranks, cards), contextlib.ExitStack() as strangers:
         for card in cards[:3]:
@@ -111,6 +126,22 @@ def test_strangers_that_come_without_end_hold_nobody_up() -> None:
         finally:
             over = True
         assert all(it.result(WAIT_S) for it in coming)
+
+
+def test_strangers_do_not_displace_a_caller_that_has_not_spoken_yet() -> None:
+    """It says who it is before its call is over, which may be after this rank has called."""
+    with contextlib.ExitStack() as stack:
+        ranks, cards = stack.enter_context(group({0: [1], 1: [0, 2], 2: [1]}))
+        cards[0].addresses[:] = [stack.enter_context(unanswering()).getsockname()]
+        caller = stack.enter_context(call_up(cards[1]))
+        for _ in range(dialling._SILENT + 1):
+            stack.enter_context(call_up(cards[1]))
+        ranks[1].call(cards, in_s(SHORT_S))
+        ranks[2]._cards = cards
+        caller.sendall(ranks[2]._proof(b"calls", 2, 1))
+        with pytest.raises(Late) as caught:
+            ranks[1].finish(in_s(SHORT_S))
+        assert caught.value.peers == [0]
 
 
 def test_nobody_poses_as_a_rank_without_its_secret_nor_as_one_that_is_there() -> None:
@@ -148,11 +179,7 @@ def test_one_address_that_answers_is_enough() -> None:
 def test_an_address_that_does_not_answer_is_given_up() -> None:
     with contextlib.ExitStack() as stack:
         ranks, cards = stack.enter_context(group({0: [1], 1: [0]}))
-        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(8):  # until its queue takes no more: then the kernel does not answer
-            sock = stack.enter_context(socket.socket())
-            sock.setblocking(False)
-            sock.connect_ex(full.getsockname())
+        full = stack.enter_context(unanswering())
         cards[0].addresses[:] = [full.getsockname()]
         assert ranks[1].call(cards, in_s(SHORT_S)) == {0: f"127.0.0.1:{full.getsockname()[1]} (no answer)"}
 
@@ -208,6 +235,19 @@ def test_a_named_interface_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> 
         assert cards[1].problem is None, "it listens to nobody"
     monkeypatch.setenv(interfaces.VARIABLE, "no-such0,lo")
     assert "127.0.0.1" in addresses.candidates(None)
+
+
+def test_a_named_label_of_an_interface_is_its_own_address() -> None:
+    """gloo takes such a name too."""
+    need()
+    with narrow_host() as within:
+        for change in (["link", "set", "lo", "up"], ["address", "add", "10.78.0.9/32", "dev", "lo", "label", "lo:9"]):
+            subprocess.run([*within, "ip", *change], check=True)
+        program = "from lazycast.backends._torch_addresses import candidates; print(*candidates(None))"
+        for name, found in (("lo:9", "10.78.0.9"), ("lo:8", ""), ("lo:9,lo", "10.78.0.9 127.0.0.1")):
+            env = {**os.environ, interfaces.VARIABLE: name}
+            said = subprocess.run([*within, sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, check=True)
+            assert said.stdout.decode().split("::1")[0].strip() == found
 
 
 def test_without_a_name_it_is_the_host_names_address_and_the_way_to_the_store(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,8 +46,9 @@ def look(rank: int, boot: str) -> Interface:
     others = [f"{name} ({address})" for name, (address, flags) in here.items() if _serves(flags)]
     if asked is not None:
         name = asked.split(",")[0]
-        problem = None if name in {n for _, n in socket.if_nameindex()} else f"there is no interface {name!r}"
-        address = here[name][0] if name in here else next(iter(interfaces.six(name)), None)
+        address = interfaces.four(name) or next(iter(interfaces.six(name)), None)
+        known = address is not None or name in {n for _, n in socket.if_nameindex()}
+        problem = None if known else f"there is no interface {name!r}"
         if problem is None and address is None:
             problem = f"the interface {name!r} has no address"
         return Interface(rank, boot, host, asked, name if problem is None else None, address, problem, others)
