@@ -208,7 +208,8 @@ def a_burst_beyond_the_limit_waits_for_no_rank(rank: Rank) -> None:
                 lazy.broadcast_async(np.full(200_000, n), key=n, timeout_s=TIMEOUT_S / 4)
         rank.meet()
         if not lazy.is_root:
-            wait_until(lambda: lazy.stats().aborted == 8, "it was not told")
+            # That they are withdrawn is told first, and then that nobody is to ask for them.
+            wait_until(lambda: (seen := lazy.stats()).unasked == 2 and seen.aborted == 8, "it was not told")
             taken = [lazy.next(timeout_s=TIMEOUT_S) for _ in range(2)]
             same([came and came[0] for came in taken], [8, 9], "what is left")
             del taken
