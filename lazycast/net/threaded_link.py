@@ -122,6 +122,8 @@ class _Neighbour:
             while True:
                 header, nbytes = pipe.recv_header()
                 if not header:
+                    if nbytes:
+                        raise PipeClosed(f"what arrived is no message: a farewell with {nbytes} bytes")
                     break
                 if nbytes:
                     into = sink.place(peer, header, nbytes)

@@ -455,7 +455,10 @@ def test_a_sink_that_fails_ends_that_peer_alone(caplog: pytest.LogCaptureFixture
         assert host.sinks[1].take(1)[0][1] == b"good"
 
 
-@pytest.mark.parametrize("packet", [b"\1", b"\1" + bytes(39) + b"x" * 70_000, b"\x11" + bytes(39)])
+@pytest.mark.parametrize(
+    "packet",
+    [b"\1", b"\1" + bytes(39) + b"x" * 70_000, b"\x11" + bytes(39), b"\2 is no farewell", b"\2" + bytes(39)],
+)
 def test_a_packet_that_makes_no_sense_ends_that_peer(packet: bytes, caplog: pytest.LogCaptureFixture) -> None:
     with hosted(0, 1, 2) as host:
         host.sockets[0][1].send(packet)

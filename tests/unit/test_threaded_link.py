@@ -128,6 +128,14 @@ def test_a_broken_pipe_is_a_loss_with_its_reason() -> None:
     assert sink.events.empty(), "told once"
 
 
+def test_a_farewell_with_a_body_is_none() -> None:
+    pipe, sink = QueuePipe(), Events()
+    link = ThreadedLink({1: pipe}, sink, name="t")
+    pipe.into.put((b"", b"junk"))
+    assert sink.events.get(timeout=WAIT_S) == ("gone", 1, "what arrived is no message: a farewell with 4 bytes")
+    link.close(timeout_s=WAIT_S)
+
+
 def test_a_pipe_that_breaks_while_sending_is_a_loss_told_by_the_listener() -> None:
     sink = Events()
     link, pipe = _link(sink)

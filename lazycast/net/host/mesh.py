@@ -284,7 +284,7 @@ class Mesh:
                 return self._end(peer, None if self._leaving else "it ended without a farewell", sink)
             if flags & _CUT_OFF:
                 return self._end(peer, "a packet did not fit", sink)
-            if buffer[0] == _FAREWELL:
+            if buffer[0] == _FAREWELL and n == 1:
                 return self._end(peer, None, sink)
             if buffer[0] & _GIVES_BACK:
                 self._take_back(peer, memoryview(buffer)[:n])
