@@ -130,10 +130,11 @@ def who_takes_one_after_the_other_waits_and_ends_with_the_last(rank: Rank) -> No
             rank.meet()
             same(asyncio.run(take()), sorted(others), "what came until all others had closed")
         else:
-            for caster in others:  # in the ranks' order: theirs come to all before this rank's
-                if caster < rank.rank:
-                    same(lazy.broadcast(key="x", root=caster), caster)
-            same(lazy.broadcast(rank.rank, key="x"), rank.rank)
+            # In the ranks' order, so that each comes to all before the next. All take all: who passes a verdict on, and
+            # closes before it has come, ends what those behind it wait for.
+            for caster in range(rank.last):
+                mine = caster == rank.rank
+                same(lazy.broadcast(caster, key="x") if mine else lazy.broadcast(key="x", root=caster), caster)
             rank.meet()
 
 

@@ -122,8 +122,11 @@ def fork_while_open(lazy: LazyBroadcast[Any, Any]) -> None:
 
 
 def _runs(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def death_with_a_child_alive(lazy: LazyBroadcast[Any, Any]) -> None:
