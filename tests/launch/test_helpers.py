@@ -456,7 +456,8 @@ def test_helpers_are_seen_in_dumps_figures_and_traces(tmp_path: Path) -> None:
 
 
 def test_helpers_are_counted_for_prometheus() -> None:
-    prometheus_client = pytest.importorskip("prometheus_client")
+    import prometheus_client
+
     from lazycast.watch.prometheus import Collector
 
     registry = prometheus_client.CollectorRegistry()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from concurrent.futures import Future
 from typing import Any, ClassVar
 
@@ -30,9 +31,9 @@ class Ours(Way):
         name = f"{self.name} {workload.name}"
         self._lazy: lazycast.LazyBroadcast[Any, Any] = lazycast.LazyBroadcast(name=name, **options)
 
+    @abstractmethod
     def options(self, helpers: int) -> dict[str, Any]:
         """Return what sets this way apart."""
-        raise NotImplementedError
 
     def start(self, number: int, payload: Any) -> Future[Any]:
         return self._lazy.broadcast_async(payload if self.is_root else None, key=number)
