@@ -51,8 +51,9 @@ from lazycast.options import OWNED, Options
 
 logger = logging.getLogger("lazycast")
 
-#: How long after a cast the root is told what this rank has counted. While nothing is cast nothing is told.
-FIGURES_EVERY_S = 2.0
+#: How long after a cast the root is told what this rank has counted. While nothing is cast nothing is told. In large
+#: groups it is longer: the root gets that many of these messages in a second at most.
+FIGURES_EVERY_S, _MOST_FIGURES_PER_S = 2.0, 32
 _SHOWN_UNASKED = 8  # casts, in a message
 
 
@@ -77,7 +78,7 @@ class FollowerLane:
         self._lock, self._counters = engine.lock, engine.counters
         self.desk = Desk(engine, group, options, self)
         engine.lanes.append(self)
-        self.near = Neighbours(engine, group, context, topology, mesh, self)
+        self.near = Neighbours(engine, group, options, context, topology, mesh, self)
         self._relay = self.near.relay
         policy = policy_of(options, same_program=group.same_program)
         self.casts = Casts(engine, group, options, policy, self.desk, self.near, code_for=None, react=self._react_to)
@@ -89,6 +90,7 @@ class FollowerLane:
         self._placed: str | None = None
         self._has_root_clock = group.clock_of(group.rank) == group.clock_of(group.root)
         self._queries = Queries(group.rank, group.root)
+        self._figures_every_s = max(FIGURES_EVERY_S, group.size / _MOST_FIGURES_PER_S)
         self._early_verdicts: dict[int, Verdict] = {}  # verdicts whose cast has not come
         self._figures_due_s: float | None = None  # when the root is to be told what has been counted
 
@@ -209,7 +211,7 @@ class FollowerLane:
                 self._counters.cast(None)
                 self._counters.aborted += message.failure.kind == "withdrawn"
             if self._figures_due_s is None:
-                self._figures_due_s = arrival.arrived_s + FIGURES_EVERY_S
+                self._figures_due_s = arrival.arrived_s + self._figures_every_s
                 self.engine.clock.wake()
             early = self._early_verdicts.pop(message.seq, None) if self._early_verdicts else None
             if message.placement in OWNED:
@@ -259,12 +261,16 @@ class FollowerLane:
     # Time
 
     def on_turn(self) -> float | None:
-        return self._tell_reads(time.monotonic()) if self._reads.due_s is not None else None
+        if self._reads.due_s is None and self._relay.combining is None:
+            return None
+        now_s = time.monotonic()
+        due = self._tell_reads(now_s), self._relay.tell_reads(now_s)
+        return min((due_s for due_s in due if due_s is not None), default=None)
 
     def work(self) -> float | None:
         now_s = time.monotonic()
-        due = [due_s for due_s in (self._tell_reads(now_s), self._tell_figures(now_s)) if due_s is not None]
-        return self.near.beat_beside(min(due, default=None))
+        due = self._tell_reads(now_s), self._relay.tell_reads(now_s), self._tell_figures(now_s)
+        return self.near.beat_beside(min((due_s for due_s in due if due_s is not None), default=None))
 
     def _tell_figures(self, now_s: float) -> float | None:
         with self._lock:
@@ -278,7 +284,7 @@ class FollowerLane:
         with self._lock:
             reads, next_s = self._reads.take(now_s), self._reads.due_s
         for seqs in messages(reads):
-            if self.engine.tracer is not None:
+            if self.engine.tracer is not None and self._relay.combining is None:
                 self.casts.trace_said("read", seqs[0])
             self._relay.up(Read(self._group.rank, seqs))
         return next_s

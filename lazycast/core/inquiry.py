@@ -50,7 +50,7 @@ class Inquiries:
         self._root, self._lock, self._relay = root, lock, relay
         self._ledger, self._calls, self._window = books
         self._unkeyed, self._wake = unkeyed, wake
-        self._rolls = RollCalls(others)
+        self._rolls = RollCalls(others, relay.way_to)
         self.far = {rank for rank in others if relay.is_far(rank)}
         self._holders: dict[int, str] = {}  # by rank: what its workers were busy with when it answered last
         self._own: dict[int, Ask] = {}  # by number: calls of the root about which the ranks are asked
@@ -98,9 +98,9 @@ class Inquiries:
             self._rolls.present(answer.rank, time.monotonic())
         self.work()
 
-    def heard(self, rank: int) -> None:
-        """With the lock held: something has come from a rank by way of others, one of those that are `far`."""
-        self._rolls.heard(rank, time.monotonic())
+    def heard(self, rank: int, *, whole: bool) -> None:
+        """With the lock held: something has come from a rank by way of others, or, `whole`, of all ranks below it."""
+        self._rolls.heard(rank, time.monotonic(), whole=whole)
 
     def gone(self, rank: int) -> None:
         """With the lock held: a rank has ended."""

@@ -11,6 +11,7 @@ import math
 import msgspec
 
 from lazycast.core.ledger import Ledger
+from lazycast.net.members import bits, ranks_of
 from lazycast.net.wire import Key
 
 
@@ -49,8 +50,8 @@ class Lagging:
             if age_s < self._after_s:
                 self.next_s = min(self.next_s, entry.sent_s + self._after_s)
                 break
-            goes_on = len(entry.unread) < ledger.readers or now_s - ledger.last_sent_s < self._after_s
-            for rank in sorted(entry.unread - self._named.keys()) if goes_on else ():
+            goes_on = entry.unread.bit_count() < ledger.readers or now_s - ledger.last_sent_s < self._after_s
+            for rank in ranks_of(entry.unread & ~bits(self._named)) if goes_on else ():
                 self._named[rank] = seq
                 news.append(Lag(rank, age_s, ledger.unread_of(rank), seq, entry.key))
         return news

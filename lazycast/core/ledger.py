@@ -8,36 +8,32 @@ Guarantees:
 * An entry goes when its last report and its last read are in, so memory follows what is under way. The bytes of a cast
   that has failed, or was withdrawn, count no more: the ranks have let go of them.
 * Every answer is a function of what was told before; the caller acts on it outside any lock.
+* What many ranks have done is booked in one step. Ranks are looked at one by one only when a limit is near, or somebody
+  wants to know who is missing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from lazycast.core.dump import named
 from lazycast.core.situation import ranks
+from lazycast.net.members import bits, ranks_of
 from lazycast.net.wire import ENDS, Failure, Key, Verdict
 
 
 class _Entry(msgspec.Struct, eq=False):
     key: Key | None
     nbytes: int
-    unread: set[int]
-    unreported: set[int]
+    unread: int  # as sets of ranks: see `net.members`
+    unreported: int
     decided: bool = False
     sent_s: float = 0.0
     hearsay: dict[int, Failure] = msgspec.field(default_factory=dict)  # by rank: what it says of another
-
-
-@dataclass(slots=True)
-class _Load:
-    """What one rank has not read yet."""
-
-    casts: int = 0
-    nbytes: int = 0
 
 
 class Ledger:
@@ -45,8 +41,9 @@ class Ledger:
 
     def __init__(self, root: int, others: Collection[int]) -> None:
         self._root = root
-        self._others = set(others)
-        self._load = {rank: _Load() for rank in others}
+        self._others = bits(others)
+        self._width = self._others.bit_length()
+        self._slowest: tuple[int, int] | None = None  # as `unread` says, until something changes
         self.entries: dict[int, _Entry] = {}
         #: Bytes of all casts on the books: what some rank has not read is part of it.
         self.open_nbytes = 0
@@ -56,34 +53,34 @@ class Ledger:
     def sent(self, seq: int, key: Key | None, nbytes: int, *, agree: bool, sent_s: float = 0.0) -> None:
         """Book a cast that goes out now."""
         self.last_sent_s = sent_s
-        unreported = {*self._others, self._root} if agree else set()
-        self.entries[seq] = _Entry(key, nbytes, set(self._others), unreported, not agree, sent_s)
+        unreported = self._others | 1 << self._root if agree else 0
+        self.entries[seq] = _Entry(key, nbytes, self._others, unreported, not agree, sent_s)
         self.open_nbytes += nbytes
-        for load in self._load.values():
-            load.casts += 1
-            load.nbytes += nbytes
+        self._slowest = None
 
-    def read(self, rank: int, seq: int) -> None:
-        """Book that a rank has asked for a cast."""
+    def read(self, who: int, seq: int) -> None:
+        """Book that a set of ranks has asked for a cast."""
         entry = self.entries.get(seq)
-        if entry is None or rank not in entry.unread:
+        if entry is None or not entry.unread & who:
             return
-        entry.unread.discard(rank)
-        load = self._load[rank]
-        load.casts -= 1
-        load.nbytes -= entry.nbytes
+        entry.unread &= ~who
+        self._slowest = None
         self._forget_if_done(seq, entry)
 
-    def report(self, rank: int, seq: int, failure: Failure | None, *, known: bool = False) -> Verdict | None:
+    def report(
+        self, rank: int, seq: int, failure: Failure | None, *, known: bool = False, who: int = 0
+    ) -> Verdict | None:
         """Book a rank's report; return the verdict if it follows from it.
 
         A rank that has done its part may still report a failure: that it has waited too long for the others.
 
         Args:
             known: the failure is the root's own word.
+            who: the set of ranks that have done their part, if it speaks for others too.
         """
+        who = who or 1 << rank
         entry = self.entries.get(seq)
-        if entry is None or (rank not in self._others and rank != self._root):
+        if entry is None or not who & (self._others | 1 << self._root):
             return None
         said_of_another = failure is not None and failure.rank != rank and failure.kind != "withdrawn"
         if failure is not None and said_of_another and not known and not entry.decided:
@@ -91,9 +88,9 @@ class Ledger:
             if failure is None:
                 return None
         elif failure is None and entry.hearsay and not entry.decided:
-            failure = self._contradicted(entry, rank)
-        first = rank in entry.unreported
-        entry.unreported.discard(rank)
+            failure = self._contradicted(entry, who)
+        first = bool(who & entry.unreported)
+        entry.unreported &= ~who
         verdict = None
         if not entry.decided and (failure is not None or (first and not entry.unreported)):
             entry.decided = True
@@ -108,15 +105,15 @@ class Ledger:
         about = failure.rank
         if about in self._gone:
             return self._gone[about]
-        if failure.kind in ENDS or about in entry.unreported:
+        if failure.kind in ENDS or entry.unreported >> about & 1:
             entry.hearsay[rank] = failure
             return None
         return _disagreement(rank, failure)
 
     @staticmethod
-    def _contradicted(entry: _Entry, rank: int) -> Failure | None:
-        """Return the failure that follows if a rank has done its part, and another has said that it failed."""
-        said = ((by, failure) for by, failure in entry.hearsay.items() if failure.rank == rank)
+    def _contradicted(entry: _Entry, who: int) -> Failure | None:
+        """Return the failure that follows if ranks have done their part, and another has said of one that it failed."""
+        said = ((by, failure) for by, failure in entry.hearsay.items() if who >> failure.rank & 1)
         return next((_disagreement(by, failure) for by, failure in said if failure.kind not in ENDS), None)
 
     def withdraw(self, seq: int, failure: Failure, *, agree: bool) -> Verdict | None:
@@ -131,17 +128,14 @@ class Ledger:
 
     def untouched(self) -> int | None:
         """Return the oldest cast that no rank has asked for."""
-        readers = len(self._load)
-        return next((seq for seq, entry in self.entries.items() if readers and len(entry.unread) == readers), None)
+        readers = self._others
+        return next((seq for seq, entry in self.entries.items() if readers and entry.unread == readers), None)
 
     def drop(self, seq: int) -> None:
         """Book that no rank is to ask for a cast any more: it holds nothing back."""
         entry = self.entries[seq]
-        for rank in entry.unread:
-            load = self._load[rank]
-            load.casts -= 1
-            load.nbytes -= entry.nbytes
-        entry.unread.clear()
+        entry.unread = 0
+        self._slowest = None
         self._forget_if_done(seq, entry)
 
     def _free(self, seq: int) -> None:
@@ -149,31 +143,31 @@ class Ledger:
         entry = self.entries.get(seq)
         if entry is None:
             return
-        for rank in entry.unread:
-            self._load[rank].nbytes -= entry.nbytes
         self.open_nbytes -= entry.nbytes
         entry.nbytes = 0
+        self._slowest = None
 
     def gone(self, rank: int, failure: Failure) -> list[Verdict]:
         """Book that a rank answers no more; return the verdicts that follow: failure, wherever it had not reported."""
-        self._others.discard(rank)
+        who = 1 << rank
+        self._others &= ~who
         self._gone[rank] = failure
+        self._slowest = None
         verdicts = []
         for seq, entry in list(self.entries.items()):
             heard_of = any(said.rank == rank for said in entry.hearsay.values())
-            if (rank in entry.unreported or heard_of) and not entry.decided:
+            if (entry.unreported & who or heard_of) and not entry.decided:
                 entry.decided = True
                 verdicts.append(Verdict(seq, failure))
                 self._free(seq)
-            entry.unread.discard(rank)
-            entry.unreported.discard(rank)
+            entry.unread &= ~who
+            entry.unreported &= ~who
             self._forget_if_done(seq, entry)
-        self._load.pop(rank, None)
         return verdicts
 
     def _forget_if_done(self, seq: int, entry: _Entry) -> None:
         if entry.decided and entry.hearsay:
-            entry.unreported.difference_update(entry.hearsay)
+            entry.unreported &= ~bits(entry.hearsay)
             entry.hearsay.clear()
         if not entry.unread and not entry.unreported:
             del self.entries[seq]
@@ -181,48 +175,55 @@ class Ledger:
 
     def unread(self) -> tuple[int, int]:
         """Return casts and bytes that the slowest rank has not read (each the largest over the ranks)."""
-        casts = nbytes = 0
-        for load in self._load.values():  # a plain loop: every call of the root passes here
-            if load.casts > casts:
-                casts = load.casts
-            if load.nbytes > nbytes:
-                nbytes = load.nbytes
-        return casts, nbytes
+        if self._slowest is None:
+            casts, nbytes = self._loads()
+            self._slowest = int(casts.max(initial=0)), int(nbytes.max(initial=0))
+        return self._slowest
+
+    def _loads(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return how many casts and bytes each rank has not read, by rank."""
+        unread = [entry for entry in self.entries.values() if entry.unread]
+        width = (self._width + 7) // 8
+        said = b"".join([entry.unread.to_bytes(width, "little") for entry in unread])
+        by_entry = np.frombuffer(said, np.uint8).reshape(len(unread), width)
+        of_rank = np.unpackbits(by_entry, axis=1, bitorder="little").astype(np.int64)
+        return of_rank.sum(axis=0), np.array([entry.nbytes for entry in unread], np.int64) @ of_rank
 
     @property
     def readers(self) -> int:
         """How many ranks there are beside the root."""
-        return len(self._load)
+        return self._others.bit_count()
 
     def is_unread(self, rank: int, seq: int) -> bool:
         """Whether a rank has not asked for a cast."""
         entry = self.entries.get(seq)
-        return entry is not None and rank in entry.unread
+        return entry is not None and bool(entry.unread >> rank & 1)
 
     def unread_of(self, rank: int) -> int:
         """Return how many casts a rank has not asked for."""
-        load = self._load.get(rank)
-        return load.casts if load is not None else 0
+        return sum(entry.unread >> rank & 1 for entry in self.entries.values())
 
     def unread_by_rank(self, *, casts: int, nbytes: int) -> dict[int, list[tuple[int, Key | None]]]:
         """Return, for each rank with at least so much unread, which casts those are: (number, key), oldest first."""
-        slow = {rank for rank, load in self._load.items() if load.casts >= casts or load.nbytes >= nbytes}
+        of_casts, of_nbytes = self._loads()
+        slow = np.flatnonzero((of_casts >= casts) | (of_nbytes >= nbytes)).tolist()
         return {
-            rank: [(seq, entry.key) for seq, entry in sorted(self.entries.items()) if rank in entry.unread]
-            for rank in sorted(slow)
+            rank: [(seq, entry.key) for seq, entry in sorted(self.entries.items()) if entry.unread >> rank & 1]
+            for rank in slow
+            if self._others >> rank & 1
         }
 
     def unreported(self, seq: int) -> list[int]:
         """Return the ranks whose report on a cast is missing."""
         entry = self.entries.get(seq)
-        return sorted(entry.unreported) if entry is not None and not entry.decided else []
+        return ranks_of(entry.unreported) if entry is not None and not entry.decided else []
 
     def reported(self, seq: int) -> list[int]:
         """Return the ranks that have reported on a cast whose verdict is not known."""
         entry = self.entries.get(seq)
         if entry is None or entry.decided:
             return []
-        return sorted({*self._others, self._root} - entry.unreported)
+        return ranks_of((self._others | 1 << self._root) & ~entry.unreported)
 
     def undecided(self, seq: int) -> bool:
         """Whether the verdict on a cast that agrees is still to come."""
@@ -241,8 +242,8 @@ class Ledger:
 
 
 def _line(seq: int, entry: _Entry) -> str:
-    unread = f", not asked for by {ranks(entry.unread.copy())}" if entry.unread else ""
-    unreported = f", not reported by {ranks(entry.unreported.copy())}" if entry.unreported else ""
+    unread = f", not asked for by {ranks(ranks_of(entry.unread))}" if entry.unread else ""
+    unreported = f", not reported by {ranks(ranks_of(entry.unreported))}" if entry.unreported else ""
     decided = ", decided" if entry.decided else ""
     return f"#{seq}{named(entry.key)}: {entry.nbytes} bytes{unread}{unreported}{decided}"
 

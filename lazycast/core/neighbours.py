@@ -18,12 +18,14 @@ from lazycast.core.parts import MAX_REASON
 from lazycast.core.performer import Group
 from lazycast.core.situation import Situation, ago, silent_words
 from lazycast.net.backend import Context
+from lazycast.net.combining import Combining
 from lazycast.net.heartbeat import Heartbeat
 from lazycast.net.host.mesh import Mesh
 from lazycast.net.host.processes import word
 from lazycast.net.relay import Receiver, Relay
 from lazycast.net.topology import Topology
 from lazycast.net.wire import Failure, Loss, Silence
+from lazycast.options import Options
 
 #: Whoever has not answered a question for less than this is not called silent yet (seconds).
 _ANSWERS_WITHIN_S = 0.02
@@ -42,6 +44,7 @@ class Neighbours:
         self,
         engine: Engine,
         group: Group,
+        options: Options,
         context: Context,
         topology: Topology,
         mesh: Mesh | None,
@@ -49,7 +52,12 @@ class Neighbours:
     ) -> None:
         self._engine, self._group, self._context = engine, group, context
         self.topology = topology
-        self.relay = Relay(topology, receiver, mesh)
+        combining = None
+        if topology.parent is not None and topology.children:
+            combining = Combining(
+                topology, options.max_inflight, options.max_inflight_nbytes, costs=options.placement == "auto"
+            )
+        self.relay = Relay(topology, receiver, mesh, combining, engine.clock.wake)
         self._heartbeat: Heartbeat | None = None  # once it has begun to connect to other hosts
 
     def listen(self) -> None:
@@ -151,4 +159,5 @@ class Neighbours:
         """Return lines of a dump: who was heard when, and what waits to be sent."""
         ranks = sorted({*self.topology.host, *self.topology.remote_neighbours} - {self._group.rank})
         heard = [f"rank {r}: {self.relay.link_to(r)}, {ago(self.relay.heard_ago_s(r))}" for r in ranks]
-        return heard + self.relay.state()
+        held = self.relay.combining.lines() if self.relay.combining is not None else []
+        return heard + held + self.relay.state()

@@ -18,7 +18,7 @@ from lazycast.materialize.placement.sample import Sample
 from lazycast.materialize.placement.site import Site
 from lazycast.materialize.staged import Staged
 from lazycast.net.topology import Topology
-from lazycast.net.wire import Cost, printable
+from lazycast.net.wire import Cost, Spent, printable
 from lazycast.options import Options
 
 _MAX_TRIALS = 1024
@@ -35,7 +35,9 @@ class _Trial:
     placement: str
     depth: int
     began_s: float
-    busy_s: dict[int, float] = field(default_factory=dict)
+    unreported: int  # as a set of ranks: see `net.members`
+    busy_s: dict[int, float] = field(default_factory=dict)  # of ranks that spoke for themselves
+    hosts: list[Spent] = field(default_factory=list)  # of those that others spoke for
     own_s: float = 0.0  # what the root spent before it sent anything
     materialize_s: float = 0.0
     materialize_cpu_s: float = 0.0
@@ -77,7 +79,7 @@ class Placing:
     """See the module's text. Guarded by the lane's lock."""
 
     def __init__(self, group: Group, topology: Topology, options: Options) -> None:
-        self._options, self._root, self._size = options, group.root, group.size
+        self._options, self._root, self._all = options, group.root, (1 << group.size) - 1
         self.trials: OrderedDict[int, _Trial] = OrderedDict()
         self._proven: OrderedDict[tuple[str, int], None] = (
             OrderedDict()
@@ -102,7 +104,7 @@ class Placing:
         name = call.name or place_name(fn)
         staged = isinstance(fn, Staged)
         choice = chooser.choose(name, payload_nbytes, depth, staged=staged, replicated=self._options.replicated)
-        self.trials[call.seq] = _Trial(name, payload_nbytes, choice.placement, depth, time.monotonic())
+        self.trials[call.seq] = _Trial(name, payload_nbytes, choice.placement, depth, time.monotonic(), self._all)
         if len(self.trials) > _MAX_TRIALS:
             self.trials.popitem(last=False)
         return choice
@@ -128,15 +130,20 @@ class Placing:
         if cost.unshared is not None:
             trial.unshared = printable(cost.unshared)
 
-    def reported(self, seq: int, rank: int, cost: Cost | None) -> None:
-        """Note what its part of a cast cost a rank. Once all have reported, this is learnt from."""
+    def reported(self, seq: int, who: int, rank: int, cost: Cost | None) -> None:
+        """Note what its part of a cast cost a set of ranks, for which `rank` speaks. Once all have reported, this is
+        learnt from.
+        """
         trial = self.trials.get(seq)
         if trial is None:
             return
-        trial.busy_s[rank] = cost.busy_s if cost is not None else 0.0
+        if who == 1 << rank:
+            trial.busy_s[rank] = cost.busy_s if cost is not None else 0.0
         if cost is not None:
             self._add(trial, cost)
-        if len(trial.busy_s) < self._size:
+            trial.hosts += cost.hosts
+        trial.unreported &= ~who
+        if trial.unreported:
             return
         del self.trials[seq]
         assert self._chooser is not None
@@ -158,6 +165,7 @@ class Placing:
             trial.materialize_s if known else None,
             trial.value_nbytes,
             trial.materialize_cpu_s if known else None,
+            trial.hosts,
         )
         self._chooser.learn(trial.materializer, trial.payload_nbytes, sample)
 

@@ -27,16 +27,22 @@ _MOST = 4096
 
 
 class RollCalls:
-    """Queries that wait for the ranks to answer. `others` are the ranks beside the root. Not thread-safe."""
+    """Queries that wait for the ranks to answer. Not thread-safe.
 
-    def __init__(self, others: Collection[int]) -> None:
-        self._others = set(others)
+    Args:
+        others: the ranks beside the root.
+        way_to: those on the way from the root to a rank, which may speak for it.
+    """
+
+    def __init__(self, others: Collection[int], way_to: Callable[[int], Collection[int]] = lambda rank: ()) -> None:
+        self._others, self._way_to = set(others), way_to
         self._open: list[tuple[float, int, Query]] = []  # a heap: (due, number, query)
         self._asking: dict[int, set[int]] = {}  # by rank: the calls that it has a query open for
         self._taken = 0
         self._called_s: float | None = None
         self._since_s: dict[int, float] = {}  # by silent rank
         self._heard_s: dict[int, float] = {}
+        self._whole_s: dict[int, float] = {}  # by rank: when it spoke for all below it
 
     def ask(self, query: Query, now_s: float) -> bool:
         """Take a query. True if a roll call is to be sent for it."""
@@ -59,9 +65,9 @@ class RollCalls:
         """Whether any query waits."""
         return bool(self._open)
 
-    def heard(self, rank: int, now_s: float) -> None:
-        """Something has come from a rank, by way of others."""
-        self._heard_s[rank] = now_s
+    def heard(self, rank: int, now_s: float, *, whole: bool = False) -> None:
+        """Something has come from a rank by way of others, or, `whole`, of all ranks below it."""
+        (self._whole_s if whole else self._heard_s)[rank] = now_s
 
     def present(self, rank: int, now_s: float) -> None:
         """A rank has answered."""
@@ -92,7 +98,9 @@ class RollCalls:
         found = []
         for rank, since_s in sorted(self._since_s.items()):
             heard_s = heard_ago_s(rank)
-            if heard_s is None and rank in self._heard_s:
-                heard_s = now_s - self._heard_s[rank]
+            times_s = [self._whole_s[above] for above in (rank, *self._way_to(rank)) if above in self._whole_s]
+            times_s += [self._heard_s[rank]] if rank in self._heard_s else []
+            if heard_s is None and times_s:
+                heard_s = now_s - max(times_s)
             found.append(Silence(rank, now_s - since_s, heard_s))
         return found

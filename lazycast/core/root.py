@@ -32,6 +32,7 @@ from lazycast.core.sending import Sending
 from lazycast.core.situation import Phase, Situation
 from lazycast.net.backend import Context
 from lazycast.net.host.mesh import Mesh
+from lazycast.net.members import unpacked
 from lazycast.net.topology import Topology
 from lazycast.net.wire import (
     AnyMessage,
@@ -73,7 +74,7 @@ class RootLane:
         self._group, self._options, self._lock = group, options, engine.lock
         self.desk = Desk(engine, group, options, self)
         engine.lanes.append(self)
-        self.near = Neighbours(engine, group, context, topology, mesh, self)
+        self.near = Neighbours(engine, group, options, context, topology, mesh, self)
         self._relay = self.near.relay
         policy = policy_of(options, same_program=group.same_program)
         self.casts = Casts(
@@ -134,9 +135,10 @@ class RootLane:
         elif isinstance(message, Read):
             if message.seqs:
                 self._trace_heard(message.rank, "read", message.seqs[0])
+            who = unpacked(message.who) or 1 << message.rank
             with self._lock:
                 for seq in message.seqs:
-                    self._ledger.read(message.rank, seq)
+                    self._ledger.read(who, seq)
                 self.intake.freed()
         elif isinstance(message, (Value, Pass)):
             self.casts.making.hear(message, body)
@@ -155,22 +157,23 @@ class RootLane:
     def _on_report(self, message: Report) -> None:
         if self.engine.tracer is not None:
             self._trace_heard(message.rank, "report", message.seq)
+        who = self.near.topology.members(message.rank) if message.whole else 1 << message.rank
         with self._lock:
             if message.read and message.rank != self._group.rank:
-                self._ledger.read(message.rank, message.seq)
+                self._ledger.read(who, message.seq)
                 if self.desk.gates.closed or self.desk.held:
                     self.intake.freed()
             if self._placing.trials:
                 if message.failure is None:
-                    self._placing.reported(message.seq, message.rank, message.cost)
+                    self._placing.reported(message.seq, who, message.rank, message.cost)
                 else:
                     self._placing.failed(message.seq)
-            if message.rank in self._inquiries.far:
-                self._inquiries.heard(message.rank)
+            if message.whole or message.rank in self._inquiries.far:
+                self._inquiries.heard(message.rank, whole=message.whole)
             if self._memos is not None and message.failure is None:
-                self._memos.reported(message.seq, message.rank, message.kept)
+                self._memos.reported(message.seq, who, message.kept)
             known = message.failure is not None and message.failure in self._without_code
-            verdict = self._ledger.report(message.rank, message.seq, message.failure, known=known)
+            verdict = self._ledger.report(message.rank, message.seq, message.failure, known=known, who=who)
         if verdict is not None:
             self._relay.down(verdict)
             if self.desk.noted_ready is not None and verdict.failure is None:

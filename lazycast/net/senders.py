@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
+from lazycast.net.members import unpacked
 from lazycast.net.topology import Topology
-from lazycast.net.wire import ENDS, AnyMessage, Failure, Gone, Relayed, Report, Status, Value, WireError
+from lazycast.net.wire import ENDS, AnyMessage, Failure, Gone, Read, Relayed, Report, Status, Value, WireError
 
 
 class Senders:
@@ -21,6 +22,7 @@ class Senders:
         self._children = frozenset(topology.children)
         self._reached = frozenset((topology.rank, *topology.below(topology.rank)))
         self._speaks_for = {child: frozenset((child, *topology.below(child))) for child in topology.children}
+        self._members = {child: topology.members(child) for child in topology.children}
 
     def check(self, peer: int, message: AnyMessage) -> None:
         """Raise WireError if `message` cannot honestly come from `peer`."""
@@ -36,6 +38,8 @@ class Senders:
                 raise WireError(f"rank {peer} sent {_name(message)} in the name of rank {rank}")
             if isinstance(message, Report):
                 self._check_report(peer, message)
+            elif isinstance(message, Read) and message.who and unpacked(message.who) & ~self._members[peer]:
+                raise WireError(f"rank {peer} sent a read in the name of ranks that are not behind it")
         elif route == "host":
             rank = message.rank  # type: ignore[union-attr]
             if rank != peer or peer not in self._host:
@@ -57,6 +61,8 @@ class Senders:
         failure, rank = message.failure, message.rank
         if failure is None:
             return
+        if message.whole:
+            raise WireError(f"rank {peer} sent a failure in the name of many")
         if failure.kind in ENDS if failure.rank == rank else not self._second_hand(failure, rank):
             raise WireError(f"rank {peer} sent a report that says of rank {failure.rank} what rank {rank} cannot know")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from lazycast.net import tree
 from lazycast.net.host.hosts import leader
+from lazycast.net.members import bits
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,14 @@ class Topology:
     def below(self, rank: int) -> list[int]:
         """Return the ranks that get their casts by way of `rank`."""
         return list(self._below.get(rank, ()))
+
+    def members(self, rank: int) -> int:
+        """Return `rank` and those below it, as a set of `net.members`."""
+        return self._members.get(rank) or 1 << rank
+
+    @functools.cached_property
+    def _members(self) -> dict[int, int]:
+        return {rank: bits((rank, *below)) for rank, below in self._below.items()}
 
     @functools.cached_property
     def _below(self) -> dict[int, list[int]]:

@@ -18,7 +18,7 @@ import msgspec
 
 from lazycast.net.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
 
-WIRE_VERSION: Final = 11
+WIRE_VERSION: Final = 12
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
@@ -152,11 +152,25 @@ class MaterializerRef(msgspec.Struct, frozen=True, array_like=True):
     part: Literal["prepare", "finish", "join"] | None = None
 
 
+class Spent(msgspec.Struct, frozen=True, array_like=True):
+    """CPU seconds that the ranks of one host spent on a cast: of all, of the one with least, and with most.
+
+    `rank` is one of them, `ranks` how many they are.
+    """
+
+    rank: Count
+    ranks: Count
+    total_s: float
+    least_s: float
+    most_s: float
+
+
 class Cost(msgspec.Struct, frozen=True, array_like=True):
     """What its part of a cast cost a rank.
 
     `busy_s` is its CPU time, `materialize_s` the time in its materializer, `materialize_cpu_s` CPU time in it. An owner
-    says how many bytes it shared, or why it could not.
+    says how many bytes it shared, or why it could not. A rank that speaks for others tells what each of their `hosts`
+    spent; the longest materializing is then that of any of them.
     """
 
     busy_s: float
@@ -164,6 +178,7 @@ class Cost(msgspec.Struct, frozen=True, array_like=True):
     materialize_cpu_s: float = 0.0
     shared_nbytes: Count = 0
     unshared: str | None = None
+    hosts: list[Spent] = []
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -250,7 +265,7 @@ class Drop(Message, frozen=True, tag="drop"):
 class Report(Message, frozen=True, tag="report"):
     """A rank's word on its part of a cast; `read` tells that it has been asked for there.
 
-    `kept` is how many bytes of its value it keeps, if it was to.
+    `kept` is how many bytes of its value it keeps, if it was to. With `whole` it is the word of all ranks below, too.
     """
 
     route = "up"
@@ -260,6 +275,7 @@ class Report(Message, frozen=True, tag="report"):
     failure: Failure | None = None
     cost: Cost | None = None
     kept: Count = 0
+    whole: bool = False
 
 
 class Value(Message, frozen=True, tag="value"):
@@ -292,11 +308,15 @@ class Pass(Message, frozen=True, tag="pass"):
 
 
 class Read(Message, frozen=True, tag="read"):
-    """Casts that a rank has asked for since it last said so: they no longer count against `max_inflight`."""
+    """Casts that a rank has asked for since it last said so: they no longer count against `max_inflight`.
+
+    With `who`, a set of ranks as `net.members` packs it, it speaks of these instead.
+    """
 
     route = "up"
     rank: int
     seqs: list[int]
+    who: bytes = b""
 
 
 class Need(Message, frozen=True, tag="need"):

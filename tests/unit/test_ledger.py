@@ -59,10 +59,10 @@ def test_without_agreement_there_is_no_verdict() -> None:
 def test_reports_and_reads_of_casts_that_are_not_booked_are_ignored() -> None:
     books = ledger()
     assert books.report(1, 99, FAILED) is None
-    books.read(1, 99)
+    books.read(1 << 1, 99)
     books.sent(1, "k", 5, agree=True)
-    books.read(0, 1)  # the root is no reader
-    books.read(77, 1)
+    books.read(1 << 0, 1)  # the root is no reader
+    books.read(1 << 77, 1)
     assert books.report(77, 1, FAILED) is None
     assert books.unread() == (1, 5)
 
@@ -71,9 +71,9 @@ def test_the_slowest_rank_counts_and_casts_and_bytes_may_be_of_different_ranks()
     books = ledger(size=3)
     for seq, nbytes in ((1, 1), (2, 1), (3, 100)):
         books.sent(seq, f"k{seq}", nbytes, agree=False)
-    books.read(1, 3)  # rank 1 has two casts of 2 bytes
-    books.read(2, 1)
-    books.read(2, 2)  # rank 2 has one of 100
+    books.read(1 << 1, 3)  # rank 1 has two casts of 2 bytes
+    books.read(1 << 2, 1)
+    books.read(1 << 2, 2)  # rank 2 has one of 100
     assert books.unread() == (2, 100)
     assert books.unread_by_rank(casts=2, nbytes=1000) == {1: [(1, "k1"), (2, "k2")]}
     assert books.unread_by_rank(casts=9, nbytes=100) == {2: [(3, "k3")]}
@@ -84,9 +84,9 @@ def test_reading_twice_counts_once() -> None:
     books = ledger(size=3)
     books.sent(1, "k", 10, agree=False)
     books.sent(2, "k", 10, agree=False)
-    books.read(1, 1)
-    books.read(1, 1)
-    books.read(2, 1)
+    books.read(1 << 1, 1)
+    books.read(1 << 1, 1)
+    books.read(1 << 2, 1)
     assert books.unread() == (1, 10)
 
 
@@ -96,7 +96,7 @@ def test_an_entry_goes_with_the_last_read_and_report() -> None:
     books.report(0, 1, None)
     books.report(1, 1, None)
     assert len(books) == 1
-    books.read(1, 1)
+    books.read(1 << 1, 1)
     assert len(books) == 0
     assert books.unread() == (0, 0)
 
@@ -110,7 +110,7 @@ def test_a_rank_that_has_gone_fails_what_it_has_not_reported_and_holds_nothing_b
     books.report(2, 1, None)
     books.report(1, 4, FAILED)  # decided already
     for seq in (1, 2, 3, 4):
-        books.read(1, seq)
+        books.read(1 << 1, seq)
     assert books.gone(2, LOST) == [Verdict(2, LOST)]
     assert books.unread() == (0, 0)
     assert books.unreported(1) == [0, 1]
@@ -123,7 +123,7 @@ def test_a_cast_sent_after_a_rank_has_gone_is_not_kept_for_it() -> None:
     books.gone(2, LOST)
     books.sent(1, "k", 10, agree=False)
     assert books.unread() == (1, 10)
-    books.read(1, 1)
+    books.read(1 << 1, 1)
     assert len(books) == 0
 
 
@@ -200,7 +200,7 @@ def test_the_ledger_answers_as_the_naive_model_does(steps: list[tuple[object, ..
             rank, seq = args
             if seq in model.sent:
                 model.reads.add((rank, seq))  # type: ignore[arg-type]
-            books.read(rank, seq)  # type: ignore[arg-type]
+            books.read(1 << rank, seq)  # type: ignore[arg-type]
         else:
             rank, seq, good = args
             failure = None if good else msgspec.structs.replace(FAILED, rank=rank)  # of itself
@@ -240,7 +240,7 @@ def agreeing(size: int = 3) -> Ledger:
     books = ledger(size=size)
     books.sent(1, None, 0, agree=True)
     for rank in range(1, size):
-        books.read(rank, 1)
+        books.read(1 << rank, 1)
     return books
 
 
@@ -299,15 +299,15 @@ def test_the_oldest_that_nobody_has_asked_for_is_dropped_and_holds_nothing_back(
     for seq in (1, 2, 3):
         ledger.sent(seq, f"k{seq}", 10, agree=False)
     assert ledger.untouched() == 1
-    ledger.read(2, 1)
+    ledger.read(1 << 2, 1)
     assert ledger.untouched() == 2, "one rank has asked for the first"
     ledger.drop(2)
     assert ledger.unread() == (2, 20)
     assert ledger.untouched() == 3
-    ledger.read(1, 2)  # it is asked for though it was dropped
+    ledger.read(1 << 1, 2)  # it is asked for though it was dropped
     ledger.drop(3)
     assert ledger.untouched() is None
-    ledger.read(1, 1)
+    ledger.read(1 << 1, 1)
     assert (len(ledger), ledger.open_nbytes, ledger.unread()) == (0, 0, (0, 0))
 
 

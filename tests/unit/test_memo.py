@@ -356,7 +356,7 @@ def test_the_book_knows_what_all_keep_and_says_what_goes_once() -> None:
     def cast(ident: bytes, seq: int, nbytes: tuple[int, int], *, good: bool = True) -> int:
         number = book.begin(ident, seq)
         for rank, kept in enumerate(nbytes):
-            book.reported(seq, rank, kept)
+            book.reported(seq, 1 << rank, kept)
         book.decided(seq, good=good)
         return number
 

@@ -66,7 +66,7 @@ def samples(standing: Standing) -> int:
 
 def report_all(subject: Placing, seq: int, cost: Cost | None = None) -> None:
     for rank in range(SIZE):
-        subject.reported(seq, rank, Cost(0.01, 0.01, 0.01) if cost is None else cost)
+        subject.reported(seq, 1 << rank, rank, Cost(0.01, 0.01, 0.01) if cost is None else cost)
 
 
 # What is chosen
@@ -121,11 +121,11 @@ def test_two_stages_go_by_the_name_of_the_first_and_share_it_where_payloads_are_
 def test_a_cast_is_learnt_from_once_all_ranks_have_reported() -> None:
     subject = placing()
     subject.place(call(1), NBYTES, 0)
-    subject.reported(1, 0, Cost(0.01, 0.01, 0.01))
-    subject.reported(1, 2, None)  # a rank that did nothing
-    subject.reported(1, 0, Cost(0.01, 0.01, 0.01))  # nobody counts twice
+    subject.reported(1, 1 << 0, 0, Cost(0.01, 0.01, 0.01))
+    subject.reported(1, 1 << 2, 2, None)  # a rank that did nothing
+    subject.reported(1, 1 << 0, 0, Cost(0.01, 0.01, 0.01))  # nobody counts twice
     assert samples(only(subject)) == 0
-    subject.reported(1, 1, None)
+    subject.reported(1, 1 << 1, 1, None)
     assert samples(only(subject)) == 1
     report_all(subject, 1)
     assert samples(only(subject)) == 1, "it was learnt from already"
@@ -152,7 +152,7 @@ def test_a_root_that_has_materialized_alone_tells_what_it_cost() -> None:
         if placement == "root":
             subject.spent(seq, Cost(0.01, 0.01, 0.01, shared_nbytes=50))
             for rank in range(SIZE):
-                subject.reported(seq, rank, None)
+                subject.reported(seq, 1 << rank, rank, None)
             break
         report_all(subject, seq)
         assert seq < 100
@@ -162,7 +162,7 @@ def test_a_root_that_has_materialized_alone_tells_what_it_cost() -> None:
 def test_a_failed_cast_is_not_learnt_from() -> None:
     subject = placing()
     subject.place(call(1), NBYTES, 0)
-    subject.reported(1, 0, Cost(9.0, 9.0, 9.0))
+    subject.reported(1, 1 << 0, 0, Cost(9.0, 9.0, 9.0))
     subject.failed(1)
     report_all(subject, 1)
     subject.failed(1)  # twice, or one that is not known, is no matter
@@ -179,10 +179,10 @@ def test_reports_on_casts_that_were_not_placed_are_no_matter() -> None:
 def test_a_value_that_cannot_be_shared_bans_sharing() -> None:
     subject = placing()
     assert subject.place(call(1), NBYTES, 0)[0] == "shard"
-    subject.reported(1, 0, Cost(0.01, 0.01, 0.01, unshared="rank 0 could not share its value: a lock"))
-    subject.reported(1, 1, Cost(0.01, 0.01, 0.01))
+    subject.reported(1, 1 << 0, 0, Cost(0.01, 0.01, 0.01, unshared="rank 0 could not share its value: a lock"))
+    subject.reported(1, 1 << 1, 1, Cost(0.01, 0.01, 0.01))
     assert only(subject).placement == "shard"
-    subject.reported(1, 2, None)
+    subject.reported(1, 1 << 2, 2, None)
     standing = only(subject)
     assert standing.placement == "every"
     assert "a lock" in standing.reason

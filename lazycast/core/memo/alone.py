@@ -67,7 +67,7 @@ class Memory:
                 nbytes = kept.taken_nbytes
             except Exception as exc:  # whatever a value's own code raises
                 self._store.unkept = describe(exc)[:_MAX_REASON]
-        self._book.reported(seq, self._rank, nbytes)
+        self._book.reported(seq, 1 << self._rank, nbytes)
         self._decided(seq, good=result.failure is None)
 
     def _decided(self, seq: int, *, good: bool, lost: bool = False) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from lazycast.codec.pickling import Encoded
+from lazycast.net.members import bits
 from lazycast.net.wire import MaterializerRef
 from lazycast.options import Memo, exact, shown
 
@@ -31,7 +32,7 @@ class _Begun(msgspec.Struct, eq=False):
 
     ident: bytes
     number: int
-    missing: set[int]
+    missing: int  # as a set of ranks: see `net.members`
     nbytes: int = 0
     unkept: bool = False
 
@@ -86,7 +87,7 @@ class Book:
     """See the module's text. Thread-safe."""
 
     def __init__(self, nbytes: int, ranks: Collection[int]) -> None:
-        self._nbytes, self._ranks = nbytes, frozenset(ranks)
+        self._nbytes, self._ranks = nbytes, bits(ranks)
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
@@ -112,16 +113,16 @@ class Book:
             if ident in self._under_way or ident in self._known:
                 return 0
             number = next(self._numbers)
-            self._begun[seq] = _Begun(ident, number, set(self._ranks))
+            self._begun[seq] = _Begun(ident, number, self._ranks)
             self._under_way.add(ident)
             return number
 
-    def reported(self, seq: int, rank: int, nbytes: int) -> None:
-        """Book that a rank has done its part, and keeps so many bytes of it: none if it does not."""
+    def reported(self, seq: int, who: int, nbytes: int) -> None:
+        """Book that a set of ranks has done its part, and keeps up to so many bytes of it each: 0 if one does not."""
         with self._lock:
             begun = self._begun.get(seq)
             if begun is not None:
-                begun.missing.discard(rank)
+                begun.missing &= ~who
                 begun.nbytes = max(begun.nbytes, nbytes)
                 begun.unkept |= nbytes == 0
 

@@ -185,7 +185,12 @@ class CostModel:
         for rank, seconds in sample.busy_s.items():
             if 0 <= rank < len(self._host_of):
                 by_host[self._host_of[rank]].append(seconds)
-        return [_sum_up(seconds, ranks) for seconds, ranks in zip(by_host, self._site.ranks, strict=True)]
+        found = [_sum_up(seconds, ranks) for seconds, ranks in zip(by_host, self._site.ranks, strict=True)]
+        for said in sample.hosts:
+            host = self._host_of[said.rank] if said.rank < len(self._host_of) else -1
+            if host >= 0 and said.ranks == self._site.ranks[host] and said.total_s:
+                found[host] = Spent(said.total_s, said.least_s, said.most_s)
+        return found
 
     def work(self, sample: Sample, spent: Sequence[Spent | None], traffic: Traffic) -> Work | None:
         """Return what one call of the materializer has cost in a cast, or None if the sample does not say.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from lazycast.net.wire import Spent
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Sample:
         value_nbytes: what an owner or the root shared, if it did.
         materialize_cpu_s: CPU seconds of one such call, if they were measured: they tell a call that waits for a core
             from one that computes. Else they are inferred from `busy_s`.
+        hosts: what the ranks of a host spent, where one spoke for all of them; they are not in `busy_s` then.
     """
 
     placement: str
@@ -29,3 +33,4 @@ class Sample:
     materialize_s: float | None
     value_nbytes: int | None
     materialize_cpu_s: float | None = None
+    hosts: Sequence[Spent] = ()
