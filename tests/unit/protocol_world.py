@@ -381,14 +381,23 @@ class World:
             member.refused.append(exc)
 
     def settle(self) -> None:
-        """When no step is left: let ranks say what they have read, which they do later in one message."""
-        for member in self.members:
-            lane = member.lane
-            if isinstance(lane, FollowerLane) and member.alive and not member.closed and lane._reads:
-                lane._reads.due_s = 0.0
+        """When no step is left: let ranks say what they have read, which they do later in one message.
+
+        Those below say it first: whoever speaks for them passes it on.
+        """
+        for _ in self.members:
+            for member in self.members:
+                lane = member.lane
+                if not isinstance(lane, FollowerLane) or not member.alive or member.closed:
+                    continue
+                if lane._reads:
+                    lane._reads.due_s = 0.0
+                combining = lane.near.relay.combining
+                if combining is not None and combining.due_s is not None:
+                    combining.due_s = 0.0
                 lane.work()
-        while steps := self.enabled():
-            self.do(steps[0])
+            while steps := self.enabled():
+                self.do(steps[0])
 
     def bury(self) -> None:
         """Forget those who have died: a process that has ended holds nothing."""

@@ -74,6 +74,7 @@ def books(world: World) -> dict[str, Any]:
             box = lane.matching.mailbox
             tables |= {"asks": box.asks(), "arrivals": box.arrivals(), "queries": lane._queries}
             tables |= {"early verdicts": lane._early_verdicts, "reads": lane._reads}
+            tables |= {"combining": lane.near.relay.combining or ()}
         if isinstance(lane, RootLane):
             tables |= {
                 "unsent": lane.intake.calls._unsent,
@@ -112,6 +113,8 @@ def assert_no_slot_held(world: World) -> None:
 
 
 ALONE, TOGETHER, TWO_HOSTS = None, ((0, 1, 2),), ((0, 1), (2,))
+#: Rank 1 puts together what it and rank 2 say of a cast.
+LED = ((0,), (1, 2))
 TWO = ((0, 1),)
 
 
@@ -295,7 +298,7 @@ def test_when_the_time_of_the_root_is_over_nobody_gets_the_value(hosts: Any, pla
     explored(case, check, least=20)
 
 
-@pytest.mark.parametrize("hosts", [TOGETHER, TWO_HOSTS], ids=["together", "two hosts"])
+@pytest.mark.parametrize("hosts", [TOGETHER, TWO_HOSTS, LED], ids=["together", "two hosts", "led"])
 @pytest.mark.parametrize("placement", ["every", "shard"])
 @pytest.mark.parametrize("agree", [True, False], ids=["agree", "each"])
 @pytest.mark.parametrize("victim", [0, 1])
@@ -315,7 +318,7 @@ def test_after_a_death_all_calls_of_the_others_end(hosts: Any, placement: str, a
     explored(Case(tuple(map(tuple, scripts)), placement, agree, hosts=hosts), check, least=8, departures=1)
 
 
-@pytest.mark.parametrize("hosts", [TOGETHER, TWO_HOSTS], ids=["together", "two hosts"])
+@pytest.mark.parametrize("hosts", [TOGETHER, TWO_HOSTS, LED], ids=["together", "two hosts", "led"])
 @pytest.mark.parametrize("placement", ["every", "shard"])
 @pytest.mark.parametrize("agree", [True, False], ids=["agree", "each"])
 @pytest.mark.parametrize("leaver", [0, 1])
@@ -343,3 +346,65 @@ def test_replicated_payloads(hosts: Any, how: str) -> None:
         nothing_left(world)
 
     explored(Case(script, "shard", replicated=True, hosts=hosts), check, least=8, departures=1)
+
+
+# What one rank says for others
+
+
+@pytest.mark.parametrize("agree", [True, False], ids=["agree", "each"])
+@pytest.mark.parametrize("placement", ["every", "shard", "root"])
+def test_keys_meet_in_any_order_where_one_speaks_for_others(placement: str, agree: bool) -> None:
+    script = (cast("a", 1, double), cast("b", 3)), (ask("b"), ask("a")), (ask("a"), ask("b"))
+
+    def check(world: World) -> None:
+        assert endings(world) == {"a": dict.fromkeys(range(3), "value 2"), "b": dict.fromkeys(range(3), "value 3")}
+        nothing_left(world)
+
+    explored(Case(script, placement, agree, hosts=LED), check, least=20, departures=1)
+
+
+@pytest.mark.parametrize("placement", ["every", "shard"])
+@pytest.mark.parametrize("what", ["raises", "withdrawn", "discarded", "times out", "root times out"])
+def test_who_speaks_for_others_hides_nothing(placement: str, what: str) -> None:
+    """The cast fails on all ranks or on none, and the next one works; the leader keeps nothing of either."""
+    root = {"withdrawn": (CANCEL,), "root times out": (TIME_OUT,)}.get(what, ())
+    last = {"discarded": (discard("a"),), "times out": (ask("a"), TIME_OUT)}.get(what, (ask("a"),))
+    script = (
+        (cast("a", 1, fail if what == "raises" else double), *root, cast("b", 3)),
+        (ask("a"), ask("b")),
+        (*last, ask("b")),
+    )
+
+    def check(world: World) -> None:
+        ends = {world.ending(rank, 0) for rank in ((0, 1) if what == "discarded" else (0, 1, 2))}
+        assert len(ends) == 1, ends
+        (end,) = ends
+        fails = {"withdrawn": "cancelled", "times out": "CastTimeoutError of rank 2", "root times out": ""}
+        if what == "raises":
+            assert end.startswith("MaterializeError of rank ")
+        else:
+            assert end in ("value 2", fails.get(what) or "CastTimeoutError of rank 0")
+        if what != "times out":  # its time may be over for both
+            assert {world.ending(rank, -1) for rank in range(3)} == {"value 3"}
+        nothing_left(world)
+
+    explored(Case(script, placement, True, hosts=LED), check, least=20, departures=1)
+
+
+@pytest.mark.parametrize("end", [DIE, CLOSE], ids=["dies", "closes"])
+@pytest.mark.parametrize("placement", ["every", "shard"])
+def test_what_is_held_for_who_has_gone_is_told(placement: str, end: Do) -> None:
+    """Rank 2 goes: rank 1 waits for its report no more, and neither do the others for rank 1's."""
+    script = (cast("a", 1, double), cast("b", 3)), (ask("a"), ask("b")), (ask("a"), end)
+    error = "PeerLostError" if end is DIE else "ClosedError"
+
+    def check(world: World) -> None:
+        for rank in (0, 1):
+            for index, value in enumerate(("value 2", "value 3")):
+                assert world.ending(rank, index) in (value, f"{error} of rank 2")
+        combining = world.members[1].lane.near.relay.combining
+        assert combining is not None
+        assert len(combining) == 0
+        assert_no_slot_held(world)
+
+    explored(Case(script, placement, True, hosts=LED), check, least=20, departures=1)
