@@ -39,14 +39,14 @@ MUTANTS = (
         "ledger-verdict-early",
         _LEDGER,
         "(first and not entry.unreported)",
-        "(first and len(entry.unreported) <= 1)",
+        "(first and entry.unreported.bit_count() <= 1)",
         "success only when all ranks have reported",
     ),
     Mutant(
         "ledger-dead-rank-awaited",
         _LEDGER,
-        "if (rank in entry.unreported or heard_of) and not entry.decided:",
-        "if (rank in entry.unread or heard_of) and not entry.decided:",
+        "if (entry.unreported & who or heard_of) and not entry.decided:",
+        "if (entry.unread & who or heard_of) and not entry.decided:",
         "a rank that dies after it has asked for a cast fails it on all others",
     ),
     Mutant(

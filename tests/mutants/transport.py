@@ -12,6 +12,7 @@ _HOSTS = "lazycast/net/host/hosts.py"
 _MEETING = "lazycast/start/meeting.py"
 _MESH = "lazycast/net/host/mesh.py"
 _RELAY = "lazycast/net/relay.py"
+_COMBINING = "lazycast/net/combining.py"
 _TOPOLOGY = "lazycast/net/topology.py"
 
 MUTANTS = (
@@ -119,6 +120,34 @@ MUTANTS = (
         "range(limit, body.nbytes, limit)",
         "range(limit, body.nbytes - 1, limit)",
         "a body of any size reaches the other hosts whole",
+    ),
+    Mutant(
+        "combining-one-short",
+        _COMBINING,
+        "if not entry.unreported and entry.held:",
+        "if entry.unreported.bit_count() <= 1 and entry.held:",
+        "nobody says for others what they have not said",
+    ),
+    Mutant(
+        "combining-reads-of-all",
+        _COMBINING,
+        "return Report(self._rank, seq, not entry.unread, None,",
+        "return Report(self._rank, seq, bool(entry.read), None,",
+        "max_inflight counts what each rank has asked for",
+    ),
+    Mutant(
+        "combining-death-keeps",
+        _COMBINING,
+        "held, self._stopped = self.flush(), True",
+        "held, self._stopped = [], True",
+        "what was said before a rank ended is told before the news of it",
+    ),
+    Mutant(
+        "combining-roll-call-passes",
+        _RELAY,
+        "self._say(combining.flush())",
+        "pass",
+        "a time-out names who is missing, and nobody else",
     ),
     Mutant(
         "relay-unlocked",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from lazycast.net.members import bits, packed
 from lazycast.net.senders import Senders
 from lazycast.net.topology import place
 from lazycast.net.wire import (
@@ -38,6 +39,8 @@ HONEST: list[tuple[int, int, AnyMessage]] = [  # to, from, what
     (0, 1, Report(1, 1, True)),
     (0, 2, Report(2, 1, True)),
     (0, 2, Report(3, 1, True)),
+    (0, 2, Report(2, 1, True, whole=True)),
+    (0, 2, Read(2, [1], packed(bits([2, 3])))),
     (2, 3, Read(3, [1, 2])),
     (3, 2, Value(2, 1)),
     (0, 1, Pass(1, 1, 0, [1])),
@@ -66,6 +69,11 @@ FORGED: list[tuple[int, int, AnyMessage, str]] = [
     (0, 2, Report(0, 1, True), "in the name of rank 0"),
     (0, 1, Report(99, 1, True), "in the name of rank 99"),
     (0, 1, Report(-1, 1, True), "in the name of rank -1"),
+    (0, 2, Report(1, 1, True, whole=True), "in the name of rank 1"),
+    (0, 2, Report(2, 1, True, Failure("materialize", 2, "h", "x"), whole=True), "a failure in the name of many"),
+    (0, 2, Read(2, [1], packed(bits([1, 2]))), "rank 2 sent a read in the name of ranks that are not behind it"),
+    (0, 1, Read(1, [1], packed(bits([2]))), "rank 1 sent a read in the name of ranks that are not behind it"),
+    (0, 1, Read(1, [1], packed(bits([99_999]))), "in the name of ranks that are not behind it"),
     (0, 1, Verdict(1), "rank 1 sent a verdict, which only comes from rank None"),
     (3, 4, Cast(1, None, "every", True, None), "rank 4 sent a cast, which only comes from rank 2"),
     (1, 2, Status(1, 1, "agreeing", []), "only comes from rank 0"),
