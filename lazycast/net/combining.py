@@ -5,7 +5,8 @@ asked for goes up in batches. So a rank gets as many reports of a cast as it has
 
 Guarantees:
 
-* A failure goes up at once, by itself. Nothing else is told earlier than it was said, or twice.
+* A failure goes up at once, by itself. Nothing else is told earlier than it was said. After a word on another rank
+  nothing is held: the root compares it with what each says of itself.
 * What is held is given out as it is by `flush`, when somebody wants to know who is missing, and by `stop`, when a rank
   has ended: from then on all goes up as it comes.
 * Memory follows what is under way. Of casts without agreement, whose reports only tell costs, `_MOST` are kept.
@@ -93,7 +94,13 @@ class Combining:
                 self._forget_if_done(message.seq, entry)
             return [message]
         self._note(entry, message)
-        goes_up = [message] if message.failure is not None else []
+        failure = message.failure
+        if failure is not None and failure.rank != message.rank:
+            # Its own part stays open until the other has spoken or gone: nobody says for it that it has done it.
+            held, entry.held, entry.direct = entry.held, [], True
+            self._forget_if_done(message.seq, entry)
+            return [message, *held]
+        goes_up = [message] if failure is not None else []
         if not goes_up:
             entry.held.append(message)
         if not entry.unreported and entry.held:

@@ -74,6 +74,26 @@ def test_a_failure_goes_up_at_once_and_the_rest_together() -> None:
     assert len(books) == 0
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_who_has_said_that_another_is_lost_has_not_done_its_part(*, first: bool) -> None:
+    """The root waits until the other has gone, whatever that one has said of itself."""
+    topology, books, ledger = place(0, 0, _hosts()), at(), Ledger(0, BELOW)
+    books.opened(agreeing())
+    ledger.sent(1, None, 0, agree=True)
+    assert ledger.report(0, 1, None) is None
+    lost = Failure("lost", 7, "h", "rank 7 was lost")
+    said = [Report(rank, 1, False, lost if rank == 6 else None) for rank in BELOW]
+    if first:
+        said.sort(key=lambda report: report.failure is None)
+    for report in said:
+        for message in books.report(report, 0.0):
+            who = topology.members(message.rank) if message.whole else 1 << message.rank
+            assert ledger.report(message.rank, 1, message.failure, who=who) is None
+    assert ledger.unreported(1) == [6]
+    assert [verdict.failure for verdict in ledger.gone(7, lost)] == [lost]
+    assert len(books) == 1, "nobody has asked for it"
+
+
 def test_all_that_fail_are_told_of_one_by_one() -> None:
     books = at()
     books.opened(agreeing())
