@@ -148,6 +148,41 @@ def test_what_all_have_asked_for_is_told_at_once_when_the_root_may_be_held_back(
     assert books.take(5.0) == [Read(2, list(range(1, casts + 1)), packed(bits(BELOW)))]
 
 
+@pytest.mark.parametrize("agree", [False, True])
+def test_the_last_to_ask_holds_the_root_back_no_longer_than_it_takes(*, agree: bool) -> None:
+    """What the others had asked for was passed on before; what is missing is not gathered for another 20 ms."""
+    books = at(casts=1)
+    books.opened(PIECE(1, agree=agree, nbytes=0))
+    for rank in BELOW[:-1]:
+        books.read(Read(rank, [1]), 5.0)
+    assert books.take(6.0) == [Read(2, [1], packed(bits(BELOW[:-1])))]
+    books.read(Read(7, [1]), 7.0)
+    assert books.take(7.0) == [Read(2, [1], packed(bits([7])))]
+
+
+@pytest.mark.parametrize("agree", [False, True])
+def test_what_a_rank_has_asked_for_is_told_though_another_has_not_reported(*, agree: bool) -> None:
+    """Two ranks that are slow with different casts hold the root back by one cast each, not by two."""
+    ref: Any = object()
+    books, ledger = at(costs=True), Ledger(0, BELOW)
+    for seq, slow in ((1, 3), (2, 7)):
+        books.opened(PIECE(seq, agree=agree, nbytes=0, ref=ref))
+        ledger.sent(seq, None, 0, agree=agree)
+        for rank in BELOW:
+            if rank != slow:
+                assert books.report(Report(rank, seq, True), 5.0) == []
+    assert books.take(5.0) == []
+    for read in books.take(5.0 + DELAY_S):
+        for seq in read.seqs:
+            ledger.read(unpacked(read.who), seq)
+    assert ledger.unread() == (1, 0)
+    assert [books.report(Report(slow, seq, True), 6.0) for seq, slow in ((1, 3), (2, 7))] == [
+        [Report(2, seq, True, whole=True)] for seq in (1, 2)
+    ]
+    assert books.take(6.0 + DELAY_S) == []
+    assert len(books) == 0
+
+
 def test_more_than_a_message_holds_is_divided() -> None:
     books = at(casts=1 << 20)
     seqs = list(range(1, 4501))
@@ -180,7 +215,7 @@ def test_after_an_end_all_goes_up_as_it_comes() -> None:
     books.report(Report(3, 1, True), 0.0)
     books.read(Read(6, [7]), 5.0)
     assert books.stop() == [Report(3, 1, True)]
-    assert books.take(5.0) == [Read(2, [7], packed(bits([6])))]
+    assert books.take(5.0) == [Read(2, [1], packed(bits([3]))), Read(2, [7], packed(bits([6])))]
     books.opened(agreeing(2))
     assert books.report(Report(2, 2, True), 5.0) == [Report(2, 2, True)]
     books.read(Read(6, [8]), 5.0)
