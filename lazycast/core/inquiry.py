@@ -73,12 +73,24 @@ class Inquiries:
         """The same about a call of the root's own."""
         now_s, arrival = time.monotonic(), ask.arrival
         with self._lock:
-            if ask.taken or (arrival is None and self._window.has_room()):
+            if ask.taken:
                 return
-            ask.inquiry = Inquiry(now_s)
-            self._own[ask.number] = ask
+            here = arrival is None and self._window.has_room()
+            if not here:
+                ask.inquiry = Inquiry(now_s)
+                self._own[ask.number] = ask
+        if here:
+            self.hear_all()
+            return
         seq = arrival.message.seq if arrival is not None else None
         self.ask(Query(self._root, ask.number, seq, ask.key, max(0.0, ask.next_s - now_s)))
+
+    def hear_all(self) -> None:
+        """A call of the root's own waits for the root, and perhaps for others later: who speaks for others is to hold
+        nothing back when its time is over.
+        """
+        if self.far:
+            self._relay.down(RollCall())
 
     def forget(self, ask: Ask) -> None:
         """With the lock held: a call of the root has ended."""

@@ -7,7 +7,7 @@ Guarantees:
 
 * A failure goes up at once, by itself. Nothing else is told earlier than it was said. After a word on another rank
   nothing is held: the root compares it with what each says of itself.
-* What is held is given out as it is by `flush`, when somebody wants to know who is missing, and by `stop`, when a rank
+* What is held is given out as it is by `asked`, when somebody wants to know who is missing, and by `stop`, when a rank
   has ended: from then on all goes up as it comes.
 * Memory follows what is under way. Of casts without agreement, whose reports only tell costs, `_MOST` are kept.
 """
@@ -25,6 +25,9 @@ from lazycast.net.wire import Cast, Cost, Read, Report, Spent
 #: How long reads are gathered before they are passed on, unless all below have asked for a quarter of the root's
 #: window, in casts or in bytes (seconds).
 DELAY_S = 0.02
+#: How long after somebody wanted to know who is missing nothing that has begun since is held: whoever asks has been
+#: told within this time, or has given up (seconds).
+_ASKED_FOR_S = 1.5
 _MOST = 1024
 _MOST_HOSTS = 500  # of which costs are told: a report is a header
 _READS_PER_MESSAGE = 2000  # of at most nine bytes each
@@ -58,15 +61,17 @@ class Combining:
         self._whole: dict[int, int] = {}  # of these, what all below have asked for by now: its bytes
         self._whole_nbytes = 0
         self._stopped = False
+        self._asked_until_s = 0.0
         self.due_s: float | None = None  # when `take` has something to give
 
-    def opened(self, message: Cast) -> None:
+    def opened(self, message: Cast, now_s: float) -> None:
         """Book a cast on its way down, before any of those below can say anything of it."""
         if message.failure is not None or self._stopped:
             return
         reports = message.agree or (self._costs and (message.ref is not None or message.finish is not None))
         unreported = self._all if reports else 0
-        self._entries[message.seq] = _Entry(message.nbytes, message.agree, self._all, unreported)
+        direct = now_s < self._asked_until_s
+        self._entries[message.seq] = _Entry(message.nbytes, message.agree, self._all, unreported, direct=direct)
         if not message.agree and len(self._entries) > _MOST:
             self._forget_oldest()
 
@@ -169,6 +174,11 @@ class Combining:
         ]
 
     # The exceptions
+
+    def asked(self, now_s: float) -> list[Report]:
+        """Somebody wants to know who is missing, perhaps from a cast that is about to come. Returns what is held."""
+        self._asked_until_s = now_s + _ASKED_FOR_S
+        return self.flush()
 
     def flush(self) -> list[Report]:
         """Return the reports that are held, as they came. What is said of these casts from now on is not held."""

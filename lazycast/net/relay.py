@@ -438,11 +438,11 @@ class Relay:
         """Know what those below will speak of, before they can."""
         with self._up_lock:
             if isinstance(message, Cast):
-                combining.opened(message)
+                combining.opened(message, time.monotonic())
             elif isinstance(message, Drop):
                 combining.dropped(message.seq)
             else:
-                self._say(combining.flush())
+                self._say(combining.asked(time.monotonic()))
 
     def gone(self, peer: int, reason: str | None) -> None:
         self._placed.pop(peer, None)

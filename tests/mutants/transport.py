@@ -145,7 +145,7 @@ MUTANTS = (
     Mutant(
         "combining-roll-call-passes",
         _RELAY,
-        "self._say(combining.flush())",
+        "self._say(combining.asked(time.monotonic()))",
         "pass",
         "a time-out names who is missing, and nobody else",
     ),
