@@ -50,7 +50,7 @@ class Inquiries:
         self._root, self._lock, self._relay = root, lock, relay
         self._ledger, self._calls, self._window = books
         self._unkeyed, self._wake = unkeyed, wake
-        self._rolls = RollCalls(others, relay.way_to)
+        self._rolls = RollCalls(others, relay.members)
         self.far = {rank for rank in others if relay.is_far(rank)}
         self._holders: dict[int, str] = {}  # by rank: what its workers were busy with when it answered last
         self._own: dict[int, Ask] = {}  # by number: calls of the root about which the ranks are asked
@@ -125,7 +125,7 @@ class Inquiries:
         now_s = time.monotonic()
         with self._lock:
             ready = self._rolls.ready(now_s)
-            silent = self._rolls.silences(now_s, self._relay.heard_ago_s)[:_SHOWN_RANKS] if ready else []
+            silent = self._rolls.silences(now_s, self._relay.heard_ago_s, _SHOWN_RANKS) if ready else []
             answers = [msgspec.structs.replace(self._answer(query), silent=silent) for query in ready]
             for status in answers:
                 ask = self._own.pop(status.token, None) if status.to == self._root else None
