@@ -174,17 +174,23 @@ def _offset(trace: Trace, group: list[Trace], roots: list[Trace], notes: list[st
     sent = {event["args"]["seq"]: event["ts"] for root in roots for event in root.events if event["name"] == _FROM}
     came = [(event["args"]["seq"], event["ts"]) for one in alike for event in one.events if event["name"] == _TO]
     down = [(sent[seq], at) for seq, at in came if seq in sent]
-    said = {_word(event): event["ts"] for one in alike for event in one.events if event["name"] == "said"}
-    heard = [event for root in roots for event in root.events if event["name"] == "heard"]
-    up = [(said[_word(event)], event["ts"]) for event in heard if _word(event) in said]
+    said, heard = _once("said", alike), _once("heard", roots)
+    up = [(at, heard[word]) for word, at in said.items() if word in heard]
     offset = clocks.estimate(down, up, wall_us=_by_day(trace.about, roots[0].about))
     error = "unknown" if offset.error_us is None else f"at most {offset.error_us:.0f} µs"
     notes.append(f"rank {rank} on {trace.about['host']} has another clock: aligned by {offset.how}, error {error}")
     return offset
 
 
-def _word(event: Event) -> tuple[int, str, int]:
-    return event["args"]["rank"], event["args"]["kind"], event["args"]["seq"]
+def _once(name: str, traces: list[Trace]) -> dict[tuple[int, str, int], float]:
+    """Return when each word was said, or heard. One that was said again is left out: it is not known which was heard."""
+    words: dict[tuple[int, str, int], list[float]] = {}
+    for trace in traces:
+        for event in trace.events:
+            if event["name"] == name:
+                said = event["args"]
+                words.setdefault((said["rank"], said["kind"], said["seq"]), []).append(event["ts"])
+    return {word: times[0] for word, times in words.items() if len(times) == 1}
 
 
 def _shifted(trace: Trace, move: _Move) -> list[Event]:
