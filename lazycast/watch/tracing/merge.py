@@ -183,7 +183,7 @@ def _offset(trace: Trace, group: list[Trace], roots: list[Trace], notes: list[st
 
 
 def _once(name: str, traces: list[Trace]) -> dict[tuple[int, str, int], float]:
-    """Return when each word was said, or heard. One that was said again is left out: it is not known which was heard."""
+    """Return when each word was said, or heard. What was said again is left out: which was heard is unknown."""
     words: dict[tuple[int, str, int], list[float]] = {}
     for trace in traces:
         for event in trace.events:
