@@ -150,6 +150,20 @@ MUTANTS = (
         "a time-out names who is missing, and nobody else",
     ),
     Mutant(
+        "combining-word-of-another",
+        _COMBINING,
+        "if failure is not None and failure.rank != message.rank:",
+        "if False:",
+        "nobody says for a rank that it has done its part, if it has said that another is lost",
+    ),
+    Mutant(
+        "combining-late-casts",
+        _COMBINING,
+        "direct = now_s < self._asked_until_s",
+        "direct = False",
+        "a time-out names who is missing, also of a cast that went out after the roll call",
+    ),
+    Mutant(
         "relay-unlocked",
         _RELAY,
         "with self._down_lock:",

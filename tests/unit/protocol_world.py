@@ -15,6 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -439,7 +440,8 @@ def explore(case: Case, check: Callable[[World], None], *, departures: int | Non
     Args:
         departures: where that is too much: how often an order may depart from always taking the first step there is.
     """
-    with mock.patch.object(engine, "Performer", StepPerformer):
+    still = SimpleNamespace(monotonic=lambda: 0.0)  # what is gathered for a while waits for a step, however slow we are
+    with mock.patch.object(engine, "Performer", StepPerformer), mock.patch.object(relay_module, "time", still):
         return _explore(case, check, departures)
 
 
