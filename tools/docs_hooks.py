@@ -6,6 +6,7 @@ numbers or titles; so a new page is found, and the strict build fails on none th
 
 from __future__ import annotations
 
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 #: Pages of the site that stand in the root folder, where people look for them in a checkout.
 OUTSIDE = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+
+
+def on_startup(**_: Any) -> None:
+    """Give each parameter of a signature a line of its own."""
+    from mkdocstrings_handlers.python._internal import rendering
+
+    sys.path.insert(0, str(ROOT / "tools"))
+    import docs_reference
+
+    formatter = docs_reference.one_a_line(rendering._get_formatter())
+    rendering._get_formatter = lambda: formatter
 
 
 def on_config(config: MkDocsConfig) -> None:
