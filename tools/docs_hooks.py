@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,6 +40,13 @@ def on_config(config: MkDocsConfig) -> None:
     named = set(_names(config.nav or []))
     free = {name: path for name, path in pages.items() if name not in named}
     config.nav = _filled(config.nav or [], free)
+
+
+def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
+    """Leave the width of the table of contents to the wide tables of the benchmarks."""
+    if page.file.src_uri.startswith("benchmarks/"):
+        page.meta["hide"] = ["toc"]
+    return markdown
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

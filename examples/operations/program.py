@@ -14,7 +14,7 @@ import time
 from prometheus_client import start_http_server
 
 import lazycast.watch.prometheus
-from lazycast import LazyBroadcast, MaterializeError, launch
+from lazycast import LazyBroadcast, MaterializeError, Tuning, launch
 
 
 BURST = 24
@@ -32,7 +32,7 @@ def develop(photo: tuple[str, bytes]) -> bytes:
 def rank(seconds: float, host: str, port: int) -> tuple[int, int]:
     """On each rank: cast for so long. The root serves what it knows of all ranks. Returns values and failures."""
     values = failures = 0
-    with LazyBroadcast(develop, name="photos", max_inflight=BURST // 3) as lazy:
+    with LazyBroadcast(develop, name="photos", tuning=Tuning(max_inflight=BURST // 3)) as lazy:
         if lazy.is_root:
             lazycast.watch.prometheus.register(lazy, group=True)
             server, _ = start_http_server(port, addr=host)
