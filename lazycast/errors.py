@@ -121,8 +121,8 @@ class CastTimeoutError(LazycastError, TimeoutError):
 class DivergenceError(LazycastError, RuntimeError):
     """This rank's calls are out of step with the root's; found with `LAZYCAST_DEBUG=1` only.
 
-    Attributes, beside those of `LazycastError`: `root_site` and `site`, where the root made the call, and where this rank,
-    `rank`, made the one that met it.
+    Attributes, beside those of `LazycastError`: `root_site` and `site`, where the root made the call, and where this
+    rank, `rank`, made the one that met it.
     """
 
     root_site: str | None = None

@@ -2,7 +2,7 @@
 
     $ python examples/operations/program.py --seconds 600
 
-Needs: pip install 'lazycast[prometheus]'
+Needs: pip install '.[prometheus]'
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from prometheus_client import start_http_server
 
 import lazycast.watch.prometheus
 from lazycast import LazyBroadcast, MaterializeError, Tuning, launch
-
 
 BURST = 24
 
