@@ -95,7 +95,7 @@ class PeerLostError(LazycastError, ConnectionError):
 
     Attributes, beside those of `LazycastError`:
 
-    - `link`: over what its end was noticed: "unix socket", "tcp", "MPI".
+    - `link`: the kind of connection that ended: "unix socket", "tcp", "MPI".
     - `reason`: what was noticed.
     - `noticed_by`: the rank that did.
     - `last_heard_s`: how long before that the last message had come from it (seconds); `None` if none ever had.
