@@ -41,7 +41,7 @@ class Plan:
     ranks: int
     per_host: int = 8
     casts: int = 1
-    every_s: float = 0.1
+    every_s: float = 1.0
     nbytes: int = 1024
     chunk_nbytes: int = 1 << 20
     agree: bool = True
