@@ -1,0 +1,41 @@
+"""What the simulation of large groups counts is what the root of a real group counts."""
+
+from __future__ import annotations
+
+import pytest
+
+import lazycast
+from tools.simulation.group import Group, Plan
+
+CASTS = 10
+
+
+def count_reports(per_host: int, casts: int) -> int:
+    """Cast, and return how many reports of other ranks came to this one."""
+    import os
+    import threading
+
+    from lazycast.core.root import RootLane
+    from lazycast.net.wire import AnyMessage, Report
+
+    os.environ["LAZYCAST_HOST"] = str(int(os.environ["LAZYCAST_RANK"]) // per_host)
+    got, lock, take = 0, threading.Lock(), RootLane.on_message
+
+    def counted(self: RootLane, message: AnyMessage, body: memoryview) -> None:
+        nonlocal got
+        if isinstance(message, Report) and message.rank != 0:
+            with lock:
+                got += 1
+        take(self, message, body)
+
+    RootLane.on_message = counted  # type: ignore[method-assign]
+    with lazycast.LazyBroadcast(agree=True) as lazy:
+        assert [lazy.broadcast(number)["of"] for number in ({"of": n} for n in range(casts))] == list(range(casts))
+    return got
+
+
+@pytest.mark.parametrize(("ranks", "per_host"), [(2, 1), (4, 2), (8, 2), (8, 4)])
+def test_the_root_of_a_real_group_gets_as_many_reports(ranks: int, per_host: int) -> None:
+    found = lazycast.launch(count_reports, ranks=ranks, backend="local", args=(per_host, CASTS), timeout_s=90)
+    simulated = Group(Plan(ranks, per_host=per_host, casts=CASTS)).run().root_got["Report"]
+    assert found == [simulated, *[0] * (ranks - 1)]
