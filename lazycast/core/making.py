@@ -87,6 +87,8 @@ class Making:
             near.relay,
             policy,
             readonly=options.values == "readonly",
+            chosen=options.placement == "auto",
+            watches=options.placement == "auto" and options.helpers is not None,
             took=engine.took,
         )
         self._sharing = Sharing(
@@ -292,7 +294,8 @@ class Making:
             if maker is not None and self._is_helped(arrival):
                 unwanted = functools.partial(arrival.unwanted, self._group.rank)
                 made_by = functools.partial(self._made_by_helper, maker, arrival, unwanted)
-                stages = Stages(None, self.parts.finish(arrival), made_by)
+                instead = functools.partial(self.parts.first_stage, message, arrival.own) if self.parts.chosen else None
+                stages = Stages(None, self.parts.finish(arrival), made_by, instead)
             else:
                 stages = self.parts.stages(arrival)
         except CodeMissing as exc:
@@ -311,7 +314,7 @@ class Making:
             with self._lock:
                 arrival.put_back(material)
             return Result(cause=exc)
-        if stages != (None, None, None):
+        if any(stage is not None for stage in stages):
             arrival.cost = cost
         if cost.unshared is not None:
             self._count_unshared(cost.unshared)

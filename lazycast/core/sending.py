@@ -79,7 +79,7 @@ class Sending:
         self._recalled, self._dropped = intake.recalled, intake.dropped
         self.encoder = Encoder(near.relay, policy, intake.seqs, agree=options.agree, memo=options.memo, book=memos)
         self.placed = options.placement, "nothing has been cast"
-        self.placing = Placing(group, near.topology, options)
+        self.placing = Placing(group, near.topology, options, engine.has_helpers)
         self._lagging = Lagging(intake.ledger, options.warn_after_s)
 
     # In turn
@@ -237,10 +237,10 @@ class Sending:
             return Result()
         cpu_s = time.thread_time()
         first = fn.prepare if isinstance(fn, Staged) else fn
-        result, materialize_s = self._casts.making.parts.materialize(call, first, payload)
+        result, materialize_s, held_s = self._casts.making.parts.watched(call, first, payload)
         cpu_s = time.thread_time() - cpu_s
         with self._lock:
-            self.placing.spent(call.seq, Cost(cpu_s, materialize_s, cpu_s))
+            self.placing.spent(call.seq, Cost(cpu_s, materialize_s, cpu_s, held_s=held_s))
         return result
 
     def _prepared(self, call: Call, fn: Materializer, payload: Any, result: Result) -> None:

@@ -169,8 +169,9 @@ class Cost(msgspec.Struct, frozen=True, array_like=True):
     """What its part of a cast cost a rank.
 
     `busy_s` is its CPU time, `materialize_s` the time in its materializer, `materialize_cpu_s` CPU time in it. An owner
-    says how many bytes it shared, or why it could not. A rank that speaks for others tells what each of their `hosts`
-    spent; the longest materializing is then that of any of them.
+    says how many bytes it shared, or why it could not. `held_s` is for how long its interpreter was kept from other
+    threads, if that was watched. A rank that speaks for others tells what each of their `hosts` spent; the longest
+    materializing is then that of any of them, and so is `held_s`.
     """
 
     busy_s: float
@@ -179,6 +180,7 @@ class Cost(msgspec.Struct, frozen=True, array_like=True):
     shared_nbytes: Count = 0
     unshared: str | None = None
     hosts: list[Spent] = []
+    held_s: float | None = None
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
