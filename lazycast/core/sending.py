@@ -318,7 +318,7 @@ class Sending:
         helped = self._engine.maker is not None and cast.placement == HELPERS and cast.ref is not None
         arrival = Arrival(cast, room.view if helped else None, ask=call.ask, own=own)
         if cast.again or cast.drop:
-            arrival.message, body = self._casts.had_again(cast, memoryview(b""))
+            arrival.message, body, arrival.again = self._casts.had_again(cast, memoryview(b""))
             if cast.again:
                 arrival.body, arrival.own = body, None
         with self._lock:

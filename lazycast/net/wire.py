@@ -18,7 +18,7 @@ import msgspec
 
 from lazycast.net.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
 
-WIRE_VERSION: Final = 12
+WIRE_VERSION: Final = 13
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
@@ -237,13 +237,31 @@ class Chunk(Message, frozen=True, tag="chunk"):
 
 
 class Code(Message, frozen=True, tag="code"):
-    """The pickled code of a materializer, in the body; or why it cannot be had."""
+    """What a rank lacks, in the body: the pickled code of a materializer, or a value that is had again.
+
+    With `failure`, why it cannot be had.
+    """
 
     route = "down"
     seq: int
     ident: str
     nbytes: Count = 0
     failure: Failure | None = None
+    stream_nbytes: Count = 0  # of a value
+    frames: Count = 0
+
+
+_AGAIN: Final = "again:"
+
+
+def again_ident(seq: int) -> str:
+    """Name the value of a cast that a rank should have had again, and has not."""
+    return f"{_AGAIN}{seq}"
+
+
+def again_seq(ident: str) -> int | None:
+    """Return which cast's value is named so; None: it is code. Raises ValueError for what names nothing."""
+    return int(ident.removeprefix(_AGAIN)) if ident.startswith(_AGAIN) else None
 
 
 class Verdict(Message, frozen=True, tag="verdict"):
@@ -322,7 +340,7 @@ class Read(Message, frozen=True, tag="read"):
 
 
 class Need(Message, frozen=True, tag="need"):
-    """A rank lacks a materializer's code."""
+    """A rank lacks a materializer's code, or a value that it was to remember: see `again_ident`."""
 
     route = "up"
     rank: int
