@@ -288,3 +288,9 @@ def computes(payload: Any) -> Any:
 
 def is_cheap(payload: Any) -> Any:
     return payload if payload == "over" else os.getpid()
+
+
+def who_tripled(item: int) -> dict[str, Any]:
+    if isinstance(item, str):
+        raise TypeError("no number")
+    return {"pid": os.getpid(), "large": np.full(20_000, 3 * item)}
