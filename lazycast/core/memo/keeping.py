@@ -1,10 +1,13 @@
 """What a rank does with values that are to be remembered: write down, keep or let go, and have again.
 
 Guarantees: a value is written down before anybody can change it, and kept only if every rank has it. A value that
-cannot be written down costs time only: it is made again. One that cannot be had again the root sends.
+cannot be written down costs time only: it is made again. One that cannot be had again the root sends, or casts
+anew if it has none itself.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import msgspec
 
@@ -43,6 +46,11 @@ class Keeping:
         if kept is not None and verdict.failure is None:
             self.store.keep(arrival.message.keep, kept)
 
+    def drop(self, numbers: Sequence[int]) -> None:
+        """Forget values."""
+        for number in numbers:
+            self.store.drop(number)
+
     def had_again(self, message: Cast, body: memoryview) -> tuple[Cast, memoryview, Kept | None]:
         """Do what the root says of what is remembered; return a cast as if what is had again had come with it.
 
@@ -56,8 +64,7 @@ class Keeping:
                 found = kept.body(), kept
         except (KeyError, MemoryError) as exc:
             store.unkept = describe(exc)[:_MAX_REASON]
-        for number in message.drop:
-            store.drop(number)
+        self.drop(message.drop)
         if not message.again:
             return message, body, None
         if found is None:  # it counts as a body that could not be taken
