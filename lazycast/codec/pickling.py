@@ -17,6 +17,7 @@ from __future__ import annotations
 import array
 import copyreg
 import ctypes
+import functools
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -246,19 +247,9 @@ class ProgramCodec:
     """This module's codec, for ranks of which it is known whether they run one program. Thread-safe."""
 
     def __init__(self, same_program: bool) -> None:
-        self._same_program = same_program
-
-    def encode(self, obj: object) -> Encoded:
-        """See the module's function."""
-        return encode(obj, same_program=self._same_program)
-
-    def is_plain(self, body: memoryview, layout: Layout) -> bool:
-        """See the module's function."""
-        return is_plain(body, layout)
-
-    def decode(self, body: memoryview, layout: Layout) -> Any:
-        """See the module's function."""
-        return decode(body, layout)
+        # The module's own: every cast passes here.
+        self.encode: Callable[[object], Encoded] = functools.partial(encode, same_program=same_program)
+        self.is_plain, self.decode = is_plain, decode
 
 
 def as_it_arrives(encoded: Encoded, codec: Codec) -> Any:

@@ -58,6 +58,12 @@ FIGURES_EVERY_S, _MOST_FIGURES_PER_S = 2.0, 32
 _SHOWN_UNASKED = 8  # casts, in a message
 
 
+def _sooner(one_s: float | None, other_s: float | None) -> float | None:
+    if one_s is None or other_s is None:
+        return other_s if one_s is None else one_s
+    return min(one_s, other_s)
+
+
 class FollowerLane:
     """See the module's text.
 
@@ -268,16 +274,17 @@ class FollowerLane:
     # Time
 
     def on_turn(self) -> float | None:
-        if self._reads.due_s is None and self._relay.combining is None:
-            return None
-        now_s = time.monotonic()
-        due = self._tell_reads(now_s), self._relay.tell_reads(now_s)
-        return min((due_s for due_s in due if due_s is not None), default=None)
+        if self._relay.combining is not None:
+            now_s = time.monotonic()
+            return _sooner(self._tell_reads(now_s), self._relay.tell_reads(now_s))
+        return self._tell_reads(time.monotonic()) if self._reads.due_s is not None else None
 
     def work(self) -> float | None:
         now_s = time.monotonic()
-        due = self._tell_reads(now_s), self._relay.tell_reads(now_s), self._tell_figures(now_s)
-        return self.near.beat_beside(min((due_s for due_s in due if due_s is not None), default=None))
+        due_s = _sooner(self._tell_reads(now_s), self._tell_figures(now_s))
+        if self._relay.combining is not None:
+            due_s = _sooner(due_s, self._relay.tell_reads(now_s))
+        return self.near.beat_beside(due_s)
 
     def _tell_figures(self, now_s: float) -> float | None:
         with self._lock:

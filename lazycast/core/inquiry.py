@@ -50,7 +50,7 @@ class Inquiries:
         self._root, self._lock, self._relay = root, lock, relay
         self._ledger, self._calls, self._window = books
         self._unkeyed, self._wake = unkeyed, wake
-        self._rolls = RollCalls(others, relay.way_to)
+        self._rolls = RollCalls(others, relay.members)
         self.far = {rank for rank in others if relay.is_far(rank)}
         self._holders: dict[int, str] = {}  # by rank: what its workers were busy with when it answered last
         self._own: dict[int, Ask] = {}  # by number: calls of the root about which the ranks are asked
@@ -73,12 +73,24 @@ class Inquiries:
         """The same about a call of the root's own."""
         now_s, arrival = time.monotonic(), ask.arrival
         with self._lock:
-            if ask.taken or (arrival is None and self._window.has_room()):
+            if ask.taken:
                 return
-            ask.inquiry = Inquiry(now_s)
-            self._own[ask.number] = ask
+            here = arrival is None and self._window.has_room()
+            if not here:
+                ask.inquiry = Inquiry(now_s)
+                self._own[ask.number] = ask
+        if here:
+            self.hear_all()
+            return
         seq = arrival.message.seq if arrival is not None else None
         self.ask(Query(self._root, ask.number, seq, ask.key, max(0.0, ask.next_s - now_s)))
+
+    def hear_all(self) -> None:
+        """A call of the root's own waits for the root, and perhaps for others later: who speaks for others is to hold
+        nothing back when its time is over.
+        """
+        if self.far:
+            self._relay.down(RollCall())
 
     def forget(self, ask: Ask) -> None:
         """With the lock held: a call of the root has ended."""
@@ -113,7 +125,7 @@ class Inquiries:
         now_s = time.monotonic()
         with self._lock:
             ready = self._rolls.ready(now_s)
-            silent = self._rolls.silences(now_s, self._relay.heard_ago_s)[:_SHOWN_RANKS] if ready else []
+            silent = self._rolls.silences(now_s, self._relay.heard_ago_s, _SHOWN_RANKS) if ready else []
             answers = [msgspec.structs.replace(self._answer(query), silent=silent) for query in ready]
             for status in answers:
                 ask = self._own.pop(status.token, None) if status.to == self._root else None

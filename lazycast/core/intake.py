@@ -147,8 +147,10 @@ class Intake:
                     waits = refusal is None and self._must_wait(call)
                     if waits:
                         refusal = self._hold_back(call)
-                    if not waits or refusal is not None:
+                    if refusal is not None:
                         self._enter(call, refusal)
+                    elif not waits:
+                        self.calls.enter(call)
                 if waits or refusal is not None or not here:
                     self._clock.wake()
                 else:

@@ -31,11 +31,11 @@ class RollCalls:
 
     Args:
         others: the ranks beside the root.
-        way_to: those on the way from the root to a rank, which may speak for it.
+        members: of a rank and those below it, for whom it may speak, as a set of `net.members`.
     """
 
-    def __init__(self, others: Collection[int], way_to: Callable[[int], Collection[int]] = lambda rank: ()) -> None:
-        self._others, self._way_to = set(others), way_to
+    def __init__(self, others: Collection[int], members: Callable[[int], int] = lambda rank: 1 << rank) -> None:
+        self._others, self._members = set(others), members
         self._open: list[tuple[float, int, Query]] = []  # a heap: (due, number, query)
         self._asking: dict[int, set[int]] = {}  # by rank: the calls that it has a query open for
         self._taken = 0
@@ -93,12 +93,12 @@ class RollCalls:
         """Return when to look again, or None."""
         return self._open[0][0] if self._open else None
 
-    def silences(self, now_s: float, heard_ago_s: Callable[[int], float | None]) -> list[Silence]:
-        """Return who is silent; `heard_ago_s` knows when something came from a neighbour."""
+    def silences(self, now_s: float, heard_ago_s: Callable[[int], float | None], most: int) -> list[Silence]:
+        """Return the first `most` who are silent; `heard_ago_s` knows when something came from a neighbour."""
         found = []
-        for rank, since_s in sorted(self._since_s.items()):
+        for rank, since_s in heapq.nsmallest(most, self._since_s.items()):
             heard_s = heard_ago_s(rank)
-            times_s = [self._whole_s[above] for above in (rank, *self._way_to(rank)) if above in self._whole_s]
+            times_s = [at_s for by, at_s in self._whole_s.items() if self._members(by) >> rank & 1]
             times_s += [self._heard_s[rank]] if rank in self._heard_s else []
             if heard_s is None and times_s:
                 heard_s = now_s - max(times_s)

@@ -249,8 +249,10 @@ class RootLane:
 
     def inquire(self, ask: Ask) -> None:
         arrival = ask.arrival
-        if arrival is None or arrival.local is not None or not arrival.begun:  # else we wait for ourselves
+        if arrival is None or arrival.local is not None or not arrival.begun:
             self._inquiries.ask_myself(ask)
+        else:  # we wait for ourselves
+            self._inquiries.hear_all()
 
     def is_decided(self, ask: Ask) -> bool:
         arrival = ask.arrival

@@ -118,8 +118,8 @@ class Sending:
 
     def work_one(self) -> bool:
         """Begin or send a call, or tell that one was taken back; return whether there was one."""
+        calls = self._calls
         with self._lock:
-            calls = self._calls
             new = calls.new.popleft() if calls.new else None
             call = self._next_to_send() if new is None and calls.sendable else None
         if new is not None:
@@ -127,6 +127,12 @@ class Sending:
                 self._begin_call(new)
             except BaseException as exc:  # MemoryError, and whatever a callable's own code raises
                 self._spoil(new, exc)
+            if calls.new or not calls.sendable:
+                return True
+            with self._lock:  # it is the only one, so its turn may have come
+                call = self._next_to_send() if calls.sendable else None
+            if call is not None:
+                self._send(call)
         elif call is not None:
             self._send(call)
         elif self._recalled:
@@ -154,8 +160,9 @@ class Sending:
 
     def _next_to_send(self) -> Call | None:
         """With the lock held: take the call whose turn has come, if there is room for it."""
-        end = self._casts.end.failure
-        call = self._calls.next_to_send(has_room=self._intake.window.has_room_for_bytes() or end is not None)
+        end, ledger = self._casts.end.failure, self._ledger
+        has_room = ledger.open_nbytes < self._options.max_inflight_nbytes or self._intake.window.has_room_for_bytes()
+        call = self._calls.next_to_send(has_room=has_room or end is not None)
         if call is not None and call.failure is None and end is not None:
             call.failure = end
         elif call is not None and call.failure is None and call.ask.taken:

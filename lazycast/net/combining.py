@@ -5,8 +5,9 @@ asked for goes up in batches. So a rank gets as many reports of a cast as it has
 
 Guarantees:
 
-* A failure goes up at once, by itself. Nothing else is told earlier than it was said, or twice.
-* What is held is given out as it is by `flush`, when somebody wants to know who is missing, and by `stop`, when a rank
+* A failure goes up at once, by itself. Nothing else is told earlier than it was said. After a word on another rank
+  nothing is held: the root compares it with what each says of itself.
+* What is held is given out as it is by `asked`, when somebody wants to know who is missing, and by `stop`, when a rank
   has ended: from then on all goes up as it comes.
 * Memory follows what is under way. Of casts without agreement, whose reports only tell costs, `_MOST` are kept.
 """
@@ -24,6 +25,9 @@ from lazycast.net.wire import Cast, Cost, Read, Report, Spent
 #: How long reads are gathered before they are passed on, unless all below have asked for a quarter of the root's
 #: window, in casts or in bytes (seconds).
 DELAY_S = 0.02
+#: How long after somebody wanted to know who is missing nothing that has begun since is held: whoever asks has been
+#: told within this time, or has given up (seconds).
+_ASKED_FOR_S = 1.5
 _MOST = 1024
 _MOST_HOSTS = 500  # of which costs are told: a report is a header
 _READS_PER_MESSAGE = 2000  # of at most nine bytes each
@@ -34,7 +38,6 @@ class _Entry(msgspec.Struct, eq=False):
     agree: bool
     unread: int  # as sets of ranks
     unreported: int
-    read: int = 0  # what held reports tell of reads
     held: list[Report] = []
     direct: bool = False  # what comes goes up by itself
 
@@ -55,17 +58,20 @@ class Combining:
         self._many, self._many_nbytes = max(1, max_inflight // 4), max_inflight_nbytes // 4
         self._entries: dict[int, _Entry] = {}
         self._told: dict[int, int] = {}  # by cast: who has asked for it, and that has not been passed on
-        self._whole, self._whole_nbytes = 0, 0  # of these, what all have asked for
+        self._whole: dict[int, int] = {}  # of these, what all below have asked for by now: its bytes
+        self._whole_nbytes = 0
         self._stopped = False
+        self._asked_until_s = 0.0
         self.due_s: float | None = None  # when `take` has something to give
 
-    def opened(self, message: Cast) -> None:
+    def opened(self, message: Cast, now_s: float) -> None:
         """Book a cast on its way down, before any of those below can say anything of it."""
         if message.failure is not None or self._stopped:
             return
         reports = message.agree or (self._costs and (message.ref is not None or message.finish is not None))
         unreported = self._all if reports else 0
-        self._entries[message.seq] = _Entry(message.nbytes, message.agree, self._all, unreported)
+        direct = now_s < self._asked_until_s
+        self._entries[message.seq] = _Entry(message.nbytes, message.agree, self._all, unreported, direct=direct)
         if not message.agree and len(self._entries) > _MOST:
             self._forget_oldest()
 
@@ -93,11 +99,19 @@ class Combining:
                 self._forget_if_done(message.seq, entry)
             return [message]
         self._note(entry, message)
-        goes_up = [message] if message.failure is not None else []
+        failure = message.failure
+        if failure is not None and failure.rank != message.rank:
+            # Its own part stays open until the other has spoken or gone: nobody says for it that it has done it.
+            held, entry.held, entry.direct = entry.held, [], True
+            self._forget_if_done(message.seq, entry)
+            return [message, *held]
+        goes_up = [message] if failure is not None else []
         if not goes_up:
             entry.held.append(message)
+            if message.read:  # if the last report is long in coming, the root is told of this before
+                self._tell(message.seq, self._who(message), now_s)
         if not entry.unreported and entry.held:
-            goes_up.append(self._combined(message.seq, entry, now_s))
+            goes_up.append(self._combined(message.seq, entry))
         self._forget_if_done(message.seq, entry)
         return goes_up
 
@@ -106,22 +120,18 @@ class Combining:
         entry.unreported &= ~who
         if message.read:
             entry.unread &= ~who
-            if message.failure is None:
-                entry.read |= who
 
     def _who(self, message: Report) -> int:
         return self._topology.members(message.rank) if message.whole else 1 << message.rank
 
-    def _combined(self, seq: int, entry: _Entry, now_s: float) -> Report:
+    def _combined(self, seq: int, entry: _Entry) -> Report:
         """Everybody has reported: put it together."""
         held, entry.held, entry.direct = entry.held, [], True
         cost = combined_cost(self._rank, held)
         kept = 0 if any(not one.kept for one in held) else max(one.kept for one in held)
-        if entry.unread:  # who has asked is told with other casts
-            if entry.read:
-                self._tell(seq, entry.read, now_s)
-        elif self._told.pop(seq, 0) == self._all:
-            self._count_whole(-1, entry)
+        if not entry.unread:  # else who has asked is told with other casts
+            self._told.pop(seq, None)
+            self._whole_nbytes -= self._whole.pop(seq, 0)
         return Report(self._rank, seq, not entry.unread, None, cost, kept, whole=True)
 
     # Reads
@@ -139,18 +149,15 @@ class Combining:
 
     def _tell(self, seq: int, who: int, now_s: float) -> None:
         """Note who has asked for a cast, for the next message."""
-        before = self._told.get(seq, 0)
-        after = self._told[seq] = before | who
-        if after == self._all and before != after:
-            self._count_whole(1, self._entries.get(seq))
-        many = self._stopped or self._whole >= self._many or self._whole_nbytes >= max(1, self._many_nbytes)
+        self._told[seq] = self._told.get(seq, 0) | who
+        entry = self._entries.get(seq)
+        if entry is not None and not entry.unread and seq not in self._whole:
+            self._whole[seq] = entry.nbytes
+            self._whole_nbytes += entry.nbytes
+        many = self._stopped or len(self._whole) >= self._many or self._whole_nbytes >= max(1, self._many_nbytes)
         due_s = 0.0 if many else now_s + DELAY_S
         if self.due_s is None or due_s < self.due_s:
             self.due_s = due_s
-
-    def _count_whole(self, by: int, entry: _Entry | None) -> None:
-        self._whole += by
-        self._whole_nbytes += by * (entry.nbytes if entry is not None else 0)
 
     def take(self, now_s: float) -> list[Read]:
         """Return and forget what has been asked for, if it is to be passed on by now."""
@@ -159,7 +166,7 @@ class Combining:
         by_who: dict[int, list[int]] = {}
         for seq, who in self._told.items():
             by_who.setdefault(who, []).append(seq)
-        self._told, self.due_s, self._whole, self._whole_nbytes = {}, None, 0, 0
+        self._told, self.due_s, self._whole, self._whole_nbytes = {}, None, {}, 0
         return [
             Read(self._rank, seqs[start : start + _READS_PER_MESSAGE], packed(who))
             for who, seqs in by_who.items()
@@ -167,6 +174,11 @@ class Combining:
         ]
 
     # The exceptions
+
+    def asked(self, now_s: float) -> list[Report]:
+        """Somebody wants to know who is missing, perhaps from a cast that is about to come. Returns what is held."""
+        self._asked_until_s = now_s + _ASKED_FOR_S
+        return self.flush()
 
     def flush(self) -> list[Report]:
         """Return the reports that are held, as they came. What is said of these casts from now on is not held."""

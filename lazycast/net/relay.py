@@ -31,7 +31,7 @@ from lazycast.net.combining import Combining
 from lazycast.net.host.arena import Slot
 from lazycast.net.host.mesh import INLINE_NBYTES, Mesh
 from lazycast.net.senders import Senders
-from lazycast.net.topology import Topology, place
+from lazycast.net.topology import Topology
 from lazycast.net.wire import (
     AnyMessage,
     Beat,
@@ -200,9 +200,9 @@ class Relay:
         """Whether messages of a rank come by way of others."""
         return rank not in self._near and rank not in self.away
 
-    def way_to(self, rank: int) -> frozenset[int]:
-        """Return the ranks on the way from the root to `rank`."""
-        return place(rank, self._topology.root, self._topology.hosts).upstream
+    def members(self, rank: int) -> int:
+        """Return a rank and those below it, as a set of `net.members`."""
+        return self._topology.members(rank)
 
     def heard_ago_s(self, rank: int) -> float | None:
         """Return since when nothing has come from a neighbour (seconds); None if nothing ever has."""
@@ -438,11 +438,11 @@ class Relay:
         """Know what those below will speak of, before they can."""
         with self._up_lock:
             if isinstance(message, Cast):
-                combining.opened(message)
+                combining.opened(message, time.monotonic())
             elif isinstance(message, Drop):
                 combining.dropped(message.seq)
             else:
-                self._say(combining.flush())
+                self._say(combining.asked(time.monotonic()))
 
     def gone(self, peer: int, reason: str | None) -> None:
         self._placed.pop(peer, None)

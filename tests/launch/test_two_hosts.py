@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lazycast
-from lazycast import LazyBroadcast, launch
+from lazycast import LazyBroadcast, Tuning, launch
 from lazycast.start.discovery import resolve
 from lazycast.testing import run
 from lazycast.testing.kit import same
@@ -81,6 +81,40 @@ def waits_for_one() -> tuple[Any, ...]:
 
 def test_who_speaks_for_others_is_not_named_for_them() -> None:
     assert launch(waits_for_one, ranks=3, backend="local", timeout_s=100) == [(0, (2,), True, 2)] * 3
+
+
+def late_on_one(payload: str) -> str:
+    """Rank 2 never ends what it was given last; what comes before ends when the time of that is nearly over."""
+    rank = rank_of_environment()
+    if (payload, rank) in {("before", 2), ("both", 0), ("both", 1)}:
+        time.sleep(4.4)
+    while (payload, rank) in {("after", 2), ("both", 2)} and not lazycast.cancelled():
+        time.sleep(0.01)
+    return payload
+
+
+def waits_late() -> list[tuple[Any, ...]]:
+    """Calls whose casts, or the root's part of them, come after the root has asked who is missing."""
+    rank, found = rank_of_environment(), []
+    os.environ["LAZYCAST_HOST"] = str(min(rank, 1))
+    one, held = Tuning(max_inflight=1), ("before", "after")
+    with (
+        LazyBroadcast(late_on_one, timeout_s=60, placement="every", name="held", tuning=one) as narrow,
+        LazyBroadcast(late_on_one, timeout_s=60, placement="every", name="own") as wide,
+    ):
+        timeout_s = 60 if rank else 5
+        calls = [wide.broadcast_async(None if rank else "both", timeout_s=timeout_s)]
+        calls += [narrow.broadcast_async(None if rank else payload, timeout_s=timeout_s) for payload in held]
+        for call in (calls[0], calls[2]):
+            with pytest.raises(lazycast.CastTimeoutError) as caught:
+                call.result()
+            found.append((caught.value.rank, caught.value.missing))
+        assert calls[1].result() == "before"
+    return found
+
+
+def test_who_has_reported_after_the_roll_call_is_not_named() -> None:
+    assert launch(waits_late, ranks=3, backend="local", timeout_s=100) == [[(0, (2,))] * 2] * 3
 
 
 def is_idle() -> int:

@@ -132,7 +132,7 @@ MUTANTS = (
         "combining-reads-of-all",
         _COMBINING,
         "return Report(self._rank, seq, not entry.unread, None,",
-        "return Report(self._rank, seq, bool(entry.read), None,",
+        "return Report(self._rank, seq, bool(held), None,",
         "max_inflight counts what each rank has asked for",
     ),
     Mutant(
@@ -145,7 +145,7 @@ MUTANTS = (
     Mutant(
         "combining-roll-call-passes",
         _RELAY,
-        "self._say(combining.flush())",
+        "self._say(combining.asked(time.monotonic()))",
         "pass",
         "a time-out names who is missing, and nobody else",
     ),

@@ -49,7 +49,7 @@ def test_the_place_of_this_test_is_as_it_says() -> None:
 def test_one_report_goes_up_when_all_are_in_whoever_gives_the_last() -> None:
     for last in BELOW:
         books = at()
-        books.opened(agreeing())
+        books.opened(agreeing(), 0.0)
         said = [books.report(Report(rank, 1, True), 0.0) for rank in BELOW if rank != last]
         assert said == [[]] * 3
         assert books.report(Report(last, 1, True), 0.0) == [Report(2, 1, True, whole=True)]
@@ -58,7 +58,7 @@ def test_one_report_goes_up_when_all_are_in_whoever_gives_the_last() -> None:
 
 def test_who_speaks_for_others_is_taken_at_its_word() -> None:
     books = at()
-    books.opened(agreeing())
+    books.opened(agreeing(), 0.0)
     for rank in (2, 3):
         assert books.report(Report(rank, 1, True), 0.0) == []
     assert books.report(Report(6, 1, True, whole=True), 0.0) == [Report(2, 1, True, whole=True)]
@@ -66,7 +66,7 @@ def test_who_speaks_for_others_is_taken_at_its_word() -> None:
 
 def test_a_failure_goes_up_at_once_and_the_rest_together() -> None:
     books = at()
-    books.opened(agreeing())
+    books.opened(agreeing(), 0.0)
     assert books.report(Report(2, 1, True), 0.0) == []
     assert books.report(Report(3, 1, True, FAILED), 0.0) == [Report(3, 1, True, FAILED)]
     assert books.report(Report(6, 1, True), 0.0) == []
@@ -74,9 +74,29 @@ def test_a_failure_goes_up_at_once_and_the_rest_together() -> None:
     assert len(books) == 0
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_who_has_said_that_another_is_lost_has_not_done_its_part(*, first: bool) -> None:
+    """The root waits until the other has gone, whatever that one has said of itself."""
+    topology, books, ledger = place(0, 0, _hosts()), at(), Ledger(0, BELOW)
+    books.opened(agreeing(), 0.0)
+    ledger.sent(1, None, 0, agree=True)
+    assert ledger.report(0, 1, None) is None
+    lost = Failure("lost", 7, "h", "rank 7 was lost")
+    said = [Report(rank, 1, False, lost if rank == 6 else None) for rank in BELOW]
+    if first:
+        said.sort(key=lambda report: report.failure is None)
+    for report in said:
+        for message in books.report(report, 0.0):
+            who = topology.members(message.rank) if message.whole else 1 << message.rank
+            assert ledger.report(message.rank, 1, message.failure, who=who) is None
+    assert ledger.unreported(1) == [6]
+    assert [verdict.failure for verdict in ledger.gone(7, lost)] == [lost]
+    assert len(books) == 1, "nobody has asked for it"
+
+
 def test_all_that_fail_are_told_of_one_by_one() -> None:
     books = at()
-    books.opened(agreeing())
+    books.opened(agreeing(), 0.0)
     for rank in BELOW:
         failed = Report(rank, 1, True, FAILED)
         assert books.report(failed, 0.0) == [failed]
@@ -85,7 +105,7 @@ def test_all_that_fail_are_told_of_one_by_one() -> None:
 
 def test_a_failure_after_all_have_reported_goes_up_by_itself() -> None:
     books = at()
-    books.opened(agreeing())
+    books.opened(agreeing(), 0.0)
     for rank in BELOW:
         books.report(Report(rank, 1, False), 0.0)
     late = Report(3, 1, False, FAILED)
@@ -94,7 +114,7 @@ def test_a_failure_after_all_have_reported_goes_up_by_itself() -> None:
 
 def test_who_has_asked_is_told_with_the_report_if_all_have_and_a_little_later_if_not() -> None:
     books = at()
-    books.opened(agreeing())
+    books.opened(agreeing(), 0.0)
     for rank in BELOW[:-1]:
         books.report(Report(rank, 1, rank != 3), 5.0)
     assert books.report(Report(7, 1, True), 5.0) == [Report(2, 1, False, whole=True)]
@@ -108,7 +128,7 @@ def test_who_has_asked_is_told_with_the_report_if_all_have_and_a_little_later_if
 def test_what_some_have_asked_for_is_told_by_who_they_are() -> None:
     books = at()
     for seq in (1, 2, 3):
-        books.opened(PIECE(seq, agree=False))
+        books.opened(PIECE(seq, agree=False), 0.0)
     books.read(Read(3, [1, 3]), 5.0)
     books.read(Read(2, [1]), 5.0)
     books.read(Read(6, [2], packed(bits([6, 7]))), 5.0)
@@ -120,7 +140,7 @@ def test_what_some_have_asked_for_is_told_by_who_they_are() -> None:
 def test_what_all_have_asked_for_is_told_at_once_when_the_root_may_be_held_back(casts: int, nbytes: int) -> None:
     books = at(casts=16, nbytes=1600)
     for seq in range(1, casts + 1):
-        books.opened(PIECE(seq, agree=False, nbytes=nbytes))
+        books.opened(PIECE(seq, agree=False, nbytes=nbytes), 0.0)
     for rank in BELOW[:-1]:
         books.read(Read(rank, list(range(1, casts + 1))), 5.0)
     assert books.take(5.0) == [], "the slowest has not asked, so nobody waits for this"
@@ -128,11 +148,46 @@ def test_what_all_have_asked_for_is_told_at_once_when_the_root_may_be_held_back(
     assert books.take(5.0) == [Read(2, list(range(1, casts + 1)), packed(bits(BELOW)))]
 
 
+@pytest.mark.parametrize("agree", [False, True])
+def test_the_last_to_ask_holds_the_root_back_no_longer_than_it_takes(*, agree: bool) -> None:
+    """What the others had asked for was passed on before; what is missing is not gathered for another 20 ms."""
+    books = at(casts=1)
+    books.opened(PIECE(1, agree=agree, nbytes=0), 0.0)
+    for rank in BELOW[:-1]:
+        books.read(Read(rank, [1]), 5.0)
+    assert books.take(6.0) == [Read(2, [1], packed(bits(BELOW[:-1])))]
+    books.read(Read(7, [1]), 7.0)
+    assert books.take(7.0) == [Read(2, [1], packed(bits([7])))]
+
+
+@pytest.mark.parametrize("agree", [False, True])
+def test_what_a_rank_has_asked_for_is_told_though_another_has_not_reported(*, agree: bool) -> None:
+    """Two ranks that are slow with different casts hold the root back by one cast each, not by two."""
+    ref: Any = object()
+    books, ledger = at(costs=True), Ledger(0, BELOW)
+    for seq, slow in ((1, 3), (2, 7)):
+        books.opened(PIECE(seq, agree=agree, nbytes=0, ref=ref), 0.0)
+        ledger.sent(seq, None, 0, agree=agree)
+        for rank in BELOW:
+            if rank != slow:
+                assert books.report(Report(rank, seq, True), 5.0) == []
+    assert books.take(5.0) == []
+    for read in books.take(5.0 + DELAY_S):
+        for seq in read.seqs:
+            ledger.read(unpacked(read.who), seq)
+    assert ledger.unread() == (1, 0)
+    assert [books.report(Report(slow, seq, True), 6.0) for seq, slow in ((1, 3), (2, 7))] == [
+        [Report(2, seq, True, whole=True)] for seq in (1, 2)
+    ]
+    assert books.take(6.0 + DELAY_S) == []
+    assert len(books) == 0
+
+
 def test_more_than_a_message_holds_is_divided() -> None:
     books = at(casts=1 << 20)
     seqs = list(range(1, 4501))
     for seq in seqs:
-        books.opened(PIECE(seq, agree=False))
+        books.opened(PIECE(seq, agree=False), 0.0)
     books.read(Read(3, seqs), 5.0)
     told = books.take(6.0)
     assert [len(read.seqs) for read in told] == [2000, 2000, 500]
@@ -142,26 +197,28 @@ def test_more_than_a_message_holds_is_divided() -> None:
 def test_whoever_wants_to_know_who_is_missing_finds_nothing_held() -> None:
     books = at()
     for seq in (1, 2):
-        books.opened(agreeing(seq))
+        books.opened(agreeing(seq), 0.0)
     said = [Report(3, 1, True), Report(6, 1, False, whole=True), Report(2, 2, True)]
     for report in said:
         assert books.report(report, 0.0) == []
-    assert books.flush() == said
-    assert books.flush() == []
+    assert books.asked(5.0) == said
+    assert books.asked(5.0) == []
     last = Report(2, 1, True)
     assert books.report(last, 0.0) == [last], "it was asked about: it goes up by itself"
-    books.opened(agreeing(3))
-    assert books.report(Report(2, 3, True), 0.0) == [], "what comes after it is put together again"
+    books.opened(agreeing(3), 5.9)
+    assert books.report(last, 5.9) == [last], "whoever asked may still wait for an answer"
+    books.opened(agreeing(4), 7.0)
+    assert books.report(Report(2, 4, True), 7.0) == [], "what comes after it is put together again"
 
 
 def test_after_an_end_all_goes_up_as_it_comes() -> None:
     books = at()
-    books.opened(agreeing())
+    books.opened(agreeing(), 0.0)
     books.report(Report(3, 1, True), 0.0)
     books.read(Read(6, [7]), 5.0)
     assert books.stop() == [Report(3, 1, True)]
-    assert books.take(5.0) == [Read(2, [7], packed(bits([6])))]
-    books.opened(agreeing(2))
+    assert books.take(5.0) == [Read(2, [1], packed(bits([3]))), Read(2, [7], packed(bits([6])))]
+    books.opened(agreeing(2), 0.0)
     assert books.report(Report(2, 2, True), 5.0) == [Report(2, 2, True)]
     books.read(Read(6, [8]), 5.0)
     assert books.take(5.0) == [Read(2, [8], packed(bits([6])))]
@@ -170,7 +227,7 @@ def test_after_an_end_all_goes_up_as_it_comes() -> None:
 
 def test_what_was_dropped_need_not_be_asked_for() -> None:
     books = at()
-    books.opened(PIECE(1, agree=False))
+    books.opened(PIECE(1, agree=False), 0.0)
     books.dropped(1)
     books.dropped(2)
     assert len(books) == 0
@@ -178,13 +235,13 @@ def test_what_was_dropped_need_not_be_asked_for() -> None:
 
 def test_a_call_that_failed_on_the_root_is_not_on_the_books() -> None:
     books = at()
-    books.opened(PIECE(1, agree=False, failure=FAILED))
+    books.opened(PIECE(1, agree=False, failure=FAILED), 0.0)
     assert len(books) == 0
 
 
 def test_costs_are_told_by_host_with_the_longest_making_of_all() -> None:
     books = at(costs=True)
-    books.opened(agreeing())
+    books.opened(agreeing(), 0.0)
     below = Cost(9.0, 0.1, 0.1, 0, None, [Spent(6, 2, 3.0, 1.0, 2.0)])
     books.report(Report(2, 1, False, None, Cost(0.5, 0.4, 0.3, 77)), 0.0)
     books.report(Report(3, 1, False, None, None), 0.0)
@@ -194,7 +251,7 @@ def test_costs_are_told_by_host_with_the_longest_making_of_all() -> None:
 
 def test_why_a_value_was_not_shared_is_passed_on() -> None:
     books = at(costs=True)
-    books.opened(agreeing())
+    books.opened(agreeing(), 0.0)
     for rank in BELOW:
         said = books.report(
             Report(rank, 1, False, None, Cost(0.1, 0.1, unshared=f"{rank}") if rank == 3 else None), 0.0
@@ -207,7 +264,7 @@ def test_reports_that_only_tell_costs_are_put_together_and_bounded() -> None:
     books = at(costs=True)
     ref: Any = object()
     for seq in range(1, 2001):
-        books.opened(PIECE(seq, agree=False, ref=ref))
+        books.opened(PIECE(seq, agree=False, ref=ref), 0.0)
         books.read(Read(2, [seq], packed(bits(BELOW))), 0.0)
         assert books.report(Report(3, seq, False, None, Cost(0.1, 0.1)), 0.0) == []
     books.take(1.0)
@@ -220,7 +277,7 @@ def test_reports_that_only_tell_costs_are_put_together_and_bounded() -> None:
 def test_what_is_kept_is_the_most_of_any_rank_and_nothing_if_one_keeps_nothing() -> None:
     for less, kept in ((10, 40), (0, 0)):
         books = at()
-        books.opened(agreeing())
+        books.opened(agreeing(), 0.0)
         for rank in BELOW:
             said = books.report(Report(rank, 1, False, kept=less if rank == 6 else 30 + rank), 0.0)
         assert said[0].kept == (37 if kept else 0)
@@ -242,7 +299,7 @@ def test_the_root_learns_the_same_as_if_each_had_told_it(steps: list[tuple[Any, 
     topology, books = place(0, 0, _hosts()), at()
     straight, combined = Ledger(0, range(1, 8)), Ledger(0, range(1, 8))
     for seq in (1, 2, 3):
-        books.opened(agreeing(seq, nbytes=seq))
+        books.opened(agreeing(seq, nbytes=seq), 0.0)
         for ledger in (straight, combined):
             ledger.sent(seq, None, seq, agree=True)
             for rank in (0, 1, 4, 5):

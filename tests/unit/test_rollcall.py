@@ -8,6 +8,7 @@ import time
 import pytest
 
 from lazycast.core.rollcall import RollCalls
+from lazycast.net.topology import place
 from lazycast.net.wire import Query, Silence
 
 
@@ -17,7 +18,7 @@ def query(token: int, within_s: float = 1.0) -> Query:
 
 def silences(calls: RollCalls, now_s: float, heard: dict[int, float] | None = None) -> list[Silence]:
     ago = {rank: now_s - at_s for rank, at_s in (heard or {}).items()}
-    return calls.silences(now_s, ago.get)
+    return calls.silences(now_s, ago.get, 100)
 
 
 def test_a_query_is_answered_as_soon_as_everybody_has_answered() -> None:
@@ -59,6 +60,27 @@ def test_when_a_far_rank_was_heard_is_known_from_its_last_answer() -> None:
     assert silences(calls, 21.0) == [Silence(1, 1.0, 10.0)]
     calls.heard(1, 20.5)
     assert silences(calls, 21.0) == [Silence(1, 1.0, 0.5)], "what it had sent before is no answer"
+
+
+def test_who_speaks_for_others_was_heard_for_them_and_for_nobody_else() -> None:
+    calls = RollCalls(range(1, 8), place(0, 0, [[0, 1], [2, 3], [4], [5], [6, 7]]).members)
+    calls.ask(query(7), 10.0)
+    calls.heard(2, 8.0, whole=True)
+    calls.heard(6, 9.0, whole=True)
+    ago = {silence.rank: silence.heard_s for silence in silences(calls, 10.5)}
+    assert ago == {1: None, 2: 2.5, 3: 2.5, 4: None, 5: None, 6: 1.5, 7: 1.5}
+
+
+def test_who_is_silent_is_known_soon_in_a_large_group() -> None:
+    """The root's lane stands still meanwhile."""
+    hosts = [list(range(first, first + 8)) for first in range(0, 10_000, 8)]
+    calls = RollCalls(range(1, 10_000), place(0, 0, hosts).members)
+    calls.ask(query(7), 10.0)
+    for leader in range(8, 80, 8):
+        calls.heard(leader, 9.0, whole=True)
+    began_s = time.process_time()
+    assert [silence.rank for silence in silences(calls, 10.5)] == list(range(1, 101))
+    assert time.process_time() - began_s < 2.0
 
 
 def test_queries_that_come_together_share_a_call() -> None:

@@ -190,8 +190,13 @@ class Mesh:
         for rank in ranks:
             peer = self._peers[rank]
             with peer.lock:
-                if peer.outbox or peer.gone or not self._try(peer, packet, _NO_FDS):
-                    self._put(peer, packet, [])
+                if not peer.outbox and not peer.gone:
+                    try:  # what most messages do: `_put` tries again, and knows what an error means
+                        peer.sock.send(packet, _SEND_FLAGS)
+                        continue
+                    except OSError:
+                        pass
+                self._put(peer, packet, [])
 
     def _put(self, peer: _Peer, packet: bytes, fds: list[int], segment: _Descriptor | None = None) -> None:
         """With the peer's lock held: send a packet, or queue it behind what waits.
