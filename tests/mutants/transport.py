@@ -103,8 +103,8 @@ MUTANTS = (
     Mutant(
         "mesh-unlocked",
         _MESH,
-        "with peer.lock:\n                if peer.outbox or peer.gone",
-        "if True:\n                if peer.outbox or peer.gone",
+        "with peer.lock:\n                if not peer.outbox and not peer.gone",
+        "if True:\n                if not peer.outbox and not peer.gone",
         "any thread may send: messages arrive once, in order",
     ),
     Mutant(
