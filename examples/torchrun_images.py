@@ -2,7 +2,7 @@
 
     $ torchrun --nproc_per_node 4 examples/torchrun_images.py
 
-Needs: pip install 'lazycast[torch,cli]'
+Needs: pip install '.[torch,cli]'
 """
 
 import hashlib

@@ -19,15 +19,17 @@ class LazycastError(Exception):
         remote_type: the class of the exception that a materializer, a payload or a decoder raised, as "module.qualname"
             ("PIL.UnidentifiedImageError"), the same on every rank; `None` where none was raised.
 
-    Of a time-out and of a lost or closed rank also, as far as it is known:
+    Of a timeout and of a lost or closed rank also, as far as it is known:
 
-        operation: the call that failed: "broadcast", "broadcast_async" or "construct".
-        key: of that call. seq: the number of its cast, once it has one here.
-        phase: how far it had come.
-        missing: the ranks that it waited for. answered: those that had done their part.
-        silent: the ranks that did not answer when they were asked whether they are there.
-        nbytes: how large the payload is, encoded.
-        age_s: how long the call had waited (seconds).
+    - `operation`: the call that failed: "broadcast", "broadcast_async" or "construct".
+    - `key`: of that call.
+    - `seq`: the number of its cast, once it has one here.
+    - `phase`: how far it had come.
+    - `missing`: the ranks that it waited for.
+    - `answered`: those that had done their part.
+    - `silent`: the ranks that did not answer when they were asked whether they are there.
+    - `nbytes`: how large the payload is, encoded.
+    - `age_s`: how long the call had waited (seconds).
     """
 
     operation: str | None = None
@@ -92,10 +94,11 @@ class PeerLostError(LazycastError, ConnectionError):
     """A rank died. Nothing can be cast in this group any more; build a new one without it.
 
     Attributes, beside those of `LazycastError`:
-        link: over what its end was noticed: "unix socket", "tcp", "MPI".
-        reason: what was noticed.
-        noticed_by: the rank that did.
-        last_heard_s: how long before that the last message had come from it (seconds); `None` if none ever had.
+
+    - `link`: the kind of connection that ended: "unix socket", "tcp", "MPI".
+    - `reason`: what was noticed.
+    - `noticed_by`: the rank that did.
+    - `last_heard_s`: how long before that the last message had come from it (seconds); `None` if none ever had.
     """
 
     link: str | None = None
@@ -118,8 +121,8 @@ class CastTimeoutError(LazycastError, TimeoutError):
 class DivergenceError(LazycastError, RuntimeError):
     """This rank's calls are out of step with the root's; found with `LAZYCAST_DEBUG=1` only.
 
-    Attributes, beside those of `LazycastError`:
-        root_site, site: where the root made the call, and where this rank, `rank`, made the one that met it.
+    Attributes, beside those of `LazycastError`: `root_site` and `site`, where the root made the call, and where this
+    rank, `rank`, made the one that met it.
     """
 
     root_site: str | None = None

@@ -6,6 +6,7 @@ numbers or titles; so a new page is found, and the strict build fails on none th
 
 from __future__ import annotations
 
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 
 #: Pages of the site that stand in the root folder, where people look for them in a checkout.
 OUTSIDE = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+
+
+def on_startup(**_: Any) -> None:
+    """Give each parameter of a signature a line of its own."""
+    from mkdocstrings_handlers.python._internal import rendering
+
+    sys.path.insert(0, str(ROOT / "tools"))
+    import docs_reference
+
+    formatter = docs_reference.one_a_line(rendering._get_formatter())
+    rendering._get_formatter = lambda: formatter
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -27,6 +40,13 @@ def on_config(config: MkDocsConfig) -> None:
     named = set(_names(config.nav or []))
     free = {name: path for name, path in pages.items() if name not in named}
     config.nav = _filled(config.nav or [], free)
+
+
+def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
+    """Leave the width of the table of contents to the wide tables of the benchmarks."""
+    if page.file.src_uri.startswith("benchmarks/"):
+        page.meta["hide"] = ["toc"]
+    return markdown
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -44,7 +44,6 @@ from .worth import Worth, measured
 
 logger = logging.getLogger("lazycast")
 
-_TIMEOUT_S = 60.0
 _MAX_PASSED = 1024  # calls of the entry rank that had nothing to hash, before it says so
 #: How much longer than the entry rank the others wait. Their own time-out would leave the entry rank to its work.
 _PATIENCE = 1.5
@@ -82,7 +81,7 @@ class SGLangBroadcast:
         root: int = 0,
         requires_mm_token_modalities: bool = False,
         owners: Collection[int] | None = None,
-        timeout_s: float = _TIMEOUT_S,
+        timeout_s: float = 60.0,
         name: str = "sglang",
         cast_from_nbytes: int | None = 0,
     ) -> None:

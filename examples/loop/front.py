@@ -6,7 +6,7 @@ One asyncio loop serves all clients, and never blocks: `await lazy.cast(...)` wa
 ranks are behind. The other ranks take what comes in a loop of their own. Beside the clients a task ticks every 10 ms:
 what it was late at most is how long the loop has stood still.
 
-Needs: pip install 'lazycast[cli]' aiohttp
+Needs: pip install '.[cli]' aiohttp
 """
 
 import argparse

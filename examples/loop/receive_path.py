@@ -6,7 +6,7 @@
 that every rank has. `Objects` is the same loop with torch's `broadcast_object_list`: a step brings the images that have
 come, and every rank makes them before it goes on. Rank 0 says how long a step's receiving took, in microseconds.
 
-Needs: pip install 'lazycast[torch,cli]'
+Needs: pip install '.[torch,cli]'
 """
 
 import importlib.resources

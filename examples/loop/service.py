@@ -6,7 +6,7 @@
 Every rank says how many photos it has developed, and how each request has ended: the same on all of them. Photos that
 were aborted before their turn came are developed nowhere.
 
-Needs: pip install 'lazycast[torch,cli]', or 'lazycast[mpi,cli]'
+Needs: pip install '.[torch,cli]', or '.[mpi,cli]'
 """
 
 import hashlib

@@ -1,8 +1,8 @@
-"""Something to look at: four ranks that cast names of photos, some of which are none, and figures for Prometheus.
+"""Something to look at: four ranks that cast photos in bursts, some of which are none, and figures for Prometheus.
 
     $ python examples/operations/program.py --seconds 600
 
-Needs: pip install 'lazycast[prometheus]'
+Needs: pip install '.[prometheus]'
 """
 
 from __future__ import annotations
@@ -14,21 +14,24 @@ import time
 from prometheus_client import start_http_server
 
 import lazycast.watch.prometheus
-from lazycast import LazyBroadcast, MaterializeError, launch
+from lazycast import LazyBroadcast, MaterializeError, Tuning, launch
+
+BURST = 24
 
 
-def develop(name: str) -> str:
-    """Takes some milliseconds, and fails for one name in twenty."""
+def develop(photo: tuple[str, bytes]) -> bytes:
+    """Takes some milliseconds, and fails for one name in ten."""
+    name, data = photo
     time.sleep(random.uniform(0.001, 0.02))
     if name.endswith("7"):
         raise ValueError(f"{name} is no photo")
-    return name.upper()
+    return data[::-1]
 
 
 def rank(seconds: float, host: str, port: int) -> tuple[int, int]:
     """On each rank: cast for so long. The root serves what it knows of all ranks. Returns values and failures."""
     values = failures = 0
-    with LazyBroadcast(develop, name="photos") as lazy:
+    with LazyBroadcast(develop, name="photos", tuning=Tuning(max_inflight=BURST // 3)) as lazy:
         if lazy.is_root:
             lazycast.watch.prometheus.register(lazy, group=True)
             server, _ = start_http_server(port, addr=host)
@@ -36,11 +39,12 @@ def rank(seconds: float, host: str, port: int) -> tuple[int, int]:
         until_s, last = time.monotonic() + seconds, False
         while not last:
             last = lazy.broadcast(time.monotonic() > until_s, materialize=bool)  # the root decides for all
-            try:
-                lazy.broadcast(f"photo-{random.randrange(140)}")
-                values += 1
-            except MaterializeError:
-                failures += 1
+            photos = [(f"photo-{random.randrange(140)}", bytes(200_000)) for _ in range(BURST)]
+            for future in [lazy.broadcast_async(photo) for photo in photos]:
+                try:
+                    values += len(future.result()) > 0
+                except MaterializeError:
+                    failures += 1
     if lazy.is_root:
         server.shutdown()
         server.server_close()

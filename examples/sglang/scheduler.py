@@ -2,7 +2,7 @@
 
     $ torchrun --nproc_per_node 2 examples/sglang/scheduler.py
 
-Needs: SGLang 0.5.9 or 0.5.23, and pip install 'lazycast[torch]'. In a checkout,
+Needs: SGLang 0.5.9 or 0.5.23, and pip install '.[torch]'. In a checkout,
 `python tests/sglang/environment.py 0.5.23` makes such an environment, and prints its interpreter.
 """
 

@@ -164,13 +164,13 @@ class Placing:
         learnt from.
         """
         trial = self.trials.get(seq)
-        if trial is None:
+        if trial is None or not trial.unreported & who:
             return
         if who == 1 << rank:
             trial.busy_s[rank] = cost.busy_s if cost is not None else 0.0
         if cost is not None:
             self._add(trial, cost)
-            trial.hosts += cost.hosts
+            trial.hosts += [spent for spent in cost.hosts if who >> spent.rank & 1]
         trial.unreported &= ~who
         if trial.unreported:
             return

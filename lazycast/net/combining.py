@@ -93,7 +93,7 @@ class Combining:
     def report(self, message: Report, now_s: float) -> list[Report]:
         """Take a report, of this rank or from below; return what goes up now."""
         entry = self._entries.get(message.seq)
-        if entry is None or entry.direct:
+        if entry is None or entry.direct or not entry.unreported & self._who(message):  # else it is a first word
             if entry is not None:
                 self._note(entry, message)
                 self._forget_if_done(message.seq, entry)

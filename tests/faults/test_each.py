@@ -13,6 +13,7 @@ import pytest
 from lazycast import Each, Helpers, LazyBroadcast, MaterializeError, PeerLostError, launch
 from tests import helped
 
+pytestmark = pytest.mark.usefixtures("warm_python")  # for ranks: helpers are interpreters of their own
 LIMIT_S = 60.0
 
 

@@ -147,6 +147,30 @@ def test_clocks_that_are_said_to_differ_are_found_to_be_the_same(
     assert seen == dict.fromkeys(range(1, 31), 4), "2 objects, 2 ranks each"
 
 
+def _with_a_clock_of_each_host() -> None:
+    backend: Backend = resolve("auto")
+    host = str(min(backend.rank, 1))
+    os.environ["LAZYCAST_HOST"] = host
+    clocks.ident = lambda: f"clock of host {host}"  # type: ignore[assignment]
+    with LazyBroadcast(name="job") as lazy:
+        for n in range(20):
+            lazy.broadcast(n)
+
+
+@pytest.mark.timeout(60)
+def test_the_clock_of_a_rank_that_another_one_speaks_for_is_found_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAZYCAST_TRACE", str(tmp_path))
+    launch(_with_a_clock_of_each_host, ranks=3, timeout_s=50)
+    merged = merge(*read_all(tmp_path))
+    far = [offset for path, offset in merged.offsets.items() if "rank0" not in path.name]
+    assert [offset.how for offset in far] == ["messages both ways"] * 2
+    for offset in far:
+        assert offset.error_us is not None
+        assert abs(offset.us) <= offset.error_us + 0.01
+
+
 def _with_a_death() -> None:
     with LazyBroadcast(name="doomed") as lazy:
         for n in range(3):

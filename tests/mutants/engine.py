@@ -164,8 +164,8 @@ MUTANTS = (
     Mutant(
         "sending-stuck-at-the-end",
         _SENDING,
-        "has_room=self._intake.window.has_room_for_bytes() or end is not None",
-        "has_room=self._intake.window.has_room_for_bytes()",
+        "has_room=has_room or end is not None",
+        "has_room=has_room",
         "calls that wait for room fail as soon as a rank is lost",
     ),
     Mutant(

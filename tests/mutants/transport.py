@@ -103,8 +103,8 @@ MUTANTS = (
     Mutant(
         "mesh-unlocked",
         _MESH,
-        "with peer.lock:\n                if not peer.outbox and not peer.gone",
-        "if True:\n                if not peer.outbox and not peer.gone",
+        "with peer.lock:\n                if not peer.outbox and not peer.gone:",
+        "if True:\n                if not peer.outbox and not peer.gone:",
         "any thread may send: messages arrive once, in order",
     ),
     Mutant(
@@ -148,6 +148,20 @@ MUTANTS = (
         "self._say(combining.asked(time.monotonic()))",
         "pass",
         "a time-out names who is missing, and nobody else",
+    ),
+    Mutant(
+        "combining-word-of-another",
+        _COMBINING,
+        "if failure is not None and failure.rank != message.rank:",
+        "if False:",
+        "nobody says for a rank that it has done its part, if it has said that another is lost",
+    ),
+    Mutant(
+        "combining-late-casts",
+        _COMBINING,
+        "direct = now_s < self._asked_until_s",
+        "direct = False",
+        "a time-out names who is missing, also of a cast that went out after the roll call",
     ),
     Mutant(
         "relay-unlocked",

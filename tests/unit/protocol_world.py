@@ -15,10 +15,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from lazycast.core import engine
 from lazycast.core.ask import Ask
 from lazycast.core.follower import FollowerLane
 from lazycast.core.performer import Group, Performer, Result
@@ -255,7 +255,8 @@ class World:
         self.memory = Memory()
         self.link_sinks: dict[int, Sink] = {}
         self.host_sinks: dict[int, Any] = {}
-        self._ways: dict[tuple[int, int], deque[Any]] = {}
+        self._ways: dict[tuple[int, int], deque[tuple[int, Any]]] = {}  # with the number of the step that put it
+        self._taken = 0
         self._ended: set[tuple[int, int]] = set()
         hosts = case.hosts or tuple((rank,) for rank in range(case.size))
         self._host_of = {rank: host for host in hosts for rank in host}
@@ -276,7 +277,12 @@ class World:
 
     def put(self, sender: int, to: int, message: tuple[bytes, memoryview]) -> None:
         if (sender, to) not in self._ended:
-            self._ways.setdefault((sender, to), deque()).append(message)
+            self._ways.setdefault((sender, to), deque()).append((self._taken - 1, message))
+
+    def put_by(self, step: Step) -> int:
+        """Return the number of the step, from 0, that put the message which this one takes; -1: it takes none."""
+        kind, rank, sender = step
+        return self._ways[sender, rank][0][0] if kind == "deliver" else -1
 
     def end(self, sender: int, to: int, reason: str | None) -> None:
         self.put(sender, to, _End(reason))  # type: ignore[arg-type]
@@ -284,7 +290,7 @@ class World:
 
     def _deliver(self, sender: int, to: int) -> None:
         way = self._ways[sender, to]
-        message = way.popleft()
+        _, message = way.popleft()
         member = self.members[to]
         if not member.alive or member.closed:
             return  # its sockets are closed
@@ -324,6 +330,7 @@ class World:
 
     def do(self, step: Step) -> None:
         """Take a step."""
+        self._taken += 1
         kind, rank, sender = step
         member = self.members[rank]
         if kind == "deliver":
@@ -425,53 +432,6 @@ def everything_in_slots() -> Any:
     return mock.patch.object(relay_module, "INLINE_NBYTES", 0)
 
 
-def independent(one: Step, other: Step) -> bool:
-    """Whether two steps come to the same in either order: a message is put at one end and taken at the other."""
-    return one[1] != other[1]
-
-
-def explore(case: Case, check: Callable[[World], None], *, departures: int | None = None) -> int:
-    """Run a case in every order of its steps, and check each end. Returns how many orders there were.
-
-    Orders that differ only in steps that do not depend on each other are one (sleep sets): what is counted is the
-    number of runs that can be told apart.
-
-    Args:
-        departures: where that is too much: how often an order may depart from always taking the first step there is.
-    """
-    with mock.patch.object(engine, "Performer", StepPerformer):
-        return _explore(case, check, departures)
-
-
-def _explore(case: Case, check: Callable[[World], None], departures: int | None) -> int:
-    ends = 0
-    todo: list[tuple[list[Step], frozenset[Step], int]] = [([], frozenset(), departures or 0)]
-    while todo:
-        path, sleep, left = todo.pop()
-        world = World(case)
-        for step in path:
-            world.do(step)
-        while steps := world.enabled():
-            awake = [step for step in steps if step not in sleep]
-            if not awake:
-                break  # somebody else comes to this end
-            if departures is None or left:
-                for index in range(len(awake) - 1, 0, -1):
-                    seen = sleep.union(awake[:index]) if departures is None else ()
-                    asleep = frozenset(s for s in seen if independent(s, awake[index]))
-                    todo.append(([*path, awake[index]], asleep, left - 1))
-            path = [*path, awake[0]]
-            sleep = frozenset(s for s in sleep if independent(s, awake[0]))
-            world.do(awake[0])
-        else:
-            ends += 1
-            _check(world, check, path)
-    return ends
-
-
-def _check(world: World, check: Callable[[World], None], path: list[Step]) -> None:
-    world.settle()
-    try:
-        check(world)
-    except AssertionError as exc:
-        raise AssertionError(f"{exc}\nafter {path}") from exc
+def timeless() -> Any:
+    """Patch the relay so that what is gathered for a while waits for a step, however slow we are."""
+    return mock.patch.object(relay_module, "time", SimpleNamespace(monotonic=lambda: 0.0))

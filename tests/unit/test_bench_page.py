@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import re
 from collections import Counter
@@ -208,6 +209,16 @@ def fonts() -> None:
     charts.time_over_size(msgspec.convert(times_run(HELD), TimesRun), "array", "NumPy array")
 
 
+@pytest.fixture
+def bare_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No plot is drawn, which takes most of the time of a page: for tests of what stands beside them."""
+
+    def bare(width: float, height: float, fill: object, label: str) -> str:
+        return f'<svg viewBox="0 0 {width} {height}"><title>{html.escape(label)}</title></svg>'
+
+    monkeypatch.setattr(charts, "_svg", bare)
+
+
 def put(folder: Path, **runs: Any) -> Path:
     for name, run in runs.items():
         content = run if isinstance(run, (str, bytes)) else json.dumps(run)
@@ -262,6 +273,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.usefixtures("bare_plots")
 def test_what_cannot_be_read_is_told_of_and_stops_nothing(tmp_path: Path) -> None:
     put(tmp_path, good=times_run(HELD), **{name: content for name, (content, _) in BROKEN.items()})
     (tmp_path / "folder.json").mkdir()
@@ -280,14 +292,14 @@ def test_what_cannot_be_read_is_told_of_and_stops_nothing(tmp_path: Path) -> Non
 class Page(HTMLParser):
     """What a page holds, seen as a browser's parser sees it."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, page: str) -> None:
         super().__init__()
         self.tags: Counter[str] = Counter()
         self.ids: Counter[str] = Counter()
         self.links: list[str] = []
         self.open: list[str] = []
         self.texts: list[str] = []
-        self.feed(html)
+        self.feed(page)
         self.text = " ".join(" ".join(self.texts).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -343,17 +355,17 @@ def test_the_page_asks_for_nothing_and_its_plots_share_nothing(tmp_path: Path) -
     put(tmp_path, a=times_run(HELD, ranks=2), b=times_run(HELD, ranks=4))
     put(tmp_path, c=requests_run([requests_way("itself", [10, 11]), *FIXED], ranks=2))
     put(tmp_path, d=requests_run([requests_way("itself", [10, 11]), *FIXED], ranks=4))
-    html = render.html(files.read(tmp_path))
-    page = Page(html)
+    whole = render.html(files.read(tmp_path))
+    page = Page(whole)
     assert page.tags["svg"] == 1 + 2 + 2 + 2
     assert [name for name, count in page.ids.items() if count > 1] == []
     for link in page.links:
         assert link == "data:," or (link.startswith("#") and page.ids[link[1:]] == 1), link
-    for target in re.findall(r"url\((.*?)\)", html):
+    for target in re.findall(r"url\((.*?)\)", whole):
         assert target.startswith("#")
         assert page.ids[target[1:]] == 1
-    assert "#0a0b" not in html  # no colour that the style sheet does not know
-    assert set(re.findall(r"var\((--\w+)\)", html)) <= set(re.findall(r"(--\w+):", html))
+    assert "#0a0b" not in whole  # no colour that the style sheet does not know
+    assert set(re.findall(r"var\((--\w+)\)", whole)) <= set(re.findall(r"(--\w+):", whole))
 
 
 def on_a_machine_with(load: float, run: dict[str, Any]) -> dict[str, Any]:
@@ -363,6 +375,7 @@ def on_a_machine_with(load: float, run: dict[str, Any]) -> dict[str, Any]:
 REQUESTS = requests_run([requests_way("itself", [10, 11]), *FIXED])
 
 
+@pytest.mark.usefixtures("bare_plots")
 def test_nothing_is_concluded_from_runs_on_a_busy_machine(tmp_path: Path) -> None:
     put(tmp_path, quiet=on_a_machine_with(2.0, times_run(HELD)), busy=on_a_machine_with(2.1, REQUESTS))
     page = Page(render.html(files.read(tmp_path)))
@@ -377,6 +390,7 @@ def test_nothing_is_concluded_from_runs_on_a_busy_machine(tmp_path: Path) -> Non
     assert "rather than" not in page.text
 
 
+@pytest.mark.usefixtures("bare_plots")
 def test_conclusions_over_numbers_of_ranks_take_no_busy_run(tmp_path: Path) -> None:
     put(tmp_path, a=times_run(HELD, ranks=2), b=times_run(HELD, ranks=4))
     assert "lazycast with 4 ranks" in Page(render.html(files.read(tmp_path))).text
@@ -386,8 +400,8 @@ def test_conclusions_over_numbers_of_ranks_take_no_busy_run(tmp_path: Path) -> N
 
 def test_the_page_begins_with_a_picture(tmp_path: Path) -> None:
     put(tmp_path, a=times_run(HELD), c=REQUESTS)
-    html = render.html(files.read(tmp_path))
-    before, _, _ = html.partition("The results in short")
+    whole = render.html(files.read(tmp_path))
+    before, _, _ = whole.partition("The results in short")
     assert before.count("<svg") == 1
     assert "every rank makes the" in before  # and on its next line: value
     assert ">itself<" not in before  # words of our own
@@ -433,6 +447,7 @@ def test_the_published_runs_can_be_read() -> None:
         assert one.run.date.replace("T", " ") in page.text
 
 
+@pytest.mark.usefixtures("bare_plots")
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "report", str(tmp_path / "nowhere")]) == 2
     assert "nowhere is not a folder" in capsys.readouterr().err
@@ -460,6 +475,7 @@ def test_missing_libraries_are_told_before_the_run(
     assert "take one number of ranks" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("bare_plots")
 def test_a_report_measures_requests_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

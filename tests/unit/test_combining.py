@@ -56,6 +56,22 @@ def test_one_report_goes_up_when_all_are_in_whoever_gives_the_last() -> None:
         assert len(books) == 0
 
 
+def test_a_rank_that_says_it_again_and_again_fills_no_memory() -> None:
+    books = at()
+    books.opened(agreeing(), 0.0)
+    again = Report(3, 1, False)
+    assert [books.report(again, 0.0) for _ in range(1000)] == [[]] + [[again]] * 999
+    assert books.asked(0.0) == [again]
+
+
+def test_nobody_speaks_for_all_where_no_reports_are_due() -> None:
+    """Ranks that give a cast up say so, also without agreement."""
+    books = at()
+    books.opened(PIECE(1, agree=False), 0.0)
+    gave_up = Report(3, 1, True)
+    assert books.report(gave_up, 0.0) == [gave_up]
+
+
 def test_who_speaks_for_others_is_taken_at_its_word() -> None:
     books = at()
     books.opened(agreeing(), 0.0)

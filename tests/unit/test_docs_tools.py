@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -173,3 +175,57 @@ def test_pages_are_in_plain_english() -> None:
     ]
     found = {page.name: ease.ease(ease.prose(page.read_text())) for page in ease.PAGES}
     assert {name: value for name, value in found.items() if value < 60} == {}
+
+
+def test_lines_at_the_end_of_a_docstring_are_paragraphs() -> None:
+    pytest.importorskip("griffe", reason="mkdocstrings is not installed")
+    laid_out = tool("docs_reference").laid_out
+    told = """Cast it.
+
+Args: as for `broadcast`, and
+    block: whether to wait,
+        or not.
+Returns: a future,
+    also awaitable.
+Raises:
+    KeyInUseError: it is
+        pending.
+Collective: no. Blocking: never."""
+    assert (
+        laid_out(told)
+        == """Cast it.
+
+**Args:** as for `broadcast`, and
+
+- **block**: whether to wait,
+  or not.
+
+**Returns:** a future,
+also awaitable.
+
+Raises:
+    KeyInUseError: it is
+        pending.
+
+**Collective:** no. **Blocking:** never."""
+    )
+    plain = "Do this: that.\n\nThreads, Memory and the rest.\n    indented: code"
+    assert laid_out(plain) == plain
+
+
+def test_signatures_have_one_parameter_a_line_or_fit_in_one() -> None:
+    pytest.importorskip("griffe", reason="mkdocstrings is not installed")
+
+    def ruff(code: str, width: int) -> str:
+        command = [sys.executable, "-m", "ruff", "format", "--config", f"line-length={width}", "-"]
+        return subprocess.run(command, input=code, capture_output=True, text=True, check=True).stdout
+
+    formatter = tool("docs_reference").one_a_line(ruff)
+    assert formatter("def f(a: int, b: int = 2): pass", 60) == "def f(a: int, b: int = 2):\n    pass\n"
+    assert formatter("def function(raw: int, *, rid: int = 2): pass", 38).splitlines()[:5] == [
+        "def function(",
+        "    raw: int,",
+        "    *,",
+        "    rid: int = 2,",
+        "):",
+    ]

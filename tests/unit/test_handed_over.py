@@ -37,6 +37,7 @@ def casts_in_the_middle() -> list[Any]:
         return ["first", *(future.result(WAIT_S) for future in Casts.futures)]
 
 
+@pytest.mark.usefixtures("warm_python")
 def test_calls_are_made_in_the_order_in_which_they_were_handed_over() -> None:
     assert launch(casts_in_the_middle, ranks=2, timeout_s=60) == [["first", *range(400)]] * 2
 

@@ -6,13 +6,20 @@ rules run in promtool, where there is one.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import re
 import shutil
+import socket
 import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -300,3 +307,68 @@ for rank in range(3):
 print("ok")
 """
     assert run_python(code).splitlines()[-1] == "ok"
+
+
+@contextlib.contextmanager
+def started(command: list[str], log: IO[str]) -> Iterator[None]:
+    """Run a program, with its processes, as long as this lasts."""
+    process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+    return port
+
+
+def ask(address: str, what: str, **words: object) -> Any:
+    """What Prometheus answers."""
+    with urllib.request.urlopen(f"{address}/api/v1/{what}?{urllib.parse.urlencode(words)}", timeout=10) as reply:
+        said = json.loads(reply.read())
+    assert said["status"] == "success", said
+    return said["data"]
+
+
+@pytest.mark.timeout(150)
+def test_prometheus_itself_has_data_for_every_panel_and_variable(tmp_path: Path) -> None:
+    found = shutil.which("prometheus")
+    if found is None:
+        pytest.skip("prometheus is not installed")
+    figures, served = free_port(), free_port()
+    for rules_file in RULES.parent.glob("*.yml"):
+        text = rules_file.read_text().replace("host.docker.internal:9400", f"127.0.0.1:{figures}")
+        (tmp_path / rules_file.name).write_text(text.replace("_interval: 5s", "_interval: 1s"))
+    program = [sys.executable, str(FOLDER / "program.py"), "--seconds", "120", "--host", "127.0.0.1"]
+    server = [found, f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
+    address = f"http://127.0.0.1:{served}"
+    wanted = {
+        f"{panel['title']} {target['refId']}": filled(target["expr"]).replace("[1m]", "[5s]")
+        for panel in panels()
+        for target in panel["targets"]
+    }
+    with (
+        open(tmp_path / "log", "w") as log,
+        started([*program, "--port", str(figures)], log),
+        started([*server, f"--web.listen-address=127.0.0.1:{served}"], log),
+    ):
+        until_s = time.monotonic() + 100
+        while wanted and time.monotonic() < until_s:
+            time.sleep(1)
+            with contextlib.suppress(OSError):  # it does not listen yet
+                for title, expression in list(wanted.items()):
+                    values = [float(one["value"][1]) for one in ask(address, "query", query=expression)["result"]]
+                    if any(not math.isnan(value) for value in values):
+                        del wanted[title]
+        assert wanted == {}, (tmp_path / "log").read_text()[-3000:]
+        for name, variable in variables().items():
+            if variable["type"] == "query":
+                selector = re.fullmatch(r"label_values\((.*), \w+\)", variable["query"]["query"])[1]  # type: ignore[index]
+                assert ask(address, f"label/{name}/values", **{"match[]": filled(selector)}), name
+        health = {rule["name"]: rule["health"] for group in ask(address, "rules")["groups"] for rule in group["rules"]}
+        assert health == {rule["alert"]: "ok" for rule in rules()}

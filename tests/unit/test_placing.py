@@ -6,6 +6,7 @@ import dataclasses
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from lazycast.core.ask import Ask
@@ -18,7 +19,7 @@ from lazycast.materialize.placement.chooser import Standing
 from lazycast.materialize.placement.site import Site
 from lazycast.materialize.staged import Staged
 from lazycast.net.topology import place
-from lazycast.net.wire import Cost
+from lazycast.net.wire import Cost, Spent
 from lazycast.options import Helpers, Options
 from tests.unit.test_lane import options
 
@@ -157,6 +158,19 @@ def test_a_root_that_has_materialized_alone_tells_what_it_cost() -> None:
         report_all(subject, seq)
         assert seq < 100
     assert only(subject).costs["root"].samples == 1
+
+
+def test_a_rank_tells_the_costs_of_nobody_but_those_it_speaks_for_and_once() -> None:
+    subject = placing(hosts=((0,), (1, 2)))
+    subject.place(call(1), NBYTES, 0)
+    told = Cost(0.0, 0.0, hosts=[Spent(0, 1, 9.0, 9.0, 9.0), Spent(1 << 62, 2, 9.0, 9.0, 9.0)])
+    for _ in range(100):
+        subject.reported(1, 1 << 1, 1, told)
+    assert subject.trials[1].hosts == []
+    mine = Spent(1, 1, 0.2, 0.2, 0.2)
+    for _ in range(100):
+        subject.reported(1, 1 << 2, 2, Cost(0.0, 0.0, hosts=[msgspec.structs.replace(mine, rank=2)]))
+    assert len(subject.trials[1].hosts) == 1
 
 
 def test_a_failed_cast_is_not_learnt_from() -> None:

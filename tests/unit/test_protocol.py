@@ -11,15 +11,19 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from lazycast.core import engine
 from lazycast.core.follower import FollowerLane
 from lazycast.core.root import RootLane
 
-from .protocol_world import Case, Do, World, everything_in_slots, explore
+from . import protocol_orders
+from .protocol_orders import explore
+from .protocol_world import Case, Do, Step, StepPerformer, World, everything_in_slots
 
 DIE, CLOSE, CANCEL, TIME_OUT = Do("die"), Do("close"), Do("cancel"), Do("time out")
 
@@ -110,6 +114,43 @@ def assert_no_slot_held(world: World) -> None:
     if world.memory.held:
         gc.collect()  # an error and its frames are a circle
     assert world.memory.held == 0, f"{world.memory.held} slots are held"
+
+
+def of_each_rank(path: Sequence[Step], ranks: int) -> tuple[tuple[Step, ...], ...]:
+    return tuple(tuple(step for step in path if step[1] == rank) for rank in range(ranks))
+
+
+@pytest.mark.parametrize(
+    "scripts",
+    [
+        ((cast("a", 1, double), DIE), (ask("a"),)),
+        ((cast("a", 1, double), TIME_OUT), (discard("a"),)),
+        ((cast("a", 1),), (CLOSE,)),
+    ],
+    ids=["dies", "times out", "closes"],
+)
+def test_every_order_is_gone_through_once(scripts: tuple[tuple[Do, ...], ...]) -> None:
+    """All orders one after the other, however many of them are the same on each rank, come to no other ends."""
+    case, ends = Case(scripts, agree=False), set()
+    seen: list[tuple[tuple[Step, ...], ...]] = []
+
+    def look(world: World, check: Any, path: Sequence[Step]) -> None:
+        seen.append(of_each_rank(path, len(scripts)))
+
+    with mock.patch.object(protocol_orders, "_checked", look):
+        explore(case, nothing_left)
+    with mock.patch.object(engine, "Performer", StepPerformer):
+        todo: list[tuple[Step, ...]] = [()]
+        while todo:
+            path = todo.pop()
+            world = World(case)
+            for step in path:
+                world.do(step)
+            todo += [(*path, step) for step in world.enabled()]
+            if not world.enabled():
+                ends.add(of_each_rank(path, len(scripts)))
+    assert len(ends) > 4
+    assert sorted(seen) == sorted(ends)
 
 
 ALONE, TOGETHER, TWO_HOSTS = None, ((0, 1, 2),), ((0, 1), (2,))

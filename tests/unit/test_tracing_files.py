@@ -226,6 +226,19 @@ def test_another_clock_is_aligned_by_what_the_ranks_have_told_each_other(tmp_pat
     assert all(0 <= arrivals[n] - sends[n] <= 4000 for n in range(5))
 
 
+def test_a_word_that_was_said_twice_tells_nothing_of_the_clocks(tmp_path: Path) -> None:
+    """A rank that speaks for others says of one cast who has asked for it as they ask."""
+    with traced(tmp_path, 0) as root, traced(tmp_path, 1, host="far", clock="d") as far:
+        for n in range(2):
+            root.took("send", 10.0 + n, 10.001 + n, Cast(n))
+            far.took("arrive", 10.002 + n, 10.003 + n, Cast(n))
+        for seq, at in ((0, 10.1), (1, 11.1), (1, 11.3)):
+            far._put(("said", at, None, 1, None, {"rank": 1, "kind": "read", "seq": seq}))
+            root._put(("heard", at + 0.002, None, 1, None, {"rank": 1, "kind": "read", "seq": seq}))
+    offset = merge(*read_all(tmp_path)).offsets[far.path]
+    assert offset.how == "messages both ways"
+
+
 # An object
 
 

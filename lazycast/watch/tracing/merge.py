@@ -110,7 +110,7 @@ def merge(traces: Sequence[Trace], notes: Iterable[str] = (), say: Say = silent)
         for trace in group:
             rank = trace.about["rank"]
             pid = pids.setdefault((ident, rank), len(pids) + 1)
-            offset = _offset(trace, roots, merged.notes)
+            offset = _offset(trace, group, roots, merged.notes)
             merged.offsets[trace.path] = offset
             moves[trace.path] = move = _Move(len(moves) + 1, pid, round(offset.us + shift_us, 3))
             merged.events += _shifted(trace, move)
@@ -162,26 +162,35 @@ def _by_day(about: dict[str, Any], root: dict[str, Any]) -> float:
     return float((about["wall_us"] - about["monotonic_us"]) - (root["wall_us"] - root["monotonic_us"]))
 
 
-def _offset(trace: Trace, roots: list[Trace], notes: list[str]) -> Offset:
+def _offset(trace: Trace, group: list[Trace], roots: list[Trace], notes: list[str]) -> Offset:
+    """Return what to add to a rank's moments. What ranks that share its clock have told counts, too.
+
+    What most of a machine's ranks tell reaches the root in the words of the one that leads them.
+    """
     if not roots or trace.about["clock"] == roots[0].about["clock"]:
         return clocks.SAME
     rank = trace.about["rank"]
+    alike = [one for one in group if one.about["clock"] == trace.about["clock"]]
     sent = {event["args"]["seq"]: event["ts"] for root in roots for event in root.events if event["name"] == _FROM}
-    came = [(event["args"]["seq"], event["ts"]) for event in trace.events if event["name"] == _TO]
+    came = [(event["args"]["seq"], event["ts"]) for one in alike for event in one.events if event["name"] == _TO]
     down = [(sent[seq], at) for seq, at in came if seq in sent]
-    said = {_word(event): event["ts"] for event in trace.events if event["name"] == "said"}
-    heard = [
-        event for root in roots for event in root.events if event["name"] == "heard" and event["args"]["rank"] == rank
-    ]
-    up = [(said[_word(event)], event["ts"]) for event in heard if _word(event) in said]
+    said, heard = _once("said", alike), _once("heard", roots)
+    up = [(at, heard[word]) for word, at in said.items() if word in heard]
     offset = clocks.estimate(down, up, wall_us=_by_day(trace.about, roots[0].about))
     error = "unknown" if offset.error_us is None else f"at most {offset.error_us:.0f} µs"
     notes.append(f"rank {rank} on {trace.about['host']} has another clock: aligned by {offset.how}, error {error}")
     return offset
 
 
-def _word(event: Event) -> tuple[str, int]:
-    return event["args"]["kind"], event["args"]["seq"]
+def _once(name: str, traces: list[Trace]) -> dict[tuple[int, str, int], float]:
+    """Return when each word was said, or heard. What was said again is left out: which was heard is unknown."""
+    words: dict[tuple[int, str, int], list[float]] = {}
+    for trace in traces:
+        for event in trace.events:
+            if event["name"] == name:
+                said = event["args"]
+                words.setdefault((said["rank"], said["kind"], said["seq"]), []).append(event["ts"])
+    return {word: times[0] for word, times in words.items() if len(times) == 1}
 
 
 def _shifted(trace: Trace, move: _Move) -> list[Event]:
