@@ -17,8 +17,8 @@ NOTE = (
     "cores at it and at nothing else). p50, p99: latency, from "
     "arrival. alone: latency of one request at a time. broadcast: of that, what is not materializing. "
     "blocked: time the main thread spends in the call that starts a request, on the root, and on the rank where it is "
-    "longest. CPU: processor time for a request, of one rank. CPU in mat.: that of all ranks, divided by the time of one "
-    "materialization. materialize: time of one, beside "
+    "longest. CPU: processor time for a request, of one rank. CPU in mat.: that of all ranks, divided by the time of "
+    "one materialization. materialize: time of one, beside "
     "everything else. made: how many the ranks make of each value."
 )
 SLOWDOWN_NOTE = (
