@@ -77,7 +77,7 @@ class LazyBroadcast(Generic[P, V]):
             shared); the "root", which casts the value; on "demand", each rank when it asks. With "auto" the root
             chooses one of the first three for each cast, by what casts like it have cost. Wherever not every rank
             materializes, the others get an unpickled copy. `Shard(owners=...)` and `Auto(owners=...)` leave it to some
-            ranks, `Helpers(count)` to processes that are none.
+            ranks, `Helpers(count)` to processes that are none, `Auto(helpers=...)` to whichever takes less.
         replicated: every rank passes its own payload, equal to the root's, and none is sent: only the value, or what
             the first stage of a `Staged` makes. Each rank works when it asks. Payloads are compared by a fingerprint
             of their structure and of samples of their bytes.

@@ -71,13 +71,6 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Auto:
-    """`placement="auto"` with some ranks alone as owners where it chooses `"shard"`: see `Shard`."""
-
-    owners: Collection[int] | None = None
-
-
-@dataclass(frozen=True)
 class Memo:
     """What was cast before is neither sent nor made again: `LazyBroadcast(memo=Memo(1 << 30))`.
 
@@ -133,6 +126,21 @@ class Helpers:
         init = None if self.init is None else shown(self.init, _name_of)
         limits = f"limit_s={shown(self.limit_s)}, memory_nbytes={shown(self.memory_nbytes)}"
         return f"{shown(self.count)}, {limits}, init={init}, niceness={shown(self.niceness)}, cuda={shown(self.cuda)}"
+
+
+@dataclass(frozen=True)
+class Auto:
+    """`placement="auto"` with more to choose from: `LazyBroadcast(placement=Auto(helpers=Helpers(2)))`.
+
+    Attributes:
+        owners: the ranks that may materialize where it chooses `"shard"`: see `Shard`.
+        helpers: processes that it may leave materializing to: see `Helpers`. It does where a materializer keeps its
+            rank's interpreter from other work for longer than the way to a helper and back takes. Every materializer
+            must work in a helper.
+    """
+
+    owners: Collection[int] | None = None
+    helpers: Helpers | None = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +210,9 @@ def flat(placement: object, trust: object, tuning: object) -> dict[str, Any]:
     tuning = tuning if isinstance(tuning, Tuning) else Tuning()
     found: dict[str, Any] = {field.name: getattr(tuning, field.name) for field in fields(Tuning)}
     owners = placement.owners if isinstance(placement, (Shard, Auto)) else None
-    helpers = placement if isinstance(placement, Helpers) else None
+    helpers: object = placement if isinstance(placement, Helpers) else None
+    if isinstance(placement, Auto):
+        helpers = placement.helpers
     if isinstance(placement, (Shard, Auto, Helpers)):
         placement = type(placement).__name__.lower()
     allow = trust if isinstance(trust, Collection) and not isinstance(trust, (str, bytes)) else None

@@ -270,3 +270,27 @@ def item_that_kills_once(item: str) -> str:
 def pause_at(item: float) -> float:
     time.sleep(item)
     return item
+
+
+def computes(payload: Any) -> Any:
+    """Computes in Python for a while; returns who did. Of negative numbers, what does not pickle; large ones crash."""
+    if payload == "over":
+        return payload
+    until_s = time.thread_time() + 0.03
+    while time.thread_time() < until_s:
+        pass
+    if payload < 0:
+        return threading.Lock()
+    if payload >= 1 << 40 and "LAZYCAST_RANK" not in os.environ:  # in a helper
+        return crash(payload)
+    return os.getpid()
+
+
+def is_cheap(payload: Any) -> Any:
+    return payload if payload == "over" else os.getpid()
+
+
+def who_tripled(item: int) -> dict[str, Any]:
+    if isinstance(item, str):
+        raise TypeError("no number")
+    return {"pid": os.getpid(), "large": np.full(20_000, 3 * item)}

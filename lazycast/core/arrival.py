@@ -51,6 +51,8 @@ class Arrival(msgspec.Struct, eq=False, weakref=True):
     verdict: Failure | None = None  # came before that, and names this rank
     cost: Cost | None = None  # of that part
     kept: Kept | None = None  # the value, to be kept once everybody has it
+    again: Kept | None = None  # on the root: the value that all have again, for ranks that have not
+    lost: bool = False  # this rank was to have its value again, and has to ask for it
     final: Result | None = None
     told_read: bool = False
     arrived_s: float = 0.0

@@ -21,7 +21,7 @@ from lazycast.core.desk import Desk
 from lazycast.core.engine import Engine
 from lazycast.core.making import End, Making
 from lazycast.core.memo.keeping import Keeping
-from lazycast.core.memo.store import Store
+from lazycast.core.memo.store import Kept, Store
 from lazycast.core.neighbours import Neighbours
 from lazycast.core.performer import Group, Result
 from lazycast.core.situation import Phase
@@ -67,9 +67,9 @@ class Casts:
         rank = self._group.rank
         return Failure(kind, rank, self._group.hosts[rank], text)
 
-    def had_again(self, message: Cast, body: memoryview) -> tuple[Cast, memoryview]:
+    def had_again(self, message: Cast, body: memoryview) -> tuple[Cast, memoryview, Kept | None]:
         """Do what the root says of what is remembered; return a cast as if what is had again had come with it."""
-        return (message, body) if self.keeping is None else self.keeping.had_again(message, body)
+        return (message, body, None) if self.keeping is None else self.keeping.had_again(message, body)
 
     # Reports and verdicts
 

@@ -13,6 +13,7 @@ from lazycast.codec.trust import Policy
 from lazycast.core.arrival import Own
 from lazycast.core.calls import Call
 from lazycast.core.memo.book import Book, ident_by_bytes, ident_by_key
+from lazycast.core.memo.store import Kept
 from lazycast.core.workers import unforked
 from lazycast.materialize.materializers import Shipper
 from lazycast.materialize.staged import Staged, each_of
@@ -169,6 +170,14 @@ class Encoder:
     def code(self, ident: str) -> tuple[Code, Room]:
         """The code of a materializer, by its digest. Raises `CannotEncode` where it is not known, or `MemoryError`."""
         return self._code(ident, self.shipper.code_for(ident))
+
+    def again(self, ident: str, kept: Kept) -> tuple[Code, Room]:
+        """A value for a rank that was to have it again, and has lost it. Raises `MemoryError`."""
+        room = self._relay.room(kept.nbytes)
+        pickling.copy(room.view[: kept.nbytes], kept.body())
+        layout = kept.layout
+        code = Code(next(self._seqs), ident, kept.nbytes, stream_nbytes=layout.stream_nbytes, frames=layout.frames)
+        return code, room
 
     def _code(self, ident: str, code: bytes) -> tuple[Code, Room]:
         room = self._relay.room(len(code))

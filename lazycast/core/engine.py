@@ -221,6 +221,10 @@ class Engine:
 
     # Helpers
 
+    def has_helpers(self) -> bool:
+        """Whether the helpers of this rank have begun; where another rank of its host has them, that is not known."""
+        return self.maker is None or self.maker.pool.has_begun()
+
     def begin_helpers(self, timeout_s: float) -> Failure | None:
         """Start the helpers of this rank, if it has any, in the background.
 

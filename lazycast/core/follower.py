@@ -46,6 +46,7 @@ from lazycast.net.wire import (
     Status,
     Value,
     Verdict,
+    again_seq,
 )
 from lazycast.options import OWNED, Options
 
@@ -199,10 +200,13 @@ class FollowerLane:
         return self.casts.making.owned.get(seq) or next(found, None)
 
     def _on_cast(self, message: Cast, body: memoryview) -> None:
+        lost = False
         if message.again or message.drop:
-            message, body = self.casts.had_again(message, body)
+            message, body, kept = self.casts.had_again(message, body)
+            lost = kept is None and message.again > 0
         result = Result(failure=message.failure) if message.failure is not None else None
-        arrival = Arrival(message, body, final=result, arrived_s=time.monotonic())  # final before anybody can see it
+        # Final before anybody can see it.
+        arrival = Arrival(message, body, final=result, arrived_s=time.monotonic(), lost=lost)
         with self._lock:
             if self.casts.end.failure is not None and self.casts.end.failure.kind == "lost":
                 return  # the call that it is for has failed, or will: it must not meet the next one with its key
@@ -249,9 +253,12 @@ class FollowerLane:
         failure = message.failure
         if failure is None and body.nbytes != message.nbytes:
             short = self.casts.making.parts.short(message.nbytes)
-            what = "the code of a materializer could not be taken"
+            what = "the code of a materializer, or a value that is had again, could not be taken"
             failure = self.engine.performer.failure("decode", what, short)
-        self.casts.making.learn(message.ident, bytes(body) if failure is None else None, failure)
+        if again_seq(message.ident) is not None:
+            self.casts.making.have_again(message, body, failure)
+        else:
+            self.casts.making.learn(message.ident, bytes(body) if failure is None else None, failure)
 
     def on_neighbour_gone(self, peer: int, reason: str | None) -> None:
         self.casts.neighbour_gone(peer, reason)

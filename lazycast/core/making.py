@@ -14,7 +14,9 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
-from lazycast.codec.pickling import Layout
+import msgspec
+
+from lazycast.codec.pickling import Layout, allocate, copy
 from lazycast.codec.trust import Policy
 from lazycast.core.arrival import Arrival
 from lazycast.core.awaited import Awaited
@@ -28,7 +30,7 @@ from lazycast.core.performer import Group, Result
 from lazycast.core.succession import heir, sharers
 from lazycast.materialize.materializers import CodeMissing
 from lazycast.net.host.hosts import leader
-from lazycast.net.wire import Cast, Failure, Gone, Need, Pass, Value
+from lazycast.net.wire import Cast, Code, Failure, Gone, Need, Pass, Value, again_ident
 from lazycast.options import HELPERS, OWNED, Options
 
 #: A pickle stream up to this size, of builtin types and arrays and without a materializer, is decoded where it arrives:
@@ -87,6 +89,8 @@ class Making:
             near.relay,
             policy,
             readonly=options.values == "readonly",
+            chosen=options.placement == "auto",
+            watches=options.placement == "auto" and options.helpers is not None,
             took=engine.took,
         )
         self._sharing = Sharing(
@@ -220,6 +224,10 @@ class Making:
             arrival.begun = True
             takes = arrival.shared is not None and arrival.shared[0].unshared is None
             helped = self._engine.maker is not None and self._is_helped(arrival)
+            lost = arrival.lost
+        if lost:
+            self._park(arrival, again_ident(arrival.message.seq))
+            return
         if (spans := self._engine.spans) is not None:
             spans.began(arrival.message)
         quick = self._is_quick(arrival)
@@ -292,7 +300,8 @@ class Making:
             if maker is not None and self._is_helped(arrival):
                 unwanted = functools.partial(arrival.unwanted, self._group.rank)
                 made_by = functools.partial(self._made_by_helper, maker, arrival, unwanted)
-                stages = Stages(None, self.parts.finish(arrival), made_by)
+                instead = functools.partial(self.parts.first_stage, message, arrival.own) if self.parts.chosen else None
+                stages = Stages(None, self.parts.finish(arrival), made_by, instead)
             else:
                 stages = self.parts.stages(arrival)
         except CodeMissing as exc:
@@ -311,7 +320,7 @@ class Making:
             with self._lock:
                 arrival.put_back(material)
             return Result(cause=exc)
-        if stages != (None, None, None):
+        if any(stage is not None for stage in stages):
             arrival.cost = cost
         if cost.unshared is not None:
             self._count_unshared(cost.unshared)
@@ -397,6 +406,30 @@ class Making:
                 self.advance(arrival)
             else:
                 self._code_missing(arrival, failure)
+
+    def have_again(self, message: Code, body: memoryview, failure: Failure | None) -> None:
+        """A value has come that this rank, or another one, had lost; or, with a failure, will not."""
+        with self._lock:
+            parked = self._parked.pop(message.ident, [])
+        for arrival in parked:
+            if failure is None:
+                failure = self._give(arrival, message, body)
+            if failure is None:
+                self.advance(arrival)
+            else:
+                self._code_missing(arrival, failure)
+
+    def _give(self, arrival: Arrival, message: Code, body: memoryview) -> Failure | None:
+        try:
+            own = allocate(message.nbytes)
+        except MemoryError as exc:
+            return self._performer.failure("decode", "a value could not be had again", exc)
+        copy(own, body)
+        with self._lock:
+            sizes = {"nbytes": message.nbytes, "stream_nbytes": message.stream_nbytes, "frames": message.frames}
+            arrival.message = msgspec.structs.replace(arrival.message, **sizes)
+            arrival.body, arrival.lost = own, False
+        return None
 
     def _code_missing(self, arrival: Arrival, failure: Failure) -> None:
         """The root cannot send the code that this cast waits for."""

@@ -18,7 +18,7 @@ import msgspec
 from lazycast.codec.fingerprint import fingerprint, first_difference
 from lazycast.codec.pickling import Layout, as_it_arrives
 from lazycast.codec.trust import Policy
-from lazycast.core.arrival import Arrival, Material
+from lazycast.core.arrival import Arrival, Material, Own
 from lazycast.core.encoder import laid_out
 from lazycast.core.failures import clip
 from lazycast.core.helpers.maker import HelpedValue
@@ -26,7 +26,8 @@ from lazycast.core.helpers.process import Unmade
 from lazycast.core.performer import Performer, Result
 from lazycast.core.workers import unforked
 from lazycast.errors import TrustError
-from lazycast.materialize.materializers import CodeMissing, Loader, Materializer
+from lazycast.materialize.held import Watch, Watching
+from lazycast.materialize.materializers import CodeMissing, Loader, Materializer, name_of
 from lazycast.materialize.staged import each_of
 from lazycast.missing import MISSING
 from lazycast.net.relay import Relay
@@ -42,11 +43,13 @@ class Stages(NamedTuple):
     """What is left to run: `prepare` makes the value, or the hint with which `finish` does.
 
     With `helped` that is what helpers do, in the place of `prepare`: it gets the payload's bytes and their layout.
+    `instead` then gives the `prepare` with which this rank makes itself what a helper could not give away, if it is to.
     """
 
     prepare: Materializer | None
     finish: Callable[[Any, Any], Any] | None
     helped: Callable[[memoryview, Layout], HelpedValue] | None = None
+    instead: Callable[[], Materializer | None] | None = None
 
 
 class Parts:
@@ -54,6 +57,8 @@ class Parts:
 
     Args:
         policy: by which codec objects travel, and which materializers may be loaded.
+        chosen: whether placements are chosen, so that none may fail a value that another one would not.
+        watches: whether it matters for how long materializers keep the interpreter.
         took: notes how long something took, until now: ("decode" | "materialize" | "share", since when, which cast).
     """
 
@@ -66,9 +71,13 @@ class Parts:
         *,
         readonly: bool,
         took: Callable[..., None],
+        chosen: bool = False,
+        watches: bool = False,
     ) -> None:
         self._rank, self._performer, self._relay = rank, performer, relay
         self._readonly, self._took = readonly, took
+        self.chosen = chosen
+        self._watching = Watching() if watches else None
         self.within: Callable[[Any, Callable[..., Any]], Callable[..., Any]] | None = None  # what follows materializers
         self.codec = policy.codec
         self.loader = Loader(policy)
@@ -81,6 +90,12 @@ class Parts:
         load = self.loader.load
         finish: Any = load(message.finish) if message.finish is not None else None
         return Stages(load(message.ref) if message.ref is not None else None, finish)
+
+    def first_stage(self, message: Cast, own: Own | None) -> Materializer | None:
+        """Return what makes the value of a cast, or the hint. As `stages`."""
+        if own is not None and own.prepare is not None:
+            return own.prepare
+        return self.loader.load(message.ref) if message.ref is not None else None
 
     def finish(self, arrival: Arrival) -> Callable[[Any, Any], Any] | None:
         """Return the second stage of a cast alone. As `stages`."""
@@ -112,8 +127,9 @@ class Parts:
             if stages.helped is not None and failure is None:  # nobody is to make what helpers were to
                 why, failure = None, Failure("refused", self._rank, "", "the cast had failed before a helper was done")
             self.tell(msgspec.structs.replace(value, failure=failure, unshared=why))
-        busy_s = time.thread_time() - began_s
-        return result, Cost(busy_s, part.materialize_s, part.materialize_cpu_s, part.shared_nbytes, part.unshared)
+        busy_s = time.thread_time() - began_s + part.helper_cpu_s
+        cost = Cost(busy_s, part.materialize_s, part.materialize_cpu_s, part.shared_nbytes, part.unshared)
+        return result, cost if part.held_s is None else msgspec.structs.replace(cost, held_s=part.held_s)
 
     def tell(self, message: Value) -> None:
         """Tell this host why there is nothing to share."""
@@ -190,6 +206,14 @@ class Parts:
             kind = "untrusted"
         return Result(failure=self._performer.failure(kind, what, exc), cause=exc)
 
+    def watched(self, of: Named, fn: Callable[..., Any], *args: object) -> tuple[Result, float, float | None]:
+        """As `materialize`; return also for how long the interpreter was kept from others, if that was watched."""
+        if self._watching is None or not self._watching.due(name_of(fn)):
+            return *self.materialize(of, fn, *args), None
+        with Watch() as watch:
+            result, seconds = self.materialize(of, fn, *args)
+        return result, seconds, watch.held_s
+
     def materialize(self, of: Named, fn: Callable[..., Any], *args: object) -> tuple[Result, float]:
         """Call a stage; return also how long it took."""
         began_s = time.monotonic()
@@ -216,7 +240,8 @@ class _Part:
         self._parts, self._message, self._material, self._stages = parts, message, material, stages
         self._to_share = to_share
         self.told = False
-        self.materialize_s = self.materialize_cpu_s = 0.0
+        self.materialize_s = self.materialize_cpu_s = self.helper_cpu_s = 0.0
+        self.held_s: float | None = None
         self.shared_nbytes = 0
         self.unshared: str | None = None
 
@@ -228,7 +253,7 @@ class _Part:
             return exc.result
 
     def _value(self) -> Any:
-        prepare, finish, helped = self._stages
+        prepare, finish, helped, _ = self._stages
         if prepare is None and finish is None and helped is None:
             return self._payload()
         if prepare is None and helped is None:
@@ -236,8 +261,8 @@ class _Part:
         else:
             hint, payload = self._taken(), MISSING
             if hint is MISSING and helped is not None:
-                hint = self._made_by(helped)
-            elif hint is MISSING:
+                hint, prepare = self._made_by(helped)
+            if hint is MISSING:
                 assert prepare is not None
                 payload = self._payload()
                 hint = self._materialize(prepare, payload)
@@ -279,13 +304,16 @@ class _Part:
         result = self._parts.decode(self._message, body, value.nbytes, Layout(value.stream_nbytes, value.frames))
         if result.failure is None:
             return result.value
-        if self._message.placement == HELPERS:  # it was made elsewhere so that no rank makes it
+        if self._message.placement == HELPERS and not self._parts.chosen:  # it was made there so that no rank does
             raise _Failed(result)
         self.unshared = result.failure.message[:MAX_REASON]
         return MISSING
 
-    def _made_by(self, helped: Callable[[memoryview, Layout], HelpedValue]) -> Any:
-        """Return what helpers make of the payload, once the others of this host have been given it."""
+    def _made_by(self, helped: Callable[[memoryview, Layout], HelpedValue]) -> tuple[Any, Materializer | None]:
+        """Return what helpers make of the payload, once the others of this host have been given it.
+
+        Or MISSING, and what makes it here, once the others know that they are to make it too.
+        """
         parts, message, own = self._parts, self._message, self._material.own
         try:
             if message.fingerprint is not None:
@@ -295,6 +323,8 @@ class _Part:
                 body, layout = self._given_body(), Layout(message.stream_nbytes, message.frames)
             made = helped(body, layout)
         except Unmade as exc:
+            if exc.failure is not None and exc.failure.kind == "encode" and self._stages.instead is not None:
+                return self._not_by_helper(body, exc.failure.message)
             raise _Failed(Result(failure=exc.failure, cause=exc.cause)) from None
         except _Failed:
             raise
@@ -303,12 +333,15 @@ class _Part:
                 self._material.body = body
             raise
         except Exception as exc:  # a payload's own code; what is registered elsewhere, or cannot leave this process
+            if self._stages.instead is not None:
+                return self._not_by_helper(body, f"a payload could not be given to a helper: {describe(exc)}")
             kind = "decode" if isinstance(exc, LookupError) else "encode"
             raise _Failed(parts.failed(kind, "a payload could not be given to a helper", exc)) from exc
         finally:
             body = memoryview(b"")
         parts.noted(message, made)
         self.materialize_s, self.materialize_cpu_s = made.seconds, made.cpu_s
+        self.helper_cpu_s = made.cpu_s
         body = parts.helped_body(made)  # before it is shared: a segment of its own is handed over then
         if self._to_share is not None:
             self.told, self.shared_nbytes = True, made.nbytes
@@ -317,7 +350,19 @@ class _Part:
         del body
         if result.failure is not None:
             raise _Failed(result)
-        return result.value
+        return result.value, None
+
+    def _not_by_helper(self, body: memoryview, why: str) -> tuple[Any, Materializer | None]:
+        """A chosen placement does not work out: every rank of this host makes its own. Raises what loading does."""
+        assert self._stages.instead is not None
+        if self._message.fingerprint is None:
+            self._material.body = body
+        prepare = self._stages.instead()  # before the others are told: it may be missing, and this be done again
+        self.unshared = clip(why, MAX_REASON)
+        if self._to_share is not None:
+            self.told = True
+            self._parts.tell(msgspec.structs.replace(self._to_share, unshared=self.unshared))
+        return MISSING, prepare
 
     def _given_body(self) -> memoryview:
         """Return the payload as it came, which stays for the second stage, if there is one."""
@@ -360,15 +405,17 @@ class _Part:
 
     def _materialize(self, fn: Callable[..., Any], *args: object) -> Any:
         cpu_s = time.thread_time()
-        result, seconds = self._parts.materialize(self._message, fn, *args)
+        result, seconds, held_s = self._parts.watched(self._message, fn, *args)
         self.materialize_cpu_s += time.thread_time() - cpu_s
         self.materialize_s += seconds
+        if held_s is not None:
+            self.held_s = (self.held_s or 0.0) + held_s
         if result.failure is not None:
             raise _Failed(result)
         return result.value
 
     def _share(self, value: object) -> object:
-        if self._to_share is not None:
+        if self._to_share is not None and not self.told:
             self.told = True
             self.shared_nbytes, self.unshared, value = self._parts.share(self._message, self._to_share, value)
         return value

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from lazycast.core.calls import Call
 from lazycast.core.performer import Group
@@ -24,6 +26,19 @@ from lazycast.options import Options
 _MAX_TRIALS = 1024
 _MAX_PROVEN = 256
 _PLAIN = "every", "without a materializer the value is the payload"
+
+
+class Placeable(Protocol):
+    """What is to be placed: a call."""
+
+    @property
+    def seq(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def materialize(self) -> Materializer | None: ...
 
 
 @dataclass
@@ -43,6 +58,7 @@ class _Trial:
     materialize_cpu_s: float = 0.0
     value_nbytes: int | None = None
     unshared: str | None = None
+    held_s: float | None = None
 
     @property
     def kind(self) -> tuple[str, int]:
@@ -71,14 +87,23 @@ def site_of(group: Group, topology: Topology, options: Options) -> Site:
     ]
     root_host = next(index for index, host in enumerate(topology.hosts) if group.root in host)
     # What the root has made is sent before it can be known to be remembered.
-    remembers = options.memo is not None
-    return Site(tuple(map(len, topology.hosts)), tuple(cores), tuple(owners), root_host, root_makes=not remembers)
+    root_makes = options.memo is None and group.size > 1
+    helpers = options.helpers.count if options.helpers is not None else 0
+    ranks = tuple(map(len, topology.hosts))
+    return Site(ranks, tuple(cores), tuple(owners), root_host, root_makes=root_makes, helpers=helpers)
 
 
 class Placing:
-    """See the module's text. Guarded by the lane's lock."""
+    """See the module's text. Guarded by the lane's lock.
 
-    def __init__(self, group: Group, topology: Topology, options: Options) -> None:
+    Args:
+        begun: whether there are helpers by now: the first casts need not wait for them.
+    """
+
+    def __init__(
+        self, group: Group, topology: Topology, options: Options, begun: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._begun = begun
         self._options, self._root, self._all = options, group.root, (1 << group.size) - 1
         self.trials: OrderedDict[int, _Trial] = OrderedDict()
         self._proven: OrderedDict[tuple[str, int], None] = (
@@ -93,8 +118,9 @@ class Placing:
             host_of = {rank: index for index, host in enumerate(topology.hosts) for rank in host}
             host_list = [host_of[rank] for rank in range(group.size)]
             self._chooser = Chooser(site_of(group, topology, options), host_list)
+            self._chooser.helped = False
 
-    def place(self, call: Call, payload_nbytes: int, depth: int) -> tuple[str, str]:
+    def place(self, call: Placeable, payload_nbytes: int, depth: int) -> tuple[str, str]:
         """Return the placement of a cast, and why."""
         chooser, fn = self._chooser, call.materialize
         if chooser is None:
@@ -103,6 +129,7 @@ class Placing:
             return self.plain
         name = call.name or place_name(fn)
         staged = isinstance(fn, Staged)
+        chooser.helped = chooser.helped or self._begun()
         choice = chooser.choose(name, payload_nbytes, depth, staged=staged, replicated=self._options.replicated)
         self.trials[call.seq] = _Trial(name, payload_nbytes, choice.placement, depth, time.monotonic(), self._all)
         if len(self.trials) > _MAX_TRIALS:
@@ -129,6 +156,8 @@ class Placing:
             trial.value_nbytes = cost.shared_nbytes
         if cost.unshared is not None:
             trial.unshared = printable(cost.unshared)
+        if cost.held_s is not None:
+            trial.held_s = cost.held_s if trial.held_s is None else max(trial.held_s, cost.held_s)
 
     def reported(self, seq: int, who: int, rank: int, cost: Cost | None) -> None:
         """Note what its part of a cast cost a set of ranks, for which `rank` speaks. Once all have reported, this is
@@ -166,6 +195,7 @@ class Placing:
             trial.value_nbytes,
             trial.materialize_cpu_s if known else None,
             trial.hosts,
+            trial.held_s,
         )
         self._chooser.learn(trial.materializer, trial.payload_nbytes, sample)
 

@@ -38,6 +38,7 @@ from lazycast.net.wire import (
     AnyMessage,
     Code,
     Failure,
+    FailureKind,
     Figures,
     Gone,
     Key,
@@ -49,6 +50,7 @@ from lazycast.net.wire import (
     Report,
     Value,
     Verdict,
+    again_seq,
 )
 from lazycast.options import Options
 from lazycast.watch.tracing.tracer import Named
@@ -199,10 +201,20 @@ class RootLane:
                 self.desk.noted_ready.append(arrival.message.key)
 
     def _on_need(self, message: Need) -> None:
+        kind: FailureKind = "encode"
+        what = "a materializer's code could not be sent"
         try:
-            code, room = self.sending.encoder.code(message.ident)
+            seq = again_seq(message.ident)
+            if seq is not None:
+                kind, what = "decode", f"rank {message.rank} has lost a value that it was to have again"
+                with self._lock:
+                    kept = self.casts.agreeing[seq].again
+                assert kept is not None, "only what is had again is asked for"
+                code, room = self.sending.encoder.again(message.ident, kept)
+            else:
+                code, room = self.sending.encoder.code(message.ident)
         except Exception as exc:  # whatever a callable's own code raises: the rank that asks is not to blame
-            failure = self.engine.performer.failure("encode", "a materializer's code could not be sent", exc)
+            failure = self.engine.performer.failure(kind, what, exc)
             self._without_code.append(failure)  # what the ranks that wait for it will report
             self._relay.down(Code(next(self.intake.seqs), message.ident, failure=failure))
         else:

@@ -33,6 +33,7 @@ from lazycast.core.failures import clip
 from lazycast.core.intake import Intake
 from lazycast.core.lagging import Lagging
 from lazycast.core.memo.book import Book
+from lazycast.core.memo.store import Kept
 from lazycast.core.neighbours import Neighbours
 from lazycast.core.parts import MAX_REASON
 from lazycast.core.performer import Group, Result
@@ -41,7 +42,8 @@ from lazycast.materialize.materializers import Materializer
 from lazycast.materialize.staged import Staged
 from lazycast.missing import MISSING
 from lazycast.net import wire
-from lazycast.net.wire import Cast, Cost, Drop, Failure, Verdict
+from lazycast.net.relay import Room
+from lazycast.net.wire import Cast, Code, Cost, Drop, Failure, Verdict
 from lazycast.options import HELPERS, OWNED, Options
 from lazycast.tracebacks import describe
 
@@ -79,7 +81,7 @@ class Sending:
         self._recalled, self._dropped = intake.recalled, intake.dropped
         self.encoder = Encoder(near.relay, policy, intake.seqs, agree=options.agree, memo=options.memo, book=memos)
         self.placed = options.placement, "nothing has been cast"
-        self.placing = Placing(group, near.topology, options)
+        self.placing = Placing(group, near.topology, options, engine.has_helpers)
         self._lagging = Lagging(intake.ledger, options.warn_after_s)
 
     # In turn
@@ -244,10 +246,10 @@ class Sending:
             return Result()
         cpu_s = time.thread_time()
         first = fn.prepare if isinstance(fn, Staged) else fn
-        result, materialize_s = self._casts.making.parts.materialize(call, first, payload)
+        result, materialize_s, held_s = self._casts.making.parts.watched(call, first, payload)
         cpu_s = time.thread_time() - cpu_s
         with self._lock:
-            self.placing.spent(call.seq, Cost(cpu_s, materialize_s, cpu_s))
+            self.placing.spent(call.seq, Cost(cpu_s, materialize_s, cpu_s, held_s=held_s))
         return result
 
     def _prepared(self, call: Call, fn: Materializer, payload: Any, result: Result) -> None:
@@ -301,10 +303,16 @@ class Sending:
         if call.as_called is not None and not call.prepared:
             self._check_unchanged(call)
         drops: list[int] = []
+        had: tuple[Cast, memoryview, Kept | None] | None = None
         if call.failure is None:
             try:
                 if call.spare is None and call.untouched is None:
                     cast, room, codes = self.encoder.encode(call)
+                    if cast.again:
+                        had = self._casts.had_again(cast, memoryview(b""))
+                    if had is not None and had[2] is None:
+                        had = None
+                        cast, room, codes = self._not_again(call, codes)
                 else:
                     cast, room, codes = self._encoded(call)
                 if self._memos is not None and (drops := self._memos.take_drops()):
@@ -324,10 +332,11 @@ class Sending:
         # Helpers get what was encoded, as other ranks do.
         helped = self._engine.maker is not None and cast.placement == HELPERS and cast.ref is not None
         arrival = Arrival(cast, room.view if helped else None, ask=call.ask, own=own)
-        if cast.again or cast.drop:
-            arrival.message, body = self._casts.had_again(cast, memoryview(b""))
-            if cast.again:
-                arrival.body, arrival.own = body, None
+        if cast.drop and self._casts.keeping is not None:
+            self._casts.keeping.drop(cast.drop)
+        if had is not None:
+            arrival.message, arrival.body, arrival.again = had
+            arrival.own = None
         with self._lock:
             if cast.again:
                 self.placing.failed(call.seq)  # it tells nothing about costs
@@ -359,6 +368,13 @@ class Sending:
             self._casts.done(arrival, Result(own.payload))
         else:
             self._casts.making.advance(arrival)
+
+    def _not_again(self, call: Call, codes: list[tuple[Code, Room]]) -> Encoded:
+        """The root itself has lost what was to be had again: it is cast and made as if for the first time."""
+        assert self._memos is not None
+        self._memos.decided(call.seq, good=False, lost=True)
+        cast, room, more = self.encoder.encode(call)
+        return cast, room, [*codes, *more]
 
     def _check_unchanged(self, call: Call) -> None:
         """In debug mode: a payload that has changed since its call would go out half old, half new."""

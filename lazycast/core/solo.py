@@ -12,12 +12,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from lazycast.arguments import usable_key
+from lazycast.codec.fingerprint import approximate_nbytes
 from lazycast.codec.pickling import allocate
 from lazycast.codec.trust import policy_of
 from lazycast.core.arrival import Arrival
 from lazycast.core.ask import Ask
 from lazycast.core.desk import Desk
 from lazycast.core.engine import Engine, Taken, nothing_comes
+from lazycast.core.failures import clip
 from lazycast.core.future import CastFuture
 from lazycast.core.helpers.maker import Alone, Maker
 from lazycast.core.helpers.process import Unmade
@@ -26,18 +28,23 @@ from lazycast.core.items.alone import Crew
 from lazycast.core.items.gathering import PARTS_PER_HELPER
 from lazycast.core.memo.alone import Memory
 from lazycast.core.memo.store import Store
+from lazycast.core.parts import MAX_REASON
 from lazycast.core.performer import Group, Result
+from lazycast.core.placing import Placing, place_name
 from lazycast.core.seen import Counted, Rows, Seen
 from lazycast.core.situation import Situation
 from lazycast.core.surroundings import nothing_set
 from lazycast.core.workers import unforked
 from lazycast.errors import ClosedError, TrustError
 from lazycast.materialize.each import in_order
-from lazycast.materialize.materializers import Shipper, objection
+from lazycast.materialize.held import Watch, Watching
+from lazycast.materialize.materializers import Shipper, name_of, objection
 from lazycast.materialize.staged import Staged, each_of, unusable
 from lazycast.missing import MISSING
-from lazycast.net.wire import Key
+from lazycast.net.topology import place
+from lazycast.net.wire import Cost, Key
 from lazycast.options import HELPERS, Options
+from lazycast.tracebacks import describe
 
 _UNMADE = Result()  # nobody wanted it, and no helper has made it
 
@@ -49,6 +56,14 @@ class _Call(NamedTuple):
     key: Key | None
     placement: str = "every"
     ask: Ask | None = None
+
+
+class _Placed(NamedTuple):
+    """What is placed."""
+
+    seq: int
+    name: str
+    materialize: Callable[[Any], Any]
 
 
 class SoloLane:
@@ -70,6 +85,14 @@ class SoloLane:
         if options.helpers is not None:
             engine.maker = Maker(group, options)
             self._performer.use(engine.maker.pool, f"lazycast-{options.name}-work")
+        #: Who makes a value, where there are helpers that need not.
+        self._placing: Placing | None = None
+        self._watching = Watching()
+        if options.helpers is not None and options.placement == "auto":
+            self._placing = Placing(group, place(group.rank, group.rank, ((group.rank,),)), options, engine.has_helpers)
+        self._placed = ("every", "there is one rank") if engine.maker is None else (HELPERS, "asked for")
+        if self._placing is not None:
+            self._placed = "auto", "nothing has been cast"
 
     def next_call(
         self, taken: list[Taken], wait_s: float, timeout_s: float, *, keyed: bool = False, looks: bool = False
@@ -116,22 +139,24 @@ class SoloLane:
         if refused is not None:
             raise TrustError(f"{self.desk.label(key, None)}: {refused}", rank=self._group.rank)
         with Uninterrupted():  # but for the materializer
+            nbytes = self._size_of(payload) if self._placing is not None else 0
             with self._lock:
                 self.engine.refuse_if_closed()
                 ask = self.desk.make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
                 if key is not None and key in self.desk.pending:
                     raise self.desk.key_in_use(key)
                 self.desk.book(ask)
-                self._counters.cast("every" if self.engine.maker is None or fn is None else HELPERS)
+                helped = self._place(ask, fn, nbytes)
+                self._counters.cast(HELPERS if helped else "every")
             if fn is None:
                 self._settle(ask, Result(payload))
             else:
-                here = here and self.engine.maker is None and nothing_set()  # with more ranks: on another thread
+                here = here and not helped and nothing_set()  # with more ranks: on another thread
                 self._performer.run(
-                    functools.partial(self._part, ask, fn, payload, priority),
+                    functools.partial(self._part, ask, fn, payload, priority, helped),
                     functools.partial(self._settle, ask),
                     here=here,
-                    helped=self.engine.maker is not None,
+                    helped=helped,
                     seq=ask.number,
                     priority=priority,
                     unwanted=lambda: ask.taken,
@@ -144,11 +169,37 @@ class SoloLane:
             del error, cause  # each leads to its traceback, and that to frames that lead back
         return ask.future
 
-    def _part(self, ask: Ask, fn: Callable[[Any], Any], payload: object, priority: int) -> Result:
+    @staticmethod
+    def _size_of(payload: object) -> int:
+        try:
+            return approximate_nbytes(payload)
+        except Exception:  # whatever the attributes of a payload do when they are looked at
+            return 0
+
+    def _place(self, ask: Ask, fn: Callable[[Any], Any] | None, nbytes: int) -> bool:
+        """With the lock held: decide who makes a value; return whether a helper does."""
+        if fn is None or self.engine.maker is None:
+            return False
+        if self._placing is not None:
+            call = _Placed(ask.number, place_name(fn), fn)
+            self._placed = self._placing.place(call, nbytes, len(self.desk.waits) - 1)
+        return self._placed[0] == HELPERS
+
+    def _learn(self, ask: Ask, result: Result, cost: Cost | None) -> Result:
+        """Take into account what a value has cost."""
+        if self._placing is not None:
+            with self._lock:
+                if cost is None or result.failure is not None:
+                    self._placing.failed(ask.number)
+                else:
+                    self._placing.reported(ask.number, 1 << self._group.rank, self._group.rank, cost)
+        return result
+
+    def _part(self, ask: Ask, fn: Callable[[Any], Any], payload: object, priority: int, helped: bool) -> Result:
         if ask.taken:
-            return Result()
+            return self._learn(ask, Result(), None)
         if self._memory is None:
-            return self._make(ask, fn, payload, priority)
+            return self._make(ask, fn, payload, priority, helped)
         readonly = self._options.values == "readonly"
         try:
             shipped = self._shipper.ship(fn)
@@ -156,17 +207,31 @@ class SoloLane:
             ident, value = self._memory.look(shipped, turns, payload, ask.number, readonly=readonly)
         except Exception as exc:  # whatever the user's key, or a payload's own code, raises
             what = "what names the payload could not be had"
-            return Result(failure=self._performer.failure("encode", what, exc), cause=exc)
+            result = Result(failure=self._performer.failure("encode", what, exc), cause=exc)
+            return self._learn(ask, result, None)
         if value is not MISSING:
-            return Result(value)
-        result = self._make(ask, fn, payload, priority)
+            return self._learn(ask, Result(value), None)
+        result = self._make(ask, fn, payload, priority, helped)
         if result is not _UNMADE and not ask.taken:  # what nobody wants may have been left half done
             self._memory.keep(ident, ask.number, result)
         return result
 
-    def _make(self, ask: Ask, fn: Callable[[Any], Any], payload: object, priority: int) -> Result:
-        if self.engine.maker is not None:
+    def _make(self, ask: Ask, fn: Callable[[Any], Any], payload: object, priority: int, helped: bool) -> Result:
+        if helped and self.engine.maker is not None:
             return self._helped_part(self.engine.maker, ask, fn, payload, priority)
+        if self._placing is None:
+            return self._made_here(ask, fn, payload)
+        began_s, cpu_s, held_s = time.monotonic(), time.thread_time(), None
+        if self._watching.due(name_of(fn)):
+            with Watch() as watch:
+                result = self._made_here(ask, fn, payload)
+            held_s = watch.held_s
+        else:
+            result = self._made_here(ask, fn, payload)
+        cpu_s = time.thread_time() - cpu_s
+        return self._learn(ask, result, Cost(cpu_s, time.monotonic() - began_s, cpu_s, held_s=held_s))
+
+    def _made_here(self, ask: Ask, fn: Callable[[Any], Any], payload: object) -> Result:
         began_s = time.monotonic()
         if (spans := self.engine.spans) is not None and ask.traced is not None:
             ask.traced.cast = of = _Call(ask.number, ask.key, ask=ask)
@@ -178,7 +243,7 @@ class SoloLane:
     def _helped_part(self, maker: Maker, ask: Ask, fn: Callable[[Any], Any], payload: object, priority: int) -> Result:
         """Have the value, or its first stage, made by a helper."""
         of, alone = _Call(ask.number, ask.key, HELPERS), Alone()
-        codec = self._policy.codec
+        codec, chosen, cost = self._policy.codec, self._placing is not None, Cost(0.0, 0.0)
         what = "the payload could not be given to a helper"
         try:
             shipped = self._shipper.ship(fn)
@@ -191,17 +256,24 @@ class SoloLane:
 
             def make(unwanted: Callable[[], bool], part: tuple[int, int] | None = None) -> Any:
                 made = maker.make(ask.number, ref, body, layout, alone, self._shipper.code_for, unwanted, part)
+                nonlocal cost
+                cost = Cost(made.cpu_s, made.seconds, made.cpu_s, made.nbytes)
                 self.engine.took("materialize", made.ended_s - made.seconds, of, helper=made.helper)
                 view = made.room.view
                 with unforked():
                     return codec.decode(view.toreadonly() if self._options.values == "readonly" else view, made.layout)
 
-            each = each_of(fn)
+            each = each_of(fn) if not chosen else None  # what is chosen is made by one
             what = "what helpers made could not be taken"
             value = make(lambda: ask.taken) if each is None else self._made_in_parts(ask, make, priority)
         except Unmade as exc:
-            return _UNMADE if exc.failure is None else Result(failure=exc.failure, cause=exc.cause)
+            if exc.failure is not None and exc.failure.kind == "encode" and chosen:
+                return self._not_by_helper(ask, fn, payload, exc.failure.message)
+            result = _UNMADE if exc.failure is None else Result(failure=exc.failure, cause=exc.cause)
+            return self._learn(ask, result, None)
         except BaseException as exc:  # whatever a payload's own code raises
+            if chosen:
+                return self._not_by_helper(ask, fn, payload, f"{what}: {describe(exc)}")
             return Result(failure=self._performer.failure("encode", what, exc), cause=exc)
         result = Result(value)
         if each is not None and each.join is not list:
@@ -210,7 +282,16 @@ class SoloLane:
             began_s = time.monotonic()
             result = self._performer.materialize(fn.finish, payload, result.value)
             self.engine.took("materialize", began_s, of)
-        return result
+        return self._learn(ask, result, cost)
+
+    def _not_by_helper(self, ask: Ask, fn: Callable[[Any], Any], payload: object, why: str) -> Result:
+        """A chosen placement does not work out: this rank makes the value itself."""
+        reason = clip(why, MAX_REASON)
+        with self._lock:
+            self._counters.unshared += 1
+            self._counters.unshared_reason = reason
+        result = self._made_here(ask, fn, payload)
+        return self._learn(ask, result, Cost(0.0, 0.0, unshared=reason))
 
     def _made_in_parts(self, ask: Ask, make: Callable[..., Any], priority: int) -> list[Any]:
         """Have the results of an `Each` made by all helpers that are free. Raises what `make` raises."""
@@ -319,16 +400,13 @@ class SoloLane:
     def worded(self, situation: Situation) -> Situation:
         return situation
 
-    def _placement(self) -> tuple[str, str]:
-        return ("every", "there is one rank") if self.engine.maker is None else (HELPERS, "asked for")
-
     def seen(self) -> Seen:
         remembered = self._store.figures() if self._store is not None else (0, 0, 0)
-        return Seen(((0,),), self._placement(), remembered=remembered)
+        return Seen(((0,),), self._placed, remembered=remembered)
 
     def counted(self) -> Counted:
-        return Counted()
+        return Counted(standings=self._placing.standings() if self._placing is not None else ())
 
     def rows(self) -> Rows:
         store = self._store
-        return Rows(self._placement(), memo=None if store is None else lambda: [store.line()])
+        return Rows(self._placed, memo=None if store is None else lambda: [store.line()])

@@ -220,7 +220,7 @@ def combined_cost(rank: int, reports: Sequence[Report]) -> Cost | None:
     own: list[float] = []
     hosts: list[Spent] = []
     longest = Cost(0.0, 0.0)
-    shared_nbytes, unshared = 0, None
+    shared_nbytes, unshared, held_s = 0, None, None
     for report in reports:
         cost = report.cost if report.cost is not None else Cost(0.0, 0.0)
         if report.whole:
@@ -231,6 +231,8 @@ def combined_cost(rank: int, reports: Sequence[Report]) -> Cost | None:
             longest = cost
         shared_nbytes = cost.shared_nbytes or shared_nbytes
         unshared = cost.unshared if cost.unshared is not None else unshared
+        if cost.held_s is not None:
+            held_s = cost.held_s if held_s is None else max(held_s, cost.held_s)
     here = Spent(rank, len(own), sum(own), min(own), max(own))
     return Cost(
         sum(own),
@@ -239,4 +241,5 @@ def combined_cost(rank: int, reports: Sequence[Report]) -> Cost | None:
         shared_nbytes,
         unshared,
         [here, *hosts][:_MOST_HOSTS],
+        held_s,
     )

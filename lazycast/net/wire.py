@@ -18,7 +18,7 @@ import msgspec
 
 from lazycast.net.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
 
-WIRE_VERSION: Final = 12
+WIRE_VERSION: Final = 13
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
@@ -169,8 +169,9 @@ class Cost(msgspec.Struct, frozen=True, array_like=True):
     """What its part of a cast cost a rank.
 
     `busy_s` is its CPU time, `materialize_s` the time in its materializer, `materialize_cpu_s` CPU time in it. An owner
-    says how many bytes it shared, or why it could not. A rank that speaks for others tells what each of their `hosts`
-    spent; the longest materializing is then that of any of them.
+    says how many bytes it shared, or why it could not. `held_s` is for how long its interpreter was kept from other
+    threads, if that was watched. A rank that speaks for others tells what each of their `hosts` spent; the longest
+    materializing is then that of any of them, and so is `held_s`.
     """
 
     busy_s: float
@@ -179,6 +180,7 @@ class Cost(msgspec.Struct, frozen=True, array_like=True):
     shared_nbytes: Count = 0
     unshared: str | None = None
     hosts: list[Spent] = []
+    held_s: float | None = None
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
@@ -235,13 +237,31 @@ class Chunk(Message, frozen=True, tag="chunk"):
 
 
 class Code(Message, frozen=True, tag="code"):
-    """The pickled code of a materializer, in the body; or why it cannot be had."""
+    """What a rank lacks, in the body: the pickled code of a materializer, or a value that is had again.
+
+    With `failure`, why it cannot be had.
+    """
 
     route = "down"
     seq: int
     ident: str
     nbytes: Count = 0
     failure: Failure | None = None
+    stream_nbytes: Count = 0  # of a value
+    frames: Count = 0
+
+
+_AGAIN: Final = "again:"
+
+
+def again_ident(seq: int) -> str:
+    """Name the value of a cast that a rank should have had again, and has not."""
+    return f"{_AGAIN}{seq}"
+
+
+def again_seq(ident: str) -> int | None:
+    """Return which cast's value is named so; None: it is code. Raises ValueError for what names nothing."""
+    return int(ident.removeprefix(_AGAIN)) if ident.startswith(_AGAIN) else None
 
 
 class Verdict(Message, frozen=True, tag="verdict"):
@@ -320,7 +340,7 @@ class Read(Message, frozen=True, tag="read"):
 
 
 class Need(Message, frozen=True, tag="need"):
-    """A rank lacks a materializer's code."""
+    """A rank lacks a materializer's code, or a value that it was to remember: see `again_ident`."""
 
     route = "up"
     rank: int

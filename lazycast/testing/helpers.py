@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lazycast.errors import MaterializeError
+from lazycast.materialize.each import Each
 from lazycast.materialize.staged import Staged
 from lazycast.net.host.hosts import leader
 from lazycast.options import Helpers
@@ -48,6 +49,35 @@ def helpers_of_its_leader_make_what_a_host_gets(rank: Rank) -> None:
                 check(bool((value["large"] == rank.rank).all()), "another rank's write is seen")
             rank.meet()
             check((lazy.stats().helpers == 1) == first, "others than leaders have helpers")
+
+
+def tripled(item: int) -> dict[str, Any]:
+    """An item's result that says who made it, with an array of its own."""
+    if item < 0:
+        raise ValueError("bad item")
+    return {"pid": os.getpid(), "leader": os.getppid(), "large": np.full(20_000, 3 * item)}
+
+
+@behaviour()
+def the_helpers_of_a_host_share_the_items_of_one_request(rank: Rank) -> None:
+    for agree in (True, False):
+        with rank.lazy(Each(tripled), placement=Helpers(2), agree=agree, root=rank.last) as lazy:
+            host = next(host for host in lazy.stats().hosts if rank.rank in host)
+            first = leader(host, rank.last) == rank.rank
+            for items in ([], [5], list(range(11))):
+                values = lazy.broadcast(items if lazy.is_root else None)
+                same([int(value["large"][-1]) for value in values], [3 * item for item in items], "in order")
+                check(all(value["pid"] != os.getpid() for value in values), "a rank has made one")
+                check(
+                    not first or all(v["leader"] == os.getpid() for v in values), "another rank's helper has made one"
+                )
+                for value in values:
+                    value["large"] += rank.rank
+                kept = [int(value["large"][0]) - rank.rank for value in values]
+                same(kept, [3 * item for item in items], "another rank's write is seen")
+            wrong = "raised .*at item 2 .*bad item"
+            raises(MaterializeError, wrong, lambda: lazy.broadcast([1, 2, -3, 4] if lazy.is_root else None))
+            same(len(lazy.broadcast([1, 2] if lazy.is_root else None)), 2, "the next cast")
 
 
 @behaviour()

@@ -342,3 +342,35 @@ def _storm(placement: Any, seed: int, agree: bool) -> None:
 def test_casts_that_fail_are_withdrawn_and_not_wanted_leave_others_alone(placement: Any, agree: bool) -> None:
     for seed in (1, 2, 3):
         on_threads(_storm, placement, seed, agree, ranks=3)
+
+
+# On each backend
+
+
+def _items_of(placement: Any, apart: bool) -> list[Any]:
+    if apart:
+        os.environ["LAZYCAST_HOST"] = f"host of process {os.getpid()}"
+    with lazy_of(Each(helped.who_tripled), placement) as lazy:
+        values = value_of(lazy, list(range(9)))
+        for value in values:
+            value["large"][:1] = -lazy.rank
+        bad = error_of(lazy, [3, "bad", 4], MaterializeError, Each(helped.who_tripled))
+        again = value_of(lazy, [1, 2])
+        made = [int(value["large"][1]) for value in values], [int(value["large"][0]) for value in again]
+        return [os.getpid(), len(lazy.stats().hosts), made, bad, {value["pid"] for value in values}]
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["one host", "two"])
+@pytest.mark.parametrize("placement", SHARED, ids=NAMES)
+@pytest.mark.parametrize("backend", ["torch", "mpi"])
+def test_items_are_shared_on_each_backend(backend: str, placement: Any, apart: bool) -> None:
+    found = launch(_items_of, ranks=2, backend=backend, args=(placement, apart), timeout_s=100)
+    ranks = {pid for pid, *_ in found}
+    for pid, hosts, made, bad, makers in found:
+        assert hosts == (2 if apart else 1)
+        assert made == ([3 * n for n in range(9)], [3, 6])
+        assert "at item 1" in bad
+        if placement != "shard":
+            assert makers.isdisjoint(ranks)
+        else:
+            assert makers == ({pid} if apart else ranks)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from lazycast import (
+    Auto,
     ConfigMismatchError,
     DecodeError,
     EncodeError,
@@ -470,3 +471,99 @@ def test_helpers_are_counted_for_prometheus() -> None:
             lazy.broadcast("crash")
         assert lazy.broadcast("after")["payload"] == "after"
         assert registry.get_sample_value("lazycast_lost_helpers_total", labels) == 2
+
+
+# Where helpers are one placement among others
+
+
+def _settle(lazy: LazyBroadcast[Any, Any], least: int, most: int) -> list[Any]:
+    """Cast until the root has come to helpers, or so often; return who has made each value."""
+    made: list[Any] = []
+    for n in range(most):
+        over = n >= least and lazy.is_root and "helpers" in [one.placement for one in lazy.stats().standings]
+        pid = value_of(lazy, "over" if over else n)
+        if pid == "over":
+            break
+        made.append(pid)
+        if n == 0:
+            time.sleep(1.0)  # helpers begin meanwhile
+    return made
+
+
+def _chosen(fn: Any, least: int, most: int) -> dict[str, Any]:
+    with LazyBroadcast(fn, placement=Auto(helpers=Helpers(1, niceness=0)), timeout_s=LIMIT_S) as lazy:
+        made = _settle(lazy, least, most)
+        stats = lazy.stats()
+        standing = max(stats.standings, key=lambda one: one.casts, default=None)
+        return {"pid": os.getpid(), "made": made, "stats": stats, "standing": standing}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_holds_the_lock_comes_to_be_made_by_helpers(ranks: int) -> None:
+    found = launch(_chosen, ranks=ranks, args=(helped.computes, 20, 400), timeout_s=100)
+    own = {said["pid"] for said in found}
+    assert found[0]["made"][0] in own, "nothing was known yet"
+    standing, stats = found[0]["standing"], found[0]["stats"]
+    assert standing.placement == "helpers", standing
+    assert standing.costs["helpers"].stall_s == 0.0 < standing.costs["every"].stall_s
+    assert standing.reason.startswith("helpers: ")
+    by_helpers = [pid for pid in found[0]["made"] if pid not in own]
+    assert len(by_helpers) == standing.costs["helpers"].casts > 0
+    assert stats.placements["helpers"] >= len(by_helpers)
+    for said in found[1:]:
+        assert [pid for pid in said["made"] if pid not in own] == by_helpers
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_is_cheap_stays_with_the_ranks(ranks: int) -> None:
+    found = launch(_chosen, ranks=ranks, args=(helped.is_cheap, 60, 60), timeout_s=100)
+    standing, stats = found[0]["standing"], found[0]["stats"]
+    assert standing.placement != "helpers", standing
+    assert stats.placements.get("helpers", 0) < 20, stats.placements
+
+
+def _with_helpers_chosen(lazy: LazyBroadcast[Any, Any]) -> None:
+    """Have the root choose helpers, whatever it has measured."""
+    lane: Any = lazy._lane
+    if lazy.is_root:
+        placing = lane._placing if lazy.size == 1 else lane.sending.placing
+        choose = placing.place
+
+        def place(*args: Any) -> tuple[str, str]:
+            choose(*args)
+            return "helpers", "for this test"
+
+        placing.place = place
+
+
+def _does_not_travel() -> tuple[list[bool], Any]:
+    with LazyBroadcast(helped.computes, placement=Auto(helpers=Helpers(1)), timeout_s=LIMIT_S) as lazy:
+        _with_helpers_chosen(lazy)
+        values = [value_of(lazy, -n) for n in range(1, 4)]
+        return [hasattr(value, "acquire") for value in values], lazy.stats()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_choice_of_helpers_fails_no_value_that_does_not_pickle(ranks: int) -> None:
+    found = launch(_does_not_travel, ranks=ranks, timeout_s=100)
+    for locks, stats in found:
+        assert locks == [True] * 3
+        assert stats.placements == {"helpers": 3}
+        assert stats.failed == {}
+    _, root = found[0]
+    assert root.unshared == 3
+    assert "pickle" in root.unshared_reason
+
+
+def _crashes() -> str:
+    with LazyBroadcast(helped.computes, placement=Auto(helpers=Helpers(1)), timeout_s=LIMIT_S) as lazy:
+        _with_helpers_chosen(lazy)
+        with pytest.raises(MaterializeError) as caught:
+            value_of(lazy, 1 << 40)
+        return str(caught.value)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_kills_the_helpers_that_were_chosen_is_an_error_on_every_rank(ranks: int) -> None:
+    for said in launch(_crashes, ranks=ranks, timeout_s=100):
+        assert "SIGSEGV" in said

@@ -33,6 +33,7 @@ class Workload:
     staged: bool = False
     replicated: bool = False
     finish_s: float = 0.0
+    held: bool = False  # it keeps its interpreter from other threads
     spread: float = 0.15  # of the materializer's cost from cast to cast: sigma of its logarithm
 
 
@@ -81,6 +82,7 @@ class Group:
         self._random = random.Random(seed)
         self._workers = [_Thread(host, site.threads(host)) for host in self.host_of]
         self._engine = _Thread(site.root_host, 1)
+        self._helpers = [_Thread(host, site.helpers) for host in range(len(site.ranks))]
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._turn = 0
@@ -130,9 +132,16 @@ class Group:
             if placement == "every":
                 ranks = range(len(self.host_of))
                 self._all(cast, [(rank, True, load.finish_s) for rank in ranks], lambda: self._end(cast, done))
+            elif placement == "helpers":
+                self._after(self._hop_s(0), helped)
             else:
                 owners = [self.root] if placement == "root" else self._owners()
                 self._all(cast, [(rank, True, self._share_s(rank, placement)) for rank in owners], shared)
+
+        def helped() -> None:
+            leaders = [self.host_of.index(host) for host in range(len(self.site.ranks))]
+            parts = [(rank, True, MESSAGE_CPU_S + load.value_nbytes / COPY_BYTES_PER_S) for rank in leaders]
+            self._all(cast, parts, lambda: self._after(self._hop_s(0), shared), self._helpers)
 
         def shared() -> None:
             alone = placement == "shard" and max(self.site.ranks) == 1
@@ -173,8 +182,17 @@ class Group:
         network_s = nbytes / NET_BYTES_PER_S if len(self.site.ranks) > 1 else 0.0
         return HOP_S * self._random.lognormvariate(0, 0.3) + network_s + late_s
 
-    def _all(self, cast: _Cast, parts: list[tuple[int, bool, float]], then: Callable[[], None]) -> None:
-        """Run, on each rank named, the materializer (or not) and so many seconds more; go on when all are done."""
+    def _all(
+        self,
+        cast: _Cast,
+        parts: list[tuple[int, bool, float]],
+        then: Callable[[], None],
+        helpers: list[_Thread] | None = None,
+    ) -> None:
+        """Run, on each rank named, the materializer (or not) and so many seconds more; go on when all are done.
+
+        With `helpers` (by host) those of the ranks' hosts run it.
+        """
         cast.waited_for = len(parts)
 
         def part_done(materialize_s: float) -> None:
@@ -193,7 +211,8 @@ class Group:
                 def ended() -> None:
                     part_done((self.now_s - began_s) * work_s / max(work_s + more_s, 1e-12))
 
-                self._add(self._workers[rank], work_s + more_s, ended)
+                thread = self._workers[rank] if helpers is None else helpers[self.host_of[rank]]
+                self._add(thread, work_s + more_s, ended)
 
             started()
 
@@ -204,7 +223,9 @@ class Group:
         known = range(len(self.host_of))
         busy_s = {r: cast.busy_s[r] for r in known if self._agree or self.host_of[r] == self.site.root_host}
         shared = None if cast.placement == "every" else 40 if self.workload.staged else self.workload.value_nbytes
-        return Sample(cast.placement, cast.depth, self.now_s - cast.began_s, busy_s, cast.materialize_s, shared)
+        held_s = None if cast.placement == "helpers" else cast.work_s if self.workload.held else 0.0
+        took_s = self.now_s - cast.began_s
+        return Sample(cast.placement, cast.depth, took_s, busy_s, cast.materialize_s, shared, held_s=held_s)
 
     # Events
 
@@ -218,7 +239,7 @@ class Group:
 
     def _step(self) -> None:
         """Go on to the next event: a timer, or the end of a task."""
-        threads = [thread for thread in (*self._workers, self._engine) if thread.running]
+        threads = [thread for thread in (*self._workers, *self._helpers, self._engine) if thread.running]
         rates = []
         for host, cores in enumerate(self.site.cores):
             busy = sum(len(thread.running) for thread in threads if thread.host == host)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazycast.core.ledger import Ledger
-from lazycast.net.combining import DELAY_S, Combining
+from lazycast.net.combining import DELAY_S, Combining, combined_cost
 from lazycast.net.members import bits, packed, ranks_of, unpacked
 from lazycast.net.topology import place
 from lazycast.net.wire import Cast, Cost, Failure, Read, Report, Spent
@@ -353,3 +353,13 @@ def test_the_root_learns_the_same_as_if_each_had_told_it(steps: list[tuple[Any, 
     tell(combined, list(books.flush()), verdicts[1])
     tell(combined, list(books.take(1e9)), verdicts[1])
     assert straight.lines() == combined.lines()
+
+
+@pytest.mark.parametrize(("said", "expected"), [((None, 0.2, 0.1), 0.2), ((None, None, None), None)])
+def test_the_longest_hold_of_an_interpreter_goes_up(said: tuple[float | None, ...], expected: float | None) -> None:
+    reports = [
+        Report(rank, 1, False, None, Cost(0.1, 1.0 - rank / 10, held_s=held_s)) for rank, held_s in enumerate(said)
+    ]
+    cost = combined_cost(0, reports)
+    assert cost is not None
+    assert (cost.materialize_s, cost.held_s) == (1.0, expected)

@@ -34,6 +34,7 @@ from lazycast.codec.pickling import encode
 from lazycast.core.memo.book import Book
 from lazycast.core.memo.store import Store
 from lazycast.net.host.memory import pages
+from lazycast.net.wire import Failure
 
 LIMIT_S = 60.0
 MIB = 1 << 20
@@ -237,21 +238,69 @@ def test_what_some_rank_did_not_want_is_not_remembered() -> None:
     assert on_threads(_discarded, threading.Barrier(3)) == [(2, 1)] * 3
 
 
-def _lost() -> list[Any]:
-    with lazy_of(placement="shard") as lazy:
-        value_of(lazy, 70_000)
-        if lazy.rank == 1:
+def _lost(key: str | None, nbytes: int, shared: str | bool) -> tuple[list[Any], int, int]:
+    """Two ranks of three lose a value: for good, so that they ask for it each time."""
+    with lazy_of(placement="shard", tuning=Tuning(shared_memory=shared)) as lazy:
+        value_of(lazy, nbytes)
+        if lazy.rank > 0:
             lane: Any = lazy._lane
             lane.casts.keeping.store.drop(1)
         value_of(lazy, 1)  # by then all have done so
+        payloads = [nbytes, 1, nbytes, 1, nbytes]
+        if key is not None:
+            values = [value_of(lazy, payload, key=key) for payload in payloads]
+        else:
+            futures = [lazy.broadcast_async(payload if lazy.is_root else None) for payload in payloads]
+            values = [future.result(LIMIT_S) for future in futures]
+        values[0]["large"][:] = 255  # this rank's own
+        assert (values[2]["large"] == nbytes % 251).all()
+        assert (values[4]["large"] == nbytes % 251).all()
+        return [value["of"] for value in values], lazy.stats().memo_hits, sum(lazy.stats().failed.values())
+
+
+@pytest.mark.parametrize("key", [None, "same"])
+@pytest.mark.parametrize(("nbytes", "shared"), [(70_000, "auto"), (6_000_000, False)], ids=["one host", "three"])
+def test_what_ranks_have_lost_the_root_sends_them_in_order(key: str | None, nbytes: int, shared: str | bool) -> None:
+    for found, hits, failed in on_threads(_lost, key, nbytes, shared):
+        assert found == [nbytes, 1, nbytes, 1, nbytes]
+        assert (hits, failed) == (5, 0)
+    assert _made.count(nbytes) == (1 if shared else 3), "it is not made again"
+
+
+def _no_memory() -> list[Any]:
+    """A rank can neither have a value again nor take it: it fails on every rank, and the next cast works."""
+    with lazy_of(placement="shard") as lazy:
+        value_of(lazy, 70_000)
+        value_of(lazy, 1)
+        if lazy.rank == 2:
+            lane: Any = lazy._lane
+            lane.casts.keeping.store.drop(1)
+            lane.casts.making._give = lambda *_: Failure("decode", lazy.rank, "h", "no memory")
+        value_of(lazy, 1)
         with pytest.raises(DecodeError) as caught:
             value_of(lazy, 70_000)
         values = [value_of(lazy, 70_000)["of"] for _ in range(2)]
         return [caught.value.rank, *values]
 
 
-def test_what_a_rank_has_lost_fails_once_and_is_made_again() -> None:
-    assert on_threads(_lost) == [[1, 70_000, 70_000]] * 3
+def test_what_a_rank_cannot_take_fails_once_and_is_made_again() -> None:
+    assert on_threads(_no_memory) == [[2, 70_000, 70_000]] * 3
+    assert _made == [70_000, 1, 70_000]
+
+
+def _root_lost() -> tuple[list[Any], int, int]:
+    with lazy_of(placement="shard") as lazy:
+        value_of(lazy, 70_000)
+        value_of(lazy, 1)
+        if lazy.is_root:
+            lane: Any = lazy._lane
+            lane.casts.keeping.store.drop(1)
+        values = [value_of(lazy, payload)["of"] for payload in (70_000, 1, 70_000)]
+        return values, lazy.stats().memo_values, sum(lazy.stats().failed.values())
+
+
+def test_what_the_root_has_lost_is_made_again() -> None:
+    assert on_threads(_root_lost) == [([70_000, 1, 70_000], 2, 0)] * 3
     assert _made == [70_000, 1, 70_000]
 
 

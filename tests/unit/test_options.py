@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast.options import DEFAULT_MAX_INFLIGHT_NBYTES, PLACEMENTS, Helpers, Memo, Options, check, debug_wanted
+from lazycast.options import (
+    DEFAULT_MAX_INFLIGHT_NBYTES,
+    PLACEMENTS,
+    Auto,
+    Helpers,
+    Memo,
+    Options,
+    check,
+    debug_wanted,
+    flat,
+)
 
 
 def options(**changes: Any) -> Options:
@@ -112,6 +122,8 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"executor": "threads"}, TypeError, "executor"),
     ({"placement": "helpers"}, ValueError, "placement 'helpers' needs a number: placement=Helpers(count)"),
     ({"helpers": 2}, TypeError, "helpers must be Helpers(count), got 2"),
+    (flat(Auto(helpers=2), "pickle", None), TypeError, "helpers must be Helpers(count), got 2"),  # type: ignore[arg-type]
+    (flat(Auto(helpers=Helpers(0)), "pickle", None), ValueError, "Helpers: count must be a positive int, got 0"),
     ({"memo": 1 << 30}, TypeError, "memo must be a Memo or None, got 1073741824"),
     ({"memo": Memo(0)}, ValueError, "Memo: nbytes must be a positive int, got 0"),
     ({"memo": Memo(1, key="id")}, TypeError, "Memo: key must be callable or None, got str"),

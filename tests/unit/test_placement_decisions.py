@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lazycast.materialize.placement.chooser import Chooser, duration
 from lazycast.materialize.placement.estimate import RecentMedian, RunningMean
-from lazycast.materialize.placement.model import Cost, CostModel, Traffic, Work
+from lazycast.materialize.placement.model import HOP_S, Cost, CostModel, Traffic, Work
 from lazycast.materialize.placement.sample import Sample
 from lazycast.materialize.placement.site import Site
 
@@ -49,8 +51,9 @@ def sample(placement: str, cpu_s: float, ranks: int = 4, depth: int = 0, value_n
         (SINGLES, 1, {"every", "root"}),
         (Site((2, 1), (1.0, 1.0), (2, 1), 1), 1, {"every", "root", "shard"}),
         (Site((2, 2), (4.0, 4.0), (2, 0), 0), 2, {"every", "root"}),
+        (Site((1,), (2.0,), (1,), 0, root_makes=False, helpers=2), 2, {"every", "helpers"}),
     ],
-    ids=["small", "big", "one rank per host", "one host to share on", "a host without owners"],
+    ids=["small", "big", "one rank per host", "one host to share on", "a host without owners", "alone, with helpers"],
 )
 def test_what_a_site_offers(site: Site, threads: int, placements: set[str]) -> None:
     assert site.threads(0) == threads
@@ -377,3 +380,48 @@ def test_whatever_is_told_the_choice_is_possible_and_explained(site: Site, steps
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+# Helpers
+
+
+HELPED = Site((4,), (4.0,), (4,), 0, helpers=2)
+
+
+def test_what_a_cast_costs_that_helpers_make() -> None:
+    model = CostModel(HELPED, [0] * 4)
+    work = Work(cpu_s=0.040, held_s=0.030)
+    shard, helpers = (model.predict(name, work, Traffic(1, False, False)) for name in ("shard", "helpers"))
+    assert (shard.stall_s, helpers.stall_s) == (0.030, 0.0), "no time of a rank's interpreter"
+    assert helpers.latency_s == pytest.approx(shard.latency_s + 2 * HOP_S), "to a helper, and back"
+    assert helpers.bottleneck_s == pytest.approx(0.020), "two helpers, though there are four cores"
+    assert shard.bottleneck_s == pytest.approx(0.010)
+    assert shard.with_under_way(1) == pytest.approx(shard.latency_s + 0.030)
+    assert helpers.with_under_way(9) == pytest.approx(0.180)
+
+
+@pytest.mark.parametrize(
+    ("held_s", "expected"),
+    [(0.035, "helpers"), (0.0, "shard"), (None, "shard"), (float("nan"), "shard"), (-1.0, "shard")],
+    ids=["held", "free", "not watched", "nan", "negative"],
+)
+def test_helpers_are_for_what_keeps_an_interpreter(held_s: float | None, expected: str) -> None:
+    subject = chooser(HELPED)
+    for _ in range(60):
+        placement = choose(subject)
+        measured = replace(sample(placement, 0.040), held_s=None if placement == "helpers" else held_s)
+        if placement == "helpers":  # a copy, and two hops more
+            measured = replace(measured, latency_s=measured.latency_s + 0.001)
+        subject.learn("decode", 150_000, measured)
+    (standing,) = subject.current()
+    assert standing.placement == expected, standing
+    assert standing.casts == 60
+    if expected == "helpers":
+        assert "of a rank's time" in standing.reason
+
+
+def test_a_call_holds_no_longer_than_it_takes() -> None:
+    subject = chooser(HELPED)
+    choose(subject)
+    subject.learn("decode", 150_000, replace(sample("shard", 0.040), held_s=1e9))
+    assert subject.current()[0].costs["shard"].stall_s == pytest.approx(0.040)

@@ -164,3 +164,54 @@ def test_kinds_of_casts_that_alternate_are_told_apart() -> None:
     placed = {standing.materializer: standing.placement for standing in player.chooser.current()}
     assert placed["cheap"] == "root"
     assert placed["dear"] in ("root", "shard"), "these two take the same time"
+
+
+@pytest.mark.parametrize("at_a_time", [IDLE, LOADED], ids=["idle", "loaded"])
+@pytest.mark.parametrize(
+    "site", [Site((2,), (4.0,), (2,), 0, helpers=2), Site((2, 2), (4.0, 4.0), (2, 2), 0, helpers=2)], ids=["1", "2"]
+)
+@pytest.mark.parametrize(
+    ("workload", "helped"),
+    [
+        (replace(WORKLOADS["jpeg"], held=True), True),
+        (WORKLOADS["jpeg"], False),
+        (Workload(100, 50e-6, 100, held=True), False),
+        (replace(WORKLOADS["view"], held=True), False),
+    ],
+    ids=["holds the lock", "does not", "cheap", "view"],
+)
+def test_helpers_make_what_would_keep_a_rank_from_its_work(
+    site: Site, workload: Workload, helped: bool, at_a_time: int
+) -> None:
+    player = Player(Group(replace(site, helpers=4 if helped else 2), workload, seed=11))
+    player.run(CASTS, at_a_time)
+    standing = player.chooser.current()[0]
+    placed = Counter(choice.placement for choice in player.choices[WARM_UP:])
+    assert (standing.placement == "helpers") is helped, standing
+    assert (placed["helpers"] > CASTS / 2) is helped, placed
+    assert standing.costs["helpers"].stall_s == 0.0
+    assert (standing.costs["shard"].stall_s > 1e-6) is workload.held
+    assert standing.switches <= 3, standing
+
+
+def test_under_load_one_helper_is_no_match_for_four_ranks() -> None:
+    """Their casts would wait for each other longer than the ranks are kept from other work."""
+    held, site = replace(WORKLOADS["jpeg"], held=True), Site((4,), (4.0,), (4,), 0, helpers=1)
+    placements = []
+    for at_a_time in (IDLE, LOADED):
+        player = Player(Group(site, held, seed=13))
+        player.run(CASTS, at_a_time)
+        placements.append(player.chooser.current()[0].placement)
+    assert placements == ["helpers", "shard"]
+
+
+def test_it_follows_a_materializer_that_comes_to_hold_the_lock() -> None:
+    player = Player(Group(Site((2,), (4.0,), (2,), 0, helpers=2), WORKLOADS["jpeg"], seed=12))
+    player.run(CASTS, IDLE)
+    assert player.chooser.current()[0].placement != "helpers"
+    player.group.workload = replace(WORKLOADS["jpeg"], held=True)
+    player.run(WARM_UP, IDLE)
+    assert player.chooser.current()[0].placement == "helpers"
+    player.group.workload = Workload(WORKLOADS["jpeg"].payload_nbytes, 50e-6, 100, held=True)
+    player.run(WARM_UP, IDLE)
+    assert player.chooser.current()[0].placement != "helpers"

@@ -20,7 +20,7 @@ from lazycast.materialize.placement.site import Site
 from lazycast.materialize.staged import Staged
 from lazycast.net.topology import place
 from lazycast.net.wire import Cost, Spent
-from lazycast.options import Options
+from lazycast.options import Helpers, Options
 from tests.unit.test_lane import options
 
 SIZE, ROOT = 3, 1
@@ -251,3 +251,34 @@ def test_cores_that_ranks_are_bound_to_add_up() -> None:
     group = Group(0, 4, 0, ["a"] * 4, [Cores([rank]) for rank in range(4)])
     site = site_of(group, place(0, 0, [(0, 1), (2, 3)]), options_of())
     assert site.cores == (2.0, 2.0)
+
+
+def test_helpers_are_chosen_once_they_have_begun_and_an_interpreter_is_held() -> None:
+    begun = False
+    group = Group(ROOT, SIZE, ROOT, ["h"] * SIZE, [Cores([0, 1, 2, 3])] * SIZE)
+    options = options_of("auto", helpers=Helpers(4))
+    subject = Placing(group, place(ROOT, ROOT, ((0, 1, 2),)), options, lambda: begun)
+    placed = []
+    for seq in range(80):
+        begun = seq >= 40
+        placement, _ = subject.place(call(seq), NBYTES, 0)
+        placed.append(placement)
+        for rank in range(SIZE):
+            made = placement == "every" or rank == 0
+            held_s = 0.9 if made and placement != "helpers" else None
+            subject.reported(seq, 1 << rank, rank, Cost(1.0, 1.0, 1.0, 100, held_s=held_s) if made else None)
+    assert "helpers" not in placed[:40]
+    assert only(subject).placement == "helpers"
+    assert only(subject).costs["every"].stall_s == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(
+    ("size", "placements"), [(1, {"every", "helpers"}), (3, {"shard", "every", "root", "helpers"})]
+)
+def test_what_is_chosen_from_with_helpers(size: int, placements: set[str]) -> None:
+    group = Group(0, size, 0, ["h"] * size, [Cores([0, 1])] * size)
+    site = site_of(
+        group, place(0, 0, (tuple(range(size)),)), dataclasses.replace(options_of(), helpers=Helpers(2), root=0)
+    )
+    assert set(site.placements) == placements
+    assert site.helpers == 2

@@ -73,6 +73,11 @@ class Pool:
         """How many there are to be."""
         return self._helpers.count
 
+    def has_begun(self) -> bool:
+        """Whether all are ready. Takes no lock."""
+        team = list(self._team.values())
+        return len(team) == self.count and all(helper.ready for helper in team)
+
     def start(self) -> None:
         """Begin to start them, in the background."""
         self._thread.start()

@@ -1,10 +1,13 @@
 """What a rank does with values that are to be remembered: write down, keep or let go, and have again.
 
 Guarantees: a value is written down before anybody can change it, and kept only if every rank has it. A value that
-cannot be written down, or had again, costs time only: it is made again.
+cannot be written down costs time only: it is made again. One that cannot be had again the root sends, or casts
+anew if it has none itself.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import msgspec
 
@@ -43,8 +46,16 @@ class Keeping:
         if kept is not None and verdict.failure is None:
             self.store.keep(arrival.message.keep, kept)
 
-    def had_again(self, message: Cast, body: memoryview) -> tuple[Cast, memoryview]:
-        """Do what the root says of what is remembered; return a cast as if what is had again had come with it."""
+    def drop(self, numbers: Sequence[int]) -> None:
+        """Forget values."""
+        for number in numbers:
+            self.store.drop(number)
+
+    def had_again(self, message: Cast, body: memoryview) -> tuple[Cast, memoryview, Kept | None]:
+        """Do what the root says of what is remembered; return a cast as if what is had again had come with it.
+
+        And what was kept, if that was found.
+        """
         store = self.store
         found = None
         try:
@@ -53,15 +64,14 @@ class Keeping:
                 found = kept.body(), kept
         except (KeyError, MemoryError) as exc:
             store.unkept = describe(exc)[:_MAX_REASON]
-        for number in message.drop:
-            store.drop(number)
+        self.drop(message.drop)
         if not message.again:
-            return message, body
+            return message, body, None
         if found is None:  # it counts as a body that could not be taken
-            return msgspec.structs.replace(message, nbytes=1), memoryview(b"")
+            return msgspec.structs.replace(message, nbytes=1), memoryview(b""), None
         body, kept = found
         layout = kept.layout
         message = msgspec.structs.replace(
             message, nbytes=kept.nbytes, stream_nbytes=layout.stream_nbytes, frames=layout.frames
         )
-        return message, body
+        return message, body, kept

@@ -41,12 +41,14 @@ class PlacementCost:
         samples: measurements that the figures rest on; 0: they are predicted from other placements' measurements.
         latency_s: how long a cast takes that is alone.
         bottleneck_s: how long one cast takes up the busiest host; a saturated group ends one cast in that time.
+        stall_s: for how long one cast keeps a rank's interpreter from other work; 0 where there are no helpers.
     """
 
     casts: int
     samples: int
     latency_s: float
     bottleneck_s: float
+    stall_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Chooser:
         if counted != site.ranks or len(host_of) != sum(site.ranks):
             raise ValueError(f"host_of places {counted} ranks on the hosts, the site says {site.ranks}")
         self._placements = site.placements
+        self.helped = True  # whether helpers have begun, where there are some; once they have, that stays so
         self._model = CostModel(site, tuple(host_of))
         self._records: OrderedDict[tuple[str, int], Record] = OrderedDict()
         self._depth: float | None = None  # mean
@@ -106,6 +109,7 @@ class Chooser:
         if not materializer:
             return Choice("every", "every: no materializer, the value is the payload")
         record = self._record(materializer, payload_nbytes, Traffic(payload_nbytes, staged, replicated))
+        record.helped = self.helped
         placement, judged = record.choose(under_way)
         if placement != record.placement:
             return Choice(placement, _reason_to_try(placement, judged, under_way))
@@ -181,7 +185,9 @@ def _compared(judged: list[Judged], under_way: float) -> str:
     """Say how the present placement compares with the best of the others."""
     present, *others = judged
     other = min(others, key=lambda entry: entry.time_s)
-    if present.cost.latency_s >= present.time_s and other.cost.latency_s >= other.time_s:
+    if present.cost.stall_s or other.cost.stall_s:
+        what, mine, its = "until done, and of a rank's time", present.time_s, other.time_s
+    elif present.cost.latency_s >= present.time_s and other.cost.latency_s >= other.time_s:
         what, mine, its = "until done when alone", present.cost.latency_s, other.cost.latency_s
     elif present.cost.latency_s < present.time_s and other.cost.latency_s < other.time_s:
         what, mine, its = "of the busiest host per cast", present.cost.bottleneck_s, other.cost.bottleneck_s

@@ -4,14 +4,16 @@ The model is a prior: it compares placements that nobody has tried yet, and carr
 materializer whose cost has changed. What was measured corrects it (see `record`), so its constants need only be right
 within a factor of two or so.
 
-Two figures describe a placement:
+Three figures describe a placement:
 
 * `latency_s`: how long a cast takes that is alone;
 * `bottleneck_s`: how long one cast takes up the busiest host: its CPU seconds there over the cores it may use, or over
   the threads that the placement gives work to, if those are fewer. A saturated group ends one cast in that time.
+* `stall_s`: for how long one cast keeps the interpreter of a rank from its other work. Known where there are helpers.
 
 With `n` casts under way, one takes `max(latency_s, n * bottleneck_s)`: no less than alone, and no less than the busiest
-host needs for all of them (the two bounds of operational analysis). This is what placements are compared by.
+host needs for all of them (the two bounds of operational analysis). Placements are compared by this and the stall
+together: what a cast takes, and what it takes from others. Under "helpers" no rank's interpreter is kept from anything.
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ class Cost(NamedTuple):
 
     latency_s: float
     bottleneck_s: float
+    stall_s: float = 0.0
 
     def with_under_way(self, casts: float) -> float:
-        """Return how long a cast takes when so many are under way, itself included."""
-        return max(self.latency_s, casts * self.bottleneck_s)
+        """Return how long a cast takes when so many are under way, itself included, and what others lose by it."""
+        return max(self.latency_s, casts * self.bottleneck_s) + self.stall_s
 
 
 class Traffic(NamedTuple):
@@ -59,6 +62,7 @@ class Work(NamedTuple):
     cpu_s: float
     wait_s: float = 0.0  # of its time, what it does not compute (it downloads, say)
     value_nbytes: float = 0.0
+    held_s: float = 0.0  # for which it keeps its interpreter from other threads
 
 
 class Spent(NamedTuple):
@@ -100,6 +104,7 @@ class _Formula(NamedTuple):
     encode_per_payload_byte_s: float  # on the root's one engine thread
     hosts: tuple[_Load, ...]
     distinct: tuple[_Load, ...]  # those that are alike once
+    stalls: bool  # whether ranks materialize
 
 
 def _formula(site: Site, placement: str, *, staged: bool) -> _Formula:
@@ -108,7 +113,8 @@ def _formula(site: Site, placement: str, *, staged: bool) -> _Formula:
     travel_s = copy_s + (1 / NET_BYTES_PER_S if several else 0.0)
     payload_travels = placement != "root" or staged
     value_travels = placement == "root" and not staged
-    value_is_copied = placement == "shard" and shares and not staged
+    value_is_copied = not staged and (placement == "helpers" or (placement == "shard" and shares))
+    hops = {"shard": 1 + shares, "helpers": 3 + shares}  # to a helper and back
 
     def load(host: int) -> _Load:
         ranks, cores, threads = site.ranks[host], site.cores[host], site.threads(host)
@@ -118,6 +124,8 @@ def _formula(site: Site, placement: str, *, staged: bool) -> _Formula:
         elif placement == "root":
             at_root = host == site.root_host
             calls, busy_ranks, shared = int(at_root), 1 if at_root else ranks, value_travels
+        elif placement == "helpers":
+            calls, busy_ranks, threads, shared = 1, 1, site.helpers, value_is_copied
         # The root copies what is sent, and so do the leaders of other hosts.
         return _Load(
             calls, copy_s if shared else 0.0, copy_s if payload_travels else 0.0, cores, max(1, busy_ranks * threads)
@@ -127,16 +135,18 @@ def _formula(site: Site, placement: str, *, staged: bool) -> _Formula:
         "every": max(ranks / cores for ranks, cores in zip(site.ranks, site.cores, strict=True)),
         "root": 1 / site.cores[site.root_host],
         "shard": 1 / min(site.cores),
+        "helpers": 1 / min(site.cores),
     }
     hosts = tuple(load(host) for host in range(len(site.ranks)))
     return _Formula(
-        hop_s=HOP_S * (2 if placement == "shard" and shares else 1),
+        hop_s=HOP_S * hops.get(placement, 1),
         slowdown=max(1.0, crowds[placement]),
         per_value_byte_s=travel_s if value_travels else copy_s if value_is_copied else 0.0,
         per_payload_byte_s=travel_s if payload_travels else 0.0,
         encode_per_payload_byte_s=copy_s if payload_travels else 0.0,
         hosts=hosts,
         distinct=tuple(dict.fromkeys(hosts)),
+        stalls=placement != "helpers",
     )
 
 
@@ -155,7 +165,7 @@ class CostModel:
     def predict(self, placement: str, work: Work, traffic: Traffic) -> Cost:
         """Return what a cast costs under a placement."""
         formula = self._formulas[placement, traffic.staged]
-        cpu_s, wait_s, value_nbytes = work
+        cpu_s, wait_s, value_nbytes, held_s = work
         moved = traffic.moved_nbytes
         latency_s = formula.hop_s + wait_s + cpu_s * formula.slowdown
         latency_s += value_nbytes * formula.per_value_byte_s + moved * formula.per_payload_byte_s
@@ -173,7 +183,7 @@ class CostModel:
                 bottleneck_s = on_cores_s
             if on_threads_s > bottleneck_s:
                 bottleneck_s = on_threads_s
-        return Cost(max(latency_s, LEAST_S), max(bottleneck_s, LEAST_S))
+        return Cost(max(latency_s, LEAST_S), max(bottleneck_s, LEAST_S), held_s if formula.stalls else 0.0)
 
     # Measurement
 
@@ -196,7 +206,7 @@ class CostModel:
         """Return what one call of the materializer has cost in a cast, or None if the sample does not say.
 
         `wait_s` is what it took beyond its share of the cores, as if the cast had been alone. What was not observed
-        (`wait_s`, `value_nbytes`) is NaN.
+        (`wait_s`, `value_nbytes`, `held_s`) is NaN.
         """
         cpu_s = self._cpu_s(sample, spent, traffic)
         if cpu_s is None:
@@ -206,7 +216,11 @@ class CostModel:
             wait_s = sample.materialize_s - cpu_s * self._formulas[sample.placement, traffic.staged].slowdown
             if wait_s < cpu_s / 2:  # it has competed for cores with something else
                 wait_s = 0.0
-        return Work(cpu_s, wait_s, math.nan if sample.value_nbytes is None else sample.value_nbytes)
+        value_nbytes = math.nan if sample.value_nbytes is None else sample.value_nbytes
+        held_s = math.nan if sample.held_s is None else sample.held_s
+        if sample.materialize_s is not None:
+            held_s = min(sample.materialize_s, held_s) if held_s >= 0 else math.nan
+        return Work(cpu_s, wait_s, value_nbytes, held_s)
 
     def _cpu_s(self, sample: Sample, spent: Sequence[Spent | None], traffic: Traffic) -> float | None:
         """CPU time of one call: as measured, else that of the rank that did little else, less the copy of the value.

@@ -64,12 +64,13 @@ class Judged(NamedTuple):
 class _Tried:
     """What was measured of one placement, as a multiple of what the model says of it."""
 
-    __slots__ = ("at", "bottleneck", "casts", "last", "latency", "level", "outstanding")
+    __slots__ = ("at", "bottleneck", "casts", "cold", "last", "latency", "level", "outstanding")
 
     def __init__(self) -> None:
         self.casts = 0
         self.last = 0  # cast at which it was last placed
         self.outstanding = False
+        self.cold = True
         self.level: Cost | None = None  # what the model says now
         self.at: Cost | None = None  # what it said when this was last measured
         self.latency = RecentMedian()
@@ -81,8 +82,11 @@ class _Tried:
             self.at.bottleneck_s * _OTHER_LEVEL
         ):
             return predicted, 0
-        corrected = Cost(predicted.latency_s * self.latency.value, predicted.bottleneck_s * self.bottleneck.value)
-        return corrected, self.bottleneck.count
+        latency_s, bottleneck_s = (
+            predicted.latency_s * self.latency.value,
+            predicted.bottleneck_s * self.bottleneck.value,
+        )
+        return Cost(latency_s, bottleneck_s, predicted.stall_s), self.bottleneck.count
 
     def add(self, bottleneck: float, latency: float | None) -> None:
         """Take a sample into account: multiples of what the model says of that very cast."""
@@ -105,11 +109,13 @@ class Record:
         self.casts = 0
         self.switches = 0
         self.refused = ""  # why the value could not be shared
+        self.helped = True  # whether there are helpers by now
         self._model = model
         self._tried = {name: _Tried() for name in placements}
         self._cpu_s = RunningMean()
         self._wait_s = RunningMean()
         self._value_nbytes = RunningMean()
+        self._held_s = RunningMean()
         self._judged: list[Judged] = []
         self._judged_at = 0
         self._judged_for = 1.0
@@ -170,7 +176,7 @@ class Record:
         banned = self.casts < self._banned_until
         judged: list[Judged] = []
         for name, tried in self._tried.items():
-            if banned and name != "every":
+            if (banned and name != "every") or (name == "helpers" and not self.helped):
                 continue
             predicted = self._model.predict(name, work, self.traffic)
             tried.level = predicted
@@ -225,6 +231,10 @@ class Record:
         tried = self._tried.get(sample.placement)
         if tried is None:
             return
+        cold, tried.cold = tried.cold, False
+        if cold and sample.placement == "helpers":  # it has loaded what the materializer needs
+            tried.outstanding = False
+            return
         traffic = Traffic(payload_nbytes, self.traffic.staged, self.traffic.replicated)
         spent = self._model.spent(sample)
         measured = self._model.work(sample, spent, traffic)
@@ -245,7 +255,7 @@ class Record:
 
     def _add_work(self, measured: Work, *, alone: bool) -> Work:
         """Add a sample to the means; return its work, what it does not tell filled in from them."""
-        cpu_s, wait_s, value_nbytes = measured
+        cpu_s, wait_s, value_nbytes, held_s = measured
         self._cpu_s.add(cpu_s)
         if alone and not math.isnan(wait_s):
             self._wait_s.add(wait_s)
@@ -255,13 +265,16 @@ class Record:
             self._value_nbytes.add(value_nbytes)
         else:
             value_nbytes = self._mean_work().value_nbytes
-        return Work(cpu_s, wait_s, value_nbytes)
+        if not math.isnan(held_s):
+            self._held_s.add(held_s)
+        return Work(cpu_s, wait_s, value_nbytes, self._held_s.value)
 
     def _mean_work(self) -> Work:
         """What one call costs on average. A value of unknown size is taken to be as large as its payload."""
         known = self._value_nbytes.count
         value_nbytes = self._value_nbytes.value if known else float(self.traffic.payload_nbytes)
-        return Work(self._cpu_s.value, self._wait_s.value, value_nbytes)
+        held_s = min(self._held_s.value, self._cpu_s.value)  # that is older than this where helpers make it
+        return Work(self._cpu_s.value, self._wait_s.value, value_nbytes, held_s)
 
     def unshareable(self, reason: str) -> None:
         """Choose nothing that shares a value for some 256 casts; twice as many each time that this recurs."""

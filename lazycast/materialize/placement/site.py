@@ -15,6 +15,7 @@ class Site:
         owners: how many ranks of that host may own shards.
         root_host: index of the root's host.
         root_makes: whether the root may make a value for all.
+        helpers: how many processes each host has that materialize, and are no ranks.
     """
 
     ranks: tuple[int, ...]
@@ -22,6 +23,7 @@ class Site:
     owners: tuple[int, ...]
     root_host: int
     root_makes: bool = True
+    helpers: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.ranks) == len(self.cores) == len(self.owners) or not self.ranks:
@@ -39,4 +41,5 @@ class Site:
     def placements(self) -> tuple[str, ...]:
         """What a cast may be placed as: "shard" only where some host has ranks to share with and all have an owner."""
         shared = max(self.ranks) > 1 and min(self.owners) > 0
-        return (*(("shard",) if shared else ()), "every", *(("root",) if self.root_makes else ()))
+        root, helpers = ("root",) if self.root_makes else (), ("helpers",) if self.helpers else ()
+        return (*(("shard",) if shared else ()), "every", *root, *helpers)
