@@ -43,7 +43,7 @@ class Topology:
         above = () if self.parent is None or self.parent in self.host else (self.parent,)
         return above + self.remote
 
-    @property
+    @functools.cached_property
     def host(self) -> tuple[int, ...]:
         """The ranks of this rank's host, in order."""
         return next(host for host in self.hosts if self.rank in host)
