@@ -62,9 +62,9 @@ def passed(options: dict[str, Any], materialize: Any) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("options", "materialize", "root", "other"),
     [
-        ({"agree": False, "placement": "every"}, None, 60, 60),
-        ({}, None, 82, 68),
-        ({"placement": "every"}, length, 134, 105),
+        ({"agree": False, "placement": "every"}, None, 64, 60),
+        ({}, None, 84, 68),
+        ({"placement": "every"}, length, 138, 105),
     ],
     ids=["agree=False", "default", "materializer"],
 )

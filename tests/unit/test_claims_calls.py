@@ -8,6 +8,7 @@ import inspect
 import logging
 import re
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,23 @@ GUARANTEES, CONCEPTS = "docs/guarantees.md", "docs/concepts.md"
 
 def fails(_: Any) -> None:
     raise ValueError("no")
+
+
+class Gated:
+    """What `gated` waits for."""
+
+    begun, gate = threading.Event(), threading.Event()
+
+    @classmethod
+    def close(cls) -> None:
+        cls.begun.clear()
+        cls.gate.clear()
+
+
+def gated(value: int) -> int:
+    Gated.begun.set()
+    assert Gated.gate.wait(20)
+    return value
 
 
 @claim(GUARANTEES, "Ranks may ask for keys in any order.")
@@ -121,24 +139,18 @@ def after_a_bad_payload() -> None:
 
 @claim(GUARANTEES, "every rank's future is cancelled, or every rank gets the value.")
 def withdrawn() -> None:
-    begun = threading.Event()
-    gate = threading.Event()
-
-    def slow(value: int) -> int:
-        begun.set()
-        gate.wait(20)
-        return value
+    Gated.close()
 
     def body(lazy: Any) -> Any:
-        future = lazy.broadcast_async(rooted(lazy, 1), key="k")
+        late, early = (lazy.broadcast_async(rooted(lazy, n), key=n) for n in (1, 2))
         if lazy.is_root:
-            begun.wait(20)
-            future.cancel()
-            gate.set()
-        concurrent.futures.wait([future], 20)
-        return future.cancelled()
+            assert Gated.begun.wait(20)
+            assert late.cancel()
+            Gated.gate.set()
+        assert not concurrent.futures.wait([late, early], 20).not_done
+        return late.cancelled(), early.cancelled() or early.result(), lazy.is_root and early.cancel()
 
-    assert len(set(ranks(body, slow))) == 1
+    assert ranks(body, gated, placement="every") == [(True, 2, False)] * 3
 
 
 @claim(GUARANTEES, "**A rank that closes**: later casts fail with `ClosedError` naming it")
@@ -188,15 +200,14 @@ def no_room() -> None:
 
 @claim("docs/how-to/tuning.md", "asking for it gives a `CancelledError`; `next()` leaves it out.")
 def dropped() -> None:
-    sent = threading.Event()
-
     def body(lazy: Any) -> Any:
         if lazy.is_root:
             futures = [lazy.broadcast_async(n, key=n) for n in range(3)]
-            sent.set()
-            concurrent.futures.wait(futures, 20)
-            return [future.cancelled() for future in futures]
-        sent.wait(20)
+            return len(concurrent.futures.wait(futures, 20).done)
+        limit_s = time.monotonic() + 20
+        while lazy.stats().casts < 3:  # the word on the first comes before the third
+            assert time.monotonic() < limit_s
+            time.sleep(0.001)
         if lazy.rank == 1:
             return [key for key, _ in (lazy.next(timeout_s=20) for _ in range(2))]
         first = lazy.broadcast_async(key=0)
@@ -204,12 +215,14 @@ def dropped() -> None:
         return first.cancelled()
 
     options = Tuning(max_inflight=2, beyond="drop")
-    assert ranks(body, tuning=options) == [[True, False, False], [1, 2], True]
+    assert ranks(body, tuning=options) == [3, [1, 2], True]
 
 
 @claim(GUARANTEES, "A blocking call on the object that runs them raises `ReentrantCallError`; it never deadlocks.")
 def reentrant() -> None:
     seen: list[BaseException | None] = []
+    added = threading.Barrier(3, action=Gated.gate.set)
+    Gated.close()
 
     def body(lazy: Any) -> None:
         future = lazy.broadcast_async(rooted(lazy, 1))
@@ -220,9 +233,10 @@ def reentrant() -> None:
             done.set()
 
         future.add_done_callback(callback)
+        added.wait(20)  # it would run here if the future were done
         assert done.wait(20)
 
-    ranks(body)
+    ranks(body, gated, placement="every")
     assert [type(exc) for exc in seen] == [ReentrantCallError] * 3
 
 
