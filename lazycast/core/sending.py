@@ -176,10 +176,12 @@ class Sending:
     def _tell_all_recalled(self) -> None:
         while self._recalled:
             self._tell_recalled(*self._recalled[0])
+        while self._dropped:
+            self._relay.down(Drop(self._dropped.popleft()))
 
     def tell_recalled(self, timeout_s: float) -> None:
-        """Tell the ranks of all casts that were taken back: whoever was told that one is withdrawn everywhere was."""
-        if self._recalled:
+        """Tell the ranks of all casts that were taken back, or dropped: who was told so here was told the truth."""
+        if self._recalled or self._dropped:
             self._clock.work_at_last(self._tell_all_recalled, timeout_s)
 
     # Beginning

@@ -29,6 +29,7 @@ from lazycast.net.wire import (
     AnyMessage,
     Cast,
     Code,
+    Drop,
     Failure,
     Gone,
     MaterializerRef,
@@ -227,6 +228,17 @@ def test_a_lane_that_could_not_connect_closes_at_once(rank: int, starts: bool) -
     closing.join(10)
     assert not closing.is_alive()
     assert lane.engine.closed.is_set()
+
+
+def test_what_was_dropped_is_told_before_the_root_closes() -> None:
+    link = FakeLink(1 << 20)
+    group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
+    lane = RootLane(group, options(), FakeContext(link), place(0, 0, [[r] for r in range(SIZE)]), None)
+    lane.start(timeout_s=1.0)
+    lane.engine.clock.stop()  # nobody else tells of it
+    lane.intake.dropped.append(7)
+    lane.engine.close(1.0)
+    assert said(link, Drop) == Drop(7)
 
 
 def test_an_interrupt_while_a_call_is_made_that_has_to_wait_for_room_leaves_its_cast_in_line(
