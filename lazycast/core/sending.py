@@ -138,7 +138,7 @@ class Sending:
         elif self._recalled:
             self._tell_recalled(*self._recalled[0])
         elif self._dropped:
-            self._relay.down(Drop(self._dropped.popleft()))
+            self._tell_dropped()
         else:
             return False
         return True
@@ -173,11 +173,15 @@ class Sending:
                 call.failure = call.ask.late or self._casts.said("timeout", text)
         return call
 
+    def _tell_dropped(self) -> None:
+        self._relay.down(Drop(self._dropped[0]))
+        self._dropped.popleft()  # after it: whoever closes waits for what has not been told
+
     def _tell_all_recalled(self) -> None:
         while self._recalled:
             self._tell_recalled(*self._recalled[0])
         while self._dropped:
-            self._relay.down(Drop(self._dropped.popleft()))
+            self._tell_dropped()
 
     def tell_recalled(self, timeout_s: float) -> None:
         """Tell the ranks of all casts that were taken back, or dropped: who was told so here was told the truth."""
