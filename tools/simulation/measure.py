@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--casts", type=int, default=CASTS, help="of each real group")
     args = parser.parse_args()
     run: dict[str, Any] = {
+        "benchmark": "scaling",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine.describe(),
         "versions": machine.versions("local"),
