@@ -117,6 +117,7 @@ docs-outputs: $(VENV)/.dev
 	$(BIN)/python tools/gain_picture.py
 	$(BIN)/python tools/house_picture.py
 	$(BIN)/python tools/cast_picture.py
+	$(BIN)/python tools/scaling_picture.py
 	$(BIN)/python tools/report_picture.py
 
 # The whole fault matrix, of which `make test` and CI run parts: about half an hour on two cores.

@@ -21,7 +21,8 @@ from lazycast.tools.bench.report import seconds_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "docs" / "benchmarks"
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("comparison.md", "guarantees.md", "how-to/making.md"))]
+PAGE_NAMES = ("comparison.md", "guarantees.md", "how-to/making.md", "scaling.md")
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in PAGE_NAMES)]
 BLOCK = re.compile(r"(<!-- figures: (?P<name>[\w-]+) -->)(?P<gap>\n*).*?(?P<end>\n*<!-- end -->)", re.DOTALL)
 SIZES = (KIB, MIB, 64 * MIB)
 LEAST = 1.05  # two medians that are nearer are called equal, whatever their spreads
@@ -247,6 +248,49 @@ def making() -> str:
     return table(["your materializer", "choose", f"measured{BUSY if busy('making-torch') else ''}"], lines)
 
 
+def ms(time_s: float) -> str:
+    return f"{time_s * 1000:.3g}"
+
+
+def simulated() -> str:
+    """Times in milliseconds and messages at the root over ranks, of the simulation."""
+    rows = load("scaling")["simulated"]
+    lines = []
+    for size in sorted({row["ranks"] for row in rows}):
+        mine, plain = (next(r for r in rows if (r["ranks"], r["combined"]) == (size, flag)) for flag in (True, False))
+        times = [ms(mine[name]) for name in ("value_s", "verdict_s", "rank_news_s")]
+        lines.append(
+            [f"{size:,}", f"{mine['root_gets']:.0f}", *times, f"{plain['root_gets']:.0f}", ms(plain["verdict_s"])]
+        )
+    return table(
+        ["ranks", "reports", "value", "verdict", "death", "reports, not combined", "verdict, not combined"], lines
+    )
+
+
+def measured() -> str:
+    """Groups of real ranks on one machine, beside what the simulation makes of them; times in milliseconds."""
+    lines = []
+    for row in load("scaling")["compared"]["rows"]:
+        real, said = row["real"], row["simulated"]
+        cells = [f"{real['reports']:g}", f"{said['reports']:g}"]
+        cells += [ms(of[name]) for name in ("value_s", "verdict_s") for of in (real, said)]
+        lines.append([f"{row['ranks']}", f"{row['ranks'] // row['per_host']}", *cells])
+    return table(
+        ["ranks", "hosts", *(name for what in ("reports", "value", "verdict") for name in (what, "simulated"))], lines
+    )
+
+
+def calibration() -> str:
+    """On what real ranks were measured, and what a message then costs the simulation."""
+    run = load("scaling")
+    box, found = run["machine"], run["compared"]
+    costs = [f"{name} {seconds_text(found[f'{name}_s'])}" for name in ("send", "receive")]
+    return (
+        f"{run['date'][:10]}, {box['cores']} cores ({box['cpu']}), load {box['load_before']:.1f} before, "
+        f"{found['casts']} casts each. Fitted: {', '.join(costs)}"
+    )
+
+
 def machine() -> str:
     run = load("bench-torch")
     box, plan = run["machine"], run["plan"]
@@ -268,7 +312,11 @@ def small() -> str:
 
 
 MADE: dict[str, Callable[[], str]] = {
-    made.__name__: made for made in (published, peers, readme, requests, photos, sglang, making, machine, idle, small)
+    made.__name__: made
+    for made in (
+        *(published, peers, readme, requests, photos, sglang, making, machine, idle, small),
+        *(simulated, measured, calibration),
+    )
 }
 
 

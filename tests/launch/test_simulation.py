@@ -6,6 +6,8 @@ import pytest
 
 import lazycast
 from tools.simulation.group import Group, Plan
+from tools.simulation.measure import predicted
+from tools.simulation.real import measure
 
 CASTS = 10
 
@@ -39,3 +41,10 @@ def test_the_root_of_a_real_group_gets_as_many_reports(ranks: int, per_host: int
     found = lazycast.launch(count_reports, ranks=ranks, backend="local", args=(per_host, CASTS), timeout_s=90)
     simulated = Group(Plan(ranks, per_host=per_host, casts=CASTS)).run().root_got["Report"]
     assert found == [simulated, *[0] * (ranks - 1)]
+
+
+@pytest.mark.parametrize(("ranks", "per_host"), [(2, 1), (8, 2)])
+def test_what_is_measured_has_the_messages_that_were_predicted(ranks: int, per_host: int) -> None:
+    found = measure(ranks, per_host, casts=3)
+    assert found["reports"] == predicted(ranks, per_host, factor=1.0, cores=2)["reports"]
+    assert 0 < found["value_s"] < found["verdict_s"] < 60

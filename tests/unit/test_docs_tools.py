@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -75,6 +76,21 @@ def test_the_picture_of_the_gain_is_that_of_the_published_run() -> None:
     for box in root.iter(f"{SVG}rect"):
         assert float(box.attrib["x"]) + float(box.attrib["width"]) <= width
         assert float(box.attrib["y"]) + float(box.attrib["height"]) <= height
+
+
+def test_the_picture_of_scaling_is_that_of_the_published_run() -> None:
+    picture = tool("scaling_picture")
+    assert picture.TARGET.read_text() == picture.draw(), "run: python tools/scaling_picture.py"
+    lines = {
+        line.attrib["class"]: [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
+        for line in ET.fromstring(picture.draw()).iter(f"{SVG}polyline")
+    }
+    run = json.loads(picture.RUN.read_text())["simulated"]
+    assert {len(points) for points in lines.values()} == {len({row["ranks"] for row in run})}
+    for points in lines.values():
+        assert (points[0][0], points[-1][0]) == (picture.LEFT, picture.RIGHT)
+        assert all(picture.TOP <= y <= picture.BOTTOM for _, y in points)
+    assert lines["ours"][-1][1] > lines["theirs"][-1][1], "lower on the page: faster"
 
 
 def test_the_picture_of_the_house_has_every_part_of_it() -> None:

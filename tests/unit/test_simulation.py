@@ -14,6 +14,7 @@ from lazycast.net import wire
 from lazycast.net.wire import Cast, Report
 from tools.simulation.group import REF, Group, Outcome, Plan
 from tools.simulation.machine import Machines, Speeds
+from tools.simulation.measure import calibrated, predicted
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -126,3 +127,25 @@ def test_the_command_prints_a_table_and_writes_what_it_found(tmp_path: Path) -> 
         (16, False, 15),
     ]
     assert len(done.stdout.splitlines()) == 2 + 4
+
+
+def test_hosts_that_are_labels_share_the_cores_of_their_machine() -> None:
+    speeds = Speeds(cores=2)
+    apart = Machines([[0], [1], [2]], speeds)
+    shared = Machines([[0], [1], [2]], dataclasses.replace(speeds, one_machine=True))
+    assert [apart.work(rank, 1.0) for rank in range(3)] == [1.0, 1.0, 1.0]
+    assert [shared.work(rank, 1.0) for rank in range(3)] == [1.0, 1.0, 2.0]
+
+
+def test_two_ranks_tell_what_a_message_costs() -> None:
+    factor = calibrated(5e-3, cores=2)
+    assert predicted(2, 1, factor, cores=2)["verdict_s"] == pytest.approx(5e-3)
+    # A cast, a report and a verdict, one after another; each has the way between two ranks.
+    usual = Speeds()
+    assert 3 * (factor * (usual.send_s + usual.receive_s) + usual.latency_s) == pytest.approx(5e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("verdict_s", [1e-6, 1e6])
+def test_a_time_that_no_cost_explains_is_refused(verdict_s: float) -> None:
+    with pytest.raises(ValueError, match="no cost of a message explains that"):
+        calibrated(verdict_s, cores=2)

@@ -17,6 +17,7 @@ class Speeds:
         latency_s: from one rank to another of its host, in seconds; `far_latency_s`: of another host.
         bandwidth: of what a host sends to others, in bytes a second.
         cores: per host. A rank handles one message at a time.
+        one_machine: whether all hosts share these cores, as labels for processes of one machine do.
         notice_s: from the death of a rank to when its neighbours see that its sockets are closed.
         frame_nbytes: what a message takes on the network beside its header and body.
     """
@@ -27,6 +28,7 @@ class Speeds:
     far_latency_s: float = 50e-6
     bandwidth: float = 3e9
     cores: int = 8
+    one_machine: bool = False
     notice_s: float = 1e-3
     frame_nbytes: int = 66
 
@@ -41,7 +43,10 @@ class Machines:
         self.now_s = 0.0
         self.speeds = speeds
         self._host_of = {rank: index for index, host in enumerate(hosts) for rank in host}
-        self._cores = [[0.0] * speeds.cores for _ in hosts]  # when each is free: heaps
+        # When each is free: heaps, or one heap for all.
+        self._cores = [[0.0] * speeds.cores for _ in hosts]
+        if speeds.one_machine:
+            self._cores = self._cores[:1] * len(hosts)
         self._rank_free_s = dict.fromkeys(self._host_of, 0.0)
         self._uplink_free_s = [0.0] * len(hosts)
         self.cpu_s = dict.fromkeys(self._host_of, 0.0)  # by rank: what its messages took
