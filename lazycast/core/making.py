@@ -420,6 +420,9 @@ class Making:
                 self._code_missing(arrival, failure)
 
     def _give(self, arrival: Arrival, message: Code, body: memoryview) -> Failure | None:
+        with self._lock:
+            if not arrival.lost or arrival.final is not None:  # it was asked for twice, or is over
+                return None
         try:
             own = allocate(message.nbytes)
         except MemoryError as exc:

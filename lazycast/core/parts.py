@@ -323,7 +323,7 @@ class _Part:
                 body, layout = self._given_body(), Layout(message.stream_nbytes, message.frames)
             made = helped(body, layout)
         except Unmade as exc:
-            if exc.failure is not None and exc.failure.kind == "encode" and self._stages.instead is not None:
+            if exc.failure is not None and exc.of_helpers and self._stages.instead is not None:
                 return self._not_by_helper(body, exc.failure.message)
             raise _Failed(Result(failure=exc.failure, cause=exc.cause)) from None
         except _Failed:

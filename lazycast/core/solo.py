@@ -267,7 +267,7 @@ class SoloLane:
             what = "what helpers made could not be taken"
             value = make(lambda: ask.taken) if each is None else self._made_in_parts(ask, make, priority)
         except Unmade as exc:
-            if exc.failure is not None and exc.failure.kind == "encode" and chosen:
+            if exc.failure is not None and exc.of_helpers and chosen:
                 return self._not_by_helper(ask, fn, payload, exc.failure.message)
             result = _UNMADE if exc.failure is None else Result(failure=exc.failure, cause=exc.cause)
             return self._learn(ask, result, None)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -553,6 +554,35 @@ def test_a_choice_of_helpers_fails_no_value_that_does_not_pickle(ranks: int) -> 
     _, root = found[0]
     assert root.unshared == 3
     assert "pickle" in root.unshared_reason
+
+
+def _die_for_good(broken: str) -> tuple[list[int], Any, list[int]]:
+    with LazyBroadcast(helped.who, placement=Auto(helpers=Helpers(1)), timeout_s=LIMIT_S) as lazy:
+        _with_helpers_chosen(lazy)
+        first = value_of(lazy, 0)["pid"]
+        if lazy.is_root:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("multiprocessing.spawn._python_exe", broken)
+                lane: Any = lazy._lane
+                os.kill(first, signal.SIGKILL)
+                while not lane.engine.maker.pool.lost:  # or the next cast may have killed it
+                    time.sleep(0.001)
+                values = [value_of(lazy, n)["pid"] for n in range(3)]
+        else:
+            values = [value_of(lazy, n)["pid"] for n in range(3)]
+        return [first, os.getpid()], lazy.stats(), values
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_choice_of_helpers_that_cannot_begin_any_more_fails_nothing(ranks: int, tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho no such thing >&2\nexit 3\n")
+    broken.chmod(0o755)
+    for (first, own), stats, values in launch(_die_for_good, ranks=ranks, args=(str(broken),), timeout_s=100):
+        assert values == [own] * 3 != [first] * 3
+        assert stats.failed == {}
+        if ranks == 1:
+            assert "no such thing" in stats.unshared_reason
 
 
 def _crashes() -> str:

@@ -30,7 +30,8 @@ from lazycast import (
     launch,
     register_materializer,
 )
-from lazycast.codec.pickling import encode
+from lazycast.codec.pickling import allocate, encode
+from lazycast.core import making
 from lazycast.core.memo.book import Book
 from lazycast.core.memo.store import Store
 from lazycast.net.host.memory import pages
@@ -321,6 +322,44 @@ def _withdrawn() -> tuple[bool, int]:
 def test_what_is_withdrawn_when_it_is_had_again_is_still_remembered() -> None:
     for _, made in on_threads(_withdrawn):
         assert made == 6
+
+
+def _asked_late(asked: threading.Event) -> int:
+    """A rank that has lost a value asks for its cast after that has come, and before the value has."""
+    with lazy_of(placement="every") as lazy:
+        value_of(lazy, 70_000)
+        value_of(lazy, 1)
+        lane: Any = lazy._lane
+        if lazy.is_root:
+            encode_again = lane.sending.encoder.again
+
+            def when_asked(*args: Any) -> Any:
+                assert asked.wait(LIMIT_S)
+                return encode_again(*args)
+
+            lane.sending.encoder.again = when_asked
+        if lazy.rank != 2:
+            return int(value_of(lazy, 70_000)["of"])
+        lane.casts.keeping.store.drop(1)
+        deadline_s = time.monotonic() + LIMIT_S
+        while not lane.casts.making._parked:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.001)
+        future = lazy.broadcast_async()
+        asked.set()
+        return int(future.result(LIMIT_S)["of"])
+
+
+def test_what_a_rank_has_lost_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[int] = []
+
+    def allocated(nbytes: int) -> memoryview:
+        copied.append(nbytes)
+        return allocate(nbytes)
+
+    monkeypatch.setattr(making, "allocate", allocated)
+    assert on_threads(_asked_late, threading.Event()) == [70_000] * 3
+    assert len(copied) == 1
 
 
 # What goes

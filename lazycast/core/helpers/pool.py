@@ -110,7 +110,7 @@ class Pool:
         """
         died: str | None = None
         while True:
-            helper = self._take(unwanted)
+            helper = self._take(unwanted, untried=died is None)
             try:
                 return helper.make(order, room_for, unwanted, self._helpers.limit_s)
             except Died as exc:
@@ -126,7 +126,7 @@ class Pool:
                 self._give(helper)
                 del helper
 
-    def _take(self, unwanted: Callable[[], bool]) -> Helper:
+    def _take(self, unwanted: Callable[[], bool], *, untried: bool) -> Helper:
         """Return a helper that is free, once there is one. Raises Unmade."""
         with self._changed:
             while True:
@@ -141,7 +141,7 @@ class Pool:
                         return helper
                     self._wake()  # its socket may be open still, in a child of its own
                 if self._trouble is not None and not any(helper.ready for helper in self._team.values()):
-                    raise Unmade(self._trouble)
+                    raise Unmade(self._trouble, untried=untried)
                 self._changed.wait(LOOK_S)
 
     def _give(self, helper: Helper) -> None:

@@ -97,11 +97,16 @@ class Overran(Exception):
 
 
 class Unmade(Exception):
-    """There is no value: the failure says why, or nobody wants it."""
+    """There is no value: the failure says why, or nobody wants it. `untried`: no helper has begun, or can."""
 
-    def __init__(self, failure: Failure | None, cause: BaseException | None = None) -> None:
+    def __init__(self, failure: Failure | None, cause: BaseException | None = None, *, untried: bool = False) -> None:
         super().__init__()
-        self.failure, self.cause = failure, cause
+        self.failure, self.cause, self.untried = failure, cause, untried
+
+    @property
+    def of_helpers(self) -> bool:
+        """Whether a rank could make the value: it does not leave its helper, or there is none."""
+        return self.failure is not None and (self.untried or self.failure.kind == "encode")
 
 
 class HelperError(Exception):
