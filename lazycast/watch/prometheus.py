@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lazycast import errors
 from lazycast.api import LazyBroadcast
 from lazycast.core.engine import Engine
-from lazycast.errors import ClosedError
 from lazycast.start import lifetime
 from lazycast.watch.stats import PHASES, Stats
 from lazycast.watch.timing import BOUNDS_S, Timing, merged
@@ -27,6 +27,21 @@ if TYPE_CHECKING:
 
 #: The buckets' bounds (seconds): 1, 2 and 5 of each decade.
 _LE_S = tuple(b for b in BOUNDS_S if 1e-5 <= b <= 100 and f"{b:e}"[:8] in ("1.000000", "2.000000", "5.000000"))
+
+
+#: How calls end, in series that are there from the first scrape on: `rate()` takes no notice of a series' first value,
+#: so the first failure of a kind would not show. Classes that are not here get theirs when they happen.
+_OUTCOMES = (
+    *("value", "cancelled"),
+    *(
+        error.__name__
+        for error in (
+            *(errors.EncodeError, errors.DecodeError, errors.MaterializeError, errors.PayloadMismatchError),
+            *(errors.PeerLostError, errors.ClosedError, errors.CastTimeoutError, errors.DivergenceError),
+            *(errors.BackendError, errors.TrustError),
+        )
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,7 @@ class _Number:
 
 
 def _ended(stats: Stats) -> dict[str, int]:
-    return {"value": stats.resolved, "cancelled": stats.cancelled, **stats.failed}
+    return {**dict.fromkeys(_OUTCOMES, 0), "value": stats.resolved, "cancelled": stats.cancelled, **stats.failed}
 
 
 def _received(stats: Stats) -> dict[str, int]:
@@ -181,8 +196,7 @@ class Collector:
         text = "How long each phase of a cast took."
         histogram = self._core.HistogramMetricFamily("lazycast_phase_seconds", text, labels=(*_LABELS, "phase"))
         for labels, timing in sums.timings.items():
-            if timing.count:
-                histogram.add_metric(labels, _cumulated(timing), timing.total_s)
+            histogram.add_metric(labels, _cumulated(timing), timing.total_s)
         yield histogram
 
     def _open(self) -> list[Engine]:
@@ -200,7 +214,7 @@ class Collector:
             if mine.rank != (mine.root if len(one.lanes) == 1 else 0):  # of several roots one speaks for the group
                 return []
             group = one.looks.group_stats()
-        except ClosedError:  # this process was forked
+        except errors.ClosedError:  # this process was forked
             return []
         return [(stats, group.age_s[rank]) for rank, stats in group.ranks.items()]
 
@@ -217,7 +231,7 @@ def _cumulated(timing: Timing) -> list[tuple[str, float]]:
     """Return the counts up to each bound, as Prometheus wants them."""
     found, below, index = [], 0, 0
     for bound_s in _LE_S:
-        while BOUNDS_S[index] <= bound_s:
+        while timing.count and BOUNDS_S[index] <= bound_s:  # without a count there are no buckets
             below += timing.buckets[index]
             index += 1
         found.append((f"{bound_s:g}", float(below)))

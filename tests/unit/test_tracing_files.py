@@ -449,3 +449,13 @@ with LazyBroadcast(len) as lazy:
     assert run_python(code).split() == ["True", "False"]
     (path,) = (tmp_path / "traces").iterdir()
     assert events.read(path).whole
+
+
+def test_a_merged_trace_says_when_it_began(tmp_path: Path) -> None:
+    before_ns = time.time_ns()
+    with traced(tmp_path) as one:
+        began_s = time.monotonic()
+        one.took("encode", began_s, began_s + 0.5, Cast(1))
+    merged = merge(*read_all(tmp_path))
+    (encode,) = (event for event in merged.events if event["name"] == "encode")
+    assert before_ns - 2_000_000 <= merged.base_ns + encode["ts"] * 1e3 <= time.time_ns() + 2_000_000

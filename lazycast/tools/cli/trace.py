@@ -60,7 +60,9 @@ def _merge(args: argparse.Namespace) -> int:
         said = {"notes": merged.notes, "clocks": clocks}
         steps.say(f"writing {args.out}")
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"traceEvents": merged.events, "displayTimeUnit": "ms", "otherData": said}))
+        began = {"baseTimeNanoseconds": merged.base_ns}  # as in the traces of torch.profiler
+        whole = {"traceEvents": merged.events, "displayTimeUnit": "ms", "otherData": said, **began}
+        args.out.write_text(json.dumps(whole))
     objects = {trace.about["object"] for trace in traces}
     counts = f"{len(merged.events)} events of {_counted(len(traces), 'file')}, {_counted(len(objects), 'object')}"
     print(f"{counts}: {args.out}")

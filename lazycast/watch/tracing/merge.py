@@ -34,14 +34,16 @@ class Merged:
     """What `merge` returns.
 
     Attributes:
-        events: all of them, by the clock of the first root.
+        events: all of them, by the clock of the first root, from the first event on.
         offsets: of each file's clock.
         notes: what whoever reads the trace should know.
+        base_ns: when moment 0 was (nanoseconds since 1970), by that root's clock of day when its trace began.
     """
 
     events: list[Event]
     offsets: dict[Path, Offset]
     notes: list[str] = field(default_factory=list)
+    base_ns: int = 0
 
 
 class _Move(NamedTuple):
@@ -120,6 +122,8 @@ def merge(traces: Sequence[Trace], notes: Iterable[str] = (), say: Say = silent)
     begin_us = min((event["ts"] for event in merged.events if event["ph"] != "M"), default=0.0)
     for event in merged.events:
         event["ts"] = 0 if event["ph"] == "M" else round(event["ts"] - begin_us, 3)
+    chief = _chief(next(iter(groups.values())))
+    merged.base_ns = round((begin_us + chief["wall_us"] - chief["monotonic_us"]) * 1e3)
     merged.events.sort(key=_order)
     return merged
 
