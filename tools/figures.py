@@ -122,7 +122,7 @@ def published() -> str:
 
 
 def peers() -> str:
-    torch, local = "bench-torch-peers", "bench-local-peers"
+    torch, local = "bench-torch", "bench-local-peers"
     rows = [ours(torch, "array", "torch")]
     rows += [theirs(torch, "array", way) for way in ("accelerate broadcast_object_list", "vLLM MessageQueue")]
     rows += [ours(torch, "tensor", "torch, a tensor")]
