@@ -219,7 +219,7 @@ def test_two_casts_that_agree() -> None:
         assert endings(world) == {"a": dict.fromkeys((0, 1), "value 2"), "b": dict.fromkeys((0, 1), "value 3")}
         nothing_left(world)
 
-    explored(Case(script, "every", hosts=ALONE), check, least=1000)
+    explored(Case(script, "every", hosts=ALONE), check, least=800)
 
 
 @pytest.mark.parametrize(
