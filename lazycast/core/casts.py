@@ -57,8 +57,8 @@ class Casts:
         self.making = Making(engine, group, options, policy, near, self, self.end, code_for)
         self.agreeing: dict[int, Arrival] = {}  # by seq: casts whose verdict has not come
         self.keeping: Keeping | None = None  # where values are remembered
-        if self._relay.combining is not None:
-            self._relay.said = self.trace_said
+        if self._relay.upwards is not None:
+            self._relay.upwards.said = self.trace_said
         if options.memo is not None:
             self.keeping = Keeping(Store(options.memo.nbytes, copy_all=options.values == "copy"), policy.codec)
 
@@ -97,7 +97,7 @@ class Casts:
             arrival.reported_s = time.monotonic()
             read = arrival.ask is not None
             arrival.told_read |= read
-        if self._engine.tracer is not None and self._relay.combining is None:
+        if self._engine.tracer is not None and self._relay.upwards is None:
             self.trace_said("report", message.seq)
         kept_nbytes = kept.taken_nbytes if kept is not None else 0
         self._relay.up(Report(self._group.rank, message.seq, read, result.failure, arrival.cost, kept_nbytes))
@@ -204,7 +204,8 @@ class Casts:
                 end.failure = message.failure
         if (tracer := self._engine.tracer) is not None:
             tracer.happened(message.failure.kind, None, rank=message.rank, text=message.failure.message)
-        self._relay.combine_no_more()
+        if self._relay.upwards is not None:
+            self._relay.upwards.stop()
         if flood:
             self._relay.flood(message)
         if first:

@@ -274,16 +274,16 @@ class FollowerLane:
     # Time
 
     def on_turn(self) -> float | None:
-        if self._relay.combining is not None:
+        if (upwards := self._relay.upwards) is not None:
             now_s = time.monotonic()
-            return _sooner(self._tell_reads(now_s), self._relay.tell_reads(now_s))
+            return _sooner(self._tell_reads(now_s), upwards.tell_reads(now_s))
         return self._tell_reads(time.monotonic()) if self._reads.due_s is not None else None
 
     def work(self) -> float | None:
         now_s = time.monotonic()
         due_s = _sooner(self._tell_reads(now_s), self._tell_figures(now_s))
-        if self._relay.combining is not None:
-            due_s = _sooner(due_s, self._relay.tell_reads(now_s))
+        if (upwards := self._relay.upwards) is not None:
+            due_s = _sooner(due_s, upwards.tell_reads(now_s))
         return self.near.beat_beside(due_s)
 
     def _tell_figures(self, now_s: float) -> float | None:
@@ -298,7 +298,7 @@ class FollowerLane:
         with self._lock:
             reads, next_s = self._reads.take(now_s), self._reads.due_s
         for seqs in messages(reads):
-            if self.engine.tracer is not None and self._relay.combining is None:
+            if self.engine.tracer is not None and self._relay.upwards is None:
                 self.casts.trace_said("read", seqs[0])
             self._relay.up(Read(self._group.rank, seqs))
         return next_s

@@ -159,5 +159,5 @@ class Neighbours:
         """Return lines of a dump: who was heard when, and what waits to be sent."""
         ranks = sorted({*self.topology.host, *self.topology.remote_neighbours} - {self._group.rank})
         heard = [f"rank {r}: {self.relay.link_to(r)}, {ago(self.relay.heard_ago_s(r))}" for r in ranks]
-        held = self.relay.combining.lines() if self.relay.combining is not None else []
+        held = self.relay.upwards.combining.lines() if self.relay.upwards is not None else []
         return heard + held + self.relay.state()

@@ -10,8 +10,7 @@ Guarantees:
 * A header or body that does not make sense, or that its sender may not send, is a lost peer with a reason, never an
   exception that goes unseen.
 * Whatever comes from a neighbour, a part of a body included, stamps when it was last heard.
-* What ranks below say of casts is put together on its way up: see `combining`. A roll call, and the news of an end,
-  find nothing held.
+* What ranks below say of casts is put together on its way up: see `upwards`.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from lazycast.net.host.arena import Slot
 from lazycast.net.host.mesh import INLINE_NBYTES, Mesh
 from lazycast.net.senders import Senders
 from lazycast.net.topology import Topology
+from lazycast.net.upwards import Upwards
 from lazycast.net.wire import (
     AnyMessage,
     Beat,
@@ -90,7 +90,7 @@ class Relay:
 
     Args:
         combining: of what ranks below this one say, if there are any and it is not the root.
-        wake: is called when `tell_reads` has something to do earlier than it has said.
+        wake: see `Upwards`.
     """
 
     def __init__(
@@ -102,10 +102,7 @@ class Relay:
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         self._topology = topology
-        self.combining, self._wake = combining, wake
-        #: Told of each report, or first cast of those that were read, that goes up from here after it was combined.
-        self.said: Callable[[str, int], None] | None = None
-        self._up_lock = threading.Lock()  # nothing overtakes what was combined before
+        self.upwards = Upwards(combining, topology.rank, self._send_up, wake) if combining is not None else None
         self._receiver = receiver
         self._mesh = mesh
         #: Whether what comes from this host may go on to somebody.
@@ -300,54 +297,17 @@ class Relay:
         parent, mesh = self._topology.parent, self._mesh
         if parent is None:
             self._receiver.on_message(message, _EMPTY)
-        elif self.combining is not None and isinstance(message, (Report, Read)):
-            self._combine(self.combining, message)
+        elif self.upwards is not None and isinstance(message, (Report, Read)):
+            self.upwards.take(message)
         elif parent in self._near and mesh is not None:
             mesh.send_all((parent,), wire.encode(message))
         else:
             self._send(parent, wire.encode(message))
 
-    def _combine(self, combining: Combining, message: Report | Read) -> None:
-        """Take what this rank, or one below, says of casts; send what goes up now."""
-        now_s = time.monotonic()
-        with self._up_lock:
-            before_s = combining.due_s
-            if isinstance(message, Report):
-                self._say(combining.report(message, now_s))
-            else:
-                combining.read(message, now_s)
-            self._say(combining.take(now_s))
-            due_s = combining.due_s
-        if due_s is not None and (before_s is None or due_s < before_s):
-            self._wake()
-
-    def tell_reads(self, now_s: float) -> float | None:
-        """Pass on what ranks below have asked for, if it is time; return when to come back (monotonic seconds)."""
-        combining = self.combining
-        if combining is None or combining.due_s is None:
-            return None
-        with self._up_lock:
-            self._say(combining.take(now_s))
-            return combining.due_s
-
-    def combine_no_more(self) -> None:
-        """A rank has ended: what is held goes up, before the news, and nothing is held any more."""
-        if self.combining is not None:
-            with self._up_lock:
-                self._say(self.combining.stop())
-                self._say(self.combining.take(time.monotonic()))
-
-    def _say(self, messages: Sequence[Report | Read]) -> None:
-        """With the lock of what goes up held, if anything is combined here: send towards the root."""
+    def _send_up(self, header: bytes) -> None:
         parent = self._topology.parent
         assert parent is not None
-        for message in messages:
-            if self.said is not None and message.rank == self._topology.rank:
-                if isinstance(message, Report):
-                    self.said("report", message.seq)
-                else:
-                    self.said("read", message.seqs[0])
-            self._send(parent, wire.encode(message))
+        self._send(parent, header)
 
     def one(self, message: Status | Relayed) -> None:
         """Send to the rank the message names, which is below this one."""
@@ -424,8 +384,8 @@ class Relay:
         self.heard_s[peer] = time.monotonic()
         with self._count_lock:
             self._nbytes_from_away += len(header) + body.nbytes
-        if self.combining is not None and isinstance(message, (Cast, Drop, RollCall)):
-            self._look_at(self.combining, message)
+        if self.upwards is not None and isinstance(message, (Cast, Drop, RollCall)):
+            self.upwards.look_at(message)
         self._pass_on(message, header, body)
         if isinstance(message, (Cast, Code, Chunk)):
             self._assemble(message, header, body.nbytes)
@@ -433,16 +393,6 @@ class Relay:
             self._tell_gone(peer, message)
         elif self._is_mine(message) and not isinstance(message, Beat):
             self._receiver.on_message(message, _EMPTY)
-
-    def _look_at(self, combining: Combining, message: Cast | Drop | RollCall) -> None:
-        """Know what those below will speak of, before they can."""
-        with self._up_lock:
-            if isinstance(message, Cast):
-                combining.opened(message, time.monotonic())
-            elif isinstance(message, Drop):
-                combining.dropped(message.seq)
-            else:
-                self._say(combining.asked(time.monotonic()))
 
     def gone(self, peer: int, reason: str | None) -> None:
         self._placed.pop(peer, None)
@@ -462,8 +412,8 @@ class Relay:
             if not isinstance(message, (Cast, Code, Chunk)):  # these go to the host when they are complete
                 self._send_here(header, None)
         elif message.route == "up" and self._topology.parent is not None:
-            if self.combining is not None and isinstance(message, (Report, Read)):
-                self._combine(self.combining, message)
+            if self.upwards is not None and isinstance(message, (Report, Read)):
+                self.upwards.take(message)
             else:
                 self._send(self._topology.parent, header)
             if isinstance(message, Query):  # whoever asks learns how far it has come

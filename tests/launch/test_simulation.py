@@ -7,33 +7,18 @@ import pytest
 import lazycast
 from tools.simulation.group import Group, Plan
 from tools.simulation.measure import predicted
-from tools.simulation.real import measure
+from tools.simulation.real import Reports, measure, on_host
 
 CASTS = 10
 
 
 def count_reports(per_host: int, casts: int) -> int:
     """Cast, and return how many reports of other ranks came to this one."""
-    import os
-    import threading
-
-    from lazycast.core.root import RootLane
-    from lazycast.net.wire import AnyMessage, Report
-
-    os.environ["LAZYCAST_HOST"] = str(int(os.environ["LAZYCAST_RANK"]) // per_host)
-    got, lock, take = 0, threading.Lock(), RootLane.on_message
-
-    def counted(self: RootLane, message: AnyMessage, body: memoryview) -> None:
-        nonlocal got
-        if isinstance(message, Report) and message.rank != 0:
-            with lock:
-                got += 1
-        take(self, message, body)
-
-    RootLane.on_message = counted  # type: ignore[method-assign]
+    on_host(per_host)
+    got = Reports()
     with lazycast.LazyBroadcast(agree=True) as lazy:
         assert [lazy.broadcast(number)["of"] for number in ({"of": n} for n in range(casts))] == list(range(casts))
-    return got
+    return got.count
 
 
 @pytest.mark.parametrize(("ranks", "per_host"), [(2, 1), (4, 2), (8, 2), (8, 4)])

@@ -13,6 +13,7 @@ _MEETING = "lazycast/start/meeting.py"
 _MESH = "lazycast/net/host/mesh.py"
 _RELAY = "lazycast/net/relay.py"
 _COMBINING = "lazycast/net/combining.py"
+_UPWARDS = "lazycast/net/upwards.py"
 _TOPOLOGY = "lazycast/net/topology.py"
 
 MUTANTS = (
@@ -144,7 +145,7 @@ MUTANTS = (
     ),
     Mutant(
         "combining-roll-call-passes",
-        _RELAY,
+        _UPWARDS,
         "self._say(combining.asked(time.monotonic()))",
         "pass",
         "a time-out names who is missing, and nobody else",

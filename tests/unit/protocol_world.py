@@ -27,6 +27,7 @@ from lazycast.core.waits import Stage
 from lazycast.errors import ClosedError, KeyInUseError, LazycastError
 from lazycast.materialize.cores import Cores
 from lazycast.net import relay as relay_module
+from lazycast.net import upwards as upwards_module
 from lazycast.net.backend import Context, Link, Sink
 from lazycast.net.relay import Relay
 from lazycast.net.topology import place
@@ -399,9 +400,9 @@ class World:
                     continue
                 if lane._reads:
                     lane._reads.due_s = 0.0
-                combining = lane.near.relay.combining
-                if combining is not None and combining.due_s is not None:
-                    combining.due_s = 0.0
+                upwards = lane.near.relay.upwards
+                if upwards is not None and upwards.combining.due_s is not None:
+                    upwards.combining.due_s = 0.0
                 lane.work()
             while steps := self.enabled():
                 self.do(steps[0])
@@ -433,5 +434,5 @@ def everything_in_slots() -> Any:
 
 
 def timeless() -> Any:
-    """Patch the relay so that what is gathered for a while waits for a step, however slow we are."""
-    return mock.patch.object(relay_module, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    """Patch what goes up so that what is gathered for a while waits for a step, however slow we are."""
+    return mock.patch.object(upwards_module, "time", SimpleNamespace(monotonic=lambda: 0.0))

@@ -78,7 +78,7 @@ def books(world: World) -> dict[str, Any]:
             box = lane.matching.mailbox
             tables |= {"asks": box.asks(), "arrivals": box.arrivals(), "queries": lane._queries}
             tables |= {"early verdicts": lane._early_verdicts, "reads": lane._reads}
-            tables |= {"combining": lane.near.relay.combining or ()}
+            tables |= {"combining": upwards.combining if (upwards := lane.near.relay.upwards) is not None else ()}
         if isinstance(lane, RootLane):
             tables |= {
                 "unsent": lane.intake.calls._unsent,
@@ -443,9 +443,9 @@ def test_what_is_held_for_who_has_gone_is_told(placement: str, end: Do) -> None:
         for rank in (0, 1):
             for index, value in enumerate(("value 2", "value 3")):
                 assert world.ending(rank, index) in (value, f"{error} of rank 2")
-        combining = world.members[1].lane.near.relay.combining
-        assert combining is not None
-        assert len(combining) == 0
+        upwards = world.members[1].lane.near.relay.upwards
+        assert upwards is not None
+        assert len(upwards.combining) == 0
         assert_no_slot_held(world)
 
     explored(Case(script, placement, True, hosts=LED), check, least=20, departures=1)

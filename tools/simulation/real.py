@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 
 import lazycast
+from lazycast.core.root import RootLane
+from lazycast.net.wire import AnyMessage, Report
 
 REST_S = 0.02
 TIMEOUT_S = 120
@@ -29,22 +31,32 @@ class Seen:
     reports: int
 
 
+class Reports:
+    """Counts the reports of other ranks that come to this one, of all objects made after it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        lock, take = threading.Lock(), RootLane.on_message
+
+        def counted(lane: RootLane, message: AnyMessage, body: memoryview) -> None:
+            if isinstance(message, Report) and message.rank != 0:
+                with lock:
+                    self.count += 1
+            take(lane, message, body)
+
+        RootLane.on_message = counted  # type: ignore[method-assign]
+
+
+def on_host(per_host: int) -> None:
+    """Give this rank the label of its host, of so many ranks each."""
+    os.environ["LAZYCAST_HOST"] = f"h{int(os.environ['LAZYCAST_RANK']) // per_host}"
+
+
 def cast(per_host: int, casts: int) -> Seen:
     """Cast 1 KiB after a rest, again and again: what every rank runs."""
-    from lazycast.core.root import RootLane
-    from lazycast.net.wire import AnyMessage, Report
-
-    os.environ["LAZYCAST_HOST"] = f"h{int(os.environ['LAZYCAST_RANK']) // per_host}"
-    got, lock, take = 0, threading.Lock(), RootLane.on_message
-
-    def counted(self: RootLane, message: AnyMessage, body: memoryview) -> None:
-        nonlocal got
-        if isinstance(message, Report) and message.rank != 0:
-            with lock:
-                got += 1
-        take(self, message, body)
-
-    RootLane.on_message = counted  # type: ignore[method-assign]
+    on_host(per_host)
+    got = Reports()
+    before = 0
     begun_s, valued_s, told_s = [], [], []
     with lazycast.LazyBroadcast(made, placement="every", agree=True) as lazy:
         for seq in range(casts + 1):
@@ -54,14 +66,12 @@ def cast(per_host: int, casts: int) -> Seen:
             value_s = lazy.broadcast(bytes(1024) if lazy.is_root else None)
             told = time.monotonic()
             if seq == 0:  # in which code and connections are new
-                with lock:
-                    got = 0
+                before = got.count
                 continue
             begun_s.append(begun)
             valued_s.append(value_s)
             told_s.append(told)
-        with lock:
-            reports = got
+        reports = got.count - before
     return Seen(begun_s, valued_s, told_s, reports)
 
 

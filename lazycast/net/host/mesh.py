@@ -61,7 +61,6 @@ _RECV_FLAGS = int(socket.MSG_CMSG_CLOEXEC)
 _CUT_OFF, _FDS_CUT_OFF = int(socket.MSG_TRUNC), int(socket.MSG_CTRUNC)
 _ANCILLARY_NBYTES = socket.CMSG_SPACE(4 * _MAX_FDS)
 _EMPTY = memoryview(b"")
-_NO_FDS: list[int] = []
 
 
 class _Descriptor:
