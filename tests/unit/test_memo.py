@@ -239,14 +239,15 @@ def test_what_some_rank_did_not_want_is_not_remembered() -> None:
     assert on_threads(_discarded, threading.Barrier(3)) == [(2, 1)] * 3
 
 
-def _lost(key: str | None, nbytes: int, shared: str | bool) -> tuple[list[Any], int, int]:
+def _lost(all_did: threading.Barrier, key: str | None, nbytes: int, shared: str | bool) -> tuple[list[Any], int, int]:
     """Two ranks of three lose a value: for good, so that they ask for it each time."""
     with lazy_of(placement="shard", tuning=Tuning(shared_memory=shared)) as lazy:
         value_of(lazy, nbytes)
         if lazy.rank > 0:
             lane: Any = lazy._lane
             lane.casts.keeping.store.drop(1)
-        value_of(lazy, 1)  # by then all have done so
+        all_did.wait(LIMIT_S)  # a cast waits for no rank's calls
+        value_of(lazy, 1)
         payloads = [nbytes, 1, nbytes, 1, nbytes]
         if key is not None:
             values = [value_of(lazy, payload, key=key) for payload in payloads]
@@ -262,13 +263,13 @@ def _lost(key: str | None, nbytes: int, shared: str | bool) -> tuple[list[Any], 
 @pytest.mark.parametrize("key", [None, "same"])
 @pytest.mark.parametrize(("nbytes", "shared"), [(70_000, "auto"), (6_000_000, False)], ids=["one host", "three"])
 def test_what_ranks_have_lost_the_root_sends_them_in_order(key: str | None, nbytes: int, shared: str | bool) -> None:
-    for found, hits, failed in on_threads(_lost, key, nbytes, shared):
+    for found, hits, failed in on_threads(_lost, threading.Barrier(3), key, nbytes, shared):
         assert found == [nbytes, 1, nbytes, 1, nbytes]
         assert (hits, failed) == (5, 0)
     assert _made.count(nbytes) == (1 if shared else 3), "it is not made again"
 
 
-def _no_memory() -> list[Any]:
+def _no_memory(all_did: threading.Barrier) -> list[Any]:
     """A rank can neither have a value again nor take it: it fails on every rank, and the next cast works."""
     with lazy_of(placement="shard") as lazy:
         value_of(lazy, 70_000)
@@ -277,6 +278,7 @@ def _no_memory() -> list[Any]:
             lane: Any = lazy._lane
             lane.casts.keeping.store.drop(1)
             lane.casts.making._give = lambda *_: Failure("decode", lazy.rank, "h", "no memory")
+        all_did.wait(LIMIT_S)  # as above
         value_of(lazy, 1)
         with pytest.raises(DecodeError) as caught:
             value_of(lazy, 70_000)
@@ -285,7 +287,7 @@ def _no_memory() -> list[Any]:
 
 
 def test_what_a_rank_cannot_take_fails_once_and_is_made_again() -> None:
-    assert on_threads(_no_memory) == [[2, 70_000, 70_000]] * 3
+    assert on_threads(_no_memory, threading.Barrier(3)) == [[2, 70_000, 70_000]] * 3
     assert _made == [70_000, 1, 70_000]
 
 
@@ -324,7 +326,7 @@ def test_what_is_withdrawn_when_it_is_had_again_is_still_remembered() -> None:
         assert made == 6
 
 
-def _asked_late(asked: threading.Event) -> int:
+def _asked_late(lost: threading.Event, asked: threading.Event) -> int:
     """A rank that has lost a value asks for its cast after that has come, and before the value has."""
     with lazy_of(placement="every") as lazy:
         value_of(lazy, 70_000)
@@ -339,8 +341,10 @@ def _asked_late(asked: threading.Event) -> int:
 
             lane.sending.encoder.again = when_asked
         if lazy.rank != 2:
+            assert lost.wait(LIMIT_S)  # else the cast could come before
             return int(value_of(lazy, 70_000)["of"])
         lane.casts.keeping.store.drop(1)
+        lost.set()
         deadline_s = time.monotonic() + LIMIT_S
         while not lane.casts.making._parked:
             assert time.monotonic() < deadline_s
@@ -358,7 +362,7 @@ def test_what_a_rank_has_lost_is_copied_once(monkeypatch: pytest.MonkeyPatch) ->
         return allocate(nbytes)
 
     monkeypatch.setattr(making, "allocate", allocated)
-    assert on_threads(_asked_late, threading.Event()) == [70_000] * 3
+    assert on_threads(_asked_late, threading.Event(), threading.Event()) == [70_000] * 3
     assert len(copied) == 1
 
 
