@@ -456,25 +456,31 @@ def approximate_nbytes(payload: object) -> int:
     todo = [payload]
     torch, pillow = sys.modules.get("torch"), sys.modules.get("PIL.Image")
     while todo and seen < _MAX_WEIGHED:
-        obj = todo.pop()
+        obj: Any = todo.pop()
         seen += 1
-        if isinstance(obj, (str, bytes, bytearray)):
+        kind = type(obj)
+        if kind in _PLAIN:  # what most objects are: the questions below cost a call each
+            nbytes += 8
+        elif kind is dict:
+            todo += obj.values()
+            todo += obj
+        elif isinstance(obj, (str, bytes, bytearray)):
             nbytes += len(obj)
         elif isinstance(obj, (np.ndarray, np.generic, memoryview)):
             nbytes += obj.nbytes
-        elif isinstance(obj, Mapping):
-            todo += [*obj.values(), *obj]
         elif isinstance(obj, (list, tuple, collections.deque)):
             rest = len(obj) - _MAX_WEIGHED
             nbytes += 8 * max(0, rest)
             todo += obj if rest <= 0 else list(obj)[:_MAX_WEIGHED]
+        elif isinstance(obj, Mapping):
+            todo += [*obj.values(), *obj]
         elif isinstance(obj, Set):
             nbytes += 8 * len(obj)
         elif torch is not None and isinstance(obj, torch.Tensor):
             nbytes += obj.numel() * obj.element_size()
         elif pillow is not None and isinstance(obj, pillow.Image):
             nbytes += obj.size[0] * obj.size[1] * len(obj.getbands())
-        elif type(obj) in _PLAIN or isinstance(obj, (enum.Enum, *_NAMED, *_AS_TEXT)):
+        elif isinstance(obj, (enum.Enum, *_NAMED, *_AS_TEXT)):
             nbytes += 8
         else:
             todo += (getattr(obj, "__dict__", None) or {}).values()

@@ -116,7 +116,9 @@ class Arrival(msgspec.Struct, eq=False, weakref=True):
     def take(self) -> Material:
         """Hand over what the part is made from."""
         material = Material(self.body, self.own, self.shared)
-        self.drop()
+        self.body = self.own = self.shared = None
+        if self.items is not None:
+            self.items.let_go()
         return material
 
     def put_back(self, material: Material) -> None:

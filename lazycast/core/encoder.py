@@ -68,7 +68,8 @@ class Encoder:
             if each:
                 join, more = self.shipper.ship_join(call.materialize)
                 fresh = [*fresh, *more]
-            codes = [self._code(name, code) for name, code in fresh]
+            if fresh:
+                codes = [self._code(name, code) for name, code in fresh]
         ident = self._ident_by_key(call, ref, finish) if call.memo else None
         if ident is not None and (again := self._known(call, ident)) is not None:
             return again, Room(memoryview(b"")), codes

@@ -110,9 +110,9 @@ class Intake:
         elif payload is MISSING:
             remedy = "; for another rank's cast, name it: root=" if len(self._engine.lanes) > 1 else ""
             refusal = TypeError(f"{self._desk.label(key, None)}: broadcast() needs a payload on the root{remedy}")
-        elif fn is not None and (wrong := unusable(fn)) is not None:
+        elif fn is not None and fn is not self._options.materialize and (wrong := unusable(fn)) is not None:
             refusal = TypeError(f"{self._desk.label(key, None)}: {wrong}")
-        elif fn is not None and (refused := objection(fn, self._policy)) is not None:
+        elif fn is not None and self._policy.paths is not None and (refused := objection(fn, self._policy)) is not None:
             refusal = TrustError(f"{self._desk.label(key, None)}: {refused}", rank=self._group.rank)
         as_called, beyond = None, self._options.beyond
         if self._options.debug and refusal is None:

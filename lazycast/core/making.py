@@ -320,7 +320,7 @@ class Making:
             with self._lock:
                 arrival.put_back(material)
             return Result(cause=exc)
-        if any(stage is not None for stage in stages):
+        if stages.prepare is not None or stages.finish is not None or stages.helped is not None:
             arrival.cost = cost
         if cost.unshared is not None:
             self._count_unshared(cost.unshared)

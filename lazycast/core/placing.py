@@ -137,9 +137,9 @@ class Placing:
         return choice
 
     def doubts(self, call: Call) -> bool:
-        """Whether it is not known yet that a value of this kind, which is to be cast, pickles."""
+        """Whether it is not known yet that a value of this kind, which the root is to make, pickles."""
         trial = self.trials.get(call.seq)
-        return trial is not None and trial.placement == "root" and trial.kind not in self._proven
+        return trial is not None and trial.kind not in self._proven
 
     def spent(self, seq: int, cost: Cost) -> None:
         """Note what the root has spent on a cast before it sent it."""
@@ -170,15 +170,17 @@ class Placing:
             trial.busy_s[rank] = cost.busy_s if cost is not None else 0.0
         if cost is not None:
             self._add(trial, cost)
-            trial.hosts += [spent for spent in cost.hosts if who >> spent.rank & 1]
+            if cost.hosts:
+                trial.hosts += [spent for spent in cost.hosts if who >> spent.rank & 1]
         trial.unreported &= ~who
         if trial.unreported:
             return
         del self.trials[seq]
         assert self._chooser is not None
-        self._proven.pop(trial.kind, None)
+        kind = trial.kind
+        self._proven.pop(kind, None)
         if trial.placement != "every" and trial.unshared is None:
-            self._proven[trial.kind] = None
+            self._proven[kind] = None
             if len(self._proven) > _MAX_PROVEN:
                 self._proven.popitem(last=False)
         if trial.unshared is not None:

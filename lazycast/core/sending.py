@@ -222,7 +222,7 @@ class Sending:
                 call.measured = chosen
                 if chosen:
                     self.placed = self.placing.place(call, nbytes, len(self._desk.waits) - 1)
-                    doubtful = self.placing.doubts(call)
+                    doubtful = self.placed[0] == "root" and self.placing.doubts(call)
                 else:
                     self.placed = self.placing.given if fn is not None else self.placing.plain
                 call.placement = self.placed[0]

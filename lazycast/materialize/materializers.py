@@ -20,7 +20,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from types import BuiltinMethodType, MethodType
+from types import BuiltinMethodType, FunctionType, MethodType
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import cloudpickle
@@ -262,6 +262,7 @@ class Shipper:
         self._sources: _Recent[Materializer] = _Recent()  # what code was made of, for ranks that lack what it names
         self._bound: _Recent[tuple[object, int]] = _Recent()  # by name: what it stands for, and since which turn
         self._turns = itertools.count(1)
+        self._functions: dict[object, MaterializerRef] = {}  # that travel by name, as they were named last
 
     def ship(self, fn: Materializer, *, prepared: bool = False) -> Shipped:
         """Return the references to send with a cast, and the code to send before it if it is new.
@@ -270,7 +271,7 @@ class Shipper:
             prepared: the first stage of a `Staged` has been run: only the second is needed.
         Raises: CannotEncode naming the captured part that does not pickle; TrustError.
         """
-        name = _registered_name(fn)
+        name = _registered_name(fn) if _registered else None
         if not isinstance(fn, Staged):
             ref, code = (MaterializerRef(_REGISTERED + name, name), None) if name is not None else self._ship(fn)
             return Shipped(ref, None, [] if code is None else [(ref.ident, code)])
@@ -318,6 +319,8 @@ class Shipper:
             return known[1]
 
     def _ship(self, fn: Materializer) -> tuple[MaterializerRef, bytes | None]:
+        if type(fn) is FunctionType and (ref := self._functions.get(fn)) is not None and self._still(fn, ref):
+            return ref, None
         path = import_path(fn, same_program=self._policy.same_program)
         refused = self._policy.objection(name_of(fn), path)
         if refused is not None:
@@ -326,7 +329,12 @@ class Shipper:
             ident = ":".join(path)
             with self._lock:
                 self._paths.put(ident, fn)
-            return MaterializerRef(ident, path[1][-_MAX_NAME:], path), None
+                ref = MaterializerRef(ident, path[1][-_MAX_NAME:], path)
+                if type(fn) is FunctionType:
+                    if len(self._functions) >= _REMEMBERED:
+                        self._functions.clear()
+                    self._functions[fn] = ref
+            return ref, None
         try:
             code = bycode.dumps(fn, same_program=self._policy.same_program)
         except Exception as exc:
@@ -338,6 +346,13 @@ class Shipper:
             if self._policy.same_program:
                 self._sources.put(ident, fn, len(code))
         return MaterializerRef(ident, name_of(fn)), None if known else code
+
+    def _still(self, fn: FunctionType, ref: MaterializerRef) -> bool:
+        """Whether a function's module still has it under its name: every cast asks, so this looks no further."""
+        module, name = ref.path or ("", "")
+        names = getattr(sys.modules.get(module), "__dict__", None)
+        with self._lock:
+            return names is not None and names.get(name) is fn and self._paths.get(ref.ident) is fn
 
     def code_for(self, ident: str) -> bytes:
         """Return the code a rank asked for. Raises CannotEncode if it cannot be had."""

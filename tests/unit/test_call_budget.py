@@ -17,6 +17,7 @@ import pytest
 
 from lazycast import LazyBroadcast, launch
 
+KNOWN = 100  # casts after which everything is known, what placements cost included
 PAYLOAD = {"step": 7, "rids": ["request-1", "request-2"], "tokens": [1, 2, 3]}
 
 
@@ -45,12 +46,12 @@ def passed(options: dict[str, Any], materialize: Any) -> list[list[str]]:
     with LazyBroadcast(materialize, timeout_s=60, **options) as lazy:
         payload, casts = PAYLOAD if lazy.rank == 0 else None, []
         sys.setprofile(profile)
-        for number in range(50):
-            if number >= 40:  # by then everything is known
+        for number in range(KNOWN + 10):
+            if number >= KNOWN:
                 time.sleep(0.05)
                 profile.called, profile.on = [], True
             lazy.broadcast(payload)
-            if number >= 40:
+            if number >= KNOWN:
                 time.sleep(0.05)  # reads are told, and verdicts come, a little later
                 profile.on = False
                 casts.append(profile.called)
@@ -64,9 +65,10 @@ def passed(options: dict[str, Any], materialize: Any) -> list[list[str]]:
     [
         ({"agree": False, "placement": "every"}, None, 64, 60),
         ({}, None, 84, 68),
-        ({"placement": "every"}, length, 138, 105),
+        ({"placement": "every"}, length, 119, 103),
+        ({}, length, 160, 103),
     ],
-    ids=["agree=False", "default", "materializer"],
+    ids=["agree=False", "default", "materializer", "chosen"],
 )
 def test_a_small_cast_passes_few_functions(options: dict[str, Any], materialize: Any, root: int, other: int) -> None:
     counted = launch(passed, ranks=2, args=(options, materialize), timeout_s=60)

@@ -4,7 +4,8 @@ Guarantees:
 
 * The same calls give the same answers: nothing is random.
 * `choose` and `learn` never raise for what they are told of a cast, and take some ten microseconds each (more with
-  hundreds of ranks). Once much is known, `choose` thinks again for every eighth cast only, or when the load changes.
+  hundreds of ranks). Once much is known, `choose` thinks again, and `learn` adds up what it was told, for every eighth
+  cast only, or when the load changes.
 * Memory is bounded: the records of the 256 kinds of cast used last are kept.
 """
 
