@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -83,6 +84,13 @@ def change(payload: np.ndarray[Any, Any]) -> float:
     before = float(payload.max())
     payload += 1000
     return before
+
+
+def faults_of_an_array(nbytes: int) -> int:
+    """Return how many pages the system had to find for an array of so many bytes."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(nbytes, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def count_up(payload: Any) -> int:

@@ -340,6 +340,18 @@ def test_what_a_helper_keeps_it_keeps_as_long_as_it_lives() -> None:
 _NAMES = ["RANK", "LAZYCAST_RANK", "LAZYCAST_RENDEZVOUS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "MINE"]
 
 
+def _faults(nbytes: int) -> list[int]:
+    with lazy_of(helped.faults_of_an_array, helpers=Helpers(1)) as lazy:
+        return [value_of(lazy, nbytes) for _ in range(4)]
+
+
+def test_a_helper_keeps_the_memory_of_large_arrays_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    nbytes = 3 << 20
+    assert max(on_threads(_faults, nbytes, ranks=1)[0][2:]) < 100, "pages that the system had to find"
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(64 << 10))  # what the user says counts: each is memory of its own
+    assert min(on_threads(_faults, nbytes, ranks=1)[0][2:]) > 100
+
+
 def _surroundings() -> Any:
     with lazy_of(helped.surroundings, helpers=Helpers(1, niceness=3)) as lazy:
         found = value_of(lazy, _NAMES)

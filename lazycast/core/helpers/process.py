@@ -49,6 +49,9 @@ _OF_RANKS = (
 )
 _PREFIXES_OF_RANKS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "MPI_LOCAL", "TORCHELASTIC_")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "BLIS_NUM_THREADS")
+#: What glibc's allocator keeps of what is freed, and from which size on an array has memory of its own (bytes). If it
+#: keeps little, it takes memory anew for each large array, page by page: a third to a half of what an image takes.
+_KEEPS_NBYTES, _APART_NBYTES = 128 << 20, 32 << 20
 _GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _ENDS_S = 1.0  # how long a process that has closed its sockets, or was told to end, may take (seconds)
 #: How long a helper whose value nobody wants any more may go on before it is ended (seconds).
@@ -117,14 +120,23 @@ class _GivenUp(Exception):
     """Nobody wants it, and the helper has not noticed: it was ended."""
 
 
-def environment(*, cuda: bool) -> dict[str, str]:
-    """Return what a helper has in its environment: nothing that is a rank's, one thread for libraries, no GPU."""
+def environment(*, cuda: bool, memory_nbytes: int | None) -> dict[str, str]:
+    """Return what a helper has in its environment: nothing that is a rank's, one thread for libraries, no GPU.
+
+    What the user has set for the allocator stays. Of limited memory it may keep a quarter.
+    """
+    most = _KEEPS_NBYTES if memory_nbytes is None else memory_nbytes // 4
+    allocator = {
+        "MALLOC_TRIM_THRESHOLD_": str(min(_KEEPS_NBYTES, most)),
+        "MALLOC_MMAP_THRESHOLD_": str(min(_APART_NBYTES, most)),
+    }
     env = {
         name: value
         for name, value in os.environ.items()
         if name not in _OF_RANKS and not name.startswith(_PREFIXES_OF_RANKS)
     }
     env |= dict.fromkeys(_THREADS, "1")
+    env = {**allocator, **env}
     return env if cuda else {**env, **dict.fromkeys(_GPUS, "")}
 
 
@@ -175,7 +187,7 @@ class Helper:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     pass_fds=fds,
-                    env=environment(cuda=cuda),
+                    env=environment(cuda=cuda, memory_nbytes=config.memory_nbytes),
                     start_new_session=True,  # a Ctrl-C at the terminal is for ranks
                 )
             at_failure.pop_all()

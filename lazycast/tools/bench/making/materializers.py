@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lazycast.tools.bench.qps.materializers import PHOTO_SIZE
+
 Array = npt.NDArray[Any]
 
 SIDE = 448
@@ -30,20 +32,25 @@ def tokens(text: str) -> list[int]:
     return found
 
 
+def large_photo(jpeg: bytes) -> tuple[Array, str]:
+    """JPEG -> normalised float32 pixels, channels first, at 1120x700, and their SHA-256."""
+    return _develop(jpeg, PHOTO_SIZE)
+
+
 def photo(jpeg: bytes) -> tuple[Array, str]:
-    """JPEG -> normalised float32 pixels, channels first, and their SHA-256."""
-    return _develop(jpeg, SIDE)
+    """The same at 448x448."""
+    return _develop(jpeg, (SIDE, SIDE))
 
 
 def small_photo(jpeg: bytes) -> tuple[Array, str]:
     """The same, of a quarter of the pixels."""
-    return _develop(jpeg, SMALL_SIDE)
+    return _develop(jpeg, (SMALL_SIDE, SMALL_SIDE))
 
 
-def _develop(jpeg: bytes, side: int) -> tuple[Array, str]:
+def _develop(jpeg: bytes, size: tuple[int, int]) -> tuple[Array, str]:
     from lazycast.tools.cli import photos  # not above: lazycast.tools.cli imports the benchmarks
 
-    made = photos.develop_one(jpeg, (side, side))
+    made = photos.develop_one(jpeg, size)
     return made.pixels, made.sha256
 
 

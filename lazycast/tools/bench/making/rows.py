@@ -82,7 +82,7 @@ def _ideal(bench: Bench) -> float:
     if bench.place.rank < cores:
         began_s = time.thread_time()
         for call in range(calls):
-            WORKLOADS["photo"].materialize(bench.pool("photo")[call % 8])
+            WORKLOADS["photo"].materialize(bench.pool("photo")[call % 4])
         cpu_s = (time.thread_time() - began_s) / calls
     spent = [float(blob) for blob in bench.sync.gather(repr(cpu_s).encode())]
     return cores * len([one for one in spent if one]) / sum(spent)

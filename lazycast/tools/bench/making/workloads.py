@@ -9,6 +9,8 @@ import numpy as np
 
 from lazycast.tools.bench.making import materializers
 from lazycast.tools.bench.making.materializers import SIDE, SMALL_SIDE, VALUE_NBYTES
+from lazycast.tools.bench.qps import workloads as qps
+from lazycast.tools.bench.qps.materializers import PHOTO_SIZE
 from lazycast.tools.bench.qps.workloads import Workload
 
 _SEED = 20240229
@@ -59,12 +61,12 @@ WORKLOADS: dict[str, Workload] = {
         Workload("tokens", "text -> numbers, in pure Python", _texts, materializers.tokens, 1 << 12),
         Workload(
             "photo",
-            f"JPEG of {SIDE}x{SIDE} -> float32 pixels -> SHA-256",
-            lambda: _crops(8, SIDE),
-            materializers.photo,
-            12 * SIDE**2,
+            "JPEG of {}x{} -> float32 pixels -> SHA-256, as in `lazycast bench qps`".format(*PHOTO_SIZE),
+            qps.WORKLOADS["photo"].pool,
+            materializers.large_photo,
+            qps.WORKLOADS["photo"].nbytes,
         ),
-        Workload("album", f"{ALBUM} such photos in a request", _albums, materializers.album, ALBUM * 12 * SIDE**2),
+        Workload("album", f"{ALBUM} of {SIDE}x{SIDE} in a request", _albums, materializers.album, ALBUM * 12 * SIDE**2),
         Workload("value", "a number -> an array of 10 MB", lambda: list(range(4)), materializers.value, VALUE_NBYTES),
         Workload(
             "chat",
