@@ -146,13 +146,13 @@ class Pool:
 
     def _give(self, helper: Helper) -> None:
         with self._changed:
-            if helper.alive() and self._team.get(helper.number) is helper:
+            alive, buried = helper.alive(), self._team.get(helper.number) is not helper
+            if alive and not buried:
                 self._free.append(helper)
-            buried = self._team.get(helper.number) is not helper
             self._changed.notify()
         if buried:
             helper.hang_up()
-        elif not helper.alive():
+        elif not alive:
             self._wake()
 
     def _wake(self) -> None:

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,20 +47,25 @@ def read(pid: int, pieces: Sequence[tuple[int, int, int]], into: memoryview) -> 
     """
     if _readv is None:
         raise Unreadable("the C library has no process_vm_readv")
-    if any(offset < 0 or nbytes <= 0 or offset + nbytes > into.nbytes for offset, _, nbytes in pieces):
-        raise ValueError(f"pieces do not fit into {into.nbytes} bytes")
-    base = address_of(into)
+    base, left_nbytes = address_of(into), 0
+    for offset, _, nbytes in pieces:
+        if offset < 0 or nbytes <= 0 or offset + nbytes > into.nbytes:
+            raise ValueError(f"pieces do not fit into {into.nbytes} bytes")
+        left_nbytes += nbytes
     here = [(base + offset, nbytes) for offset, _, nbytes in pieces]
     there = [(address, nbytes) for _, address, nbytes in pieces]
-    while here:
+    while left_nbytes:
         count = _some(pid, here[:_MOST], there[:_MOST])
-        here, there = _after(here, count), _after(there, count)
+        left_nbytes -= count
+        if left_nbytes:
+            here, there = _after(here, count), _after(there, count)
 
 
 def _some(pid: int, here: list[tuple[int, int]], there: list[tuple[int, int]]) -> int:
     """Read as much as the kernel does in one call: 2 GiB at most."""
     assert _readv is not None
-    mine, others = ((_Iovec * len(places))(*(_Iovec(*place) for place in places)) for places in (here, there))
+    kind: Any = _Iovec * len(here)
+    mine, others = kind(*here), kind(*there)
     count: int = _readv(pid, mine, len(mine), others, len(others), 0)
     if count > 0:
         return count

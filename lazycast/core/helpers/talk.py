@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import array
 import functools
+import os
 import select
 import socket
 import struct
@@ -32,7 +33,9 @@ INLINE_NBYTES = 64 << 10
 _PREFIX = struct.Struct("<I")
 _PIECE_NBYTES = 1 << 20  # so that a send returns while the other side reads
 _FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-_MAX_FDS = 1
+_MAX_FDS = 1  # that come with a message: with `Memory`
+_FDS_ROOM = socket.CMSG_SPACE(4 * _MAX_FDS)
+_AHEAD_NBYTES = 4 << 10  # read in one step, so that most messages take one
 
 
 class Ended(Exception):
@@ -147,6 +150,8 @@ class Talk:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         sock.setblocking(False)
+        self._ahead = bytearray()  # what has come, and nobody has asked for
+        self._fds: list[int] = []
         self._readable, self._writable = select.poll(), select.poll()
         self._readable.register(sock, select.POLLIN)
         self._writable.register(sock, select.POLLOUT)
@@ -173,12 +178,37 @@ class Talk:
 
     def receive(self, check: Callable[[], object] = _nothing) -> tuple[Message, list[int]]:
         """Return the next message, and the descriptors that came with it. Raises Ended, and what `check` raises."""
+        ahead = self._ahead
+        while len(ahead) < _PREFIX.size:
+            self._read_ahead(check)
+        end = _PREFIX.size + _PREFIX.unpack_from(ahead)[0]
+        while len(ahead) < end:
+            self._read_ahead(check)
+        message = _decoder.decode(memoryview(ahead)[_PREFIX.size : end])
+        del ahead[:end]
         fds: list[int] = []
-        prefix = bytearray(_PREFIX.size)
-        self._fill(memoryview(prefix), check, fds)
-        header = bytearray(_PREFIX.unpack(prefix)[0])
-        self._fill(memoryview(header), check, fds)
-        return _decoder.decode(header), fds
+        if isinstance(message, Memory):
+            fds, self._fds = self._fds[:_MAX_FDS], self._fds[_MAX_FDS:]
+        return message, fds
+
+    def _read_ahead(self, check: Callable[[], object]) -> None:
+        """Take what is there, in one step: a message, and maybe what follows it."""
+        while True:
+            try:
+                data, ancillary, _, _ = self._sock.recvmsg(_AHEAD_NBYTES, _FDS_ROOM, socket.MSG_CMSG_CLOEXEC)
+                break
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError as exc:  # it was closed, with something unread or not
+                raise Ended from exc
+            if not self._readable.poll(LOOK_S * 1e3):
+                check()
+        for _, kind, rights in ancillary:
+            if kind == socket.SCM_RIGHTS:
+                self._fds += array.array("i", rights)
+        if not data:
+            raise Ended
+        self._ahead += data
 
     def body(self, nbytes: int, check: Callable[[], object] = _nothing) -> memoryview:
         """Return what follows a message, in memory of its own."""
@@ -190,29 +220,20 @@ class Talk:
         """Leave out what follows a message: there is no room for it. Raises Ended."""
         waste = memoryview(bytearray(min(nbytes, INLINE_NBYTES)))
         while nbytes:
-            self._fill(waste[:nbytes], _nothing, None)
+            self.fill(waste[:nbytes])
             nbytes -= min(nbytes, waste.nbytes)
 
     def fill(self, into: memoryview, check: Callable[[], object] = _nothing) -> None:
         """Put what follows a message where it belongs. Raises Ended, and what `check` raises."""
-        self._fill(into, check, None)
-
-    def _fill(self, into: memoryview, check: Callable[[], object], fds: list[int] | None) -> None:
+        here = min(len(self._ahead), into.nbytes)
+        into[:here] = self._ahead[:here]
+        del self._ahead[:here]
+        into = into[here:]
         while into.nbytes:
-            count = self._when(self._readable, functools.partial(self._take, into, fds), check)
+            count = self._when(self._readable, functools.partial(self._sock.recv_into, into), check)
             if count == 0:
                 raise Ended
             into = into[count:]
-
-    def _take(self, into: memoryview, fds: list[int] | None) -> int:
-        if fds is None:
-            return self._sock.recv_into(into)
-        room = socket.CMSG_SPACE(4 * _MAX_FDS)
-        count, ancillary, _, _ = self._sock.recvmsg_into([into], room, socket.MSG_CMSG_CLOEXEC)
-        for _, kind, data in ancillary:
-            if kind == socket.SCM_RIGHTS:
-                fds += array.array("i", data)
-        return count
 
     @staticmethod
     def _when(poller: select.poll, act: Callable[[], int], check: Callable[[], object]) -> int:
@@ -227,5 +248,7 @@ class Talk:
                 check()
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket, and what came over it for nobody."""
         self._sock.close()
+        while self._fds:
+            os.close(self._fds.pop())
