@@ -78,16 +78,30 @@ def test_one_rank_with_helpers_gets_what_a_loop_makes() -> None:
     assert on_threads(_random_casts, Helpers(2), 3, 0, True, "copy", ranks=1) == [12]
 
 
-def _waits_for_items() -> str:
-    with lazy_of(Each(time.sleep), "shard") as lazy:
+def waits_at(item: str) -> str:
+    """Of a folder it says there that it has begun, and ends when somebody lets it."""
+    if item:
+        Path(item, "begun").touch()
+        while not Path(item, "go").exists():
+            time.sleep(0.01)
+    return item
+
+
+def _waits_for_items(folder: str) -> str:
+    with lazy_of(Each(waits_at), "shard") as lazy:
+        while lazy.rank == 1 and not Path(folder, "begun").exists():
+            time.sleep(0.01)
         limit_s = 1.0 if lazy.rank == 1 else LIMIT_S
-        with pytest.raises(CastTimeoutError) as caught:
-            value_of(lazy, [0.0, 0.0, 3.0], timeout_s=limit_s)
+        try:
+            with pytest.raises(CastTimeoutError) as caught:
+                value_of(lazy, ["", "", folder], timeout_s=limit_s)
+        finally:
+            Path(folder, "go").touch()
         return str(caught.value)
 
 
-def test_who_waits_says_whose_items_are_missing() -> None:
-    for text in launch(_waits_for_items, ranks=3, timeout_s=100):
+def test_who_waits_says_whose_items_are_missing(tmp_path: Path) -> None:
+    for text in launch(_waits_for_items, ranks=3, args=(str(tmp_path),), timeout_s=100):
         assert re.search(r"rank [02] makes items of it for this host; missing: rank [02]", text), text
 
 
@@ -105,7 +119,7 @@ def _what_is_left_alive() -> list[bool]:
             del bad, caught
             # The other helper's thread is done with what it was asked for once it has taken part in this.
             assert len(value_of(lazy, [np.zeros(1)] * 9)) == 9
-            end_s = time.monotonic() + 5
+            end_s = time.monotonic() + LIMIT_S
             while any(one() is not None for one in made + payloads) and time.monotonic() < end_s:
                 time.sleep(0.01)
             return [one() is not None for one in made + payloads]

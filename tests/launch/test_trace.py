@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lazycast import LaunchError, LazyBroadcast, PeerLostError, clocks, launch
+from lazycast import LaunchError, LazyBroadcast, PeerLostError, Tuning, clocks, launch
 from lazycast.net.backend import Backend
 from lazycast.start.discovery import resolve
 from lazycast.tools import cli
@@ -48,12 +48,12 @@ def _phases(merged: list[Event], pid: int) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("backend", ["local", pytest.param("torch", marks=pytest.mark.exhaustive)])
-@pytest.mark.timeout(100)
+@pytest.mark.timeout(300)
 def test_every_cast_is_seen_on_every_rank(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LAZYCAST_TRACE", str(tmp_path / "traces"))
-    assert sorted(launch(cast_some, ranks=RANKS, backend=backend, timeout_s=90)) == list(range(RANKS))
+    assert sorted(launch(cast_some, ranks=RANKS, backend=backend, timeout_s=200)) == list(range(RANKS))
     assert cli.main(["trace", "merge", str(tmp_path / "traces"), "-o", str(tmp_path / "trace.json")]) == 0
     said = capsys.readouterr()
     assert f"of {RANKS} files, 1 object:" in said.out
@@ -87,13 +87,13 @@ def test_every_cast_is_seen_on_every_rank(
     assert keys == {**{n + 1: f"k{n}" for n in range(CASTS)}, CASTS + 1: None}
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_the_picture_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image = pytest.importorskip("matplotlib.image", reason="matplotlib is not installed")
     monkeypatch.setenv("LAZYCAST_TRACE", str(tmp_path / "traces"))
-    launch(cast_some, ranks=2, timeout_s=50)
+    launch(cast_some, ranks=2, timeout_s=200)
     merged, picture = tmp_path / "trace.json", tmp_path / "pictures" / "trace.png"
     assert cli.main(["trace", "merge", str(tmp_path / "traces"), "-o", str(merged)]) == 0
     capsys.readouterr()
@@ -117,24 +117,25 @@ def test_the_picture_of_a_run(
 def _with_a_clock_of_its_own() -> None:
     backend: Backend = resolve("auto")
     clocks.ident = lambda: f"clock of rank {backend.rank}"  # type: ignore[assignment]
+    # Without agreement the root is ahead, and may close before it hears what others have read. In a window of eight it
+    # has to hear of most.
+    tuning = Tuning(max_inflight=8)
     for agree in (True, False):
-        with LazyBroadcast(name=f"agree={agree}", agree=agree) as lazy:
+        with LazyBroadcast(name=f"agree={agree}", agree=agree, tuning=tuning) as lazy:
             for n in range(30):
                 lazy.broadcast(n)
-                if not agree and n % 10 == 9:
-                    time.sleep(0.03)  # what was read is told after 20 ms
             assert lazy.stats().transfer.count == 0, "times of two clocks were compared"
             while lazy.is_root and "0 on the books" not in lazy.dump():  # a root that closes hears no more
                 time.sleep(0.005)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_clocks_that_are_said_to_differ_are_found_to_be_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The truth is known here: they do not differ. What is found must be as near as it is said to be."""
     monkeypatch.setenv("LAZYCAST_TRACE", str(tmp_path))
-    launch(_with_a_clock_of_its_own, ranks=3, timeout_s=50)
+    launch(_with_a_clock_of_its_own, ranks=3, timeout_s=200)
     merged = merge(*read_all(tmp_path))
     assert list(events.problems(merged.events)) == []
     assert len(merged.offsets) == 6
@@ -159,12 +160,12 @@ def _with_a_clock_of_each_host() -> None:
             lazy.broadcast(n)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_the_clock_of_a_rank_that_another_one_speaks_for_is_found_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAZYCAST_TRACE", str(tmp_path))
-    launch(_with_a_clock_of_each_host, ranks=3, timeout_s=50)
+    launch(_with_a_clock_of_each_host, ranks=3, timeout_s=200)
     merged = merge(*read_all(tmp_path))
     far = [offset for path, offset in merged.offsets.items() if "rank0" not in path.name]
     assert [offset.how for offset in far] == ["messages both ways"] * 2
@@ -173,23 +174,32 @@ def test_the_clock_of_a_rank_that_another_one_speaks_for_is_found_as_well(
         assert abs(offset.us) <= offset.error_us + 0.01
 
 
+def _is_written(rank: int, name: str, times: int) -> bool:
+    """Whether so many events of a name are in a rank's file by now: they wait there before they are written."""
+    found = Path(os.environ["LAZYCAST_TRACE"]).glob(f"*-rank{rank}.json")
+    lines = [line.rstrip(",\n") for path in found for line in path.read_text().splitlines(keepends=True)]
+    seen = [json.loads(line) for line in lines if f'"{name}"' in line and line.endswith("}")]
+    return sum(event["name"] == name and event["ph"] in "bi" for event in seen) == times
+
+
 def _with_a_death() -> None:
     with LazyBroadcast(name="doomed") as lazy:
         for n in range(3):
             lazy.broadcast(n)
+        name, times = ("total", 3) if lazy.rank == 1 else ("lost", 1)
+        while not _is_written(lazy.rank, name, times):
+            time.sleep(0.01)
         if lazy.rank == 1:
-            time.sleep(1.0)  # longer than events wait to be written
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(2.0)
         with pytest.raises(PeerLostError):
             lazy.broadcast("never", key="never")
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_a_killed_rank_leaves_what_it_had_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAZYCAST_TRACE", str(tmp_path))
     with pytest.raises(LaunchError, match="rank 1"):
-        launch(_with_a_death, ranks=3, timeout_s=50)
+        launch(_with_a_death, ranks=3, timeout_s=200)
     traces, notes = read_all(tmp_path)
     assert [trace.about["rank"] for trace in traces] == [0, 1, 2]
     assert traces[1].whole is False

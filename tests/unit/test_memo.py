@@ -496,6 +496,7 @@ def test_memory_is_given_back_when_the_object_is_closed() -> None:
         status = Path("/proc/self/status").read_text()
         return int(re.findall(r"RssShmem:\s+(\d+)", status)[0])
 
+    gc.collect()  # of other tests
     before = shared_kib()
     with LazyBroadcast(make, memo=Memo(64 * MIB), timeout_s=LIMIT_S) as lazy:
         for n in range(4):
@@ -531,19 +532,22 @@ with LazyBroadcast(lambda payload: np.full(1 << 18, payload, np.uint8), memo=Mem
     assert run_python(code) == "the child saw 0\n"
 
 
-def slowly(payload: float) -> tuple[str, float]:
-    time.sleep(payload)
+def when_there(payload: str) -> tuple[str, str]:
+    while not Path(payload).exists():
+        time.sleep(0.01)
     return "made", payload
 
 
-def test_what_nobody_wanted_is_not_remembered_as_nothing() -> None:
-    with LazyBroadcast(slowly, placement=Helpers(1), memo=Memo(MIB), timeout_s=LIMIT_S) as lazy:
-        first = lazy.broadcast_async(1.5)
-        second = lazy.broadcast_async(0.01)  # it waits for the helper
+def test_what_nobody_wanted_is_not_remembered_as_nothing(tmp_path: Path) -> None:
+    go, there = tmp_path / "go", str(tmp_path)
+    with LazyBroadcast(when_there, placement=Helpers(1), memo=Memo(MIB), timeout_s=LIMIT_S) as lazy:
+        first = lazy.broadcast_async(str(go))
+        second = lazy.broadcast_async(there)  # it waits for the helper
         assert second.cancel()
-        assert first.result() == ("made", 1.5)
+        go.touch()
+        assert first.result() == ("made", str(go))
         deadline_s = time.monotonic() + LIMIT_S
         while lazy.stats().pending:
             assert time.monotonic() < deadline_s
             time.sleep(0.01)
-        assert [lazy.broadcast(0.01) for _ in range(2)] == [("made", 0.01)] * 2
+        assert [lazy.broadcast(there) for _ in range(2)] == [("made", there)] * 2
