@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from lazycast import errors
 from lazycast.api import LazyBroadcast
 from lazycast.core.engine import Engine
+from lazycast.options import HELPERS, PLACEMENTS
 from lazycast.start import lifetime
 from lazycast.watch.stats import PHASES, Stats
 from lazycast.watch.timing import BOUNDS_S, Timing, merged
@@ -42,6 +43,8 @@ _OUTCOMES = (
         )
     ),
 )
+#: What a cast is placed as, for the same reason: "auto" chooses one of the others.
+_PLACED = (*(placement for placement in PLACEMENTS if placement != "auto"), HELPERS)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ def _ended(stats: Stats) -> dict[str, int]:
     return {**dict.fromkeys(_OUTCOMES, 0), "value": stats.resolved, "cancelled": stats.cancelled, **stats.failed}
 
 
+def _placed(stats: Stats) -> dict[str, int]:
+    return {**dict.fromkeys(_PLACED, 0), **stats.placements}
+
+
 def _received(stats: Stats) -> dict[str, int]:
     return {"network": stats.nbytes_received - stats.nbytes_from_host, "host": stats.nbytes_from_host}
 
@@ -75,7 +82,7 @@ def _looked_up(stats: Stats) -> dict[str, int]:
 
 
 _NUMBERS = (
-    _Number("lazycast_casts", "Casts sent (root) or received, by placement.", lambda s: s.placements, "placement"),
+    _Number("lazycast_casts", "Casts sent (root) or received, by placement.", _placed, "placement"),
     _Number("lazycast_calls", "Calls of broadcast and broadcast_async.", lambda s: s.asked),
     _Number(
         "lazycast_calls_ended", "Calls that are done: value, cancelled, or the class of their error.", _ended, "outcome"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-TOLD = {"SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP}
+TOLD = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP}
 COMMANDS = {
     "demo": ["demo", "--backend", "local", "--ranks", "3"],
     "bench": ["bench", "--backend", "local", "--ranks", "3", "--ways", "lazycast"],
@@ -39,8 +39,11 @@ def running(group: str) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def _signals_are_not_ignored() -> Iterator[None]:
-    """Under `nohup` one is, and what is started inherits that."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in TOLD.values()}
+    """Under `nohup` and in the background some are, and what is started inherits that."""
+    before = {number: signal.getsignal(number) for number in TOLD.values()}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -59,6 +62,7 @@ def started(name: str, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], 
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
+        start_new_session=True,  # a process group of its own, as a shell gives it
     ) as process:
         try:
             wait_until_ranks_run(process, mark)
@@ -86,6 +90,20 @@ def test_nothing_is_left(name: str, told: str, tmp_path: Path) -> None:
         process.send_signal(TOLD[told])
         out, err = process.communicate(timeout=60)
         assert process.returncode == 128 + TOLD[told], (out, err)
+        assert "Traceback" not in err, err
+        assert [path.name for path in folder.iterdir()] == []
+        assert running(mark) == []
+
+
+@pytest.mark.parametrize("name", OFTEN)
+def test_ctrl_c_again_and_again_leaves_nothing_either(name: str, tmp_path: Path) -> None:
+    """A terminal interrupts the whole process group."""
+    with started(name, tmp_path) as (process, folder, mark):
+        while process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.01)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGINT, (out, err)
         assert "Traceback" not in err, err
         assert [path.name for path in folder.iterdir()] == []
         assert running(mark) == []

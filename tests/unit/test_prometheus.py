@@ -103,6 +103,8 @@ def test_what_has_not_happened_yet_has_its_series(page: Page) -> None:
         before, labels = page.scrape()[0], {"name": "new", "rank": 0}
         for outcome in ("value", "cancelled", "MaterializeError", "PeerLostError", "CastTimeoutError", "EncodeError"):
             assert value(before, "lazycast_calls_ended_total", **labels, outcome=outcome) == 0
+        for placement in ("every", "demand", "root", "shard", "helpers"):
+            assert value(before, "lazycast_casts_total", **labels, placement=placement) == 0
         for phase in PHASES:
             assert value(before, "lazycast_phase_seconds_count", **labels, phase=phase) == 0
             assert value(before, "lazycast_phase_seconds_bucket", **labels, phase=phase, le="+Inf") == 0
@@ -111,7 +113,7 @@ def test_what_has_not_happened_yet_has_its_series(page: Page) -> None:
         after, _ = page.scrape()
         assert value(after, "lazycast_calls_ended_total", **labels, outcome="MaterializeError") == 1
         assert value(after, "lazycast_phase_seconds_count", **labels, phase="total") == 1
-        families = "lazycast_calls_ended_total", "lazycast_phase_seconds_bucket"
+        families = "lazycast_calls_ended_total", "lazycast_phase_seconds_bucket", "lazycast_casts_total"
         assert {series for series in after if series[0] in families} <= set(before), "one made a series of its own"
 
 

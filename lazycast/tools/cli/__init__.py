@@ -66,23 +66,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _signals_end_it() -> Iterator[None]:
     """Let the signals that ask a program to end do so by way of its `finally`: by default it would end where it is.
 
-    The first one counts; what is left to be done after it takes seconds.
+    The first one counts, and the rest are ignored until the process has ended, which takes seconds: who presses Ctrl-C
+    twice would leave folders.
     """
     if threading.current_thread() is not threading.main_thread():  # Python allows no other to set handlers
         yield
         return
-    ends = (signal.SIGTERM, signal.SIGHUP)
-    numbers = [number for number in ends if signal.getsignal(number) is signal.SIG_DFL]  # `nohup` ignores one
+    ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    by_default = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in ends if signal.getsignal(number) in by_default}
+    told = False  # `nohup` and `command &` ignore some: those stay so
 
     def end(number: int, frame: object) -> None:
-        for known in numbers:
+        nonlocal told
+        told = True
+        for known in before:
             signal.signal(known, signal.SIG_IGN)
-        raise SystemExit(128 + number)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
-    for number in numbers:
+    for number in before:
         signal.signal(number, end)
     try:
         yield
     finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+        if not told:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -17,7 +17,7 @@ NOTE = (
     "cores at it and at nothing else). p50, p99: latency, from "
     "arrival. alone: latency of one request at a time. broadcast: of that, what is not materializing. "
     "blocked: time the main thread spends in the call that starts a request, on the root, and on the rank where it is "
-    "longest. CPU: processor time for a request, of one rank. CPU in mat.: that of all ranks, divided by the time of "
+    "longest. CPU: processor time for a request, of one rank. CPU of all: that of all ranks, divided by the time of "
     "one materialization. materialize: time of one, beside everything else. "
     "made: how many the ranks make of each value."
 )
@@ -47,7 +47,7 @@ HEADINGS = (
     "blocked root",
     "others",
     "CPU",
-    "CPU in mat.",
+    "CPU of all",
     "materialize",
     "made",
 )
