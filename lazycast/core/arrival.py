@@ -52,6 +52,7 @@ class Arrival(msgspec.Struct, eq=False, weakref=True):
     cost: Cost | None = None  # of that part
     kept: Kept | None = None  # the value, to be kept once everybody has it
     again: Kept | None = None  # on the root: the value that all have again, for ranks that have not
+    resent: bool = False  # on the root: that value has gone out, to all who have not
     lost: bool = False  # this rank was to have its value again, and has to ask for it
     final: Result | None = None
     told_read: bool = False

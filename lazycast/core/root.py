@@ -208,8 +208,11 @@ class RootLane:
             if seq is not None:
                 kind, what = "decode", f"rank {message.rank} has lost a value that it was to have again"
                 with self._lock:
-                    kept = self.casts.agreeing[seq].again
+                    arrival = self.casts.agreeing[seq]
+                    kept, resent, arrival.resent = arrival.again, arrival.resent, True
                 assert kept is not None, "only what is had again is asked for"
+                if resent:  # to all, and a rank that lacks it waits for it from when its cast has come, which was before
+                    return
                 code, room = self.sending.encoder.again(message.ident, kept)
             else:
                 code, room = self.sending.encoder.code(message.ident)
