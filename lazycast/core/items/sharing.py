@@ -155,7 +155,9 @@ class Sharing:
         self._parts.tell(self._said(arrival, part, Failure("refused", self._rank, self._host, text)))
         return Result()
 
-    def _spoilt(self, arrival: Arrival, part: int, result: Result) -> Result:
+    def _spoilt(self, arrival: Arrival, items: Gathering, part: int, result: Result) -> Result:
+        with self._lock:
+            items.failed(result)
         self._parts.tell(self._said(arrival, part, result.failure))
         return result
 
@@ -167,7 +169,7 @@ class Sharing:
         if isinstance(result.cause, CodeMissing):
             return result
         if result.failure is not None:
-            return self._spoilt(arrival, part, result)
+            return self._spoilt(arrival, items, part, result)
         if result.value is None:
             return self._decline(arrival, part)
         _, unshared, value = self._parts.share(arrival.message, self._said(arrival, part), result.value)
@@ -213,7 +215,7 @@ class Sharing:
             return self._decline(arrival, part)
         if body.nbytes != message.nbytes:
             short = parts.short(message.nbytes)
-            return self._spoilt(arrival, part, parts.failed("decode", "what arrived could not be taken", short))
+            return self._spoilt(arrival, items, part, parts.failed("decode", "what arrived could not be taken", short))
         layout = Layout(message.stream_nbytes, message.frames)
         try:
             made = self._by_helper(arrival, body, layout, (part, len(items.makers)))
@@ -222,10 +224,12 @@ class Sharing:
         except Unmade as exc:
             if exc.failure is None or self._is_over(arrival):
                 return self._decline(arrival, part)
-            return self._spoilt(arrival, part, Result(failure=exc.failure, cause=exc.cause))
+            return self._spoilt(arrival, items, part, Result(failure=exc.failure, cause=exc.cause))
         except Exception as exc:  # what is registered elsewhere, or cannot leave this process
             kind = "decode" if isinstance(exc, LookupError) else "encode"
-            return self._spoilt(arrival, part, parts.failed(kind, "a payload could not be given to a helper", exc))
+            return self._spoilt(
+                arrival, items, part, parts.failed(kind, "a payload could not be given to a helper", exc)
+            )
         if self._is_over(arrival):  # it may have stopped in the middle
             return self._decline(arrival, part)
         items.count = made.items
