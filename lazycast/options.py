@@ -77,11 +77,15 @@ class Memo:
     The root knows the payloads that it has cast with a materializer, and says so in place of casting one again: every
     rank has the value already. It is its own all the same: what one request writes into its value no other sees.
 
+    Of an `Each` under `placement="shard"` or `Helpers` it remembers the result of each item (of payloads of up to a
+    thousand): the items that are new are sent and made, and `join` gets all results in order. The root runs `split`.
+
     Attributes:
         nbytes: how much each rank may keep, of values as they are encoded, in whole pages of memory; the least recently
             used go first.
         key: `callable(payload) -> str, int or bytes`, what names the content of a payload, called on the root. None: a
-            digest (SHA-256) of all its bytes, which takes about a millisecond per megabyte.
+            digest (SHA-256) of all its bytes, which takes about a millisecond per megabyte. Where single items are
+            remembered, it gets each item in place of the payload: what two payloads have in common must have one name.
     """
 
     nbytes: int

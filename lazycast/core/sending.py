@@ -79,7 +79,10 @@ class Sending:
         self._lock, self._counters, self._performer = engine.lock, engine.counters, engine.performer
         self._clock, self._calls, self._ledger = engine.clock, intake.calls, intake.ledger
         self._recalled, self._dropped = intake.recalled, intake.dropped
-        self.encoder = Encoder(near.relay, policy, intake.seqs, agree=options.agree, memo=options.memo, book=memos)
+        store = casts.keeping.store if casts.keeping is not None else None
+        self.encoder = Encoder(
+            near.relay, policy, intake.seqs, agree=options.agree, memo=options.memo, book=memos, store=store
+        )
         self.placed = options.placement, "nothing has been cast"
         self.placing = Placing(group, near.topology, options, engine.has_helpers)
         self._lagging = Lagging(intake.ledger, options.warn_after_s)
@@ -337,7 +340,8 @@ class Sending:
         own = own_of(call)
         # Helpers get what was encoded, as other ranks do.
         helped = self._engine.maker is not None and cast.placement == HELPERS and cast.ref is not None
-        arrival = Arrival(cast, room.view if helped else None, ask=call.ask, own=own)
+        arrival = Arrival(cast, room.view if helped else None, ask=call.ask, own=own, had=call.had)
+        call.had = ()
         if cast.drop and self._casts.keeping is not None:
             self._casts.keeping.drop(cast.drop)
         if had is not None:

@@ -62,7 +62,7 @@ class Order(NamedTuple):
     Attributes:
         at: the memory that the payload lies in, if it does: a number for it, its descriptor and size, and where.
         code_for: returns the code of a materializer that the helper lacks.
-        part: of an `Each`, which part of how many.
+        part, numbers: of an `Each`, which part of how many, and of which items: see `Some`.
     """
 
     seq: int
@@ -74,6 +74,7 @@ class Order(NamedTuple):
     at: tuple[int, int, int, int] | None
     code_for: Callable[[str], bytes]
     part: tuple[int, int] | None = None
+    numbers: list[int] | None = None
 
 
 class Made(NamedTuple):
@@ -293,6 +294,7 @@ class Helper:
             at,
             [(name, len(code)) for name, code in codes],
             order.part,
+            order.numbers,
         )
         bodies = [code for _, code in codes]
         self._talk.send(job, *bodies, *([] if at is not None else [order.body]), check=look)
