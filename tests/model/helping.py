@@ -36,7 +36,7 @@ class Planned(RuntimeError):
 
 @dataclass(frozen=True)
 class Cast:
-    """One cast. `of` names payloads in the pool, and `words` how large they are. If `listed`, they are items of one list."""
+    """One cast: `of` names payloads in the pool, `words` says how large they are. Those of a `listed` one are items."""
 
     number: int
     of: tuple[int, ...]
