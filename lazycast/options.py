@@ -338,6 +338,10 @@ def _helpers_problem(helpers: object) -> Exception | None:
     return None if wrong is None else TypeError(wrong.replace("materialize must", "Helpers: init must", 1))
 
 
+#: Memory is mapped before it is used, four times as much, and a process has 128 TiB of addresses.
+_MOST_MEMO_NBYTES = 16 << 40
+
+
 def _memo_problem(options: Options) -> Exception | None:
     memo: object = options.memo
     if memo is None:
@@ -345,6 +349,8 @@ def _memo_problem(options: Options) -> Exception | None:
     if not isinstance(memo, Memo):
         return TypeError(f"memo must be a Memo or None, got {shown(memo)}")
     text = _problem("Memo: nbytes", memo.nbytes, (int,))
+    if text is None and memo.nbytes > _MOST_MEMO_NBYTES:
+        text = f"Memo: nbytes must be at most {_MOST_MEMO_NBYTES} (16 TiB), got {memo.nbytes}"
     key: object = memo.key
     if key is not None and not callable(key):
         return TypeError(f"Memo: key must be callable or None, got {type(key).__name__}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import gc
+import os
 import random
 import re
 import threading
@@ -421,6 +422,19 @@ def test_the_least_recently_used_goes_on_every_rank_alike(seed: int, ranks: int)
         assert hits in (None, expected)
         assert count == sum(expected)
         assert kept_nbytes <= nbytes + 1_000_000  # what goes with the next cast
+
+
+def test_a_store_without_address_space_keeps_nothing_and_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: Any) -> Any:
+        raise MemoryError("no address space")
+
+    monkeypatch.setattr("lazycast.core.memo.store.Region", none_left)
+    store, open_before = Store(MIB), len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(MemoryError, match="no address space"):
+            store.put(encode(b"value"))
+    assert len(os.listdir("/proc/self/fd")) == open_before
+    store.close()
 
 
 def test_a_place_that_is_held_is_not_used_again() -> None:
