@@ -3,7 +3,7 @@
 Guarantees:
 
 * All of it runs on the engine thread, or in place of it in a caller's, one at a time and in the order of calls; but for
-  materializers, which run on workers.
+  materializers, which run on workers. (What names payloads, and takes them apart to be remembered, is no materializer.)
 * Only casts of one key (and those without one) wait for each other, and only while the root materializes.
 * The root's own materializer starts after its payload has been encoded, since materializers may change their input.
 * The queue waits for room, too: what is unread is at most `max_inflight_nbytes` bytes and one payload.

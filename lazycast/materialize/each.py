@@ -26,7 +26,8 @@ class Each(Generic[P, T, R, V]):
     Args:
         fn: `callable(item) -> result`. Results must pickle where items are shared.
         split: `callable(payload) -> items`, a sequence; None where the payload is one. It runs in each process that
-            works on the items, so it should be cheap: let it find the items, and `fn` do the work.
+            works on the items, so it should be cheap: let it find the items, and `fn` do the work. With `memo` it runs
+            on the root instead, where all casts wait for it, and each item must pickle.
         join: `callable(results) -> value`, of a list in the order of the items. Every rank runs it.
     Raises: TypeError for what is not callable.
     Threads: all three run on the threads of whoever materializes, several at a time.
