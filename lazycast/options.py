@@ -77,11 +77,15 @@ class Memo:
     The root knows the payloads that it has cast with a materializer, and says so in place of casting one again: every
     rank has the value already. It is its own all the same: what one request writes into its value no other sees.
 
+    Of an `Each` under `placement="shard"` or `Helpers` it remembers the result of each item (of payloads of up to a
+    thousand): the items that are new are sent and made, and `join` gets all results in order. The root runs `split`.
+
     Attributes:
         nbytes: how much each rank may keep, of values as they are encoded, in whole pages of memory; the least recently
             used go first.
         key: `callable(payload) -> str, int or bytes`, what names the content of a payload, called on the root. None: a
-            digest (SHA-256) of all its bytes, which takes about a millisecond per megabyte.
+            digest (SHA-256) of all its bytes, which takes about a millisecond per megabyte. Where single items are
+            remembered, it gets each item in place of the payload: what two payloads have in common must have one name.
     """
 
     nbytes: int
@@ -334,6 +338,10 @@ def _helpers_problem(helpers: object) -> Exception | None:
     return None if wrong is None else TypeError(wrong.replace("materialize must", "Helpers: init must", 1))
 
 
+#: Memory is mapped before it is used, four times as much, and a process has 128 TiB of addresses.
+_MOST_MEMO_NBYTES = 16 << 40
+
+
 def _memo_problem(options: Options) -> Exception | None:
     memo: object = options.memo
     if memo is None:
@@ -341,6 +349,8 @@ def _memo_problem(options: Options) -> Exception | None:
     if not isinstance(memo, Memo):
         return TypeError(f"memo must be a Memo or None, got {shown(memo)}")
     text = _problem("Memo: nbytes", memo.nbytes, (int,))
+    if text is None and memo.nbytes > _MOST_MEMO_NBYTES:
+        text = f"Memo: nbytes must be at most {_MOST_MEMO_NBYTES} (16 TiB), got {memo.nbytes}"
     key: object = memo.key
     if key is not None and not callable(key):
         return TypeError(f"Memo: key must be callable or None, got {type(key).__name__}")

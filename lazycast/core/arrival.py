@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from lazycast.codec.pickling import Layout
 from lazycast.core.ask import Ask
 from lazycast.core.items.gathering import Gathering
 from lazycast.core.memo.store import Kept
@@ -50,8 +52,11 @@ class Arrival(msgspec.Struct, eq=False, weakref=True):
     local: Result | None = None  # this rank's own part is done
     verdict: Failure | None = None  # came before that, and names this rank
     cost: Cost | None = None  # of that part
-    kept: Kept | None = None  # the value, to be kept once everybody has it
+    kept: list[tuple[int, Kept]] = msgspec.field(default_factory=list)  # what is to be kept once everybody has it
     again: Kept | None = None  # on the root: the value that all have again, for ranks that have not
+    had: Sequence[Kept] = ()  # the results of items that are had again
+    had_instead: tuple[memoryview, Layout] | None = None  # a list of these, as the root has sent it
+    resent: bool = False  # on the root: that value has gone out, to all who have not
     lost: bool = False  # this rank was to have its value again, and has to ask for it
     final: Result | None = None
     told_read: bool = False

@@ -70,6 +70,7 @@ class Call(msgspec.Struct, eq=False, weakref=True):
     name: str = ""  # of the materializer, for the choice of a placement
     prepared: bool = False  # the payload is the value already, or the hint is there
     placement: str = ""  # once it is decided
+    had: Any = ()  # of the items of its payload, the results that all ranks have again, as `Kept`
     memo: bool = False  # its value may be remembered, or be remembered already
     measured: bool = False  # what it costs is to be known
     spare: Any = None  # the cast to send if its value does not pickle, as `Encoder.encode` returns it

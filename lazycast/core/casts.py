@@ -54,13 +54,13 @@ class Casts:
         self._engine, self._group, self._options, self._desk, self._near = engine, group, options, desk, near
         self._lock, self._counters, self._relay, self._react = engine.lock, engine.counters, near.relay, react
         self.end = End()
-        self.making = Making(engine, group, options, policy, near, self, self.end, code_for)
-        self.agreeing: dict[int, Arrival] = {}  # by seq: casts whose verdict has not come
         self.keeping: Keeping | None = None  # where values are remembered
-        if self._relay.upwards is not None:
-            self._relay.upwards.said = self.trace_said
         if options.memo is not None:
             self.keeping = Keeping(Store(options.memo.nbytes, copy_all=options.values == "copy"), policy.codec)
+        self.making = Making(engine, group, options, policy, near, self, self.end, code_for, self.keeping)
+        self.agreeing: dict[int, Arrival] = {}  # by seq: casts whose verdict has not come
+        if self._relay.upwards is not None:
+            self._relay.upwards.said = self.trace_said
 
     def said(self, kind: FailureKind, text: str) -> Failure:
         """Return what this rank says of a cast that comes to nothing."""
@@ -83,12 +83,12 @@ class Casts:
             if self._options.placement == "auto" and (message.ref is not None or message.finish is not None):
                 self._relay.up(Report(self._group.rank, message.seq, False, result.failure, arrival.cost))
             return
-        kept = self.keeping.put_down(arrival, result) if message.keep and self.keeping is not None else None
+        if message.keep and self.keeping is not None:
+            self.keeping.put_down(arrival, result)
         with self._lock:
             arrival.body = arrival.own = arrival.shared = None
             if arrival.items is not None:
                 arrival.items.let_go()
-            arrival.kept = kept
             if arrival.objection is not None:
                 result = arrival.judged(result)
             if arrival.final is None:
@@ -97,9 +97,9 @@ class Casts:
             arrival.reported_s = time.monotonic()
             read = arrival.ask is not None
             arrival.told_read |= read
+            kept_nbytes = sum(one.taken_nbytes for _, one in arrival.kept)
         if self._engine.tracer is not None and self._relay.upwards is None:
             self.trace_said("report", message.seq)
-        kept_nbytes = kept.taken_nbytes if kept is not None else 0
         self._relay.up(Report(self._group.rank, message.seq, read, result.failure, arrival.cost, kept_nbytes))
         if verdict is not None:
             self.conclude(arrival, Result(failure=verdict, cause=result.cause if result.failure is not None else None))
@@ -111,7 +111,7 @@ class Casts:
             if arrival is None:
                 return
             local = arrival.local
-            if arrival.kept is not None and self.keeping is not None:
+            if arrival.kept and self.keeping is not None:
                 self.keeping.settle(arrival, verdict)
             if local is not None:
                 now_s = time.monotonic()
@@ -147,6 +147,7 @@ class Casts:
             arrival.body = arrival.own = arrival.shared = None
             if arrival.items is not None:
                 arrival.items.let_go()
+            arrival.had, arrival.had_instead = (), None
             ask = arrival.ask
             if arrival.objection is not None:
                 result = arrival.judged(result)

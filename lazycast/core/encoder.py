@@ -6,15 +6,17 @@ Guarantees: only the thread that does the engine's work encodes, so casts get th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lazycast.codec import pickling
 from lazycast.codec.trust import Policy
 from lazycast.core.arrival import Own
 from lazycast.core.calls import Call
 from lazycast.core.memo.book import Book, ident_by_bytes, ident_by_key
-from lazycast.core.memo.store import Kept
+from lazycast.core.memo.items import Planner
+from lazycast.core.memo.store import Kept, Store
 from lazycast.core.workers import unforked
+from lazycast.materialize.each import Each
 from lazycast.materialize.materializers import Shipper
 from lazycast.materialize.staged import Staged, each_of
 from lazycast.missing import MISSING
@@ -48,6 +50,7 @@ class Encoder:
         agree: bool,
         memo: Memo | None = None,
         book: Book | None = None,
+        store: Store | None = None,
     ) -> None:
         self._relay = relay
         self.codec = policy.codec
@@ -56,6 +59,9 @@ class Encoder:
         self._agree = agree
         self._turn = 0
         self._memo, self._book = memo, book
+        self._planner: Planner | None = None
+        if memo is not None and book is not None and store is not None:
+            self._planner = Planner(memo, book, store, policy.codec)
 
     def encode(self, call: Call) -> Encoded:
         """Encode a payload, or what takes its place, and name its materializer. Raises whatever user code raises."""
@@ -70,7 +76,8 @@ class Encoder:
                 fresh = [*fresh, *more]
             if fresh:
                 codes = [self._code(name, code) for name, code in fresh]
-        ident = self._ident_by_key(call, ref, finish) if call.memo else None
+        items = self._items(call, ref) if each and call.memo else []
+        ident = self._ident_by_key(call, ref, finish) if call.memo and not items else None
         if ident is not None and (again := self._known(call, ident)) is not None:
             return again, Room(memoryview(b"")), codes
         staged = finish is not None and call.prepared
@@ -82,7 +89,7 @@ class Encoder:
                 what = call.hint if call.mark is not None else (call.payload, call.hint)
                 encoded = encode(what if staged else call.payload)
         keep = 0
-        if call.memo and self._book is not None:
+        if call.memo and not items and self._book is not None:
             if ident is None:
                 ident = ident_by_bytes(encoded, ref, finish, self.shipper.turns(call.materialize, ref, finish))
                 if (again := self._known(call, ident)) is not None:
@@ -112,8 +119,24 @@ class Encoder:
             keep=keep,
             each=each,
             join=join,
+            items=items,
         )
         return cast, room, codes
+
+    def _items(self, call: Call, ref: MaterializerRef | None) -> list[int]:
+        """Find out which items of a call all ranks remember, and leave the others; return what is to be said of each.
+
+        Nothing, if its items are not remembered one by one.
+        """
+        each = call.materialize
+        if self._planner is None or not isinstance(each, Each):  # a second stage needs the payload
+            return []
+        plan = self._planner.plan(each, ref, self.shipper.turns(each, ref, None), call.payload, call.seq)
+        if plan is None:
+            call.memo = self._memo is not None and self._memo.key is None  # a key is of an item
+            return []
+        call.payload, call.had = plan.new, plan.had
+        return plan.numbers
 
     @staticmethod
     def _is_shared(call: Call) -> bool:
@@ -179,6 +202,14 @@ class Encoder:
         layout = kept.layout
         code = Code(next(self._seqs), ident, kept.nbytes, stream_nbytes=layout.stream_nbytes, frames=layout.frames)
         return code, room
+
+    def items_again(self, ident: str, kept: Sequence[Kept]) -> tuple[Code, Room]:
+        """The same of the results of items, as a list. Raises also what their own code raises."""
+        with unforked():
+            encoded = self.codec.encode([self.codec.decode(one.body(), one.layout) for one in kept])
+        layout = encoded.layout
+        code = Code(next(self._seqs), ident, encoded.nbytes, stream_nbytes=layout.stream_nbytes, frames=layout.frames)
+        return code, laid_out(encoded, self._relay)
 
     def _code(self, ident: str, code: bytes) -> tuple[Code, Room]:
         room = self._relay.room(len(code))

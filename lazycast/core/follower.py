@@ -200,13 +200,15 @@ class FollowerLane:
         return self.casts.making.owned.get(seq) or next(found, None)
 
     def _on_cast(self, message: Cast, body: memoryview) -> None:
-        lost = False
+        lost, had = False, self.casts.keeping.items_again(message) if message.items and self.casts.keeping else []
         if message.again or message.drop:
             message, body, kept = self.casts.had_again(message, body)
             lost = kept is None and message.again > 0
+        if had is None:
+            lost, had = True, []
         result = Result(failure=message.failure) if message.failure is not None else None
         # Final before anybody can see it.
-        arrival = Arrival(message, body, final=result, arrived_s=time.monotonic(), lost=lost)
+        arrival = Arrival(message, body, final=result, arrived_s=time.monotonic(), lost=lost, had=had)
         with self._lock:
             if self.casts.end.failure is not None and self.casts.end.failure.kind == "lost":
                 return  # the call that it is for has failed, or will: it must not meet the next one with its key

@@ -24,6 +24,8 @@ from lazycast.core.engine import Engine
 from lazycast.core.helpers.maker import HelpedValue, Maker
 from lazycast.core.items.gathering import PARTS_PER_HELPER, Gathering
 from lazycast.core.items.sharing import Sharing
+from lazycast.core.memo.items import numbers_of_new
+from lazycast.core.memo.keeping import Keeping
 from lazycast.core.neighbours import Neighbours
 from lazycast.core.parts import Parts, Stages
 from lazycast.core.performer import Group, Result
@@ -67,6 +69,7 @@ class Making:
         end: of the group, as this rank knows it.
         code_for: returns the code of a materializer that a helper lacks; raises CodeMissing if the root must be asked.
             None: what has been loaded here.
+        keeping: where values are remembered, if they are.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Making:
         outcome: Outcome,
         end: End,
         code_for: Callable[[str], bytes] | None,
+        keeping: Keeping | None,
     ) -> None:
         self._engine, self._group, self._options, self._policy = engine, group, options, policy
         self._lock, self._performer, self._relay = engine.lock, engine.performer, near.relay
@@ -104,6 +108,7 @@ class Making:
             ended=outcome.done,
             lacks=self._park,
             unshared=self._count_unshared,
+            keeping=keeping,
         )
         self._code_for = code_for if code_for is not None else self.parts.loader.code
         self._parked: dict[str, list[Arrival]] = {}  # by materializer: casts that wait for its code
@@ -127,10 +132,10 @@ class Making:
         message = arrival.message
         if message.placement not in OWNED or message.ref is None or message.failure is not None:
             return
-        if message.each and (makers := self._makers(message)):
+        if message.each and ((makers := self._makers(message)) or message.items):
             rank = self._group.rank
             arrival.items = Gathering(makers, rank)
-            arrival.owner = rank if rank in makers else makers[0]
+            arrival.owner = rank if rank in makers else next(iter(makers), None)
             if arrival.owner == rank and not message.agree:
                 self.owned[message.seq] = arrival
             if arrival.items.awaits:
@@ -144,12 +149,15 @@ class Making:
         self.awaited.admit(arrival)
 
     def _makers(self, message: Cast) -> list[int]:
-        """Return who makes each part of a cast; none where one rank makes all of it."""
+        """Return who makes each part of a cast; none where one rank makes all of it, or there is nothing to make."""
+        helpers = self._options.helpers
         if message.placement == HELPERS:
-            helpers = self._options.helpers
-            return [self._helping_rank] * (helpers.count * PARTS_PER_HELPER if helpers is not None else 0)
-        ranks = sharers(self._topology.host, self._options.owners, message.turn)
-        return ranks if len(ranks) > 1 else []
+            ranks = [self._helping_rank] * (helpers.count * PARTS_PER_HELPER if helpers is not None else 0)
+        else:
+            ranks = sharers(self._topology.host, self._options.owners, message.turn)
+        if message.items:
+            return ranks[: len(numbers_of_new(message.items))]
+        return ranks if message.placement == HELPERS or len(ranks) > 1 else []
 
     def _heir(self, message: Cast, passed: tuple[int, ...] | list[int]) -> int | None:
         host, owners = self._topology.host, self._options.owners
@@ -174,7 +182,8 @@ class Making:
         assert maker is not None
         assert message.ref is not None
         unwanted = functools.partial(arrival.unwanted, self._group.rank)
-        return maker.make(message.seq, message.ref, body, layout, self._relay, self._code_for, unwanted, part)
+        numbers = numbers_of_new(message.items) if message.items else None
+        return maker.make(message.seq, message.ref, body, layout, self._relay, self._code_for, unwanted, part, numbers)
 
     def _made_by_helper(
         self, maker: Maker, arrival: Arrival, unwanted: Callable[[], bool], body: memoryview, layout: Layout
@@ -429,6 +438,9 @@ class Making:
             return self._performer.failure("decode", "a value could not be had again", exc)
         copy(own, body)
         with self._lock:
+            if arrival.items is not None:
+                arrival.had_instead, arrival.lost = (own, Layout(message.stream_nbytes, message.frames)), False
+                return None
             sizes = {"nbytes": message.nbytes, "stream_nbytes": message.stream_nbytes, "frames": message.frames}
             arrival.message = msgspec.structs.replace(arrival.message, **sizes)
             arrival.body, arrival.lost = own, False

@@ -186,12 +186,14 @@ class RootLane:
 
     def _settle_memo(self, memos: Book, verdict: Verdict) -> None:
         """Every rank has been told of a verdict: know what all remember, before the caller may cast the same again."""
+        sizes: dict[int, int] = {}
         with self._lock:
             arrival = self.casts.agreeing.get(verdict.seq)
             if arrival is not None and self.casts.keeping is not None:
-                self.casts.keeping.settle(arrival, verdict)
+                sizes = self.casts.keeping.settle(arrival, verdict)
         failure = verdict.failure
-        memos.decided(verdict.seq, good=failure is None, lost=failure is not None and failure.kind == "decode")
+        lost = failure is not None and failure.kind == "decode"
+        memos.decided(verdict.seq, good=failure is None, lost=lost, sizes=sizes)
 
     def _note_ready(self, seq: int) -> None:
         """Every rank has this cast, and is told so before anything that is sent from now on."""
@@ -208,9 +210,15 @@ class RootLane:
             if seq is not None:
                 kind, what = "decode", f"rank {message.rank} has lost a value that it was to have again"
                 with self._lock:
-                    kept = self.casts.agreeing[seq].again
-                assert kept is not None, "only what is had again is asked for"
-                code, room = self.sending.encoder.again(message.ident, kept)
+                    arrival = self.casts.agreeing[seq]
+                    kept, resent, arrival.resent = arrival.again, arrival.resent, True
+                if arrival.had:  # a rank waits for it only once it has the results of all other items
+                    code, room = self.sending.encoder.items_again(message.ident, arrival.had)
+                elif resent:  # to all, and a rank that lacks it waits for it from when its cast has come, before that
+                    return
+                else:
+                    assert kept is not None, "only what is had again is asked for"
+                    code, room = self.sending.encoder.again(message.ident, kept)
             else:
                 code, room = self.sending.encoder.code(message.ident)
         except Exception as exc:  # whatever a callable's own code raises: the rank that asks is not to blame

@@ -3,7 +3,7 @@
 Guarantees:
 
 * All of it runs on the engine thread, or in place of it in a caller's, one at a time and in the order of calls; but for
-  materializers, which run on workers.
+  materializers, which run on workers. (What names payloads, and takes them apart to be remembered, is no materializer.)
 * Only casts of one key (and those without one) wait for each other, and only while the root materializes.
 * The root's own materializer starts after its payload has been encoded, since materializers may change their input.
 * The queue waits for room, too: what is unread is at most `max_inflight_nbytes` bytes and one payload.
@@ -79,7 +79,10 @@ class Sending:
         self._lock, self._counters, self._performer = engine.lock, engine.counters, engine.performer
         self._clock, self._calls, self._ledger = engine.clock, intake.calls, intake.ledger
         self._recalled, self._dropped = intake.recalled, intake.dropped
-        self.encoder = Encoder(near.relay, policy, intake.seqs, agree=options.agree, memo=options.memo, book=memos)
+        store = casts.keeping.store if casts.keeping is not None else None
+        self.encoder = Encoder(
+            near.relay, policy, intake.seqs, agree=options.agree, memo=options.memo, book=memos, store=store
+        )
         self.placed = options.placement, "nothing has been cast"
         self.placing = Placing(group, near.topology, options, engine.has_helpers)
         self._lagging = Lagging(intake.ledger, options.warn_after_s)
@@ -337,7 +340,8 @@ class Sending:
         own = own_of(call)
         # Helpers get what was encoded, as other ranks do.
         helped = self._engine.maker is not None and cast.placement == HELPERS and cast.ref is not None
-        arrival = Arrival(cast, room.view if helped else None, ask=call.ask, own=own)
+        arrival = Arrival(cast, room.view if helped else None, ask=call.ask, own=own, had=call.had)
+        call.had = ()
         if cast.drop and self._casts.keeping is not None:
             self._casts.keeping.drop(cast.drop)
         if had is not None:

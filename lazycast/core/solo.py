@@ -27,6 +27,7 @@ from lazycast.core.interrupts import Uninterrupted, of_handler
 from lazycast.core.items.alone import Crew
 from lazycast.core.items.gathering import PARTS_PER_HELPER
 from lazycast.core.memo.alone import Memory
+from lazycast.core.memo.items import Plan, numbers_of_new
 from lazycast.core.memo.store import Store
 from lazycast.core.parts import MAX_REASON
 from lazycast.core.performer import Group, Result
@@ -36,14 +37,14 @@ from lazycast.core.situation import Situation
 from lazycast.core.surroundings import nothing_set
 from lazycast.core.workers import unforked
 from lazycast.errors import ClosedError, TrustError
-from lazycast.materialize.each import in_order
+from lazycast.materialize.each import Each, Some, in_order
 from lazycast.materialize.held import Watch, Watching
 from lazycast.materialize.materializers import Shipper, name_of, objection
 from lazycast.materialize.staged import Staged, each_of, unusable
 from lazycast.missing import MISSING
 from lazycast.net.topology import place
 from lazycast.net.wire import Cost, Key
-from lazycast.options import HELPERS, Options
+from lazycast.options import HELPERS, OWNED, Options
 from lazycast.tracebacks import describe
 
 _UNMADE = Result()  # nobody wanted it, and no helper has made it
@@ -201,9 +202,16 @@ class SoloLane:
         if self._memory is None:
             return self._make(ask, fn, payload, priority, helped)
         readonly = self._options.values == "readonly"
+        each = fn if isinstance(fn, Each) and self._options.placement in OWNED else None
         try:
             shipped = self._shipper.ship(fn)
             turns = self._shipper.turns(fn, shipped.ref, shipped.finish)
+            if each is not None:
+                plan = self._memory.planner.plan(each, shipped.ref, turns, payload, ask.number)
+                if plan is not None:
+                    return self._part_of_items(self._memory, plan, ask, each, payload, priority, helped)
+                if self._memory.by_key:  # a key is of an item
+                    return self._make(ask, fn, payload, priority, helped)
             ident, value = self._memory.look(shipped, turns, payload, ask.number, readonly=readonly)
         except Exception as exc:  # whatever the user's key, or a payload's own code, raises
             what = "what names the payload could not be had"
@@ -216,9 +224,48 @@ class SoloLane:
             self._memory.keep(ident, ask.number, result)
         return result
 
-    def _make(self, ask: Ask, fn: Callable[[Any], Any], payload: object, priority: int, helped: bool) -> Result:
+    def _part_of_items(
+        self,
+        memory: Memory,
+        plan: Plan,
+        ask: Ask,
+        fn: Each[Any, Any, Any, Any],
+        payload: object,
+        priority: int,
+        helped: bool,
+    ) -> Result:
+        """Make the results of the items that are new; the others are remembered."""
+        had = memory.had(plan, ask.number, readonly=self._options.values == "readonly")
+        if had is None:
+            return self._make(ask, fn, payload, priority, helped)
+        new = Result([])
+        if plan.new:
+            numbers = numbers_of_new(plan.numbers)
+            new = self._make(ask, fn, plan.new, priority, helped, numbers)
+        made = new.value is not None and not ask.taken
+        memory.keep_items(plan, ask.number, new.value if made else None)
+        if not made:
+            return new
+        results, remembered = iter(new.value), iter(had)
+        value = [next(results if number >= 0 else remembered) for number in plan.numbers]
+        return Result(value) if fn.join is list else self._performer.materialize(fn.join, value)
+
+    def _make(
+        self,
+        ask: Ask,
+        fn: Callable[[Any], Any],
+        payload: object,
+        priority: int,
+        helped: bool,
+        numbers: list[int] | None = None,
+    ) -> Result:
+        """Make a value; or, of a payload that is a list of items with these numbers, the results alone."""
         if helped and self.engine.maker is not None:
-            return self._helped_part(self.engine.maker, ask, fn, payload, priority)
+            return self._helped_part(self.engine.maker, ask, fn, payload, priority, numbers)
+        if numbers is not None:
+            assert isinstance(fn, Each)
+            result = self._made_here(ask, Some(fn, numbers=numbers), payload)
+            return result if result.value is None else Result(result.value[1])
         if self._placing is None:
             return self._made_here(ask, fn, payload)
         began_s, cpu_s, held_s = time.monotonic(), time.thread_time(), None
@@ -240,7 +287,15 @@ class SoloLane:
         self.engine.took("materialize", began_s, _Call(ask.number, ask.key))
         return result
 
-    def _helped_part(self, maker: Maker, ask: Ask, fn: Callable[[Any], Any], payload: object, priority: int) -> Result:
+    def _helped_part(
+        self,
+        maker: Maker,
+        ask: Ask,
+        fn: Callable[[Any], Any],
+        payload: object,
+        priority: int,
+        numbers: list[int] | None = None,
+    ) -> Result:
         """Have the value, or its first stage, made by a helper."""
         of, alone = _Call(ask.number, ask.key, HELPERS), Alone()
         codec, chosen, cost = self._policy.codec, self._placing is not None, Cost(0.0, 0.0)
@@ -255,7 +310,7 @@ class SoloLane:
             ref, layout = shipped.ref, encoded.layout
 
             def make(unwanted: Callable[[], bool], part: tuple[int, int] | None = None) -> Any:
-                made = maker.make(ask.number, ref, body, layout, alone, self._shipper.code_for, unwanted, part)
+                made = maker.make(ask.number, ref, body, layout, alone, self._shipper.code_for, unwanted, part, numbers)
                 nonlocal cost
                 cost = Cost(made.cpu_s, made.seconds, made.cpu_s, made.nbytes)
                 self.engine.took("materialize", made.ended_s - made.seconds, of, helper=made.helper)
@@ -265,7 +320,7 @@ class SoloLane:
 
             each = each_of(fn) if not chosen else None  # what is chosen is made by one
             what = "what helpers made could not be taken"
-            value = make(lambda: ask.taken) if each is None else self._made_in_parts(ask, make, priority)
+            value = make(lambda: ask.taken) if each is None else self._made_in_parts(ask, make, priority, numbers)
         except Unmade as exc:
             if exc.failure is not None and exc.of_helpers and chosen:
                 return self._not_by_helper(ask, fn, payload, exc.failure.message)
@@ -276,7 +331,7 @@ class SoloLane:
                 return self._not_by_helper(ask, fn, payload, f"{what}: {describe(exc)}")
             return Result(failure=self._performer.failure("encode", what, exc), cause=exc)
         result = Result(value)
-        if each is not None and each.join is not list:
+        if each is not None and each.join is not list and numbers is None:
             result = self._performer.materialize(each.join, value)
         if isinstance(fn, Staged) and result.failure is None:
             began_s = time.monotonic()
@@ -293,10 +348,12 @@ class SoloLane:
         result = self._made_here(ask, fn, payload)
         return self._learn(ask, result, Cost(0.0, 0.0, unshared=reason))
 
-    def _made_in_parts(self, ask: Ask, make: Callable[..., Any], priority: int) -> list[Any]:
+    def _made_in_parts(self, ask: Ask, make: Callable[..., Any], priority: int, numbers: list[int] | None) -> list[Any]:
         """Have the results of an `Each` made by all helpers that are free. Raises what `make` raises."""
         assert self._options.helpers is not None
         parts = self._options.helpers.count * PARTS_PER_HELPER
+        if numbers is not None:
+            parts = min(parts, len(numbers))
         known: list[int] = []  # how many items there are, once a part was made
 
         def make_part(part: int, has_failed: Callable[[], bool]) -> Any:
@@ -312,7 +369,7 @@ class SoloLane:
             crew.help()
             return Result()
 
-        for _ in range(self._options.helpers.count - 1):
+        for _ in range(min(self._options.helpers.count, parts) - 1):
             self._performer.run(helped, lambda _: None, helped=True, seq=ask.number, priority=priority)
         return in_order(crew.work())
 

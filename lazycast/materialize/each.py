@@ -26,7 +26,8 @@ class Each(Generic[P, T, R, V]):
     Args:
         fn: `callable(item) -> result`. Results must pickle where items are shared.
         split: `callable(payload) -> items`, a sequence; None where the payload is one. It runs in each process that
-            works on the items, so it should be cheap: let it find the items, and `fn` do the work.
+            works on the items, so it should be cheap: let it find the items, and `fn` do the work. With `memo` it runs
+            on the root instead, where all casts wait for it, and each item must pickle.
         join: `callable(results) -> value`, of a list in the order of the items. Every rank runs it.
     Raises: TypeError for what is not callable.
     Threads: all three run on the threads of whoever materializes, several at a time.
@@ -53,38 +54,45 @@ class Some:
     """Makes one of `parts` parts of the results: that of each item whose index is `part` modulo `parts`.
 
     Returns how many items there are and the results; None once nobody waits for them any more.
+
+    Attributes:
+        begins: called with the number of each item, before that.
+        numbers: where the payload is a list of some items of another one: which number each of them has there.
     """
 
     each: Each[Any, Any, Any, Any]
     part: int = 0
     parts: int = 1
-    begins: Callable[[int], object] | None = None  # called with the index of each item, before that
+    begins: Callable[[int], object] | None = None
+    numbers: Sequence[int] | None = None
 
     def __call__(self, payload: Any) -> tuple[int, list[Any]] | None:
-        each = self.each
-        items = _checked(payload if each.split is None else each.split(payload), "split" if each.split else "")
+        each, numbers = self.each, self.numbers
+        items = items_of(each, payload) if numbers is None else payload
         made = []
         for index in range(self.part, len(items), self.parts):
             if cancelled():
                 return None
+            number = index if numbers is None else numbers[index]
             if self.begins is not None:
-                self.begins(index)
+                self.begins(number)
             try:
                 made.append(each.fn(items[index]))
             except BaseException:  # also KeyboardInterrupt: whoever reports it says where
-                here.item = index
+                here.item = number
                 raise
         here.item = None
         return len(items), made
 
 
-def _checked(items: Any, by: str) -> Sequence[Any]:
-    """Return the items, if that is what they are."""
+def items_of(each: Each[Any, Any, Any, Any], payload: Any) -> Sequence[Any]:
+    """Return the items of a payload. Raises: TypeError for what is no sequence; whatever `split` raises."""
+    items: Any = payload if each.split is None else each.split(payload)
     kind = type(items)
     sized = hasattr(kind, "__len__") and hasattr(kind, "__getitem__")
     if sized and not isinstance(items, (Mapping, AbstractSet, str, bytes, bytearray)):
         return cast(Sequence[Any], items)
-    said = "split must return" if by else "without split the payload must be"
+    said = "split must return" if each.split is not None else "without split the payload must be"
     raise TypeError(f"Each: {said} a sequence of items, such as a list, got {kind.__name__}; an iterator may not end")
 
 

@@ -14,6 +14,7 @@ Guarantees:
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import msgspec
@@ -35,7 +36,6 @@ _READS_PER_MESSAGE = 2000  # of at most nine bytes each
 
 class _Entry(msgspec.Struct, eq=False):
     nbytes: int
-    agree: bool
     unread: int  # as sets of ranks
     unreported: int
     held: list[Report] = []
@@ -57,6 +57,9 @@ class Combining:
         self._all = topology.members(topology.rank)
         self._many, self._many_nbytes = max(1, max_inflight // 4), max_inflight_nbytes // 4
         self._entries: dict[int, _Entry] = {}
+        #: Casts without agreement of which not all have reported, the oldest first. (To find the first key of a plain
+        #: dict takes the longer the more keys before it are gone.)
+        self._optional: OrderedDict[int, None] = OrderedDict()
         self._told: dict[int, int] = {}  # by cast: who has asked for it, and that has not been passed on
         self._whole: dict[int, int] = {}  # of these, what all below have asked for by now: its bytes
         self._whole_nbytes = 0
@@ -71,14 +74,16 @@ class Combining:
         reports = message.agree or (self._costs and (message.ref is not None or message.finish is not None))
         unreported = self._all if reports else 0
         direct = now_s < self._asked_until_s
-        self._entries[message.seq] = _Entry(message.nbytes, message.agree, self._all, unreported, direct=direct)
+        self._entries[message.seq] = _Entry(message.nbytes, self._all, unreported, direct=direct)
+        if not message.agree and unreported:
+            self._optional[message.seq] = None
         if not message.agree and len(self._entries) > _MOST:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:
         """Nobody waits for what is said of costs."""
-        oldest = next((seq for seq, entry in self._entries.items() if entry.unreported and not entry.agree), None)
-        if oldest is not None:
+        if self._optional:
+            oldest, _ = self._optional.popitem(last=False)
             entry = self._entries[oldest]
             entry.unreported, entry.held, entry.direct = 0, [], True
             self._forget_if_done(oldest, entry)
@@ -118,6 +123,8 @@ class Combining:
     def _note(self, entry: _Entry, message: Report) -> None:
         who = self._who(message)
         entry.unreported &= ~who
+        if not entry.unreported:
+            self._optional.pop(message.seq, None)
         if message.read:
             entry.unread &= ~who
 
@@ -193,6 +200,7 @@ class Combining:
         """Hold nothing any more: a rank has ended, so some reports will not come. Returns what is held."""
         held, self._stopped = self.flush(), True
         self._entries.clear()
+        self._optional.clear()
         if self.due_s is not None:
             self.due_s = 0.0
         return held

@@ -18,7 +18,7 @@ import msgspec
 
 from lazycast.net.backend import MAX_HEADER_NBYTES as MAX_HEADER_NBYTES
 
-WIRE_VERSION: Final = 13
+WIRE_VERSION: Final = 14
 MAX_KEY_NBYTES: Final = 1 << 10
 
 Key = str | int | bytes
@@ -200,7 +200,8 @@ class Cast(Message, frozen=True, tag="cast"):
     with the highest `priority` come first. With `keep` every rank keeps the value, under that number; with `again` the
     value is what it keeps under that one. It forgets what it keeps under the numbers of `drop`, after that. With `each`
     those who materialize make the results of some items each, and every rank makes of all of them what `join` does, or
-    a list.
+    a list. With `items` the body is a list of the new ones. It says of each item of the payload: n, it is new, and its
+    result is kept under that number; 0, it is new, and not kept; -n, its result is what is kept under that one.
     """
 
     route = "down"
@@ -225,6 +226,7 @@ class Cast(Message, frozen=True, tag="cast"):
     drop: list[int] = []
     each: bool = False
     join: MaterializerRef | None = None
+    items: list[int] = []
 
 
 class Chunk(Message, frozen=True, tag="chunk"):

@@ -161,9 +161,9 @@ def _wait(processes: list[subprocess.Popen[bytes]], folder: Path, timeout_s: flo
     """Wait until all have ended, or some time after the first that failed."""
     deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
     give_up_s: float | None = None
-    while any(process.poll() is None for process in processes):
+    while None in (codes := [process.poll() for process in processes]):  # all of them: the last may have died
         now_s = time.monotonic()
-        if give_up_s is None and (any(p.returncode for p in processes) or list(folder.glob("failed.*"))):
+        if give_up_s is None and (any(codes) or list(folder.glob("failed.*"))):
             give_up_s = now_s + _GRACE_S
         if give_up_s is not None and now_s > give_up_s:
             return

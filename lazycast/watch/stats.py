@@ -40,7 +40,8 @@ class Stats:
         hosts: the ranks of each host; those of one share memory.
         shared_slots, shared_nbytes: what this rank has written to shared memory and somebody still holds.
         arena_nbytes: the memory that this takes: the arena grows with what is in use at a time, and keeps its pages.
-        memo_hits: casts that had again what was remembered; `memo_values` and `memo_nbytes` are remembered here now.
+        memo_hits: casts, and items of casts, that had again what was remembered; `memo_values` and `memo_nbytes` are
+            remembered here now.
         helpers: processes that materialize for this rank's host and are ready, where this rank is their leader;
             `helpers_busy` are making a value now, `helpers_lost` have ended and were replaced.
         queue: from the call to its turn (root), back-pressure on the caller included.

@@ -277,7 +277,8 @@ def test_no_cast_is_lost_while_helpers_are_killed_one_after_another() -> None:
 
 def _alive_until_killed(folder: str, busy: bool) -> None:
     with lazy_of(helped.who, helpers=Helpers(2)) as lazy:
-        pid = value_of(lazy, 1)["pid"]
+        (Path(folder) / f"rank {lazy.rank}").write_text(str(os.getpid()))
+        pid = value_of(lazy, 1)["pid"]  # with agreement: both have said who they are
         if busy:
             lazy.broadcast_async("hang" if lazy.is_root else None, materialize=helped.hang)
         if lazy.is_root:
@@ -298,7 +299,7 @@ launch(test_helpers._alive_until_killed, ranks=int(sys.argv[1]), args=(sys.argv[
 
 
 @pytest.mark.parametrize("what", ["idle", "busy"])
-@pytest.mark.parametrize("victim", ["leader", "job"])
+@pytest.mark.parametrize("victim", ["leader", "follower", "job"])
 def test_no_helper_outlives_its_leader_or_its_job(tmp_path: Path, victim: str, what: str) -> None:
     job = helped.start_program("-c", _JOB, "2", str(tmp_path), what)
     try:
@@ -306,7 +307,8 @@ def test_no_helper_outlives_its_leader_or_its_job(tmp_path: Path, victim: str, w
         leader, *pids = map(int, (tmp_path / "pids").read_text().split())
         assert len(pids) == 2
         assert not any(gone(pid) for pid in pids)
-        os.kill(leader if victim == "leader" else job.pid, signal.SIGKILL)
+        follower = int((tmp_path / "rank 1").read_text())
+        os.kill({"leader": leader, "follower": follower, "job": job.pid}[victim], signal.SIGKILL)
         until(lambda: all(gone(pid) for pid in pids))
     finally:
         job.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -52,6 +53,17 @@ def dies(code: int) -> Any:
 def test_a_rank_that_dies_is_named_before_those_that_failed_because_of_it() -> None:
     with pytest.raises(LaunchError, match="rank 1 ended with exit code 7"):
         launch(dies, ranks=3, args=(7,), timeout_s=60)
+
+
+def the_last_one_dies() -> None:
+    if os.environ["LAZYCAST_RANK"] == "2":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)  # the others hear of nothing
+
+
+def test_the_last_rank_is_missed_though_the_others_go_on() -> None:
+    with pytest.raises(LaunchError, match="rank 2 was killed by signal 9"):
+        launch(the_last_one_dies, ranks=3, timeout_s=90)
 
 
 def test_what_cannot_be_sent_is_named() -> None:

@@ -142,9 +142,8 @@ def _burst(lazy: LazyBroadcast[Any, Any], world: World, burst: tuple[Cast, ...],
         payload, arguments = None, {}
         if lazy.is_root:
             payload, arguments = helping.payload(world, cast, folder), {"priority": cast.priority}
-            if cast.captured:
-                make = helping.make_plain
-                arguments["materialize"] = lambda payload, of=make: of(payload)
+            make = helping.make_plain if world.values == "readonly" or cast.captured else helping.make
+            arguments["materialize"] = helping.materializer(cast, make)
         future = lazy.broadcast_async(payload, key=cast.number, **arguments)
         if lazy.is_root and cast.cancelled:
             future.cancel()
@@ -159,9 +158,10 @@ def _burst(lazy: LazyBroadcast[Any, Any], world: World, burst: tuple[Cast, ...],
         else:
             found.endings[cast.number] = helping.wrong(cast, value) or "value"
             if found.endings[cast.number] == "value":
-                found.by.add(value["by"])
-                if value["data"].flags.writeable:
-                    value["data"][...] = -1  # it is this rank's alone
+                for result in helping.parts(cast, value):
+                    found.by.add(result["by"])
+                    if result["data"].flags.writeable:
+                        result["data"][...] = -1  # it is this rank's alone
 
 
 def _named(cast: Cast, exc: LazycastError, found: Ended, lazy: LazyBroadcast[Any, Any]) -> str:

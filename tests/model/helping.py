@@ -1,7 +1,8 @@
 """What is cast where helpers make the values, drawn from a seed alone: each rank knows the plan without a word.
 
 A world is one object and some bursts of casts. Payloads come from a small pool, some far more often than others, so
-that with a memo many casts have again what was made before; others fail, cannot be encoded, or kill their helper.
+that with a memo many casts, and items of casts, have again what was made before; others fail, cannot be encoded, or
+kill their helper.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from lazycast import Each
+
+Materializer = Callable[[Any], Any]
 _POOL = 24
 _BURST = 60
 _BURSTS = (3, 8)
@@ -32,11 +36,12 @@ class Planned(RuntimeError):
 
 @dataclass(frozen=True)
 class Cast:
-    """One cast. `of` names the payload in the pool, or is its own where the cast is not to have a value again."""
+    """One cast: `of` names payloads in the pool, `words` says how large they are. Those of a `listed` one are items."""
 
     number: int
-    of: int
-    words: int
+    of: tuple[int, ...]
+    words: tuple[int, ...]
+    listed: bool
     kind: str
     priority: int
     discarded_by: int | None
@@ -90,21 +95,34 @@ def _world(seed: str, ranks: int, most: int) -> World:
 
 
 def _cast(rng: random.Random, ranks: int, sizes: list[int]) -> tuple[Any, ...]:
-    of = min(int(rng.paretovariate(0.7)), _POOL) - 1
+    listed = rng.random() < 0.25
+    many = rng.choice((1, 2, 3, 9)) if listed else 1
+    of = tuple(min(int(rng.paretovariate(0.7)), _POOL) - 1 for _ in range(many))
+    words = tuple(sizes[one] for one in of)
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     discarded_by = rng.randrange(ranks) if rng.random() < 0.04 else None
-    return of, sizes[of], kind, rng.choice((0, 0, 5)), discarded_by, rng.random() < 0.04, rng.random() < 0.3
+    return of, words, listed, kind, rng.choice((0, 0, 5)), discarded_by, rng.random() < 0.04, rng.random() < 0.3
 
 
-def payload(world: World, cast: Cast, folder: Path) -> dict[str, Any]:
-    """Make what the root passes; each call makes another object."""
-    content = {"of": cast.of, "data": np.full(cast.words, cast.of + 1, np.int64), "kind": cast.kind}
+def payload(world: World, cast: Cast, folder: Path) -> Any:
+    """Make what the root passes; each call makes another object. Of a list the last item is of the cast's kind."""
+    contents: list[dict[str, Any]] = [
+        {"of": of, "data": np.full(words, of + 1, np.int64), "kind": "value"}
+        for of, words in zip(cast.of, cast.words, strict=True)
+    ]
+    contents[-1]["kind"] = cast.kind
     if cast.kind in ("once", "always"):
-        content |= {
+        contents[-1] |= {
             "mark": str(folder / f"{world.seed.replace('/', '-')}.{cast.number}"),
             "kills": str(folder / "kills"),
         }
-    return content
+    return contents if cast.listed else contents[0]
+
+
+def materializer(cast: Cast, make: Materializer) -> Materializer | None:
+    """Return what makes the value of a cast, as a name or as code; None: what makes most of them."""
+    fn = (lambda payload, of=make: of(payload)) if cast.captured else make  # type: ignore[misc]
+    return Each(fn) if cast.listed else (fn if cast.captured else None)
 
 
 def make(payload: dict[str, Any]) -> dict[str, Any]:
@@ -138,9 +156,18 @@ def killing(kills: Path, pid: int) -> None:
         file.write(f"{pid}\n")
 
 
+def parts(cast: Cast, value: Any) -> list[Any]:
+    """Return the results in a value."""
+    return list(value) if cast.listed else [value]
+
+
 def wrong(cast: Cast, value: Any) -> str | None:
     """Say what is wrong with a value, or None."""
-    wanted = np.full(cast.words, 2 * (cast.of + 1), np.int64)
-    if list(value) != ["of", "data", "by"] or value["of"] != cast.of or not np.array_equal(value["data"], wanted):
-        return f"{value!r:.300} in place of {cast.words} times {2 * (cast.of + 1)}"
+    results = parts(cast, value)
+    if len(results) != len(cast.of):
+        return f"{len(results)} results in place of {len(cast.of)}"
+    for of, words, result in zip(cast.of, cast.words, results, strict=True):
+        wanted = np.full(words, 2 * (of + 1), np.int64)
+        if list(result) != ["of", "data", "by"] or result["of"] != of or not np.array_equal(result["data"], wanted):
+            return f"{result!r:.300} in place of {words} times {2 * (of + 1)}"
     return None

@@ -290,6 +290,22 @@ def test_reports_that_only_tell_costs_are_put_together_and_bounded() -> None:
     assert [one.whole for one in books.report(Report(7, 2000, False), 0.0)] == [True]
 
 
+def test_of_reports_that_only_tell_costs_the_oldest_is_let_go_of_first() -> None:
+    """And none that a verdict waits for, or whose reports have all come."""
+    books = at(costs=True)
+    ref: Any = object()
+    books.opened(agreeing(1), 0.0)
+    for seq in range(2, 1026):
+        books.opened(PIECE(seq, agree=False, ref=ref), 0.0)  # nobody asks for any, so each stays on the books
+    for rank in BELOW:
+        books.report(Report(rank, 3, False), 0.0)
+    for seq in (1026, 1027, 1028):
+        books.opened(PIECE(seq, agree=False, ref=ref), 0.0)
+    held = {seq: books.report(Report(2, seq, False), 0.0) == [] for seq in (1, *range(3, 10), 1026, 1027, 1028)}
+    let_go_of = [seq for seq, is_held in held.items() if not is_held]
+    assert let_go_of == [3, 4, 5, 6], "2 went first, and of 3 all have reported"
+
+
 def test_what_is_kept_is_the_most_of_any_rank_and_nothing_if_one_keeps_nothing() -> None:
     for less, kept in ((10, 40), (0, 0)):
         books = at()

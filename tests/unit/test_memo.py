@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import gc
+import os
 import random
 import re
 import threading
@@ -239,12 +240,18 @@ def test_what_some_rank_did_not_want_is_not_remembered() -> None:
     assert on_threads(_discarded, threading.Barrier(3)) == [(2, 1)] * 3
 
 
-def _lost(all_did: threading.Barrier, key: str | None, nbytes: int, shared: str | bool) -> tuple[list[Any], int, int]:
-    """Two ranks of three lose a value: for good, so that they ask for it each time."""
+def _lost(
+    all_did: threading.Barrier, key: str | None, nbytes: int, shared: str | bool
+) -> tuple[list[Any], int, int, int]:
+    """Two ranks of three lose a value: for good, so that they ask for it each time. It is sent once for both."""
     with lazy_of(placement="shard", tuning=Tuning(shared_memory=shared)) as lazy:
         value_of(lazy, nbytes)
-        if lazy.rank > 0:
-            lane: Any = lazy._lane
+        lane: Any = lazy._lane
+        sent: list[Any] = []
+        if lazy.is_root:
+            again = lane.sending.encoder.again
+            lane.sending.encoder.again = lambda *args: (sent.append(args), again(*args))[1]
+        else:
             lane.casts.keeping.store.drop(1)
         all_did.wait(LIMIT_S)  # a cast waits for no rank's calls
         value_of(lazy, 1)
@@ -257,15 +264,16 @@ def _lost(all_did: threading.Barrier, key: str | None, nbytes: int, shared: str 
         values[0]["large"][:] = 255  # this rank's own
         assert (values[2]["large"] == nbytes % 251).all()
         assert (values[4]["large"] == nbytes % 251).all()
-        return [value["of"] for value in values], lazy.stats().memo_hits, sum(lazy.stats().failed.values())
+        found = [value["of"] for value in values]
+        return found, lazy.stats().memo_hits, sum(lazy.stats().failed.values()), len(sent)
 
 
 @pytest.mark.parametrize("key", [None, "same"])
 @pytest.mark.parametrize(("nbytes", "shared"), [(70_000, "auto"), (6_000_000, False)], ids=["one host", "three"])
 def test_what_ranks_have_lost_the_root_sends_them_in_order(key: str | None, nbytes: int, shared: str | bool) -> None:
-    for found, hits, failed in on_threads(_lost, threading.Barrier(3), key, nbytes, shared):
+    for rank, (found, hits, failed, sent) in enumerate(on_threads(_lost, threading.Barrier(3), key, nbytes, shared)):
         assert found == [nbytes, 1, nbytes, 1, nbytes]
-        assert (hits, failed) == (5, 0)
+        assert (hits, failed, sent) == (5, 0, 0 if rank else 3)
     assert _made.count(nbytes) == (1 if shared else 3), "it is not made again"
 
 
@@ -414,6 +422,19 @@ def test_the_least_recently_used_goes_on_every_rank_alike(seed: int, ranks: int)
         assert hits in (None, expected)
         assert count == sum(expected)
         assert kept_nbytes <= nbytes + 1_000_000  # what goes with the next cast
+
+
+def test_a_store_without_address_space_keeps_nothing_and_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: Any) -> Any:
+        raise MemoryError("no address space")
+
+    monkeypatch.setattr("lazycast.core.memo.store.Region", none_left)
+    store, open_before = Store(MIB), len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(MemoryError, match="no address space"):
+            store.put(encode(b"value"))
+    assert len(os.listdir("/proc/self/fd")) == open_before
+    store.close()
 
 
 def test_a_place_that_is_held_is_not_used_again() -> None:

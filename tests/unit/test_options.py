@@ -126,6 +126,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     (flat(Auto(helpers=Helpers(0)), "pickle", None), ValueError, "Helpers: count must be a positive int, got 0"),
     ({"memo": 1 << 30}, TypeError, "memo must be a Memo or None, got 1073741824"),
     ({"memo": Memo(0)}, ValueError, "Memo: nbytes must be a positive int, got 0"),
+    (
+        {"memo": Memo((16 << 40) + 1)},
+        ValueError,
+        "Memo: nbytes must be at most 17592186044416 (16 TiB), got 17592186044417",
+    ),
     ({"memo": Memo(1, key="id")}, TypeError, "Memo: key must be callable or None, got str"),
     ({"memo": Memo(1), "agree": False}, ValueError, "memo needs agree=True"),
     ({"memo": Memo(1), "placement": "root"}, ValueError, "and a placement other than 'demand' and 'root'"),

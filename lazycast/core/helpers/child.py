@@ -268,7 +268,7 @@ class _Worker:
                 told_s = now_s
                 self._work.send(Item(index))
 
-        return Some(fn, *job.part, begins)
+        return Some(fn, *job.part, begins, job.numbers)
 
     def _load(self, job: Job) -> Materializer:
         ref = job.ref

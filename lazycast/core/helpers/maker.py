@@ -112,13 +112,14 @@ class Maker:
         code_for: Callable[[str], bytes],
         unwanted: Callable[[], bool],
         part: tuple[int, int] | None = None,
+        numbers: list[int] | None = None,
     ) -> HelpedValue:
         """Have a value made. Blocking: until it is there.
 
         Args:
             body: the payload, as `layout` says; it stays as it is.
             code_for: returns the code of a materializer that a helper lacks.
-            part: of an `Each`, which part of how many is to be made: see `Some`.
+            part, numbers: of an `Each`, which part of how many is to be made, and of which items: see `Some`.
         Raises: Unmade with the reason; what `code_for` raises; LookupError for what is not registered.
         """
         rooms: list[Room] = []
@@ -136,7 +137,9 @@ class Maker:
             ref, code_for = self._own(ref, trusted)
         found = places.locate(body) if body.nbytes > INLINE_NBYTES else None
         at = None if found is None else (0, *found)
-        order = Order(seq, ref, trusted is not None, body, layout.stream_nbytes, layout.frames, at, code_for, part)
+        order = Order(
+            seq, ref, trusted is not None, body, layout.stream_nbytes, layout.frames, at, code_for, part, numbers
+        )
         made = self.pool.make(order, room_for, unwanted)
         layout = Layout(made.stream_nbytes, made.frames)
         took = made.seconds, made.cpu_s, made.helper, time.monotonic()

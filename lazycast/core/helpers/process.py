@@ -65,7 +65,7 @@ class Order(NamedTuple):
     Attributes:
         at: the memory that the payload lies in, if it does: a number for it, its descriptor and size, and where.
         code_for: returns the code of a materializer that the helper lacks.
-        part: of an `Each`, which part of how many.
+        part, numbers: of an `Each`, which part of how many, and of which items: see `Some`.
     """
 
     seq: int
@@ -77,6 +77,7 @@ class Order(NamedTuple):
     at: tuple[int, int, int, int] | None
     code_for: Callable[[str], bytes]
     part: tuple[int, int] | None = None
+    numbers: list[int] | None = None
 
 
 class Made(NamedTuple):
@@ -305,6 +306,7 @@ class Helper:
             at,
             [(name, len(code)) for name, code in codes],
             order.part,
+            order.numbers,
         )
         bodies = [code for _, code in codes]
         self._talk.send(job, *bodies, *([] if at is not None else [order.body]), check=look)

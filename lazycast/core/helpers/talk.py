@@ -73,6 +73,7 @@ class Job(msgspec.Struct, frozen=True, tag="job"):
         at: where the payload lies: in which memory, and from where on.
         codes: what code that the helper lacked follows: its name, and how many bytes.
         part: of an `Each`, the number of a part of its results, and how many there are; that is to be made alone.
+        numbers: the payload is a list of some items of another one, with these numbers there.
     """
 
     number: int
@@ -84,6 +85,7 @@ class Job(msgspec.Struct, frozen=True, tag="job"):
     at: tuple[int, int] | None
     codes: list[tuple[str, int]] = []
     part: tuple[int, int] | None = None
+    numbers: list[int] | None = None
 
 
 class Item(msgspec.Struct, frozen=True, tag="item"):

@@ -87,7 +87,14 @@ class Gathering:
         if result.failure is None:
             if not self._let_go:
                 self.made[part] = result.value
-        elif self.own is None:
+        else:
+            self.failed(result)
+
+    def failed(self, result: Result) -> None:
+        """Book that a part of this rank's has failed, before others hear of it: else two ranks could each end because
+        the other has failed, and neither would say so of itself.
+        """
+        if self.own is None:
             self.own = result
             self.failure = self.failure or result.failure
 

@@ -20,12 +20,14 @@ from lazycast.core.arrival import Arrival, Material
 from lazycast.core.helpers.maker import HelpedValue
 from lazycast.core.helpers.process import Unmade
 from lazycast.core.items.gathering import Gathering, Step
+from lazycast.core.memo.items import numbers_of_new
+from lazycast.core.memo.keeping import Keeping
 from lazycast.core.parts import Parts
 from lazycast.core.performer import Group, Performer, Result
 from lazycast.materialize.each import Some, in_order
 from lazycast.materialize.materializers import CodeMissing
 from lazycast.materialize.staged import each_of
-from lazycast.net.wire import Failure, Value
+from lazycast.net.wire import Failure, Value, again_ident
 from lazycast.options import HELPERS
 
 #: Has one part made of a payload (its bytes and layout), by a helper.
@@ -41,6 +43,7 @@ class Sharing:
         ended: takes a rank's result of a cast, once.
         lacks: has the code of a materializer asked for, and the cast advanced once it is here.
         unshared: notes why a part could not be shared.
+        keeping: where results are remembered, if they are.
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class Sharing:
         ended: Callable[[Arrival, Result], None],
         lacks: Callable[[Arrival, str], None],
         unshared: Callable[[str], None],
+        keeping: Keeping | None,
     ) -> None:
+        self._is_root, self._keeping = group.rank == group.root, keeping
         self._rank, self._host, self._alone = group.rank, group.hosts[group.rank], len(host) == 1
         self._lock, self._performer, self._parts = lock, performer, parts
         self._by_helper, self._began, self._ended, self._lacks, self._unshared = (
@@ -155,7 +160,9 @@ class Sharing:
         self._parts.tell(self._said(arrival, part, Failure("refused", self._rank, self._host, text)))
         return Result()
 
-    def _spoilt(self, arrival: Arrival, part: int, result: Result) -> Result:
+    def _spoilt(self, arrival: Arrival, items: Gathering, part: int, result: Result) -> Result:
+        with self._lock:
+            items.failed(result)
         self._parts.tell(self._said(arrival, part, result.failure))
         return result
 
@@ -167,9 +174,11 @@ class Sharing:
         if isinstance(result.cause, CodeMissing):
             return result
         if result.failure is not None:
-            return self._spoilt(arrival, part, result)
+            return self._spoilt(arrival, items, part, result)
         if result.value is None:
             return self._decline(arrival, part)
+        if self._alone:
+            return result
         _, unshared, value = self._parts.share(arrival.message, self._said(arrival, part), result.value)
         if unshared is not None:
             self._unshared(unshared)
@@ -190,7 +199,8 @@ class Sharing:
         result = self._payload(arrival, material)
         if result.failure is not None:
             return result
-        result, _ = self._parts.materialize(message, Some(each, part, len(items.makers)), result.value)
+        numbers = numbers_of_new(message.items) if message.items else None
+        result, _ = self._parts.materialize(message, Some(each, part, len(items.makers), None, numbers), result.value)
         return result
 
     def _payload(self, arrival: Arrival, material: Material) -> Result:
@@ -213,7 +223,7 @@ class Sharing:
             return self._decline(arrival, part)
         if body.nbytes != message.nbytes:
             short = parts.short(message.nbytes)
-            return self._spoilt(arrival, part, parts.failed("decode", "what arrived could not be taken", short))
+            return self._spoilt(arrival, items, part, parts.failed("decode", "what arrived could not be taken", short))
         layout = Layout(message.stream_nbytes, message.frames)
         try:
             made = self._by_helper(arrival, body, layout, (part, len(items.makers)))
@@ -222,10 +232,12 @@ class Sharing:
         except Unmade as exc:
             if exc.failure is None or self._is_over(arrival):
                 return self._decline(arrival, part)
-            return self._spoilt(arrival, part, Result(failure=exc.failure, cause=exc.cause))
+            return self._spoilt(arrival, items, part, Result(failure=exc.failure, cause=exc.cause))
         except Exception as exc:  # what is registered elsewhere, or cannot leave this process
             kind = "decode" if isinstance(exc, LookupError) else "encode"
-            return self._spoilt(arrival, part, parts.failed(kind, "a payload could not be given to a helper", exc))
+            return self._spoilt(
+                arrival, items, part, parts.failed(kind, "a payload could not be given to a helper", exc)
+            )
         if self._is_over(arrival):  # it may have stopped in the middle
             return self._decline(arrival, part)
         items.count = made.items
@@ -241,6 +253,10 @@ class Sharing:
         if arrival.over or not arrival.wanted:
             return Result()
         message = arrival.message
+        with self._lock:
+            lost = arrival.lost
+        if lost:
+            return self._lost(arrival)
         try:
             join = self._parts.join(arrival)
             finish = self._parts.finish(arrival)
@@ -266,6 +282,13 @@ class Sharing:
             value = in_order(taken)
         except Exception as exc:  # what a user's `split` has found; or what came is nothing of the kind
             return self._parts.failed("materialize", "the results could not be put together", exc)
+        if message.items:
+            if self._keeping is not None:
+                self._keeping.put_down_items(arrival, value)
+            result = self._merged(arrival, value)
+            if result.value is None:
+                return result
+            value = result.value
         with self._lock:
             items.let_go()
         if join is not list:
@@ -279,6 +302,43 @@ class Sharing:
         if result.failure is not None:
             return result
         return self._parts.materialize(message, finish, result.value, value)[0]
+
+    def _lost(self, arrival: Arrival) -> Result:
+        text = "the results of items that were to be had again are not here"
+        return Result(cause=CodeMissing(text, again_ident(arrival.message.seq)))
+
+    def _merged(self, arrival: Arrival, new: list[Any]) -> Result:
+        """Return the results of all items, in order, given those that are new: beside them is what is had again.
+
+        Without a value, if the cast has failed meanwhile, or what says why.
+        """
+        message = arrival.message
+        with self._lock:
+            had, instead = arrival.had, arrival.had_instead
+        again: list[Any] = []
+        if instead is not None:
+            body, layout = instead
+            result = self._parts.decode(message, body, body.nbytes, layout)
+            if result.failure is not None:
+                return result
+            again = result.value
+        for kept in had if instead is None else ():
+            try:
+                body = kept.body()
+            except MemoryError as exc:
+                if self._is_root:
+                    return self._parts.failed("decode", "the result of an item could not be had again", exc)
+                with self._lock:
+                    arrival.lost = True
+                return self._lost(arrival)
+            result = self._parts.decode(message, body, kept.nbytes, kept.layout)
+            if result.failure is not None:
+                return result
+            again.append(result.value)
+        if len(again) != sum(number < 0 for number in message.items):
+            return Result()  # the cast has failed meanwhile
+        results, remembered = iter(new), iter(again)
+        return Result([next(results if number >= 0 else remembered) for number in message.items])
 
     def _taken(
         self,

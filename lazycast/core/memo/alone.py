@@ -5,11 +5,13 @@ Guarantees: as for larger groups. What cannot be remembered is made again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lazycast.codec.pickling import Codec
 from lazycast.core.memo.book import Book, ident_by_bytes, ident_by_key
-from lazycast.core.memo.store import Store
+from lazycast.core.memo.items import Plan, Planner
+from lazycast.core.memo.store import Kept, Store
 from lazycast.core.performer import Result
 from lazycast.core.workers import unforked
 from lazycast.materialize.materializers import Shipped
@@ -26,6 +28,9 @@ class Memory:
     def __init__(self, memo: Memo, store: Store, codec: Codec, rank: int) -> None:
         self._memo, self._store, self._codec, self._rank = memo, store, codec, rank
         self._book = Book(memo.nbytes, (rank,))
+        #: Finds which items of a payload are remembered, if it is to be taken apart.
+        self.planner = Planner(memo, self._book, store, codec)
+        self.by_key = memo.key is not None
 
     def look(
         self, shipped: Shipped, turns: tuple[int, int], payload: object, seq: int, *, readonly: bool
@@ -43,9 +48,7 @@ class Memory:
             if not number:
                 return ident, MISSING
             try:
-                kept = self._store.get(number)
-                body = kept.body()
-                value = self._codec.decode(body.toreadonly() if readonly else body, kept.layout)
+                value = self._value_of(self._store.get(number), readonly=readonly)
             except Exception as exc:  # no memory, or a value's own code: it is made again
                 self._store.unkept = describe(exc)[:_MAX_REASON]
                 self._decided(seq, good=False, lost=True)
@@ -70,7 +73,40 @@ class Memory:
         self._book.reported(seq, 1 << self._rank, nbytes)
         self._decided(seq, good=result.failure is None)
 
-    def _decided(self, seq: int, *, good: bool, lost: bool = False) -> None:
-        self._book.decided(seq, good=good, lost=lost)
+    def had(self, plan: Plan, seq: int, *, readonly: bool) -> list[Any] | None:
+        """Return the results of items that are had again. None: one cannot be; then all are to be made."""
+        try:
+            with unforked():
+                return [self._value_of(kept, readonly=readonly) for kept in plan.had]
+        except Exception as exc:  # as in `look`
+            self._store.unkept = describe(exc)[:_MAX_REASON]
+            self._decided(seq, good=False, lost=True)
+            return None
+
+    def keep_items(self, plan: Plan, seq: int, results: list[Any] | None) -> None:
+        """Remember the results of items that are new, if that can be. None: there are none."""
+        kept: dict[int, Kept] = {}
+        if results is not None:
+            new = [number for number in plan.numbers if number >= 0]
+            try:
+                with unforked():
+                    for number, result in zip(new, results, strict=True):
+                        if number:
+                            kept[number] = self._store.put(self._codec.encode(result))
+            except Exception as exc:  # whatever a value's own code raises
+                self._store.unkept = describe(exc)[:_MAX_REASON]
+                kept.clear()
+        for number, one in kept.items():
+            self._store.keep(number, one)
+        sizes = {number: one.taken_nbytes for number, one in kept.items()}
+        self._book.reported(seq, 1 << self._rank, sum(sizes.values()))
+        self._decided(seq, good=results is not None, sizes=sizes)
+
+    def _value_of(self, kept: Kept, *, readonly: bool) -> Any:
+        body = kept.body()
+        return self._codec.decode(body.toreadonly() if readonly else body, kept.layout)
+
+    def _decided(self, seq: int, *, good: bool, lost: bool = False, sizes: Mapping[int, int] | None = None) -> None:
+        self._book.decided(seq, good=good, lost=lost, sizes=sizes)
         for number in self._book.take_drops():
             self._store.drop(number)

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -24,15 +24,15 @@ from lazycast.net.wire import MaterializerRef
 from lazycast.options import Memo, exact, shown
 
 _MOST_KNOWN = 1 << 16
-_MOST_DROPS = 200  # in one message
+#: In one message, so that it stays a header; as many as one cast may bring that are new.
+_MOST_DROPS = MOST_ITEMS = 1000
 
 
 class _Begun(msgspec.Struct, eq=False):
-    """A cast whose value is to be remembered."""
+    """A cast whose value, or the results of whose items, are to be remembered."""
 
-    ident: bytes
-    number: int
     missing: int  # as a set of ranks: see `net.members`
+    idents: dict[int, bytes] = msgspec.field(default_factory=dict)  # by number
     nbytes: int = 0
     unkept: bool = False
 
@@ -48,13 +48,18 @@ def ident_by_key(
     ref: MaterializerRef | None,
     finish: MaterializerRef | None,
     turns: tuple[int, int] = (0, 0),
+    *,
+    item: bool = False,
 ) -> bytes:
-    """Return what names a value, by the user's key. Raises TypeError for what is no key, and what `key` raises."""
+    """Return what names a value, by the user's key; with `item`, the result of a single item.
+
+    Raises: TypeError for what is no key, and what `key` raises.
+    """
     assert memo.key is not None
     key = exact(memo.key(payload))
     if type(key) not in (str, int, bytes):
         raise TypeError(f"Memo: key must return a str, int or bytes, got {shown(key)}")
-    hashed = _hashed(ref, finish, turns)
+    hashed = _hashed(ref, finish, turns, item=item)
     hashed.update(f"key {type(key).__name__}".encode())
     hashed.update(key if isinstance(key, bytes) else str(key).encode("utf-8", "surrogatepass"))
     return bytes(hashed.digest())
@@ -65,18 +70,23 @@ def ident_by_bytes(
     ref: MaterializerRef | None,
     finish: MaterializerRef | None,
     turns: tuple[int, int] = (0, 0),
+    *,
+    item: bool = False,
 ) -> bytes:
-    """Return what names a value, by all bytes of its payload."""
-    hashed = _hashed(ref, finish, turns)
+    """Return what names a value, by all bytes of its payload; with `item`, the result of a single item."""
+    hashed = _hashed(ref, finish, turns, item=item)
     hashed.update(f"bytes {encoded.layout.stream_nbytes} {encoded.layout.frames}".encode())
     for _, part in encoded.parts():
         hashed.update(part)
     return bytes(hashed.digest())
 
 
-def _hashed(ref: MaterializerRef | None, finish: MaterializerRef | None, turns: tuple[int, int]) -> Any:
-    """Begin with the materializer: a name may have stood for several, one after the other (`Shipper.turns`)."""
-    hashed = hashlib.sha256(f"{turns} ".encode())
+def _hashed(ref: MaterializerRef | None, finish: MaterializerRef | None, turns: tuple[int, int], *, item: bool) -> Any:
+    """Begin with the materializer: a name may have stood for several, one after the other (`Shipper.turns`).
+
+    A payload and an item that are the same have other values.
+    """
+    hashed = hashlib.sha256(f"{turns} {'item ' if item else ''}".encode())
     for part in (ref, finish):
         ident = b"-" if part is None else f"{part.ident} {part.part}".encode("utf-8", "surrogatepass")
         hashed.update(f"{len(ident)} ".encode() + ident)
@@ -94,7 +104,7 @@ class Book:
         self._known_nbytes = 0
         self._begun: dict[int, _Begun] = {}  # by the number of the cast
         self._under_way: set[bytes] = set()
-        self._again: dict[int, bytes] = {}  # by the number of the cast: what it has again
+        self._again: dict[int, list[bytes]] = {}  # by the number of the cast: what it has again
         self._drops: list[int] = []
 
     def look(self, ident: bytes, seq: int) -> int:
@@ -104,21 +114,32 @@ class Book:
             if known is None:
                 return 0
             self._known.move_to_end(ident)
-            self._again[seq] = ident
+            self._again.setdefault(seq, []).append(ident)
             return known.number
 
+    def lost(self, ident: bytes) -> None:
+        """Forget what the root itself does not keep any more."""
+        with self._lock:
+            self._forget(ident)
+
     def begin(self, ident: bytes, seq: int) -> int:
-        """Return the number under which ranks are to keep what cast `seq` makes; 0 if another one does already."""
+        """Return a number under which ranks are to keep what cast `seq` makes; 0 if it is being made already.
+
+        One cast may make several: then ranks keep all of them, or none.
+        """
         with self._lock:
             if ident in self._under_way or ident in self._known:
                 return 0
             number = next(self._numbers)
-            self._begun[seq] = _Begun(ident, number, self._ranks)
+            self._begun.setdefault(seq, _Begun(self._ranks)).idents[number] = ident
             self._under_way.add(ident)
             return number
 
     def reported(self, seq: int, who: int, nbytes: int) -> None:
-        """Book that a set of ranks has done its part, and keeps up to so many bytes of it each: 0 if one does not."""
+        """Book that a set of ranks has done its part, and keeps up to so many bytes of it each: 0 if one does not.
+
+        Of several values it is the sum.
+        """
         with self._lock:
             begun = self._begun.get(seq)
             if begun is not None:
@@ -126,23 +147,38 @@ class Book:
                 begun.nbytes = max(begun.nbytes, nbytes)
                 begun.unkept |= nbytes == 0
 
-    def decided(self, seq: int, *, good: bool, lost: bool = False) -> None:
-        """Book the end of a cast. Every rank has been told of it. `lost`: some rank could not have its value again."""
+    def decided(self, seq: int, *, good: bool, lost: bool = False, sizes: Mapping[int, int] | None = None) -> None:
+        """Book the end of a cast. Every rank has been told of it.
+
+        Args:
+            lost: some rank could not have again what it was to.
+            sizes: by number, the bytes that the root keeps: of several values ranks have told the sum alone.
+        """
         with self._lock:
-            ident = self._again.pop(seq, None)
-            if ident is not None and lost:
-                self._forget(ident)
+            for ident in self._again.pop(seq, ()):
+                if lost:
+                    self._forget(ident)
             begun = self._begun.pop(seq, None)
             if begun is None:
                 return
-            self._under_way.discard(begun.ident)
-            if good and not begun.unkept and not begun.missing and begun.nbytes <= self._nbytes:
-                self._known[begun.ident] = _Known(begun.number, begun.nbytes)
-                self._known_nbytes += begun.nbytes
-                while self._known_nbytes > self._nbytes or len(self._known) > _MOST_KNOWN:
-                    self._forget(next(iter(self._known)))
-            elif good:  # others may keep it
-                self._drops.append(begun.number)
+            self._under_way.difference_update(begun.idents.values())
+            if good:
+                self._know(begun, sizes or {})
+
+    def _know(self, begun: _Begun, sizes: Mapping[int, int]) -> None:
+        kept = not begun.unkept and not begun.missing
+        # Some rank may keep more bytes of them than the root.
+        more = max(0, begun.nbytes - sum(sizes.get(number, 0) for number in begun.idents))
+        more_each = -(-more // len(begun.idents))
+        for number, ident in begun.idents.items():
+            nbytes = sizes.get(number, 0) + more_each
+            if kept and nbytes <= self._nbytes:
+                self._known[ident] = _Known(number, nbytes)
+                self._known_nbytes += nbytes
+            else:  # others may keep it
+                self._drops.append(number)
+        while self._known_nbytes > self._nbytes or len(self._known) > _MOST_KNOWN:
+            self._forget(next(iter(self._known)))
 
     def _forget(self, ident: bytes) -> None:
         known = self._known.pop(ident, None)

@@ -8,6 +8,7 @@ anew if it has none itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -28,28 +29,48 @@ class Keeping:
     def __init__(self, store: Store, codec: Codec) -> None:
         self.store, self._codec = store, codec
 
-    def put_down(self, arrival: Arrival, result: Result) -> Kept | None:
+    def put_down(self, arrival: Arrival, result: Result) -> None:
         """Write down a value that is to be remembered, before anybody can change it."""
-        if result.failure is not None or not arrival.wanted or arrival.over:
-            return None
+        if result.failure is None and arrival.wanted and not arrival.over:
+            self._put_down(arrival, [arrival.message.keep], [result.value])
+
+    def put_down_items(self, arrival: Arrival, results: Sequence[Any]) -> None:
+        """The same with the results of items, given those of all that are new."""
+        numbers = [number for number in arrival.message.items if number >= 0]
+        new = [(number, result) for number, result in zip(numbers, results, strict=True) if number]
+        if new and arrival.wanted and not arrival.over:
+            self._put_down(arrival, *zip(*new, strict=True))
+
+    def _put_down(self, arrival: Arrival, numbers: Sequence[int], values: Sequence[Any]) -> None:
         try:
             with unforked():
-                encoded = self._codec.encode(result.value)
-            return self.store.put(encoded)
+                encoded = [self._codec.encode(value) for value in values]
+            arrival.kept = list(zip(numbers, map(self.store.put, encoded), strict=True))
         except Exception as exc:  # whatever a value's own code raises; it is made again the next time
             self.store.unkept = describe(exc)[:_MAX_REASON]
-            return None
 
-    def settle(self, arrival: Arrival, verdict: Verdict) -> None:
-        """With the lock held: keep what was written down of a cast, if every rank has it, or let go of it."""
-        kept, arrival.kept = arrival.kept, None
-        if kept is not None and verdict.failure is None:
-            self.store.keep(arrival.message.keep, kept)
+    def settle(self, arrival: Arrival, verdict: Verdict) -> dict[int, int]:
+        """With the lock held: keep what was written down of a cast, if every rank has it, or let go of it.
+
+        Returns its bytes, by number.
+        """
+        kept, arrival.kept = arrival.kept, []
+        for number, one in kept if verdict.failure is None else ():
+            self.store.keep(number, one)
+        return {number: one.taken_nbytes for number, one in kept}
 
     def drop(self, numbers: Sequence[int]) -> None:
         """Forget values."""
         for number in numbers:
             self.store.drop(number)
+
+    def items_again(self, message: Cast) -> list[Kept] | None:
+        """Return the results of items that are had again, before what is dropped goes. None: not all are here."""
+        try:
+            return [self.store.get(-number) for number in message.items if number < 0]
+        except KeyError as exc:
+            self.store.unkept = describe(exc)[:_MAX_REASON]
+            return None
 
     def had_again(self, message: Cast, body: memoryview) -> tuple[Cast, memoryview, Kept | None]:
         """Do what the root says of what is remembered; return a cast as if what is had again had come with it.

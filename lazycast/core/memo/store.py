@@ -80,8 +80,7 @@ class Store:
             if self._closed:
                 raise MemoryError("the object is closed")
             if self._fd is None:
-                self._fd = create(self._size)
-                self._region = Region(self._fd, self._size)
+                self._take_memory()
             while self.freed:
                 self._free.give(*self.freed.popleft())
             headroom.check(size)
@@ -92,6 +91,15 @@ class Store:
             region = self._region  # `close` may let go of it meanwhile
         encoded.write_into(region.whole[offset : offset + encoded.nbytes])
         return kept
+
+    def _take_memory(self) -> None:
+        fd = create(self._size)
+        try:
+            self._region = Region(fd, self._size)
+        except BaseException:  # there may be no address space for it
+            os.close(fd)
+            raise
+        self._fd = fd
 
     def keep(self, number: int, kept: Kept) -> None:
         """Give a value its number."""
