@@ -40,13 +40,13 @@ def length(payload: dict[str, Any]) -> int:
 
 
 def passed(options: dict[str, Any], materialize: Any) -> list[list[str]]:
-    """Return what each of ten casts passes on this rank, the others' news of it included."""
+    """Return what each of twenty casts passes on this rank, the others' news of it included."""
     profile = Profile()
     threading.setprofile(profile)
     with LazyBroadcast(materialize, timeout_s=60, **options) as lazy:
         payload, casts = PAYLOAD if lazy.rank == 0 else None, []
         sys.setprofile(profile)
-        for number in range(KNOWN + 10):
+        for number in range(KNOWN + 20):
             if number >= KNOWN:
                 time.sleep(0.05)
                 profile.called, profile.on = [], True
