@@ -6,6 +6,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,11 @@ def held_s(fn: Callable[[], None]) -> float:
     return watch.held_s
 
 
+def _queued_s() -> float:
+    """How long this thread has waited for a core so far, by the kernel's word."""
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+
+
 def test_what_computes_in_python_is_told_from_what_does_not() -> None:
     held, free = held_s(holds), held_s(frees)
     assert held > _CPU_S / 4
@@ -52,11 +58,14 @@ def test_what_another_thread_computes_is_not_the_calls() -> None:
     other = threading.Thread(target=count)
     other.start()
     try:
+        queued_s = _queued_s()
         waits = held_s(lambda: time.sleep(_CPU_S))
+        queued_s = _queued_s() - queued_s
     finally:
         over.set()
         other.join()
-    assert waits < _CPU_S / 4
+    # A thread that waits for a core may hold the lock meanwhile: on a busy machine nobody can tell.
+    assert waits - queued_s < _CPU_S / 4
 
 
 def test_a_watch_leaves_no_thread_also_if_the_call_raises() -> None:
