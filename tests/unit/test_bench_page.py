@@ -407,6 +407,30 @@ def test_the_page_begins_with_a_picture(tmp_path: Path) -> None:
     assert ">itself<" not in before  # words of our own
 
 
+def test_no_line_crosses_the_figures_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds differ widely on a busy machine: the line of the spread is then longer than the bar."""
+    drawn: list[Any] = []
+
+    def draw(width: float, height: float, fill: Any, label: str) -> str:
+        drawn.append(Figure(figsize=(width, height), layout="constrained"))
+        fill(drawn[-1])
+        drawn[-1].canvas.draw()
+        return ""
+
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(charts, "_svg", draw)
+    raw = requests_run([requests_way("itself", [3, 5, 20]), requests_way("root-value", [4, 6, 9])])
+    charts.headline(Workload.of(raw["workloads"][0]), "torch", 2)
+    (panel,) = drawn[0].axes
+    (spreads,) = panel.collections
+    ends = sorted(panel.transData.transform(path.vertices[-1])[0] for path in spreads.get_paths())
+    labels = [text.get_window_extent() for text in panel.texts]
+    assert len(labels) == 2
+    assert all(left > end for left, end in zip(sorted(label.x0 for label in labels), ends, strict=True))
+    assert max(label.x1 for label in labels) <= drawn[0].bbox.x1, "cut off"
+
+
 def test_a_busy_machine_is_told_on_top_of_tables_too() -> None:
     busy = on_a_machine_with(31.25, times_run(HELD))
     said = report.warning(busy)

@@ -206,12 +206,11 @@ def headline(workload: Workload, backend: str, ranks: int) -> str:
         names = [textwrap.fill(name, 22) for name in _short(_SAID.get(way.way, way.way) for way in ways)]
         colours = [_COLOURS[9] if way.known else _COLOURS[0] for way in ways]
         low, high = ([end(each.qps for each in way.rounds) for way in ways] for end in (min, max))
-        bars = panel.barh(names, [way.qps for way in ways], color=colours, height=0.6)
+        panel.barh(names, [way.qps for way in ways], color=colours, height=0.6)
         panel.hlines(names, low, high, color=_INK, linewidth=1.6)
-        spreads = zip(ways, low, high, strict=True)
-        labels = [f"{number(way.qps)} ({number(least)} to {number(most)})" for way, least, most in spreads]
-        panel.bar_label(bars, labels=labels, padding=14, color=_INK)
-        _horizontal(panel, "", room=0.5)
+        for name, way, least, most in zip(names, ways, low, high, strict=True):  # beyond the line, which may be long
+            _label(panel, f"{number(way.qps)} ({number(least)} to {number(most)})", max(way.qps, most), name)
+        _horizontal(panel, "", room=0.6)
 
     title = f"{workload.name}, {backend}, {ranks} ranks: requests a second, longer is better"
     return _svg(5.6, 0.55 * max(2, len(ways)) + 0.5, fill, title)  # narrow: phones show it whole
@@ -235,9 +234,13 @@ def _latencies(panel: Axes, ways: Sequence[Way], colours: Sequence[str]) -> None
     panel.hlines(names, p50, p99, color=colours, linewidth=2.0)
     panel.plot(p99, names, "|", color=_INK, markersize=9, markeredgewidth=1.6)
     for name, low, high in zip(names, p50, p99, strict=True):
-        text = f"{number(low)} / {number(high)}"
-        panel.annotate(text, (high, name), xytext=(5, 0), textcoords="offset points", va="center", color=_INK)
+        _label(panel, f"{number(low)} / {number(high)}", high, name)
     _horizontal(panel, "latency, ms: p50 (bar) / p99 (mark)", room=0.35)
+
+
+def _label(panel: Axes, text: str, beyond: float, name: str) -> None:
+    """Write a text to the right of what ends at `beyond` in the row of that name."""
+    panel.annotate(text, (beyond, name), xytext=(5, 0), textcoords="offset points", va="center", color=_INK)
 
 
 def _horizontal(panel: Axes, title: str, room: float = 0.16) -> None:
