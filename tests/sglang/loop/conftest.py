@@ -16,6 +16,7 @@ from lazycast.tools.bench.sglang_loop import fleet as fleets
 
 fleets.load()
 
+from asking import flush  # noqa: E402
 from watched import Watch  # noqa: E402
 
 from lazycast.tools.bench.sglang_loop.prompts import Prompts  # noqa: E402
@@ -27,7 +28,13 @@ WAYS: dict[str, tuple[list[str], dict[str, str]]] = {
     "blocking": ([FLAG], {"LAZYCAST_SGLANG_ADMISSION": "blocking"}),
     "deferred": ([FLAG], {}),
 }
-Started = Callable[..., tuple[fleets.Fleet, Watch]]
+Usual = tuple[fleets.Fleet, Watch]
+Started = Callable[..., Usual]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that share schedulers come after each other, and no others run beside these: idle ones spin."""
+    items.sort(key=lambda item: "usual" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -43,22 +50,56 @@ def prompts() -> Prompts:
     return Prompts()
 
 
+def watched(folder: Path, way: str, *switches: str, gated: bool = False, **environment: str) -> Usual:
+    """Start schedulers in one of the ways."""
+    folder.mkdir()
+    watch = Watch(folder, gated=gated)
+    own, variables = WAYS[way]
+    given: dict[str, Any] = {"LAZYCAST_SGLANG_CAST_FROM_NBYTES": "2000000", **variables, **environment}
+    return fleets.Fleet([*own, *switches], environment=given, within=watch), watch
+
+
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[Started]:
     """Starts schedulers in one of the ways, which are watched; ends them after the test."""
     running: list[fleets.Fleet] = []
 
-    def start(way: str, *switches: str, gated: bool = False, **environment: str) -> tuple[fleets.Fleet, Watch]:
+    def start(way: str, *switches: str, gated: bool = False, **environment: str) -> Usual:
         folder = tmp_path / f"{way}-{len(running)}"
-        folder.mkdir()
-        watch = Watch(folder, gated=gated)
-        own, variables = WAYS[way]
         for other in running:
             other.freeze()
-        given: dict[str, Any] = {"LAZYCAST_SGLANG_CAST_FROM_NBYTES": "2000000", **variables, **environment}
-        running.append(fleets.Fleet([*own, *switches], environment=given, within=watch))
-        return running[-1], watch
+        fleet, watch = watched(folder, way, *switches, gated=gated, **environment)
+        running.append(fleet)
+        return fleet, watch
 
     yield start
     for fleet in running:
+        fleet.close()
+
+
+@pytest.fixture(scope="session")
+def _shared() -> Iterator[list[Usual]]:
+    shared: list[Usual] = []
+    yield shared
+    for fleet, _ in shared:
+        fleet.close()
+
+
+@pytest.fixture
+def usual(_shared: list[Usual], request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Usual]:
+    """Schedulers without switches that put requests aside, behind a gate. Tests share them, one after another.
+
+    Each finds them with nothing to do and with no prompts that they know, and uses names of its own for its requests.
+    After one that fails, or that closes them, the next has others.
+    """
+    if _shared:
+        flush(_shared[0][0])
+        _shared[0][1].begin()
+    else:
+        _shared.append(watched(tmp_path / "usual", "deferred", gated=True))
+    fleet, watch = _shared[0]
+    failed = request.session.testsfailed
+    yield fleet, watch
+    if request.session.testsfailed > failed or not fleet.pids:
+        _shared.clear()
         fleet.close()

@@ -6,11 +6,10 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
-from conftest import Started
+from asking import LIMIT_S, flush, put_aside, said_of, send, until, works
+from conftest import Started, Usual
 from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers import io_struct as messages
 from watched import DAMAGED, Watch
@@ -18,54 +17,11 @@ from watched import DAMAGED, Watch
 from lazycast.tools.bench.sglang_loop.fleet import Fleet, SchedulerEndedError
 from lazycast.tools.bench.sglang_loop.prompts import Prompts
 
-LIMIT_S = 30.0
+#: It ends a hang alone: on a busy machine a hundred prompts with images take two minutes.
+MANY_S = 300.0
 
 
-def send(fleet: Fleet, prompts: Prompts, *requests: Any) -> list[str]:
-    for request in requests:
-        fleet.send(prompts.share(request))
-    return [request.rid for request in requests]
-
-
-def until(fleet: Fleet, condition: Callable[[], bool], what: str) -> list[Any]:
-    """Let the schedulers work until something is so; return what they have said beside tokens."""
-    end_s = time.monotonic() + LIMIT_S
-    said: list[Any] = []
-    while not condition():
-        said += fleet.receive(0.02)
-        fleet.check()
-        assert time.monotonic() < end_s, f"not within {LIMIT_S:g} s: {what}\n{fleet.log()}"
-    return said
-
-
-def said_of(fleet: Fleet, kind: type) -> Any:
-    """Return the next control output of a kind."""
-    found: list[Any] = []
-
-    def came() -> bool:
-        found.extend(one for one in fleet.receive(0.02) if isinstance(one, kind))
-        return bool(found)
-
-    until(fleet, came, kind.__name__)
-    return found[0]
-
-
-def put_aside(fleet: Fleet, watch: Watch, prompts: Prompts, *rids: str, side: int = 40) -> None:
-    """Send requests with an image each, and wait until all ranks have put them aside."""
-    for n, rid in enumerate(rids):
-        send(fleet, prompts, prompts.images(rid, [1000 + n], side=side))
-    until(fleet, lambda: all(set(rids) <= watch.aside(rank) for rank in range(2)), f"{rids} aside")
-
-
-def works(fleet: Fleet, prompts: Prompts, rid: str, seed: int) -> None:
-    """A request with an image is answered."""
-    send(fleet, prompts, prompts.images(rid, [seed]))
-    assert fleet.wait([rid], LIMIT_S)[rid].reason == {"type": "length", "length": 8}
-
-
-@pytest.mark.parametrize("loop", ["overlap", "normal"])
-def test_the_scheduler_goes_on_and_what_is_aside_can_be_aborted(started: Started, prompts: Prompts, loop: str) -> None:
-    fleet, watch = started("deferred", *(["--disable-overlap-schedule"] if loop == "normal" else []), gated=True)
+def goes_on(fleet: Fleet, watch: Watch, prompts: Prompts) -> None:
     watch.close_gate()
     put_aside(fleet, watch, prompts, "a-1", "a-2", "b-1", "c-1", "c-2")
     # Text overtakes it, and is answered whole.
@@ -86,19 +42,17 @@ def test_the_scheduler_goes_on_and_what_is_aside_can_be_aborted(started: Started
     assert watch.inputs().keys() == {"text", "next"}, "what was aborted came into the queue"
 
 
-SWITCHES = {
-    "usual": [],
-    "not received in every iteration": ["--scheduler-recv-interval", "7"],  # then what the entry rank says is dropped
-    "chunked prefill": ["--chunked-prefill-size", "128"],
-    "few at a time": ["--max-running-requests", "2"],
-}
+def test_the_scheduler_goes_on_and_what_is_aside_can_be_aborted(usual: Usual, prompts: Prompts) -> None:
+    goes_on(*usual, prompts)
 
 
-@pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
-def test_it_is_admitted_when_it_is_ready(started: Started, prompts: Prompts, switches: list[str]) -> None:
-    fleet, watch = started("deferred", *switches, gated=True)
+def test_the_other_loop_goes_on(started: Started, prompts: Prompts) -> None:
+    goes_on(*started("deferred", "--disable-overlap-schedule", gated=True), prompts)
+
+
+def admits(fleet: Fleet, watch: Watch, prompts: Prompts) -> None:
     # While there is something to decode, since a scheduler with nothing to do receives in every iteration.
-    (text,) = send(fleet, prompts, prompts.text("text", 1, tokens=300))
+    (text,) = send(fleet, prompts, prompts.text("long text", 1, tokens=300))
     watch.close_gate()
     put_aside(fleet, watch, prompts, "one", "two", "three")
     watch.open_gate()
@@ -107,14 +61,31 @@ def test_it_is_admitted_when_it_is_ready(started: Started, prompts: Prompts, swi
     assert fleet.wait([text], LIMIT_S)[text].tokens == 300
 
 
-def test_many_at_once(started: Started, prompts: Prompts) -> None:
+def test_it_is_admitted_when_it_is_ready(usual: Usual, prompts: Prompts) -> None:
+    admits(*usual, prompts)
+
+
+SWITCHES = {
+    "not received in every iteration": ["--scheduler-recv-interval", "7"],  # then what the entry rank says is dropped
+    "chunked prefill": ["--chunked-prefill-size", "128"],
+    "few at a time": ["--max-running-requests", "2"],
+}
+
+
+@pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
+def test_so_it_is_by_schedulers_that_are(started: Started, prompts: Prompts, switches: list[str]) -> None:
+    admits(*started("deferred", *switches, gated=True), prompts)
+
+
+@pytest.mark.timeout(2 * MANY_S)
+def test_many_at_once(usual: Usual, prompts: Prompts) -> None:
     """More than a cast's root may be ahead of the others."""
-    fleet, watch = started("deferred")
+    fleet, watch = usual
     requests = [prompts.images(f"request-{n:03}.", [n], side=22, tokens=2) for n in range(100)]
     fleet.freeze()
     rids = send(fleet, prompts, *requests)
     fleet.thaw()
-    answers = fleet.wait(rids, 120.0)
+    answers = fleet.wait(rids, MANY_S)
     assert {answer.tokens for answer in answers.values()} == {2}
     assert watch.aside() == set(rids)
     assert watch.inputs(0) == watch.inputs(1)
@@ -130,8 +101,8 @@ def test_a_time_out_ends_it_on_all_ranks(started: Started, prompts: Prompts) -> 
     works(fleet, prompts, "next", 5)
 
 
-def test_flushing_pausing_and_looking_after_its_health(started: Started, prompts: Prompts) -> None:
-    fleet, watch = started("deferred", gated=True)
+def test_flushing_pausing_and_looking_after_its_health(usual: Usual, prompts: Prompts) -> None:
+    fleet, watch = usual
     watch.close_gate()
     put_aside(fleet, watch, prompts, "aside")
     fleet.send(messages.FlushCacheReqInput())
@@ -149,12 +120,11 @@ def test_flushing_pausing_and_looking_after_its_health(started: Started, prompts
     assert fleet.answer("aside").reason is None, "the engine is paused"
     fleet.send(messages.ContinueGenerationReqInput())
     assert fleet.wait(["aside"], LIMIT_S)["aside"].tokens == 8
-    fleet.send(messages.FlushCacheReqInput(timeout_s=LIMIT_S))
-    assert said_of(fleet, messages.FlushCacheReqOutput).success
+    flush(fleet)
 
 
-def test_an_image_that_cannot_be_hashed_ends_its_request_alone(started: Started, prompts: Prompts) -> None:
-    fleet, watch = started("deferred", gated=True)
+def test_an_image_that_cannot_be_hashed_ends_its_request_alone(usual: Usual, prompts: Prompts) -> None:
+    fleet, watch = usual
     for turn in range(3):  # whichever rank hashes
         bad = prompts.images(f"bad {turn}", [1, 2])
         bad.mm_inputs.mm_items[1].feature[0, 0] = DAMAGED
@@ -166,27 +136,15 @@ def test_an_image_that_cannot_be_hashed_ends_its_request_alone(started: Started,
         assert bad.rid in watch.aside()
 
 
-def test_a_rank_that_is_killed_ends_the_server_soon(started: Started, prompts: Prompts) -> None:
-    fleet, watch = started("deferred", gated=True)
-    watch.close_gate()
-    put_aside(fleet, watch, prompts, "aside")
-    os.kill(fleet.pids[1], signal.SIGKILL)
-    end_s = time.monotonic() + LIMIT_S
-    while os.waitid(os.P_PID, fleet.pids[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        assert time.monotonic() < end_s, f"rank 0 is still there\n{fleet.log()}"
-        time.sleep(0.05)
-    with pytest.raises(SchedulerEndedError, match="has ended"):
-        fleet.check()
-
-
-def test_requests_and_aborts_at_random(started: Started, prompts: Prompts) -> None:
+@pytest.mark.timeout(2 * MANY_S)
+def test_requests_and_aborts_at_random(usual: Usual, prompts: Prompts) -> None:
     """Every request ends once, as it was asked to or because it was aborted; ranks never differ."""
-    fleet, watch = started("deferred")
+    fleet, watch = usual
     chance = random.Random(7)
     rids: list[str] = []
     aborted: set[str] = set()
     for n in range(200):
-        rid = f"request-{n:03}."
+        rid = f"chance-{n:03}."
         kind = chance.choice(["text", "small", "large", "hashed", "damaged"])
         if kind == "text":
             request = prompts.text(rid, n, tokens=chance.randint(1, 12))
@@ -204,8 +162,8 @@ def test_requests_and_aborts_at_random(started: Started, prompts: Prompts) -> No
         if chance.random() < 0.3:
             fleet.receive(chance.random() * 0.1)
         if n % 40 == 39:
-            fleet.wait(rids, 120.0)
-    answers = fleet.wait(rids, 120.0)
+            fleet.wait(rids, MANY_S)
+    answers = fleet.wait(rids, MANY_S)
     fleet.check()
     ended = {rid: answer.reason["type"] for rid, answer in answers.items() if answer.reason is not None}
     assert len(ended) == 200
@@ -214,3 +172,39 @@ def test_requests_and_aborts_at_random(started: Started, prompts: Prompts) -> No
         assert kind == "length" or rid in aborted or status == 500, (rid, answers[rid])
     assert len(watch.aside()) > 20
     assert watch.inputs(0) == watch.inputs(1)
+
+
+def casts_nothing_more(fleet: Fleet, watch: Watch, prompts: Prompts) -> None:
+    before = None
+    for n in range(3):
+        request = prompts.images(f"hashed {n}", [n, n + 50])
+        prompts.hash(request)
+        fleet.wait(send(fleet, prompts, request))
+        before = watch.casts() if before is None else before
+    assert watch.aside() == set()
+    assert watch.casts() == before
+    fleet.wait(send(fleet, prompts, prompts.images("not hashed", [77])))
+    fleet.wait(send(fleet, prompts, prompts.text("after it", 1)))
+    assert watch.casts() == before + 1
+
+
+def test_nothing_is_cast_for_what_has_its_hashes(usual: Usual, prompts: Prompts) -> None:
+    casts_nothing_more(*usual, prompts)
+
+
+def test_nor_by_schedulers_that_wait(started: Started, prompts: Prompts) -> None:
+    casts_nothing_more(*started("blocking"), prompts)
+
+
+def test_a_rank_that_is_killed_ends_the_server_soon(usual: Usual, prompts: Prompts) -> None:
+    fleet, watch = usual
+    watch.close_gate()
+    put_aside(fleet, watch, prompts, "kept")
+    os.kill(fleet.pids[1], signal.SIGKILL)
+    end_s = time.monotonic() + LIMIT_S
+    while os.waitid(os.P_PID, fleet.pids[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        assert time.monotonic() < end_s, f"rank 0 is still there\n{fleet.log()}"
+        time.sleep(0.05)
+    with pytest.raises(SchedulerEndedError, match="has ended"):
+        fleet.check()
+    fleet.close()

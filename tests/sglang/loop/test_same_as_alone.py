@@ -64,22 +64,3 @@ def test_all_ways_give_the_same(started: Started, prompts: Prompts, loop: str) -
 
 def without_damage(prompts: Prompts, whole: Any = requests) -> list[list[Any]]:
     return [[request for request in some if request.rid != "damaged"] for some in whole(prompts)]
-
-
-@pytest.mark.parametrize("way", ["blocking", "deferred"])
-def test_nothing_is_cast_for_what_has_its_hashes(started: Started, prompts: Prompts, way: str) -> None:
-    fleet, watch = started(way)
-    before = None
-    for n in range(3):
-        request = prompts.images(f"hashed {n}", [n, n + 50])
-        prompts.hash(request)
-        fleet.send(prompts.share(request))
-        fleet.wait([request.rid])
-        before = watch.casts() if before is None else before
-    assert watch.aside() == set()
-    assert watch.casts() == before
-    fleet.send(prompts.share(prompts.images("not hashed", [77])))
-    fleet.wait(["not hashed"])
-    fleet.send(prompts.share(prompts.text("after it", 1)))
-    fleet.wait(["after it"])
-    assert watch.casts() == before + 1

@@ -22,6 +22,7 @@ class Watch:
 
     def __init__(self, folder: Path, *, gated: bool = False) -> None:
         self._folder, self._gated = folder, gated
+        self._before = dict.fromkeys(range(2), 0)
 
     def __call__(self, rank: int) -> None:
         from sglang.srt.managers.scheduler import Scheduler
@@ -35,7 +36,7 @@ class Watch:
     # In the ranks
 
     def _compared(self, original: Callable[..., Any], rank: int) -> Callable[..., Any]:
-        seen: set[str] = set()
+        seen: set[tuple[str, str]] = set()  # in the iteration before
         written = open(self._folder / f"rank-{rank}.jsonl", "a", buffering=1)  # noqa: SIM115
 
         def process_input_requests(self: Any, received: list[Any]) -> Any:
@@ -46,15 +47,17 @@ class Watch:
             aside = [] if desk is None else [kept.request.rid for kept in desk.aside._kept.values()]
             queue = [(req.rid, digest(req)) for req in self.waiting_queue]
             state = queue, aside, [req.rid for req in self.running_batch.reqs]
+            broadcast = vars(self).get("_lazycast_broadcast")
+            now = {*queue, *((rid, "aside") for rid in aside)}
+            for rid, found in now - seen:
+                casts = 0 if broadcast is None else broadcast.stats().casts
+                written.write(json.dumps({"rid": rid, "inputs": found, "casts": casts}) + "\n")
+            seen.clear()
+            seen.update(now)
+            # After that, so that what the first rank says of this iteration comes when all have written.
             states: list[Any] = [None] * dist.get_world_size(self.tp_cpu_group)
             dist.all_gather_object(states, state, group=self.tp_cpu_group)
             assert all(other == states[0] for other in states), f"ranks have diverged: {states}"
-            broadcast = vars(self).get("_lazycast_broadcast")
-            for rid, found in [*queue, *((rid, "aside") for rid in aside)]:
-                if f"{rid} {found}" not in seen:
-                    seen.add(f"{rid} {found}")
-                    casts = 0 if broadcast is None else broadcast.stats().casts
-                    written.write(json.dumps({"rid": rid, "inputs": found, "casts": casts}) + "\n")
             return done
 
         return process_input_requests
@@ -67,13 +70,18 @@ class Watch:
             while gate.exists():
                 assert time.monotonic() < end_s, "the gate was never opened"
                 time.sleep(0.005)
-            if any(float(item.feature[0, 0]) == DAMAGED for item in items):
+            pixels = (item.feature for item in items if not isinstance(item.feature, str))
+            if any(float(one[0, 0]) == DAMAGED for one in pixels):
                 raise ValueError("this image is damaged")
             original(items, copies=copies)
 
         return hash_beforehand
 
     # In the test
+
+    def begin(self) -> None:
+        """Look at nothing that has been written before. No request may be on its way."""
+        self._before = {rank: len(self._lines(rank)) for rank in self._before}
 
     def close_gate(self) -> None:
         (self._folder / "closed").touch()
@@ -94,8 +102,11 @@ class Watch:
         return max((one["casts"] for one in self._written(rank)), default=0)
 
     def _written(self, rank: int) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._lines(rank)[self._before[rank] :]]
+
+    def _lines(self, rank: int) -> list[str]:
         path = self._folder / f"rank-{rank}.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return path.read_text().splitlines() if path.exists() else []
 
 
 #: The first number of an image that cannot be hashed behind the gate.
