@@ -434,6 +434,37 @@ def test_classes_of_the_program_are_the_same_in_helpers_and_on_ranks(tmp_path: P
     assert sorted(said.splitlines()) == [f"rank {rank} has it" for rank in range(ranks)]
 
 
+_NAMES_OF_OURS = """
+from lazycast import Each, Helpers, LazyBroadcast, launch
+
+def work(number):
+    return number + 1
+
+def path(number):
+    return number + 2
+
+def json(number):
+    return number + 3
+
+def rank():
+    found = []
+    for fn in (work, path, json):
+        with LazyBroadcast(Each(fn), placement=Helpers(1), timeout_s=60) as lazy:
+            found += lazy.broadcast([1])
+    return found
+
+if __name__ == "__main__":
+    print(launch(rank, ranks=1, backend="threads"))
+"""
+
+
+@pytest.mark.cold  # the program is what the interpreter was started with
+def test_functions_of_the_program_are_not_mistaken_for_names_of_what_starts_a_helper(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(_NAMES_OF_OURS)
+    assert _launched(program, 1) == (0, "[[2, 3, 4]]\n", "")
+
+
 @pytest.mark.cold
 def test_a_program_that_is_not_guarded_is_told_so(tmp_path: Path) -> None:
     program = tmp_path / "program.py"

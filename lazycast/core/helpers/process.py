@@ -30,10 +30,12 @@ from lazycast.core.helpers.child import BYE, CANCEL
 from lazycast.core.helpers.talk import Config, Done, Item, Job, Lacking, Memory, Over, Raised, Stream, Taken, Talk
 from lazycast.net.wire import Failure, MaterializerRef
 
+#: Leaves nothing in `__main__`: what a user's program has there under the same name must not be found in its place.
+_BEGIN = "exec(__import__('sys').argv[1], {})"
 _BOOT = """
 import ctypes, json, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-life, work, parent, niceness, path = json.loads(sys.argv[1])
+life, work, parent, niceness, path = json.loads(sys.argv[2])
 if os.getppid() != parent:
     os._exit(0)
 os.nice(niceness)
@@ -183,7 +185,7 @@ class Helper:
                     [*fds, os.getpid(), niceness, [entry for entry in sys.path if isinstance(entry, str)]]
                 )
                 self.process = subprocess.Popen(
-                    [spawn.get_executable(), "-c", _BOOT, boot],
+                    [spawn.get_executable(), "-c", _BEGIN, _BOOT, boot],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
