@@ -21,7 +21,7 @@ from lazycast.core.desk import Desk
 from lazycast.core.engine import Engine
 from lazycast.core.making import End, Making
 from lazycast.core.memo.keeping import Keeping
-from lazycast.core.memo.store import Kept, Store
+from lazycast.core.memo.store import NOTHING, Kept, Remembered, Store
 from lazycast.core.neighbours import Neighbours
 from lazycast.core.performer import Group, Result
 from lazycast.core.situation import Phase
@@ -290,9 +290,9 @@ class Casts:
         doing = "materializing here" if rank == root else "decoding or materializing here"
         return f"waits for {held}" if held else doing, (rank,), ()
 
-    def remembered(self) -> tuple[int, int, int]:
-        """Return how many values are remembered, their bytes, and how often one was had again."""
-        return self.keeping.store.figures() if self.keeping is not None else (0, 0, 0)
+    def remembered(self) -> Remembered:
+        """Return what is remembered here, and what that was good for."""
+        return self.keeping.store.figures() if self.keeping is not None else NOTHING
 
     def lines(self) -> list[str]:
         """Lines of a dump: what is under way here, beside what somebody has asked for."""

@@ -33,6 +33,7 @@ def of(stats: Stats) -> Figures:
         dict(list(stats.failed.items())[:_MAX_ERRORS]),
         timings,
         stats.unshared_reason,
+        stats.memo_saved_s,
     )
 
 
@@ -73,6 +74,7 @@ def _stats(said: Figures, root: Stats) -> Stats:
         standings=(),
         failed=said.failed,
         unshared_reason=said.unshared_reason,
+        memo_saved_s=said.memo_saved_s,
         hosts=root.hosts,
         **counts,
         **timings,

@@ -55,7 +55,7 @@ class Looks:
         mine = looks[lanes.index(own)]
         shared_slots, shared_nbytes, arena_nbytes = mine.shared
         placement, reason = mine.placement
-        values, values_nbytes, hits = map(sum, zip(*(look.remembered for look in looks), strict=True))
+        values, values_nbytes, hits, saved_s = map(sum, zip(*(look.remembered for look in looks), strict=True))
         ready, busy, lost = maker.pool.figures() if maker is not None else (0, 0, 0)
         with engine.lock:
             now_s = time.monotonic()
@@ -94,6 +94,7 @@ class Looks:
                 shared_nbytes=shared_nbytes,
                 arena_nbytes=arena_nbytes,
                 memo_hits=hits,
+                memo_saved_s=saved_s,
                 memo_values=values,
                 memo_nbytes=values_nbytes,
                 helpers=ready,

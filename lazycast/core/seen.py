@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lazycast.core.dump import Row
+from lazycast.core.memo.store import NOTHING, Remembered
 from lazycast.materialize.placement.chooser import Standing
 from lazycast.watch.group_stats import GroupStats
 from lazycast.watch.stats import Stats
@@ -18,7 +19,7 @@ class Seen:
     hosts: tuple[tuple[int, ...], ...]
     placement: tuple[str, str]  # how the last cast was placed, and why
     shared: tuple[int, int, int] = (0, 0, 0)  # slots and bytes of shared memory that somebody holds, and all taken
-    remembered: tuple[int, int, int] = (0, 0, 0)  # values, their bytes, and how often one was had again
+    remembered: Remembered = NOTHING
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from lazycast.core.items.alone import Crew
 from lazycast.core.items.gathering import PARTS_PER_HELPER
 from lazycast.core.memo.alone import Memory
 from lazycast.core.memo.items import Plan, numbers_of_new
-from lazycast.core.memo.store import Store
+from lazycast.core.memo.store import NOTHING, Store
 from lazycast.core.parts import MAX_REASON
 from lazycast.core.performer import Group, Result
 from lazycast.core.placing import Placing, place_name
@@ -219,9 +219,10 @@ class SoloLane:
             return self._learn(ask, result, None)
         if value is not MISSING:
             return self._learn(ask, Result(value), None)
+        began_s = time.monotonic()
         result = self._make(ask, fn, payload, priority, helped)
         if result is not _UNMADE and not ask.taken:  # what nobody wants may have been left half done
-            self._memory.keep(ident, ask.number, result)
+            self._memory.keep(ident, ask.number, result, time.monotonic() - began_s)
         return result
 
     def _part_of_items(
@@ -238,12 +239,12 @@ class SoloLane:
         had = memory.had(plan, ask.number, readonly=self._options.values == "readonly")
         if had is None:
             return self._make(ask, fn, payload, priority, helped)
-        new = Result([])
+        new, began_s = Result([]), time.monotonic()
         if plan.new:
             numbers = numbers_of_new(plan.numbers)
             new = self._make(ask, fn, plan.new, priority, helped, numbers)
         made = new.value is not None and not ask.taken
-        memory.keep_items(plan, ask.number, new.value if made else None)
+        memory.keep_items(plan, ask.number, new.value if made else None, time.monotonic() - began_s)
         if not made:
             return new
         results, remembered = iter(new.value), iter(had)
@@ -458,7 +459,7 @@ class SoloLane:
         return situation
 
     def seen(self) -> Seen:
-        remembered = self._store.figures() if self._store is not None else (0, 0, 0)
+        remembered = self._store.figures() if self._store is not None else NOTHING
         return Seen(((0,),), self._placed, remembered=remembered)
 
     def counted(self) -> Counted:

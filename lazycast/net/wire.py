@@ -436,6 +436,7 @@ class Figures(Message, frozen=True, tag="figures"):
     failed: dict[str, Count]
     timings: dict[str, Spread]
     unshared_reason: str | None = None
+    memo_saved_s: float = 0.0
 
     def __post_init__(self) -> None:
         clean(self)

@@ -100,6 +100,7 @@ _NUMBERS = (
     _Number("lazycast_unasked_casts", "Casts here that nobody has asked for.", lambda s: s.unasked, counter=False),
     _Number("lazycast_shared_bytes", "Shared memory that somebody holds.", lambda s: s.shared_nbytes, counter=False),
     _Number("lazycast_memo_hits", "Casts that had again what was remembered.", lambda s: s.memo_hits),
+    _Number("lazycast_memo_saved_seconds", "What it took to make that when it was new.", lambda s: s.memo_saved_s),
     _Number("lazycast_memo_bytes", "Values that are remembered.", lambda s: s.memo_nbytes, counter=False),
     _Number("lazycast_helpers", "Processes that materialize, and are ready.", lambda s: s.helpers, counter=False),
     _Number("lazycast_busy_helpers", "Those that make a value now.", lambda s: s.helpers_busy, counter=False),

@@ -42,6 +42,8 @@ class Stats:
         arena_nbytes: the memory that this takes: the arena grows with what is in use at a time, and keeps its pages.
         memo_hits: casts, and items of casts, that had again what was remembered; `memo_values` and `memo_nbytes` are
             remembered here now.
+        memo_saved_s: how long that had taken when it was new, from its cast's arrival here until this rank had the
+            value (seconds; of an item its share).
         helpers: processes that materialize for this rank's host and are ready, where this rank is their leader;
             `helpers_busy` are making a value now, `helpers_lost` have ended and were replaced.
         queue: from the call to its turn (root), back-pressure on the caller included.
@@ -90,6 +92,7 @@ class Stats:
     shared_nbytes: int
     arena_nbytes: int
     memo_hits: int
+    memo_saved_s: float
     memo_values: int
     memo_nbytes: int
     helpers: int
@@ -151,7 +154,7 @@ def _lines(stats: Stats) -> Iterator[str]:
     yield _row("shared memory", held, f"{nbytes_text(stats.arena_nbytes)} taken")
     if stats.memo_hits or stats.memo_values:
         kept = f"{nbytes_text(stats.memo_nbytes)} of {_counted(stats.memo_values, 'value')} remembered"
-        yield _row("memo", f"{stats.memo_hits} had again", kept)
+        yield _row("memo", f"{stats.memo_hits} had again", f"{duration(stats.memo_saved_s)} saved", kept)
     if stats.helpers or stats.helpers_lost:
         yield _row("helpers", f"{stats.helpers} ready", f"{stats.helpers_busy} at work", f"{stats.helpers_lost} lost")
     timings = [(phase, getattr(stats, phase)) for phase in PHASES]

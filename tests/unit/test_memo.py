@@ -20,6 +20,7 @@ import pytest
 
 from lazycast import (
     DecodeError,
+    Each,
     EncodeError,
     Helpers,
     LazyBroadcast,
@@ -98,6 +99,32 @@ def _again(placement: Any, values: str, tuning: Tuning) -> tuple[int, int, int]:
             del held, value
         stats = lazy.stats()
         return stats.memo_hits, stats.memo_values, stats.placements.get("every", 0)
+
+
+def _rested(payload: Any) -> Any:
+    time.sleep(0.05)
+    return payload
+
+
+def _saved(fn: Any, payload: Any) -> list[float]:
+    with lazy_of(fn, placement="shard") as lazy:
+        found = []
+        for _ in range(3):
+            value_of(lazy, payload)
+            found.append(lazy.stats().memo_saved_s)
+        assert ("saved" in str(lazy.stats())) == (found[2] > 0)
+        return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_a_hit_saves_is_what_its_value_took_when_it_was_new(ranks: int) -> None:
+    for fn, payload, least_s in ((_rested, 5, 0.05), (Each(_rested), [5, 6, 7, 5], 4 * 0.05 / ranks)):
+        (new, once, twice), *elsewhere = on_threads(_saved, fn, payload, ranks=ranks)
+        assert new == 0
+        assert once >= least_s, "from before a rank began to make it"
+        assert twice == pytest.approx(2 * once)
+        for *_, on_another in elsewhere:  # where the next may have come before this is asked
+            assert on_another > 0
 
 
 def lazy_root() -> int:
@@ -432,25 +459,25 @@ def test_a_store_without_address_space_keeps_nothing_and_can_be_closed(monkeypat
     store, open_before = Store(MIB), len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         with pytest.raises(MemoryError, match="no address space"):
-            store.put(encode(b"value"))
+            store.put(encode(b"value"), 1.0)
     assert len(os.listdir("/proc/self/fd")) == open_before
     store.close()
 
 
 def test_a_place_that_is_held_is_not_used_again() -> None:
     store = Store(2 * MIB)
-    first = store.put(encode(np.full(3 * MIB, 1, np.uint8)))
+    first = store.put(encode(np.full(3 * MIB, 1, np.uint8)), 1.0)
     store.keep(1, first)
     held = first.body()
     del first
     store.drop(1)
-    second = store.put(encode(np.full(3 * MIB, 2, np.uint8)))
+    second = store.put(encode(np.full(3 * MIB, 2, np.uint8)), 1.0)
     store.keep(2, second)
     assert held[-1] == 1
     with pytest.raises(MemoryError, match="values that were dropped are still held"):
-        store.put(encode(np.full(3 * MIB, 3, np.uint8)))
+        store.put(encode(np.full(3 * MIB, 3, np.uint8)), 1.0)
     del held
-    third = store.put(encode(np.full(3 * MIB, 3, np.uint8)))
+    third = store.put(encode(np.full(3 * MIB, 3, np.uint8)), 1.0)
     assert third.body()[-1] == 3
     assert second.body()[-1] == 2
     mine, other_one = second.body(), second.body()

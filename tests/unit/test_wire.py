@@ -117,6 +117,7 @@ MESSAGES = st.one_of(
             max_size=3,
         ),
         unshared_reason=st.none() | TEXT,
+        memo_saved_s=st.floats(0, 1e9),
     ),
     st.builds(wire.Gone, rank=INT, failure=FAILURES),
 )

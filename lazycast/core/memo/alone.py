@@ -56,8 +56,8 @@ class Memory:
         self._decided(seq, good=True)
         return ident, value
 
-    def keep(self, ident: bytes, seq: int, result: Result) -> None:
-        """Remember what was made, if that can be."""
+    def keep(self, ident: bytes, seq: int, result: Result, took_s: float) -> None:
+        """Remember what was made in so many seconds, if that can be."""
         number = self._book.begin(ident, seq)
         if not number:
             return
@@ -65,7 +65,7 @@ class Memory:
         if result.failure is None:
             try:
                 with unforked():
-                    kept = self._store.put(self._codec.encode(result.value))
+                    kept = self._store.put(self._codec.encode(result.value), took_s)
                 self._store.keep(number, kept)
                 nbytes = kept.taken_nbytes
             except Exception as exc:  # whatever a value's own code raises
@@ -83,8 +83,8 @@ class Memory:
             self._decided(seq, good=False, lost=True)
             return None
 
-    def keep_items(self, plan: Plan, seq: int, results: list[Any] | None) -> None:
-        """Remember the results of items that are new, if that can be. None: there are none."""
+    def keep_items(self, plan: Plan, seq: int, results: list[Any] | None, took_s: float) -> None:
+        """Remember the results of items that are new, if that can be, all made in so many seconds. None: none were."""
         kept: dict[int, Kept] = {}
         if results is not None:
             new = [number for number in plan.numbers if number >= 0]
@@ -92,7 +92,7 @@ class Memory:
                 with unforked():
                     for number, result in zip(new, results, strict=True):
                         if number:
-                            kept[number] = self._store.put(self._codec.encode(result))
+                            kept[number] = self._store.put(self._codec.encode(result), took_s / len(new))
             except Exception as exc:  # whatever a value's own code raises
                 self._store.unkept = describe(exc)[:_MAX_REASON]
                 kept.clear()

@@ -7,6 +7,7 @@ anew if it has none itself.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,20 +33,22 @@ class Keeping:
     def put_down(self, arrival: Arrival, result: Result) -> None:
         """Write down a value that is to be remembered, before anybody can change it."""
         if result.failure is None and arrival.wanted and not arrival.over:
-            self._put_down(arrival, [arrival.message.keep], [result.value])
+            self._put_down(arrival, 1, [arrival.message.keep], [result.value])
 
     def put_down_items(self, arrival: Arrival, results: Sequence[Any]) -> None:
         """The same with the results of items, given those of all that are new."""
         numbers = [number for number in arrival.message.items if number >= 0]
         new = [(number, result) for number, result in zip(numbers, results, strict=True) if number]
         if new and arrival.wanted and not arrival.over:
-            self._put_down(arrival, *zip(*new, strict=True))
+            self._put_down(arrival, len(numbers), *zip(*new, strict=True))
 
-    def _put_down(self, arrival: Arrival, numbers: Sequence[int], values: Sequence[Any]) -> None:
+    def _put_down(self, arrival: Arrival, made: int, numbers: Sequence[int], values: Sequence[Any]) -> None:
+        """`made`: how many were made by now, these among them."""
+        took_s = (time.monotonic() - (arrival.arrived_s or arrival.message.sent_s)) / made  # on the root none arrives
         try:
             with unforked():
                 encoded = [self._codec.encode(value) for value in values]
-            arrival.kept = list(zip(numbers, map(self.store.put, encoded), strict=True))
+            arrival.kept = [(number, self.store.put(one, took_s)) for number, one in zip(numbers, encoded, strict=True)]
         except Exception as exc:  # whatever a value's own code raises; it is made again the next time
             self.store.unkept = describe(exc)[:_MAX_REASON]
 

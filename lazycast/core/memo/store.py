@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
+from typing import NamedTuple
 
 from lazycast.codec.pickling import Encoded, Layout, allocate, copy
 from lazycast.net.host import headroom
@@ -25,11 +26,23 @@ _ROOM = 4
 _COPY_NBYTES = 64 << 10
 
 
-class Kept:
-    """One value."""
+class Remembered(NamedTuple):
+    """How much is kept, how often something was had again, and how long making that had taken (seconds)."""
 
-    def __init__(self, store: Store, offset: int, nbytes: int, layout: Layout) -> None:
-        self._store, self._offset = store, offset
+    values: int = 0
+    nbytes: int = 0
+    hits: int = 0
+    saved_s: float = 0.0
+
+
+NOTHING = Remembered()
+
+
+class Kept:
+    """One value. `took_s` is how long it took to make."""
+
+    def __init__(self, store: Store, offset: int, nbytes: int, layout: Layout, took_s: float) -> None:
+        self._store, self._offset, self.took_s = store, offset, took_s
         self.holds = 0  # how often its memory was handed out
         self._ended: deque[None] = deque()  # and how often that has come to an end
         self.nbytes, self.layout = nbytes, layout
@@ -70,11 +83,11 @@ class Store:
         self.freed: deque[tuple[int, int]] = deque()
         self._fd: int | None = None
         self._closed = False
-        self.hits = 0
+        self._hits, self._saved_s = 0, 0.0
         self.unkept: str | None = None  # why a value could not be kept, last
 
-    def put(self, encoded: Encoded) -> Kept:
-        """Write a value down; it is kept once it has a number. Raises MemoryError."""
+    def put(self, encoded: Encoded, took_s: float) -> Kept:
+        """Write down a value that took so long to make; it is kept once it has a number. Raises MemoryError."""
         size = pages(encoded.nbytes)
         with self._lock:
             if self._closed:
@@ -87,7 +100,7 @@ class Store:
             offset = self._free.take(size)
             if offset is None:
                 raise MemoryError(f"no room for {size} bytes of {self._size}: values that were dropped are still held")
-            kept = Kept(self, offset, encoded.nbytes, encoded.layout)
+            kept = Kept(self, offset, encoded.nbytes, encoded.layout, took_s)
             region = self._region  # `close` may let go of it meanwhile
         encoded.write_into(region.whole[offset : offset + encoded.nbytes])
         return kept
@@ -110,8 +123,10 @@ class Store:
     def get(self, number: int) -> Kept:
         """Return a value. Raises KeyError."""
         with self._lock:
-            self.hits += 1
-            return self._kept[number]
+            self._hits += 1
+            kept = self._kept[number]
+            self._saved_s += kept.took_s
+            return kept
 
     def drop(self, number: int) -> None:
         """Forget a value, if it is here."""
@@ -133,14 +148,14 @@ class Store:
         copy(body, mapped.whole[offset : offset + nbytes])
         return body
 
-    def figures(self) -> tuple[int, int, int]:
-        """Return how many values are kept, their bytes, and how often one was had again. Takes no lock."""
+    def figures(self) -> Remembered:
+        """Return what is kept, and what that was good for. Takes no lock."""
         kept = list(self._kept.values())
-        return len(kept), sum(one.taken_nbytes for one in kept), self.hits
+        return Remembered(len(kept), sum(one.taken_nbytes for one in kept), self._hits, self._saved_s)
 
     def line(self) -> str:
         """Return a line for a dump. Takes no lock."""
-        values, nbytes, hits = self.figures()
+        values, nbytes, hits, _ = self.figures()
         why = f"; the last that could not be kept: {self.unkept}" if self.unkept is not None else ""
         return f"{values} values kept here, {nbytes} bytes, {hits} had again{why}"
 
