@@ -247,6 +247,10 @@ class Casts:
             said = loss and msgspec.structs.replace(loss, by=self._group.rank)
             failure = msgspec.structs.replace(gone.failure, loss=said)
             self.gone(msgspec.structs.replace(gone, failure=failure), flood=False)
+        with self._lock:
+            end = self.end.failure
+        if end is not None and end.kind == "lost":  # another thread may have heard, and not have failed its calls yet
+            self.end_with(end)
 
     def disconnect(self, timeout_s: float) -> None:
         """Say farewell to the other ranks."""
