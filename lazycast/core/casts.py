@@ -219,7 +219,8 @@ class Casts:
             if self.end.failure is None or (failure.kind == "lost" and self.end.failure.kind == "closed"):
                 self.end.failure = failure
             failure = self.end.failure  # a loss outranks what ends because of it
-            asks = self._desk.waits.waiting()
+            # What a cast came to may be handed over just now, by another thread: that call has its value.
+            asks = [ask for ask in self._desk.waits.waiting() if ask.arrival is None or ask.arrival.final is None]
             parked = self.making.unpark()
             if failure.kind == "closed":  # what has arrived and needs nobody's word still gets done
                 asks = [ask for ask in asks if ask.arrival is None or ask.arrival.message.agree]
