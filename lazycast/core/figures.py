@@ -32,8 +32,8 @@ def of(stats: Stats) -> Figures:
         stats.placements,
         dict(list(stats.failed.items())[:_MAX_ERRORS]),
         timings,
-        stats.unshared_reason,
         stats.memo_saved_s,
+        stats.unshared_reason,
     )
 
 

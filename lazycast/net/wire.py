@@ -435,8 +435,8 @@ class Figures(Message, frozen=True, tag="figures"):
     placements: dict[str, Count]
     failed: dict[str, Count]
     timings: dict[str, Spread]
-    unshared_reason: str | None = None
     memo_saved_s: float = 0.0
+    unshared_reason: str | None = None
 
     def __post_init__(self) -> None:
         clean(self)

@@ -75,6 +75,13 @@ def flooded(floods: Floods, folder: str, *, reads: bool) -> dict[str, tuple[int,
     return {name: flooded_with(make, Path(folder, name), reads=reads) for name, make in floods.items()}
 
 
+def wait_for(path: Path) -> None:
+    end_s = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end_s, f"there is no {path.name}"
+        time.sleep(0.005)
+
+
 def flooded_with(make: Callable[[int], wire.AnyMessage], over: Path, *, reads: bool) -> tuple[int, int]:
     with LazyBroadcast(timeout_s=20, agree=reads, tuning=Tuning(max_inflight=10**6)) as lazy:
         lazy.broadcast(1)
@@ -85,9 +92,12 @@ def flooded_with(make: Callable[[int], wire.AnyMessage], over: Path, *, reads: b
             sent = send_all(lazy, make)
             over.touch()
             if not reads:
+                wait_for(over.with_suffix(".done"))  # who closes before fails a cast that the root has begun meanwhile
                 return 0, sent
         while more:
             more = lazy.broadcast(not over.exists() if lazy.is_root else None)
             casts += 1
             time.sleep(0.002 if lazy.is_root else 0)
+        if lazy.is_root:
+            over.with_suffix(".done").touch()
         return resident_nbytes() - before, sent if lazy.rank == ATTACKER else casts

@@ -313,7 +313,7 @@ def test_texts_of_others_are_printable(bad: str) -> None:
     status = _as_sent(["status", 1, 2, text, [], [], [], 0, [text]])
     assert (status.phase, status.recent) == (clean, [clean])
     assert _as_sent(["present", 1, text]).holders == clean
-    figures = _as_sent(["figures", 1, 0.0, 0.0, {text: 1}, {text: 1}, {text: 1}, {}, text])
+    figures = _as_sent(["figures", 1, 0.0, 0.0, {text: 1}, {text: 1}, {text: 1}, {}, 0.0, text])
     assert (figures.counts, figures.failed, figures.unshared_reason) == ({clean: 1}, {clean: 1}, clean)
 
 
