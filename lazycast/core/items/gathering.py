@@ -16,7 +16,7 @@ from lazycast.core.performer import Result
 from lazycast.net.wire import Failure, Value
 
 #: Parts for each helper: more of them, and whoever is done early finds something to do; fewer, and less is said.
-PARTS_PER_HELPER = 4
+PARTS_PER_HELPER = 2
 
 
 class Step(Enum):
