@@ -53,4 +53,5 @@ def test_all_rows_are_measured(tmp_path: Path) -> None:
     assert min(found["value"]["shared-pool"]) > 0
     assert set(found["album"]) == set(rows.ALBUMS)
     assert len(found["killed"]["lazycast-helpers"]) == 1
+    assert found["killed"]["replaced"][0] > 0
     assert said["absent"] == {}

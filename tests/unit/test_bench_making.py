@@ -30,7 +30,7 @@ def found(**changed: Any) -> dict[str, Any]:
         "value": {"lazycast-helpers": [1e-3] * 3, "pool": [2e-2] * 3, "executor": [1e-2] * 3},
         "album": {"lazycast-shard": [0.4, 0.4], "lazycast-each": [0.24, 0.2]},
         "hit": {"lazycast-memo": [1e-3, 1.1e-3], "lazycast-small": [1e-3, 1e-3]},
-        "killed": {"lazycast-helpers": [0.1, 0.9]},
+        "killed": {"lazycast-helpers": [0.1, 0.9], "replaced": [0.3, 0.4]},
         "chat": {
             "lazycast-memo": {"qps": 100.0, **remembered},
             "lazycast-shard": {"qps": 50.0},
@@ -48,7 +48,7 @@ def reached(row: str, **changed: Any) -> list[bool | None]:
 def test_each_row_has_a_verdict() -> None:
     assert list(found()) == list(ROWS)
     assert [verdict.row for verdict in verdicts.of(found())] == [
-        *("scheduler", "scheduler", "photos", "photos", "value", "value", "album", "hit", "killed", "chat"),
+        *("scheduler", "scheduler", "photos", "photos", "value", "value", "album", "hit", "killed", "killed", "chat"),
     ]
 
 
@@ -66,8 +66,8 @@ def test_what_is_reached_is_said_and_what_is_not() -> None:
     assert reached("album", album={"lazycast-shard": [0.4], "lazycast-each": [0.25]}) == [False]
     assert reached("hit") == [True]
     assert reached("hit", hit={"lazycast-memo": [1.6e-3], "lazycast-small": [1e-3]}) == [False]
-    assert reached("killed") == [True]
-    assert reached("killed", killed={"lazycast-helpers": [0.1, 1.1]}) == [False]
+    assert reached("killed") == [True, True]
+    assert reached("killed", killed={"lazycast-helpers": [0.1, 1.1], "replaced": [0.3, 1.2]}) == [False, False]
     assert reached("chat") == [True]
     chat = found()["chat"]
     assert reached("chat", chat={**chat, "simulated": {**chat["simulated"], "hits": 6}}) == [False]
@@ -97,9 +97,9 @@ def run_of(load: float) -> dict[str, Any]:
 
 def test_a_busy_machine_has_no_verdicts_but_of_what_was_counted() -> None:
     quiet, busy = ("\n".join(report.lines(run_of(load))) for load in (0.1, 5.0))
-    assert quiet.count("| yes |") == 10
+    assert quiet.count("| yes |") == 11
     assert "machine was busy" not in quiet
-    assert busy.count("| machine was busy |") == 9
+    assert busy.count("| machine was busy |") == 10
     assert busy.count("| yes |") == 1
     assert "- executor: a ProcessPoolExecutor at the root, and broadcast_object_list (not available: no torch)" in quiet
 

@@ -16,7 +16,7 @@ _SECONDS = {
     "value": "10 MB: overhead per request",
     "album": "8 photos in one request",
     "hit": "10 MB again, and a small cast",
-    "killed": "a helper is killed in its work: time beyond it",
+    "killed": "a helper is killed in its work: time beyond it; and until a new one is ready",
 }
 
 

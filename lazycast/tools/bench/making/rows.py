@@ -128,28 +128,35 @@ def hit(bench: Bench, said: Said) -> dict[str, Any]:
 
 
 def killed(bench: Bench, said: Said) -> dict[str, Any]:
-    """A helper that is killed in its work: seconds until another's value is there, beside the work."""
+    """A helper that is killed in its work: seconds until another's value is there, beside the work, and from its death
+    until a new helper is ready.
+    """
     ways = bench.open("killed", ("lazycast-helpers",))
-    marks = [str(bench.folder / f"mark-{number}") for number in range(bench.plan.rounds + 1)]
+    marks = [bench.folder / f"mark-{number}" for number in range(bench.plan.rounds + 1)]
     way = ways["lazycast-helpers"]
-    found: list[float] = []
+    found: dict[str, list[float]] = {"lazycast-helpers": [], "replaced": []}
     for turn, mark in enumerate(marks):
         said(turn)
         _until_ready(bench, way)
-        took_s, worked_s = bench.single(way, mark)
+        took_s, worked_s = bench.single(way, str(mark))
+        replaced_s = _until_ready(bench, way)
         if turn:  # at the first one helpers have only just begun
-            found.append(took_s - worked_s)
+            found["lazycast-helpers"].append(took_s - worked_s)
+            if bench.is_root:
+                found["replaced"].append(replaced_s - mark.stat().st_mtime)
     bench.close(ways)
-    return {"lazycast-helpers": found}
+    return found
 
 
-def _until_ready(bench: Bench, way: Way) -> None:
-    """Wait until the helper that was killed has been replaced: what is measured is one death."""
+def _until_ready(bench: Bench, way: Way) -> float:
+    """Wait until a helper that was killed has been replaced: what is measured is one death. Return when that was."""
     stats = way.stats()
     while bench.is_root and stats is not None and stats.helpers < bench.plan.helpers:
-        time.sleep(0.01)
+        time.sleep(0.002)
         stats = way.stats()
+    ready_s = time.time()
     bench.sync.gather()
+    return ready_s
 
 
 def chat(bench: Bench, said: Said) -> dict[str, Any]:
