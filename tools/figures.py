@@ -242,8 +242,8 @@ def making() -> str:
         [
             "may crash, hang, or eat memory",
             "`Helpers(n, limit_s=, memory_nbytes=)`",
-            f"a helper is killed: {median('killed', 'lazycast-helpers')} lost, "
-            f"a new one after {median('killed', 'replaced')}",
+            f"a helper is killed: {median('killed', 'lazycast-helpers')} lost, a new one is there after "
+            + median("killed", "replaced"),
         ],
     ]
     return table(["your materializer", "choose", f"measured{BUSY if busy('making-torch') else ''}"], lines)

@@ -29,7 +29,7 @@ class CallPhase(IntEnum):
 
     NEW → HELD | QUEUED       it has its place among the calls of its key; HELD: there is no room for it
     HELD → QUEUED             it has entered the queue, if only as a failure
-    QUEUED → MAKING | READY   somebody has begun it; MAKING: its value, or hint, is being made on the root
+    QUEUED → MAKING | READY   somebody has begun it; MAKING: its value, hint or items are being made on the root
     MAKING → READY            made, failed or withdrawn
     READY → SENDING           its turn has come: it is being encoded and sent
     """
@@ -70,6 +70,7 @@ class Call(msgspec.Struct, eq=False, weakref=True):
     name: str = ""  # of the materializer, for the choice of a placement
     prepared: bool = False  # the payload is the value already, or the hint is there
     placement: str = ""  # once it is decided
+    items: Any = None  # what `split` has made of its payload, where items are remembered one by one
     had: Any = ()  # of the items of its payload, the results that all ranks have again, as `Kept`
     memo: bool = False  # its value may be remembered, or be remembered already
     measured: bool = False  # what it costs is to be known

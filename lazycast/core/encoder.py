@@ -13,7 +13,7 @@ from lazycast.codec.trust import Policy
 from lazycast.core.arrival import Own
 from lazycast.core.calls import Call
 from lazycast.core.memo.book import Book, ident_by_bytes, ident_by_key
-from lazycast.core.memo.items import Planner
+from lazycast.core.memo.items import Planner, items_to_plan
 from lazycast.core.memo.store import Kept, Store
 from lazycast.core.workers import unforked
 from lazycast.materialize.each import Each
@@ -131,12 +131,19 @@ class Encoder:
         each = call.materialize
         if self._planner is None or not isinstance(each, Each):  # a second stage needs the payload
             return []
-        plan = self._planner.plan(each, ref, self.shipper.turns(each, ref, None), call.payload, call.seq)
+        items = call.items if self.splits(call) else items_to_plan(each, call.payload)
+        plan = self._planner.plan(ref, self.shipper.turns(each, ref, None), items, call.seq)
         if plan is None:
             call.memo = self._memo is not None and self._memo.key is None  # a key is of an item
             return []
         call.payload, call.had = plan.new, plan.had
         return plan.numbers
+
+    def splits(self, call: Call) -> bool:
+        """Whether user code, which may take its time, takes the payload of a call apart first: into `call.items`."""
+        each = call.materialize
+        apart = self._planner is not None and isinstance(each, Each) and each.split is not None
+        return apart and call.memo and call.placement in OWNED and self._is_shared(call)
 
     @staticmethod
     def _is_shared(call: Call) -> bool:

@@ -91,6 +91,7 @@ class Performer:
         self._executor = executor
         self._workers = Workers(pool_threads(group), name)
         self._light = Workers(1, f"{name}-light")
+        self._apart = Workers(1, f"{name}-apart")
         self._pool: Pool | None = None
         self._helped = self._workers
         self._waiting: set[int] = set()  # casts whose part no worker has begun
@@ -128,15 +129,16 @@ class Performer:
         here: bool = False,
         light: bool = False,
         helped: bool = False,
+        splits: bool = False,
         seq: int = 0,
         priority: int = 0,
         unwanted: Callable[[], bool] | None = None,
     ) -> None:
         """Run `part`, which runs user code, and then `done`, on a worker; or here if it is small.
 
-        What is `light` does not wait for workers that materialize; what is `helped` waits for a helper. `seq` is the
-        number of the cast, and `unwanted` says whether anybody still waits for it. A given executor keeps an order of
-        its own, whatever the `priority`.
+        What is `light` does not wait for workers that materialize, nor what only `splits` a payload, which others that
+        are light do not wait for; what is `helped` waits for a helper. `seq` is the number of the cast, and `unwanted`
+        says whether anybody still waits for it. A given executor keeps an order of its own, whatever the `priority`.
         """
         if here:
             self._do(part, done, unwanted)
@@ -146,7 +148,8 @@ class Performer:
         if helped:
             self._helped.submit(task, priority)
         elif self._executor is None:
-            (self._light if light else self._workers).submit(task, priority)
+            workers = self._light if light else self._apart if splits else self._workers
+            workers.submit(task, priority)
         else:
             self._submit(self._executor, task, done, seq)
 
@@ -229,7 +232,7 @@ class Performer:
         if held := self.holders():
             given.append(f"{len(self._waiting)} casts wait for {held}")
         helped = [self._helped.state()] if self._pool is not None else []
-        return [*given, self._workers.state(), self._light.state(), *helped]
+        return [*given, self._workers.state(), self._light.state(), self._apart.state(), *helped]
 
     def close_after_fork(self) -> None:
         """In a forked child: the helpers are its parent's."""
@@ -243,3 +246,4 @@ class Performer:
             self._helped.stop()
         self._workers.stop()
         self._light.stop()
+        self._apart.stop()

@@ -3,7 +3,7 @@
 Guarantees:
 
 * All of it runs on the engine thread, or in place of it in a caller's, one at a time and in the order of calls; but for
-  materializers, which run on workers. (What names payloads, and takes them apart to be remembered, is no materializer.)
+  materializers, and what takes payloads apart to be remembered, which run on workers.
 * Only casts of one key (and those without one) wait for each other, and only while the root materializes.
 * The root's own materializer starts after its payload has been encoded, since materializers may change their input.
 * The queue waits for room, too: what is unread is at most `max_inflight_nbytes` bytes and one payload.
@@ -33,11 +33,13 @@ from lazycast.core.failures import clip
 from lazycast.core.intake import Intake
 from lazycast.core.lagging import Lagging
 from lazycast.core.memo.book import Book
+from lazycast.core.memo.items import items_to_plan
 from lazycast.core.memo.store import Kept
 from lazycast.core.neighbours import Neighbours
 from lazycast.core.parts import MAX_REASON
 from lazycast.core.performer import Group, Result
 from lazycast.core.placing import Placing, place_name
+from lazycast.materialize.each import Each
 from lazycast.materialize.materializers import Materializer
 from lazycast.materialize.staged import Staged
 from lazycast.missing import MISSING
@@ -231,10 +233,15 @@ class Sending:
                 call.placement = self.placed[0]
                 call.memo = self._memos is not None and call.placement != "root"
             # Of a call that has been given up only the failure is sent.
-            if call.failure is not None or call.ask.taken or fn is None or call.placement != "root":
+            given_up = call.failure is not None or call.ask.taken
+            splits = call.memo and not given_up and self.encoder.splits(call)
+            if given_up or fn is None or not (call.placement == "root" or splits):
                 self._calls.make_ready(call)
                 return
             self._calls.make(call)
+        if splits:
+            self._take_apart(call, fn, payload)
+            return
         if doubtful or (call.measured and nbytes <= _SPARE_NBYTES):
             self._spare(call)
         elif call.measured:
@@ -246,12 +253,35 @@ class Sending:
             functools.partial(self._prepared, call, fn, payload),
             seq=call.seq,
             priority=call.priority,
-            unwanted=lambda: call.failure is not None or call.ask.taken,
+            unwanted=functools.partial(self._given_up, call),
         )
+
+    def _take_apart(self, call: Call, fn: Materializer, payload: Any) -> None:
+        """Have a payload taken apart, so that its items can be remembered: others do not wait for that."""
+        assert isinstance(fn, Each)
+
+        def split() -> Result:
+            return Result(None if self._given_up(call) else items_to_plan(fn, payload))
+
+        def done(result: Result) -> None:
+            with self._lock:
+                if call.phase >= CallPhase.READY:  # it was withdrawn meanwhile
+                    return
+                call.items = result.value
+                self._calls.make_ready(call)
+            self._clock.wake()
+
+        unwanted = functools.partial(self._given_up, call)
+        self._performer.run(split, done, splits=True, seq=call.seq, priority=call.priority, unwanted=unwanted)
+
+    @staticmethod
+    def _given_up(call: Call) -> bool:
+        """Whether a call was withdrawn, or its time is over."""
+        return call.failure is not None or call.ask.taken
 
     def _prepare(self, call: Call, fn: Materializer, payload: Any) -> Result:
         """On a worker: make the value that is to be cast, or the hint."""
-        if call.failure is not None or call.ask.taken:  # it was withdrawn, or its time is over
+        if self._given_up(call):
             return Result()
         cpu_s = time.thread_time()
         first = fn.prepare if isinstance(fn, Staged) else fn

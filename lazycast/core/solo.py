@@ -27,7 +27,7 @@ from lazycast.core.interrupts import Uninterrupted, of_handler
 from lazycast.core.items.alone import Crew
 from lazycast.core.items.gathering import PARTS_PER_HELPER
 from lazycast.core.memo.alone import Memory
-from lazycast.core.memo.items import Plan, numbers_of_new
+from lazycast.core.memo.items import Plan, items_to_plan, numbers_of_new
 from lazycast.core.memo.store import NOTHING, Store
 from lazycast.core.parts import MAX_REASON
 from lazycast.core.performer import Group, Result
@@ -207,7 +207,7 @@ class SoloLane:
             shipped = self._shipper.ship(fn)
             turns = self._shipper.turns(fn, shipped.ref, shipped.finish)
             if each is not None:
-                plan = self._memory.planner.plan(each, shipped.ref, turns, payload, ask.number)
+                plan = self._memory.planner.plan(shipped.ref, turns, items_to_plan(each, payload), ask.number)
                 if plan is not None:
                     return self._part_of_items(self._memory, plan, ask, each, payload, priority, helped)
                 if self._memory.by_key:  # a key is of an item

@@ -27,7 +27,7 @@ class Each(Generic[P, T, R, V]):
         fn: `callable(item) -> result`. Results must pickle where items are shared.
         split: `callable(payload) -> items`, a sequence; None where the payload is one. It runs in each process that
             works on the items, so it should be cheap: let it find the items, and `fn` do the work. With `memo` it runs
-            on the root instead, where all casts wait for it, and each item must pickle.
+            on a worker of the root instead, once, and each item must pickle.
         join: `callable(results) -> value`, of a list in the order of the items. Every rank runs it.
     Raises: TypeError for what is not callable.
     Threads: all three run on the threads of whoever materializes, several at a time.

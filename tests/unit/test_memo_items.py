@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import random
 import threading
 from collections import OrderedDict
@@ -11,7 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast import Each, EncodeError, LazyBroadcast, MaterializeError, Memo, RemoteError, Tuning, launch
+from lazycast import (
+    Each,
+    EncodeError,
+    LazyBroadcast,
+    LazycastError,
+    MaterializeError,
+    Memo,
+    RemoteError,
+    Tuning,
+    launch,
+)
 from lazycast.codec.pickling import encode
 from lazycast.core.memo.book import MOST_ITEMS, Book
 from lazycast.net.host.memory import pages
@@ -291,6 +302,32 @@ def _not_split() -> str:
 def test_a_split_that_gives_no_sequence_is_an_error_on_every_rank(ranks: int) -> None:
     for text in on_threads(_not_split, ranks=ranks):
         assert "split must return a sequence of items, such as a list, got list_iterator" in text
+
+
+_goes_on = threading.Event()
+
+
+def held_up(payload: Any) -> Any:
+    assert payload[0] or _goes_on.wait(LIMIT_S)
+    return payload
+
+
+def _while_one_is_taken_apart() -> None:
+    with lazy_of(Each(make, held_up)) as lazy:
+        held = lazy.broadcast_async([0, 3] if lazy.is_root else None, key="held")
+        assert [len(one) for one in value_of(lazy, [4], key="other", materialize=Each(make))] == [4]
+        if lazy.is_root:
+            assert held.cancel()
+        with pytest.raises((concurrent.futures.CancelledError, LazycastError)):
+            held.result(LIMIT_S)
+        _goes_on.set()
+        assert [len(one) for one in value_of(lazy, [2, 4])] == [2, 4]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_split_that_takes_its_time_stops_no_other_cast(ranks: int) -> None:
+    _goes_on.clear()
+    on_threads(_while_one_is_taken_apart, ranks=ranks)
 
 
 # What is lost

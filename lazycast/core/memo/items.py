@@ -5,6 +5,7 @@ Guarantees: the book is written to only when all items have been looked at. What
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lazycast.codec.pickling import Codec
@@ -30,6 +31,15 @@ class Plan(NamedTuple):
     had: list[Kept]
 
 
+def items_to_plan(each: Each[Any, Any, Any, Any], payload: Any) -> list[Any] | None:
+    """Take a payload apart. None: it cannot be; whoever is to make the value says why."""
+    try:
+        with unforked():
+            return list(items_of(each, payload))
+    except Exception:
+        return None
+
+
 class Planner:
     """See the module's text. Thread-safe."""
 
@@ -38,20 +48,22 @@ class Planner:
 
     def plan(
         self,
-        each: Each[Any, Any, Any, Any],
         ref: MaterializerRef | None,
         turns: tuple[int, int],
-        payload: Any,
+        items: Sequence[Any] | None,
         seq: int,
     ) -> Plan | None:
-        """Look at the items of cast `seq`. None: they cannot be had, or sent, one by one, or are none, or too many.
+        """Look at the items of cast `seq`, in the order of casts.
+
+        None: they cannot be sent one by one, or are none, or too many, or could not be had, as `items` None says.
 
         Whoever is to make the value then says what is wrong, if anything is.
         Raises: TypeError for a key that is none; whatever the user's key raises.
         """
+        if items is None:
+            return None
         try:
             with unforked():
-                items = list(items_of(each, payload))
                 idents = [] if self._memo.key is not None else [self._by_bytes(item, ref, turns) for item in items]
         except Exception:
             return None
