@@ -242,7 +242,7 @@ def making() -> str:
         [
             "may crash, hang, or eat memory",
             "`Helpers(n, limit_s=, memory_nbytes=)`",
-            f"a helper is killed: {median('killed', 'lazycast-helpers')} lost, a new one is there after "
+            f"a helper is killed: {median('killed', 'lazycast-helpers')} lost, replaced after "
             + median("killed", "replaced"),
         ],
     ]

@@ -81,10 +81,11 @@ FORM = r"""lazycast 'default': rank 3 of 5 on h, root 0
     #2: agreeing
   shared memory: none
   links: rank 0: the backend's link, last heard \d+\.\d s ago
-  threads: 4
+  threads: 5
     lazycast-default-engine: lives
     lazycast-default-work: 0 of \d+ threads, 0 tasks, 0 queued
     lazycast-default-work-light: 0 of 1 threads, 0 tasks, 0 queued
+    lazycast-default-work-apart: 0 of 1 threads, 0 tasks, 0 queued
     lazycast-default-callback: 0 of 1 threads, 0 tasks, 0 queued
   counters: casts 2, asked 2, resolved 0, cancelled 0, aborted 0, lost 0, unshared 0, failed 0
   bytes: sent to other hosts \d+, received 0, 0 of it from this host"""
