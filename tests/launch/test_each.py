@@ -22,6 +22,7 @@ from lazycast.core.making import Making
 from lazycast.core.parts import Parts
 from lazycast.errors import CastTimeoutError, EncodeError, MaterializeError, RemoteError, TrustError
 from tests import helped
+from tests.cells import cells
 
 pytestmark = pytest.mark.usefixtures("warm_python")  # for ranks: helpers are interpreters of their own
 LIMIT_S = 60.0
@@ -414,9 +415,15 @@ def _items_of(placement: Any, apart: bool) -> list[Any]:
         return [os.getpid(), len(lazy.stats().hosts), made, bad, {value["pid"] for value in values}]
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["one host", "two"])
-@pytest.mark.parametrize("placement", SHARED, ids=NAMES)
-@pytest.mark.parametrize("backend", ["torch", "mpi"])
+@pytest.mark.parametrize(
+    ("backend", "placement", "apart"),
+    cells(
+        {"torch-helpers-two", "mpi-shard-one host"},
+        {"torch": "torch", "mpi": "mpi"},
+        dict(zip(NAMES, SHARED, strict=True)),
+        {"one host": False, "two": True},
+    ),
+)
 def test_items_are_shared_on_each_backend(backend: str, placement: Any, apart: bool) -> None:
     found = launch(_items_of, ranks=2, backend=backend, args=(placement, apart), timeout_s=100)
     ranks = {pid for pid, *_ in found}

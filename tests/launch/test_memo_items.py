@@ -11,11 +11,13 @@ import pytest
 
 from lazycast import Each, Helpers, LazyBroadcast, MaterializeError, Memo, launch, register_materializer
 from tests import helped
+from tests.cells import cells
 
 pytestmark = pytest.mark.usefixtures("warm_python")  # for ranks: helpers are interpreters of their own
 LIMIT_S = 60.0
 SHARED: list[Any] = ["shard", Helpers(2)]
 NAMES = ["shard", "helpers"]
+SELDOM = pytest.mark.exhaustive
 
 
 def lazy_of(fn: Any, placement: Any, nbytes: int = 64 << 20, **options: Any) -> LazyBroadcast[Any, Any]:
@@ -46,9 +48,15 @@ def _albums(placement: Any, hosts: int) -> Any:
         return len(lazy.stats().hosts), os.getpid(), makers, lazy.stats().memo_hits, lazy.stats().memo_values
 
 
-@pytest.mark.parametrize("hosts", [1, 2], ids=["one host", "two"])
-@pytest.mark.parametrize("placement", SHARED, ids=NAMES)
-@pytest.mark.parametrize("backend", ["local", "torch"])
+@pytest.mark.parametrize(
+    ("backend", "placement", "hosts"),
+    cells(
+        {"local-shard-two", "torch-helpers-one host"},
+        {"local": "local", "torch": "torch"},
+        dict(zip(NAMES, SHARED, strict=True)),
+        {"one host": 1, "two": 2},
+    ),
+)
 def test_only_what_is_new_is_made(backend: str, placement: Any, hosts: int) -> None:
     found = launch(_albums, ranks=3, backend=backend, args=(placement, hosts), timeout_s=100)
     ranks = {pid for _, pid, *_ in found}
@@ -91,7 +99,7 @@ def _random_albums(placement: Any, seed: int, values: str) -> int:
         return lazy.stats().memo_hits
 
 
-@pytest.mark.parametrize("values", ["private", "readonly", "copy"])
+@pytest.mark.parametrize("values", ["private", *(pytest.param(it, marks=SELDOM) for it in ("readonly", "copy"))])
 @pytest.mark.parametrize("placement", SHARED, ids=NAMES)
 def test_random_requests_get_what_a_loop_makes(placement: Any, values: str) -> None:
     hits = launch(_random_albums, ranks=2, args=(placement, 5, values), timeout_s=100)

@@ -10,6 +10,7 @@ from tools.simulation.measure import predicted
 from tools.simulation.real import Reports, measure, on_host
 
 CASTS = 10
+SELDOM = pytest.mark.exhaustive
 
 
 def count_reports(per_host: int, casts: int) -> int:
@@ -21,14 +22,16 @@ def count_reports(per_host: int, casts: int) -> int:
     return got.count
 
 
-@pytest.mark.parametrize(("ranks", "per_host"), [(2, 1), (4, 2), (8, 2), (8, 4)])
+@pytest.mark.parametrize(
+    ("ranks", "per_host"), [(2, 1), (8, 2), *(pytest.param(*it, marks=SELDOM) for it in ((4, 2), (8, 4)))]
+)
 def test_the_root_of_a_real_group_gets_as_many_reports(ranks: int, per_host: int) -> None:
     found = lazycast.launch(count_reports, ranks=ranks, backend="local", args=(per_host, CASTS), timeout_s=90)
     simulated = Group(Plan(ranks, per_host=per_host, casts=CASTS)).run().root_got["Report"]
     assert found == [simulated, *[0] * (ranks - 1)]
 
 
-@pytest.mark.parametrize(("ranks", "per_host"), [(2, 1), (8, 2)])
+@pytest.mark.parametrize(("ranks", "per_host"), [(2, 1), pytest.param(8, 2, marks=SELDOM)])
 def test_what_is_measured_has_the_messages_that_were_predicted(ranks: int, per_host: int) -> None:
     found = measure(ranks, per_host, casts=3)
     assert found["reports"] == predicted(ranks, per_host, factor=1.0, cores=2)["reports"]
