@@ -2,8 +2,8 @@
 
 Guarantees:
 
-* **One thread.** It makes all MPI calls of a link and all calls to its sink. `send` puts into a queue, and the thread
-  sleeps in that queue's `get`. No lock is held across a call of MPI or of the sink.
+* **One thread.** It makes all MPI calls of a link and all calls to its sink. `send` puts into an inbox, and the thread
+  sleeps as it takes from there. No lock is held across a call of MPI or of the sink.
 * **Named sources.** A receive always names its peer, so that an error of it is the end of that peer alone.
 * **Order.** MPI keeps it for one sender, tag and communicator. A head (prefix, header, small body) and a large body
   have a tag each; the receiver asks for the body when it has read the head, and for the next head after that.
@@ -16,7 +16,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import queue
 import struct
 import threading
 import time
@@ -29,6 +28,8 @@ from mpi4py import MPI
 from lazycast.here import own_thread
 from lazycast.net.backend import MAX_HEADER_NBYTES, Link, Sink
 from lazycast.tracebacks import forget_frames
+
+from ._mpi_inbox import Inbox
 
 logger = logging.getLogger("lazycast")
 
@@ -243,7 +244,8 @@ class MPILink(Link):
     kind = "MPI"
 
     def __init__(self, comm: MPI.Intracomm, neighbours: Sequence[int], sink: Sink) -> None:
-        self._queue: queue.SimpleQueue[tuple[int, bytes, memoryview | None] | None] = queue.SimpleQueue()
+        self._inbox: Inbox[tuple[int, bytes, memoryview | None]] = Inbox()
+        self._stopping = False
         self._closed = False
         self._peers = {rank: _Peer(comm, rank, sink) for rank in neighbours}
         self._thread = threading.Thread(target=self._run, name="lazycast-mpi", daemon=True)
@@ -265,18 +267,18 @@ class MPILink(Link):
         if body is not None and (body.nbytes > limit or not body.c_contiguous):
             raise ValueError(f"a body is contiguous, of at most {limit} bytes; this one has {body.nbytes}")
         if not self._closed:
-            self._queue.put((peer, header, body if body is not None and body.nbytes else None))
+            self._inbox.put((peer, header, body if body is not None and body.nbytes else None))
 
     def close(self, *, timeout_s: float) -> None:
         if self._closed or not self._peers:
             return
         self._closed = True
         for rank in self._peers:
-            self._queue.put((rank, b"", None))
+            self._inbox.put((rank, b"", None))
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             silent = [rank for rank, peer in self._peers.items() if not peer.ended]
-            self._queue.put(None)
+            self._stopping = True
             self._thread.join(_STOP_S)
             if silent:
                 logger.warning("lazycast: no farewell from %s within %g s; gave up", names_of(silent), timeout_s)
@@ -300,25 +302,23 @@ class MPILink(Link):
                 live = [peer for peer in live if not peer.ended]
                 pace.reset()
             nap_s = pace.nap_s(_LONGEST_NAP_BUSY_S if any(peer.busy for peer in live) else _LONGEST_NAP_S)
-            if live and not self._take(nap_s, pace):
+            if live:
+                self._take(nap_s, pace)
+            if self._stopping:
                 for peer in live:
                     peer.abandon()
                 return
 
-    def _take(self, nap_s: float, pace: Pace) -> bool:
-        """Hand queued messages to their peers; sleep if there are none. Return False when told to stop."""
+    def _take(self, nap_s: float, pace: Pace) -> None:
+        """Hand queued messages to their peers; sleep if there are none."""
         for _ in range(_BATCH):
-            try:
-                message = self._queue.get(timeout=nap_s)
-            except queue.Empty:
-                break
+            message = self._inbox.take(nap_s)
             if message is None:
-                return False
+                return
             rank, header, body = message
             self._peers[rank].put(header, body)
             pace.reset()
             nap_s = 0.0
-        return True
 
 
 _links: weakref.WeakSet[MPILink] = weakref.WeakSet()

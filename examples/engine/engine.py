@@ -29,7 +29,7 @@ SILENCE_S = 60.0
 #: How many decisions rank 0 may be ahead of the slowest rank.
 AHEAD = 8
 
-Inbox = queue.SimpleQueue[Event]
+Inbox = queue.Queue[Event]
 Deliver = Callable[[list[tuple[str, Reply]]], None]
 
 

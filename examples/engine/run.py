@@ -81,7 +81,7 @@ def rank(kind: str, plan: Plan) -> None:
 def _run(way: str, ranks: Ranks, plan: Plan, jpegs: list[bytes]) -> tuple[Account, load.Load | None]:
     """Serve one load in one way. Returns what this rank made, and on rank 0 what the clients saw."""
     threads_before = set(threading.enumerate())
-    inbox: Inbox = queue.SimpleQueue()
+    inbox: Inbox = queue.Queue()
     wake = functools.partial(inbox.put, Woken())
     photos = inputs.make(way, ranks, wake, max_inflight=plan.max_inflight, helpers=plan.helpers)
     kills = killer.Killer(photos, plan.kill_every_s) if ranks.rank == 0 and plan.kill_every_s else None

@@ -306,7 +306,7 @@ def _bereaved(folder: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().step(states)
 
-    inbox: Any = queue.SimpleQueue()
+    inbox: Any = queue.Queue()
     photos = engine_run.inputs.make("lazycast", ranks, lambda: inbox.put(engine_run.Woken()))
     clients = engine_run._Clients(plan, photos_for(mix), photos, inbox) if ranks.rank == 0 else None
     deliver = clients.front.deliver if clients is not None else lambda replies: None

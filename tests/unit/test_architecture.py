@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -191,3 +192,12 @@ def test_no_class_of_the_core_derives_from_another() -> None:
                 bases = [ast.unparse(base).split("[")[0].rsplit(".")[-1] for base in node.bases]
                 ours = classes & set(bases)
                 assert not ours, f"{path.name}: {node.name} derives from {', '.join(sorted(ours))}"
+
+
+def test_nobody_waits_on_a_simple_queue_for_a_time() -> None:
+    """Before Python 3.13 `SimpleQueue.get` waits for ever if its time is over as it begins to wait."""
+    examples = sorted((ROOT / "examples").rglob("*.py"))
+    using = [path for path in [*CORE, *BACKENDS, *ADAPTERS, *examples] if "SimpleQueue" in path.read_text()]
+    assert len(using) > 1
+    for path in using:
+        assert not re.search(r"\.get\((timeout|True)", path.read_text()), path

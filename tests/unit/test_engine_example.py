@@ -206,7 +206,7 @@ def events_of(inbox: Inbox) -> list[Event]:
 
 def with_front(test: Any, inputs: Gate, **options: Any) -> list[Event]:
     """Run a coroutine with a front in an event loop; return what the scheduler was told."""
-    inbox: Inbox = queue.SimpleQueue()
+    inbox: Inbox = queue.Queue()
 
     async def body() -> None:
         front = Front(inputs, inbox, asyncio.get_running_loop(), **{"max_open": 8, **options})

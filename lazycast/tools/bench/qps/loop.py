@@ -60,7 +60,7 @@ class Loop:
         self._begin_ns = begin_ns
         self._schedule = None if schedule is None else [begin_ns + round(at * 1e9) for at in schedule]
         self._keep = keep
-        self._came: queue.SimpleQueue[tuple[int, int, Any, BaseException | None]] = queue.SimpleQueue()
+        self._came: queue.Queue[tuple[int, int, Any, BaseException | None]] = queue.Queue()
         self._tally = tally or Tally(None)
         self._led = led
         self.started = self.finished = 0
