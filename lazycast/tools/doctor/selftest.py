@@ -211,7 +211,8 @@ def correctness(outcomes: dict[int, Outcome]) -> Finding:
 def speed(found: Speed, *, one_host: bool, size: int) -> tuple[Finding, Finding]:
     """How fast a large and a small cast are. Slow is a note: it may be the machine, or what else runs on it."""
     rate = found.nbytes / found.cast_s / 2**30
-    text = f"{size_text(found.nbytes)} in {found.cast_s * 1e3:.1f} ms, ×{found.ratio:.1f} memcpy ({rate:.1f} GiB/s)"  # noqa: RUF001
+    took = f"{size_text(found.nbytes)} in {found.cast_s * 1e3:.1f} ms"
+    text = f"{took}, {found.ratio:.1f} x one memcpy ({rate:.1f} GiB/s)"
     busy = "run it again when the machine is idle; then look at the lines on cores and on who shares memory"
     if size > 1 and one_host and found.ratio > _SLOW_RATIO:
         large = Finding("self-test", "large cast", "note", text, busy)
