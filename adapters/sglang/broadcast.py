@@ -145,7 +145,7 @@ class SGLangBroadcast:
             raw: what the release's function takes; None and `MultimodalInputs` are returned as they are.
         Raises: `_MultimodalInputProcessingError` where SGLang has it; in other releases MaterializeError with SGLang's
             own error, PayloadMismatchError where ranks' inputs differ, CastTimeoutError, PeerLostError, ClosedError.
-            For inputs that are not worth a cast: what SGLang's function raises, as the first where there is that.
+            What SGLang's function raises, as the first where there is that, for inputs that are not worth a cast.
         Collective: every rank, in the same order. Blocking: until the inputs are here, up to the time limit.
         Threads: one per rank.
         """
@@ -212,7 +212,7 @@ class SGLangBroadcast:
         The entry rank can as long as not every rank has its inputs: it is cancelled on all of them, and made nowhere.
 
         Returns: whether this rank will not get its inputs. False also for an id that is not known here; and on the
-            entry rank while the call is still being made: it is given up then as soon as it can be.
+            entry rank while the call is still being made, which is then given up as soon as it can be.
         Collective: no. Blocking: never. Threads: safe.
         """
         with self._lock:

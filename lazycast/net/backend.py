@@ -1,6 +1,6 @@
 """What lazycast needs from an engine that connects ranks: the contract that every backend implements.
 
-Three objects, each with one job::
+Three objects, each with one job:
 
     Backend   who am I                 rank, size; opens contexts
     Context   meet, privately          exchange small blobs with all ranks; then connect neighbours
@@ -70,7 +70,7 @@ class Link(ABC):
             header: 1 byte to 32 KiB.
             body: contiguous bytes, at most `max_body_nbytes`; empty and `None` mean the same.
         Raises: ValueError for a rank that is no neighbour, or a header or body of a size that is not allowed. Nothing
-            for a peer that is gone: its end is told through the sink, and what is sent to it is dropped.
+            for a peer that is gone, whose end is told through the sink; what is sent to it is dropped.
         Blocking: never. Threads: safe.
         Memory: the link keeps a reference to `body`; its bytes must not change while anybody does.
         """

@@ -1,6 +1,6 @@
 """A conformance suite for backends, to be run by whoever writes one.
 
-Start it under the backend's own launcher, on as many ranks as you like::
+Start it under the backend's own launcher, on as many ranks as you like:
 
     torchrun --nproc_per_node 4 -m lazycast.testing --backend torch
     mpirun -n 4 python -m lazycast.testing --backend mpi

@@ -14,7 +14,7 @@ from lazycast.start import lifetime
 def dump_all(fd: int | None = None) -> str:
     """Return `dump()` of every open object of this process, and write it to the descriptor `fd` if there is one.
 
-    For a handler of your own, since none is installed by default::
+    For a handler of your own, since none is installed by default:
 
         signal.signal(signal.SIGUSR1, lambda number, frame: lazycast.dump_all(sys.stderr.fileno()))
 
