@@ -31,7 +31,7 @@ class Inbox(Generic[T]):
                 return
 
     def take(self, wait_s: float) -> T | None:
-        """Return the oldest item; None if there is none and none comes within `wait_s` seconds, or about that."""
+        """Return the oldest item. None if there is none and none comes within `wait_s` seconds; now and then sooner."""
         items = self._items
         if not items:
             self._asleep.acquire(blocking=False)  # whether or not it is held already: from now on it is

@@ -448,7 +448,7 @@ class LazyBroadcast(Generic[P, V]):
             root: with `roots="any"`, whose casts; without it those of all other ranks, as they come here (each root's
                 in its order; between roots, ranks may see another order). The future's `root` says whose it is.
         Returns: the key, None of a cast without one, and a future as `broadcast_async` returns it, with the object's
-            time limit, which may be done, or still be made, have failed, or been withdrawn. None if nothing has come.
+            time limit. It may be done, or still be made, have failed, or been withdrawn. None if nothing has come.
         Raises:
             ValueError: on the root, which has the futures of its calls, and with `replicated` payloads, of which each
                 rank must pass its own.

@@ -304,6 +304,26 @@ def test_a_split_that_gives_no_sequence_is_an_error_on_every_rank(ranks: int) ->
         assert "split must return a sequence of items, such as a list, got list_iterator" in text
 
 
+class Unending:
+    """Says that it has two items, and has one wherever it is asked."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        return 3
+
+
+def _from_unending() -> list[int]:
+    with lazy_of(Each(make)) as lazy:
+        return [len(one) for one in value_of(lazy, Unending())]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_items_are_counted_before_they_are_taken(ranks: int) -> None:
+    assert on_threads(_from_unending, ranks=ranks) == [[3, 3]] * ranks
+
+
 _goes_on = threading.Event()
 
 

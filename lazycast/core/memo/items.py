@@ -32,10 +32,12 @@ class Plan(NamedTuple):
 
 
 def items_to_plan(each: Each[Any, Any, Any, Any], payload: Any) -> list[Any] | None:
-    """Take a payload apart. None: it cannot be; whoever is to make the value says why."""
+    """Take a payload apart. None: it cannot be, and whoever is to make the value says why; or there are too many."""
     try:
         with unforked():
-            return list(items_of(each, payload))
+            items = items_of(each, payload)
+            count = len(items)  # as whoever makes them counts: going through all may never end
+            return [items[index] for index in range(count)] if count <= MOST_ITEMS else None
     except Exception:
         return None
 
