@@ -38,7 +38,6 @@ from lazycast.net.wire import (
     AnyMessage,
     Code,
     Failure,
-    FailureKind,
     Figures,
     Gone,
     Key,
@@ -203,12 +202,11 @@ class RootLane:
                 self.desk.noted_ready.append(arrival.message.key)
 
     def _on_need(self, message: Need) -> None:
-        kind: FailureKind = "encode"
         what = "a materializer's code could not be sent"
         try:
             seq = again_seq(message.ident)
             if seq is not None:
-                kind, what = "decode", f"rank {message.rank} has lost a value that it was to have again"
+                what = f"what rank {message.rank} has lost, and was to have again, could not be sent"
                 with self._lock:
                     arrival = self.casts.agreeing[seq]
                     kept, resent, arrival.resent = arrival.again, arrival.resent, True
@@ -222,7 +220,7 @@ class RootLane:
             else:
                 code, room = self.sending.encoder.code(message.ident)
         except Exception as exc:  # whatever a callable's own code raises: the rank that asks is not to blame
-            failure = self.engine.performer.failure(kind, what, exc)
+            failure = self.engine.performer.failure("encode", what, exc)
             self._without_code.append(failure)  # what the ranks that wait for it will report
             self._relay.down(Code(next(self.intake.seqs), message.ident, failure=failure))
         else:

@@ -105,13 +105,17 @@ def place_of_failure() -> str:
 def in_order(parts: Sequence[tuple[int, list[Any]]]) -> list[Any]:
     """Return the results of all parts in the order of the items.
 
-    Raises: ValueError if the parts do not come from the same number of items.
+    Raises: ValueError if the parts do not come from the same number of items, or one lacks some of its own.
     """
     counts = {count for count, made in parts if count or made} or {0}
     if len(counts) > 1:
         said = " and ".join(map(str, sorted(counts)))
         raise ValueError(f"Each: split has found {said} items in one payload; it must find the same everywhere")
-    results: list[Any] = [None] * next(iter(counts))
+    count = next(iter(counts))
+    for number, (_, made) in enumerate(parts):  # before anything is taken for so many
+        if type(made) is not list or len(made) != len(range(number, count, len(parts))):
+            raise ValueError(f"Each: part {number} of {len(parts)} has not brought its results of {count} items")
+    results: list[Any] = [None] * count
     for number, (_, made) in enumerate(parts):
         results[number :: len(parts)] = made
     return results

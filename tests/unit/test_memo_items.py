@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lazycast import (
+    DecodeError,
     Each,
     EncodeError,
     LazyBroadcast,
@@ -25,6 +26,7 @@ from lazycast import (
 )
 from lazycast.codec.pickling import encode
 from lazycast.core.memo.book import MOST_ITEMS, Book
+from lazycast.materialize.each import in_order
 from lazycast.net.host.memory import pages
 
 LIMIT_S = 60.0
@@ -375,6 +377,65 @@ def _lost(losers: tuple[int, ...], all_did: threading.Barrier) -> tuple[int, int
 def test_what_ranks_have_lost_the_root_sends_them(losers: tuple[int, ...]) -> None:
     assert [failed for _, failed in on_threads(_lost, losers, threading.Barrier(3))] == [0] * 3
     assert sorted(_made) == [1, 5, 6, 70_000, 80_000], "it is not made again"
+
+
+def _not_sent_again(items: bool, shared: str | bool, all_did: threading.Barrier) -> list[Any]:
+    """The root has no memory for what rank 1 has lost."""
+    fn: Any = Each(make) if items else made_of
+    with lazy_of(fn, tuning=Tuning(shared_memory=shared)) as lazy:
+        payload: Any = [70_000] if items else 70_000
+        value_of(lazy, payload)
+        value_of(lazy, [1] if items else 1)
+        lane: Any = lazy._lane
+        if lazy.rank == 1:
+            lane.casts.keeping.store.drop(1)
+        if lazy.is_root:
+            lane.sending.encoder.items_again = lane.sending.encoder.again = _no_memory
+        all_did.wait(LIMIT_S)  # a cast waits for no rank's calls
+        with pytest.raises(EncodeError if lazy.is_root else RemoteError, match="could not be sent") as caught:
+            value_of(lazy, payload)
+        return [caught.value.rank, len(value_of(lazy, [3])[0]) if items else len(value_of(lazy, 3))]
+
+
+def _no_memory(*_: Any) -> Any:
+    raise MemoryError("no room")
+
+
+@pytest.mark.parametrize("shared", ["auto", False], ids=["one host", "apart"])
+@pytest.mark.parametrize("items", [True, False], ids=["items", "whole"])
+def test_what_the_root_cannot_send_again_fails_that_cast_alone(items: bool, shared: str | bool) -> None:
+    assert on_threads(_not_sent_again, items, shared, threading.Barrier(3)) == [[0, 3]] * 3
+
+
+def _too_few_again(all_did: threading.Barrier) -> list[Any]:
+    """The root sends less again than was lost."""
+    with lazy_of(Each(make)) as lazy:
+        value_of(lazy, [70_000, 80_000])
+        lane: Any = lazy._lane
+        if lazy.rank == 1:
+            lane.casts.keeping.store.drop(1)
+        if lazy.is_root:
+            encoder = lane.sending.encoder
+            again = encoder.items_again
+            encoder.items_again = lambda ident, had: again(ident, had[:1])
+        all_did.wait(LIMIT_S)
+        with pytest.raises(DecodeError, match="not as much as was lost") as caught:
+            value_of(lazy, [70_000, 80_000])
+        return [caught.value.rank, len(value_of(lazy, [3])[0])]
+
+
+def test_less_than_was_lost_is_no_value() -> None:
+    assert on_threads(_too_few_again, threading.Barrier(3)) == [[1, 3]] * 3
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [[(10**9, [1])], [(3, [1, 2])], [(1, [1, 2])], [(2, "ab")], [(2, {1: 1, 2: 2})], [(3, [1, 3]), (3, [])]],
+    ids=["huge", "fewer", "more", "text", "dict", "second"],
+)
+def test_a_part_that_lacks_results_is_refused_before_anything_is_taken(parts: Any) -> None:
+    with pytest.raises(ValueError, match="has not brought its results"):
+        in_order(parts)
 
 
 def test_what_the_root_has_lost_is_made_again() -> None:

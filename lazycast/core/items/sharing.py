@@ -322,6 +322,9 @@ class Sharing:
             if result.failure is not None:
                 return result
             again = result.value
+            if type(again) is not list or len(again) != sum(number < 0 for number in message.items):
+                wrong = ValueError("what the root has sent again is not as much as was lost")
+                return self._parts.failed("decode", "the results of items could not be had again", wrong)
         for kept in had if instead is None else ():
             try:
                 body = kept.body()
