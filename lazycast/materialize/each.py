@@ -69,6 +69,8 @@ class Some:
     def __call__(self, payload: Any) -> tuple[int, list[Any]] | None:
         each, numbers = self.each, self.numbers
         items = items_of(each, payload) if numbers is None else payload
+        if numbers is not None and (type(items) is not list or len(items) != len(numbers)):
+            raise ValueError(f"Each: the payload is not the list of {len(numbers)} items that its cast says it is")
         made = []
         for index in range(self.part, len(items), self.parts):
             if cancelled():

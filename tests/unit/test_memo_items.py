@@ -7,7 +7,7 @@ import random
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from lazycast import (
 )
 from lazycast.codec.pickling import encode
 from lazycast.core.memo.book import MOST_ITEMS, Book
-from lazycast.materialize.each import in_order
+from lazycast.materialize.each import Some, in_order
 from lazycast.net.host.memory import pages
 
 LIMIT_S = 60.0
@@ -426,6 +426,45 @@ def _too_few_again(all_did: threading.Barrier) -> list[Any]:
 
 def test_less_than_was_lost_is_no_value() -> None:
     assert on_threads(_too_few_again, threading.Barrier(3)) == [[1, 3]] * 3
+
+
+def _spoilt(all_did: threading.Barrier, memo: bool, spoil: Callable[[Any], Any]) -> list[Any]:
+    """Rank 1 shares something else than it has made."""
+    with lazy_of(Each(make), memo=Memo(64 * MIB) if memo else None) as lazy:
+        parts = cast(Any, lazy)._lane.casts.making.parts
+        share = parts.share
+        if lazy.rank == 1:
+            parts.share = lambda of, message, value: (*share(of, message, spoil(value))[:2], value)
+        all_did.wait(LIMIT_S)
+        said: Any
+        try:
+            said = [len(one) for one in value_of(lazy, [4, 5, 6, 7])]
+        except LazycastError as exc:
+            said = exc
+        all_did.wait(LIMIT_S)
+        if lazy.rank == 1:
+            parts.share = share
+        all_did.wait(LIMIT_S)
+        return [said, [len(one) for one in value_of(lazy, [5])]]
+
+
+@pytest.mark.parametrize("memo", [False, True], ids=["made", "remembered"])
+def test_what_is_no_part_of_a_value_is_made_by_whoever_gets_it(memo: bool) -> None:
+    assert on_threads(_spoilt, threading.Barrier(3), memo, lambda value: None) == [[[4, 5, 6, 7], [5]]] * 3
+
+
+@pytest.mark.parametrize("memo", [False, True], ids=["made", "remembered"])
+def test_a_part_without_all_its_results_is_an_error_on_every_rank(memo: bool) -> None:
+    for said, next_value in on_threads(_spoilt, threading.Barrier(3), memo, lambda value: (value[0], value[1][1:])):
+        assert isinstance(said, MaterializeError) and said.rank != 1, "whoever got it says so"
+        assert "part 1 of 3 has not brought its results of 4 items" in str(said)
+        assert next_value == [5]
+
+
+@pytest.mark.parametrize("payload", [[1], [1, 2, 3], (1, 2), None], ids=["fewer", "more", "tuple", "none"])
+def test_a_payload_that_is_not_the_items_its_cast_names_is_refused(payload: Any) -> None:
+    with pytest.raises(ValueError, match="not the list of 2 items"):
+        Some(Each(make), numbers=[0, 3])(payload)
 
 
 @pytest.mark.parametrize(

@@ -283,6 +283,9 @@ class Sharing:
         except Exception as exc:  # what a user's `split` has found; or what came is nothing of the kind
             return self._parts.failed("materialize", "the results could not be put together", exc)
         if message.items:
+            if len(value) != (new := len(numbers_of_new(message.items))):
+                wrong = ValueError(f"{len(value)} results came, of {new} items")
+                return self._parts.failed("decode", "the results could not be put together", wrong)
             if self._keeping is not None:
                 self._keeping.put_down_items(arrival, value)
             result = self._merged(arrival, value)
@@ -359,6 +362,9 @@ class Sharing:
             if not value.stream_nbytes:
                 return Result((0, []))  # there are fewer items than parts
             result = self._parts.decode(arrival.message, body, value.nbytes, Layout(value.stream_nbytes, value.frames))
+            if result.failure is None and result.value is None:  # not what a part of this rank's is if it was given up
+                wrong = ValueError(f"part {part} of {len(items.makers)} is nothing that rank {value.rank} can have made")
+                result = self._parts.failed("decode", "what arrived is no part of a value", wrong)
             if result.failure is None or arrival.message.placement == HELPERS:
                 return result
             self._unshared(result.failure.message)
