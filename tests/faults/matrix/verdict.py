@@ -62,7 +62,11 @@ def _fault_of(it: Combination, seen: Seen) -> float:
 
 
 class TooLate(AssertionError):
-    """The victim got to its step when there was nothing left to disturb: this says nothing of lazycast."""
+    """What was to be seen could not be: this says nothing of lazycast.
+
+    The victim got to its step when there was nothing left to disturb; or a rank's time was over before the one that
+    knows more, and was not struck, had been given a core to answer.
+    """
 
 
 def _others(rank: int, seen: Seen) -> str:
@@ -130,7 +134,7 @@ def _check_frozen(it: Combination, outcome: Event, about: str) -> None:
     if outcome["kind"] == "value":  # all that it had to do for this cast it had done
         return
     assert outcome["kind"] == "CastTimeoutError", about
-    assert str(it.victim) in _missing(outcome), about
+    _check_named(outcome, {str(it.victim)}, about)
 
 
 def _check_cut(outcome: Event, rank: int, about: str) -> None:
@@ -141,7 +145,15 @@ def _check_cut(outcome: Event, rank: int, about: str) -> None:
         raise TooLate(f"all had crossed before the wire was cut: {about}")
     assert outcome["kind"] == "CastTimeoutError", about
     there = {"2", "3"} if rank < 2 else {"0", "1"}
-    assert there & _missing(outcome), about
+    _check_named(outcome, there, about)
+
+
+def _check_named(outcome: Event, whom: set[str], about: str) -> None:
+    """A time-out must lack one of these."""
+    missing = _missing(outcome)
+    if not missing & whom and any(f"rank {rank} has not answered" in outcome["message"] for rank in missing):
+        raise TooLate(f"who knew more has not answered in time: {about}")
+    assert missing & whom, about
 
 
 def _missing(outcome: Event) -> set[str]:
