@@ -1,4 +1,4 @@
-"""What SGLang's plugin framework calls, in every process of a server, before the engine starts."""
+"""What SGLang's plugin frameworks call, in every process of a server, before the engine starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from .admission import IDLE, POLL, PROCESS, after_idle, after_poll, before_process, can_defer, open_desk
-from .requests import install_requests
+from .requests import DIFFUSION, around, install_requests
 from .scheduler import METHOD, meet, replacement
 
 logger = logging.getLogger("lazycast")
@@ -45,6 +45,13 @@ def plugin() -> None:
         hooks.HookRegistry.register(f"{scheduler}.{IDLE}", after_idle, hooks.HookType.AFTER)
     if os.environ.get(REQUESTS) == "1":
         install_requests()
+
+
+def diffusion_plugin() -> None:
+    """Register the hook of the diffusion server, whose framework is another one: its requests travel by lazycast."""
+    if os.environ.get(REQUESTS) == "1":
+        hooks: Any = importlib.import_module("sglang.multimodal_gen.runtime.platforms.plugins")
+        hooks.HookRegistry.register(DIFFUSION, around, hooks.HookType.AROUND)
 
 
 def _is_deferred(cls: type) -> bool:

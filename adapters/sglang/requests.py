@@ -3,11 +3,13 @@
 Guarantees:
 
 * The same semantics: the source gets back what it passed, the others lists of their own; ranks call in the same order.
+* A list that is empty, or small, travels as SGLang sends it, by the group's own broadcasts, and as fast. Of a larger one
+  they only say that it comes by lazycast.
 * Tensors are not copied into a pickle: on a host they lie once in shared memory, and cross to another host once.
 * What the source cannot pickle raises on every rank, instead of leaving the others to wait.
 * What is replaced are the calls that bring requests: those of the scheduler's receiver, and in 0.5.23, where both use
-  one function, those by which a pipeline stage shares what the stage before it has sent. Whoever else imports
-  `broadcast_pyobj` keeps SGLang's own.
+  one function, those by which a pipeline stage shares what the stage before it has sent; of the diffusion server, all.
+  Whoever else imports `broadcast_pyobj` keeps SGLang's own.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 
 from lazycast import Tuning
 from lazycast.api import LazyBroadcast
+from lazycast.codec import pickling
 from lazycast.start import discovery
 from lazycast.watch.stats import Stats
 
@@ -33,9 +36,13 @@ _MODULES = (
     "sglang.srt.managers.scheduler_components.request_receiver",
     "sglang.srt.distributed.communication_op",
 )
+#: The diffusion server's own, from where its modules import it: a hook comes before they do.
+DIFFUSION = f"sglang.multimodal_gen.runtime.distributed.utils.{_FUNCTION}"
 _CONSTRUCTION_S = 300.0
 _NEVER_S = 1e8  # a server may be idle for as long as it likes; when to warn has to be a finite number
 _MAX_AHEAD = 16
+_SMALL_NBYTES = 64 << 10  # up to here the group's own broadcast is as fast as a cast
+_NOTHING, _BY_LAZYCAST = 0, -1  # in the place of a size
 
 _replaced: dict[str, Any] = {}  # by module: its own function
 _open: dict[tuple[int, int], tuple[Any, RequestBroadcast]] = {}  # by id of the group, and root; the group, to keep it
@@ -45,14 +52,23 @@ class RequestBroadcast:
     """Broadcasts lists of requests over one group.
 
     Args:
-        group: a process group; the default one if None. It is not used to communicate.
+        group: a process group that broadcasts tensors in ordinary memory, such as one of gloo; the default one if None.
         root: the source, group-local.
-    Raises: as `LazyBroadcast`; CastTimeoutError after 300 s, naming the ranks that have not come.
+    Raises: ValueError for a group that cannot; as `LazyBroadcast`; CastTimeoutError after 300 s, naming the ranks that
+        have not come.
     Collective: every rank of the group constructs, in the same order. Blocking: until all have come, up to 300 s.
     Threads: one construction at a time on one group; see `broadcast`.
     """
 
     def __init__(self, group: Any = None, *, root: int = 0) -> None:
+        import torch.distributed as dist
+
+        self._group: Any = dist.group.WORLD if group is None else group
+        self._source = dist.get_global_rank(self._group, root)
+        try:
+            self._group._get_backend(_torch().device("cpu"))
+        except RuntimeError as exc:
+            raise ValueError(f"RequestBroadcast: the group does not broadcast tensors of the CPU: {exc}") from exc
         backend: Callable[[Any], Any] = discovery.by_name("torch")
         self._lazy: LazyBroadcast[list[Any], list[Any]] = LazyBroadcast(
             backend=backend(group),
@@ -70,15 +86,49 @@ class RequestBroadcast:
         Args:
             data: any picklable objects; ignored except on the source, where the same list comes back.
         Raises: EncodeError on the source, RemoteError on the others, for what does not pickle; DecodeError for what a
-            rank cannot rebuild; PeerLostError, ClosedError. CastTimeoutError only if a rank's engine has stopped: a
-            call itself has no time limit, since a server may be idle.
-        Collective: every rank, in the same order. Blocking: the source until all is on its way, at most 16 lists ahead
-            of the slowest rank; the others until it is here. Threads: one per rank.
+            rank cannot rebuild; PeerLostError, ClosedError; RuntimeError where the group's own broadcast fails, as for
+            SGLang alone. CastTimeoutError only if a rank's engine has stopped: a call itself has no time limit but the
+            group's, since a server may be idle.
+        Collective: every rank, in the same order, and nothing else of the group meanwhile. Blocking: the source until
+            all is on its way, at most 16 lists ahead of the slowest rank; the others until it is here. Threads: one per
+            rank.
         """
         if not self._lazy.is_root:
-            return self._lazy.broadcast(timeout_s=math.inf)
-        self._lazy.broadcast(data or [], timeout_s=math.inf)
+            return self._received()
+        encoded = None if not data else _encoded(data)
+        if encoded is None and data:
+            self._tell(_BY_LAZYCAST, 0, 0)
+            self._lazy.broadcast(data, timeout_s=math.inf)
+        elif encoded is None:
+            self._tell(_NOTHING, 0, 0)
+        else:
+            body = bytearray(encoded.nbytes)
+            encoded.write_into(memoryview(body))
+            self._tell(encoded.nbytes, encoded.layout.stream_nbytes, encoded.layout.frames)
+            self._pass(body)
         return data
+
+    def _received(self) -> list[Any]:
+        nbytes, stream_nbytes, frames = self._tell(0, 0, 0)
+        if nbytes == _NOTHING:
+            return []
+        if nbytes == _BY_LAZYCAST:
+            return self._lazy.broadcast(timeout_s=math.inf)
+        body = bytearray(nbytes)
+        self._pass(body)
+        received: list[Any] = pickling.decode(memoryview(body), pickling.Layout(stream_nbytes, frames))
+        return received
+
+    def _tell(self, *words: int) -> list[int]:
+        torch = _torch()
+        head = torch.tensor(words, dtype=torch.long)
+        torch.distributed.broadcast(head, self._source, self._group)
+        told: list[int] = head.tolist()
+        return told
+
+    def _pass(self, body: bytearray) -> None:
+        torch = _torch()
+        torch.distributed.broadcast(torch.frombuffer(body, dtype=torch.uint8), self._source, self._group)
 
     def stats(self) -> Stats:
         """Return counts and timings of this rank, as `LazyBroadcast.stats` does.
@@ -98,6 +148,19 @@ class RequestBroadcast:
         self._lazy.close(timeout_s=timeout_s)
 
 
+def _torch() -> Any:
+    return importlib.import_module("torch")
+
+
+def _encoded(data: list[Any]) -> pickling.Encoded | None:
+    """Take a list apart. None: it is large, or cannot be, and a cast says so to all."""
+    try:
+        encoded = pickling.encode(data)
+    except pickling.CannotEncode:
+        return None
+    return encoded if encoded.nbytes <= _SMALL_NBYTES else None
+
+
 def replacement(original: Callable[..., Any]) -> Callable[..., Any]:
     """Return what takes the place of a `broadcast_pyobj`."""
 
@@ -110,6 +173,11 @@ def replacement(original: Callable[..., Any]) -> Callable[..., Any]:
         return _of(dist_group, src).broadcast(data)
 
     return broadcast_pyobj
+
+
+def around(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call what takes the place of a `broadcast_pyobj`, as SGLang's hooks do."""
+    return replacement(original)(*args, **kwargs)
 
 
 def _of(group: Any, src: int) -> RequestBroadcast:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 import zmq
 from kit import Ranks, Scheduler, same
@@ -16,6 +18,7 @@ from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from lazycast.adapters.sglang import install_requests, requests, uninstall_requests
+from lazycast.adapters.sglang.plugin import REQUESTS, plugin
 from lazycast.errors import EncodeError, RemoteError
 from lazycast.tools.bench.sglang import inputs
 
@@ -159,12 +162,75 @@ def test_what_does_not_pickle_raises_on_every_rank(ranks: Ranks, installed: None
     assert module.broadcast_pyobj([1, "two"], ranks.rank, dist.group.WORLD, src=0) == [1, "two"]
 
 
+def casts(group: Any = None) -> int:
+    """How many lists have travelled by lazycast here."""
+    return sum(one.stats().casts for of, one in requests._open.values() if group in (None, of))
+
+
+def test_small_lists_travel_as_sglang_sends_them(ranks: Ranks, installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = dist.group.WORLD
+    sent = [request(1), AbortReq(rid="x")]
+    small = [AbortReq(rid=f"request {number}") for number in range(9)]
+    for data in ([], small, sent, [], small):
+        found = receive(data, world, monkeypatch=monkeypatch)
+        same_requests(found, data or copy.copy(data))
+        assert found is not data or ranks.rank == 0
+    assert casts() == 1, "only what is large is worth a cast"
+
+
+def test_arrays_of_small_lists_are_private_and_writable(ranks: Ranks, installed: None) -> None:
+    module = __import__(next(iter(requests._replaced)), fromlist=["broadcast_pyobj"])
+    sent = [np.arange(3_000), torch.arange(7.0), {"name": b"bytes"}]
+    array, tensor, name = module.broadcast_pyobj(sent, ranks.rank, dist.group.WORLD, src=0)
+    assert array.sum() == 4_498_500 and tensor.sum() == 21 and name == {"name": b"bytes"}
+    array[:] = tensor[:] = ranks.rank
+    ranks.meet()
+    assert (array == ranks.rank).all() and bool((tensor == ranks.rank).all())
+    assert casts() == 0
+
+
+@pytest.mark.release("0.5.23")
+def test_the_diffusion_server_is_hooked_before_it_imports_what_it_calls(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own loading of plugins, and its own chain over groups; its scheduler needs packages that are not here."""
+    from sglang.multimodal_gen.runtime.distributed import utils
+    from sglang.multimodal_gen.runtime.platforms import plugins
+
+    theirs = utils.broadcast_pyobj
+    monkeypatch.setenv(REQUESTS, "1")
+    monkeypatch.setattr(plugins, "entry_points", only_ours)
+    plugins._reset_lifecycle_for_tests()
+    try:
+        plugins.load_plugins()
+        assert utils.broadcast_pyobj is theirs, "a plugin only registers"
+        plugins.apply_plugin_hooks()
+        for sent in ([], [torch.full((70_000,), 3.0)], ["small"]):
+            found: Any = sent if ranks.rank == 0 else None
+            for _ in range(2):  # as of one group after the other
+                found = utils.broadcast_pyobj(found, ranks.rank, dist.group.WORLD, src=0)
+            same(found, sent)
+        assert casts() == 2
+        ranks.meet()
+    finally:
+        utils.broadcast_pyobj = theirs
+        plugins.HookRegistry.reset()
+        plugins._reset_lifecycle_for_tests()
+        uninstall_requests()
+
+
+def only_ours(group: str) -> list[Any]:
+    """What is installed: here lazycast lies beside the environment, and is not."""
+    from importlib.metadata import EntryPoint
+
+    ours = EntryPoint("lazycast", "lazycast.adapters.sglang.plugin:diffusion_plugin", group)
+    return [ours] if group == "sglang.multimodal_gen.plugins" else []
+
+
 @pytest.mark.parametrize("on", [True, False])
 @pytest.mark.release("0.5.23")
 def test_the_plugin_does_it_only_if_it_is_asked_to(ranks: Ranks, monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry
-
-    from lazycast.adapters.sglang.plugin import REQUESTS, plugin
 
     monkeypatch.setenv(REQUESTS, "1" if on else "0")
     try:
