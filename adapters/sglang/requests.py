@@ -3,8 +3,8 @@
 Guarantees:
 
 * The same semantics: the source gets back what it passed, the others lists of their own; ranks call in the same order.
-* A list that is empty, or small, travels as SGLang sends it, by the group's own broadcasts, and as fast. Of a larger one
-  they only say that it comes by lazycast.
+* A list that is empty, or small, travels as SGLang sends it, by the group's own broadcasts, and as fast. Of a larger
+  one they only say that it comes by lazycast.
 * Tensors are not copied into a pickle: on a host they lie once in shared memory, and cross to another host once.
 * What the source cannot pickle raises on every rank, instead of leaving the others to wait.
 * What is replaced are the calls that bring requests: those of the scheduler's receiver, and in 0.5.23, where both use
@@ -61,9 +61,8 @@ class RequestBroadcast:
     """
 
     def __init__(self, group: Any = None, *, root: int = 0) -> None:
-        import torch.distributed as dist
-
-        self._group: Any = dist.group.WORLD if group is None else group
+        dist = _torch().distributed
+        self._group = dist.group.WORLD if group is None else group
         self._source = dist.get_global_rank(self._group, root)
         try:
             self._group._get_backend(_torch().device("cpu"))

@@ -167,7 +167,9 @@ def casts(group: Any = None) -> int:
     return sum(one.stats().casts for of, one in requests._open.values() if group in (None, of))
 
 
-def test_small_lists_travel_as_sglang_sends_them(ranks: Ranks, installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_lists_travel_as_sglang_sends_them(
+    ranks: Ranks, installed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = dist.group.WORLD
     sent = [request(1), AbortReq(rid="x")]
     small = [AbortReq(rid=f"request {number}") for number in range(9)]
@@ -182,10 +184,11 @@ def test_arrays_of_small_lists_are_private_and_writable(ranks: Ranks, installed:
     module = __import__(next(iter(requests._replaced)), fromlist=["broadcast_pyobj"])
     sent = [np.arange(3_000), torch.arange(7.0), {"name": b"bytes"}]
     array, tensor, name = module.broadcast_pyobj(sent, ranks.rank, dist.group.WORLD, src=0)
-    assert array.sum() == 4_498_500 and tensor.sum() == 21 and name == {"name": b"bytes"}
+    assert (array.sum(), tensor.sum(), name) == (4_498_500, 21, {"name": b"bytes"})
     array[:] = tensor[:] = ranks.rank
     ranks.meet()
-    assert (array == ranks.rank).all() and bool((tensor == ranks.rank).all())
+    assert (array == ranks.rank).all()
+    assert bool((tensor == ranks.rank).all())
     assert casts() == 0
 
 

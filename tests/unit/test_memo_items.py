@@ -456,7 +456,8 @@ def test_what_is_no_part_of_a_value_is_made_by_whoever_gets_it(memo: bool) -> No
 @pytest.mark.parametrize("memo", [False, True], ids=["made", "remembered"])
 def test_a_part_without_all_its_results_is_an_error_on_every_rank(memo: bool) -> None:
     for said, next_value in on_threads(_spoilt, threading.Barrier(3), memo, lambda value: (value[0], value[1][1:])):
-        assert isinstance(said, MaterializeError) and said.rank != 1, "whoever got it says so"
+        assert isinstance(said, MaterializeError)
+        assert said.rank != 1, "whoever got it says so"
         assert "part 1 of 3 has not brought its results of 4 items" in str(said)
         assert next_value == [5]
 

@@ -362,8 +362,8 @@ class Sharing:
             if not value.stream_nbytes:
                 return Result((0, []))  # there are fewer items than parts
             result = self._parts.decode(arrival.message, body, value.nbytes, Layout(value.stream_nbytes, value.frames))
-            if result.failure is None and result.value is None:  # not what a part of this rank's is if it was given up
-                wrong = ValueError(f"part {part} of {len(items.makers)} is nothing that rank {value.rank} can have made")
+            if result.failure is None and result.value is None:  # only this rank's own are, if given up
+                wrong = ValueError(f"part {part} is nothing that rank {value.rank} can have made")
                 result = self._parts.failed("decode", "what arrived is no part of a value", wrong)
             if result.failure is None or arrival.message.placement == HELPERS:
                 return result
