@@ -82,7 +82,7 @@ class Memo:
 
     Attributes:
         nbytes: how much each rank may keep, of values as they are encoded, in whole pages of memory; the least recently
-            used go first.
+            used go first. With `roots="any"` each root has an equal share of it.
         key: `callable(payload) -> str, int or bytes`, what names the content of a payload, called on the root. None: a
             digest (SHA-256) of all its bytes, which takes about a millisecond per megabyte. Where single items are
             remembered, it gets each item in place of the payload: what two payloads have in common must have one name.
@@ -177,6 +177,11 @@ class Options:
     def __post_init__(self) -> None:
         for field in fields(self):  # all that goes into headers is plain
             object.__setattr__(self, field.name, exact(getattr(self, field.name)))
+
+    def kept_nbytes(self, size: int) -> int:
+        """Return how much is remembered of the casts of each root, in a group of `size` ranks."""
+        assert self.memo is not None
+        return self.memo.nbytes // (size if self.roots == "any" else 1)
 
     def agreed(self) -> dict[str, object]:
         """Return what must be the same on every rank."""

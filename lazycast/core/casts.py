@@ -56,7 +56,9 @@ class Casts:
         self.end = End()
         self.keeping: Keeping | None = None  # where values are remembered
         if options.memo is not None:
-            self.keeping = Keeping(Store(options.memo.nbytes, copy_all=options.values == "copy"), policy.codec)
+            self.keeping = Keeping(
+                Store(options.kept_nbytes(group.size), copy_all=options.values == "copy"), policy.codec
+            )
         self.making = Making(engine, group, options, policy, near, self, self.end, code_for, self.keeping)
         self.agreeing: dict[int, Arrival] = {}  # by seq: casts whose verdict has not come
         if self._relay.upwards is not None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from lazycast.codec import pickling
 from lazycast.codec.trust import Policy
 from lazycast.core.arrival import Own
@@ -58,7 +60,7 @@ class Encoder:
         self._seqs = seqs
         self._agree = agree
         self._turn = 0
-        self._memo, self._book = memo, book
+        self._memo, self._book, self._store = memo, book, store
         self._planner: Planner | None = None
         if memo is not None and book is not None and store is not None:
             self._planner = Planner(memo, book, store, policy.codec)
@@ -137,6 +139,8 @@ class Encoder:
             call.memo = self._memo is not None and self._memo.key is None  # a key is of an item
             return []
         call.payload, call.had = plan.new, plan.had
+        if self._store is not None:
+            self._store.count(*plan.had)
         return plan.numbers
 
     def splits(self, call: Call) -> bool:
@@ -211,9 +215,11 @@ class Encoder:
         return code, room
 
     def items_again(self, ident: str, kept: Sequence[Kept]) -> tuple[Code, Room]:
-        """The same of the results of items, as a list. Raises also what their own code raises."""
+        """The same of the results of items: a list of how each is laid out, and its bytes. Raises `MemoryError`."""
+        bodies = [np.frombuffer(one.body(), np.uint8) for one in kept]
+        layouts = [(one.layout.stream_nbytes, one.layout.frames) for one in kept]
         with unforked():
-            encoded = self.codec.encode([self.codec.decode(one.body(), one.layout) for one in kept])
+            encoded = self.codec.encode([(*layout, body) for layout, body in zip(layouts, bodies, strict=True)])
         layout = encoded.layout
         code = Code(next(self._seqs), ident, encoded.nbytes, stream_nbytes=layout.stream_nbytes, frames=layout.frames)
         return code, laid_out(encoded, self._relay)

@@ -204,6 +204,8 @@ class FollowerLane:
         if message.again or message.drop:
             message, body, kept = self.casts.had_again(message, body)
             lost = kept is None and message.again > 0
+            if lost and self.casts.keeping is not None:
+                self.casts.keeping.store.count(hits=1)  # the root sends it
         if had is None:
             lost, had = True, []
         result = Result(failure=message.failure) if message.failure is not None else None

@@ -82,7 +82,7 @@ class RootLane:
             engine, group, options, policy, self.desk, self.near, code_for=self._code_for, react=self._react_to
         )
         self.intake = Intake(engine, group, options, policy, self.desk, self.casts, self._relay)
-        self._memos = Book(options.memo.nbytes, range(group.size)) if options.memo is not None else None
+        self._memos = Book(options.kept_nbytes(group.size), range(group.size)) if options.memo is not None else None
         self.sending = Sending(
             engine, group, options, policy, self.desk, self.casts, self.intake, self.near, self._memos
         )
@@ -186,13 +186,13 @@ class RootLane:
     def _settle_memo(self, memos: Book, verdict: Verdict) -> None:
         """Every rank has been told of a verdict: know what all remember, before the caller may cast the same again."""
         sizes: dict[int, int] = {}
+        lost = verdict.failure is not None and verdict.failure.kind == "decode"
         with self._lock:
             arrival = self.casts.agreeing.get(verdict.seq)
+            lost |= arrival is not None and arrival.resent  # it is made, and kept, anew
             if arrival is not None and self.casts.keeping is not None:
                 sizes = self.casts.keeping.settle(arrival, verdict)
-        failure = verdict.failure
-        lost = failure is not None and failure.kind == "decode"
-        memos.decided(verdict.seq, good=failure is None, lost=lost, sizes=sizes)
+        memos.decided(verdict.seq, good=verdict.failure is None, lost=lost, sizes=sizes)
 
     def _note_ready(self, seq: int) -> None:
         """Every rank has this cast, and is told so before anything that is sent from now on."""

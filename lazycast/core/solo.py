@@ -213,7 +213,7 @@ class SoloLane:
                 if self._memory.by_key:  # a key is of an item
                     return self._make(ask, fn, payload, priority, helped)
             ident, value = self._memory.look(shipped, turns, payload, ask.number, readonly=readonly)
-        except Exception as exc:  # whatever the user's key, or a payload's own code, raises
+        except BaseException as exc:  # whatever the user's key, or a payload's own code, raises
             what = "what names the payload could not be had"
             result = Result(failure=self._performer.failure("encode", what, exc), cause=exc)
             return self._learn(ask, result, None)

@@ -12,6 +12,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import itertools
@@ -260,7 +261,7 @@ class Shipper:
         self._paths: _Recent[Materializer] = _Recent()
         self._codes: _Recent[bytes] = _Recent()
         self._sources: _Recent[Materializer] = _Recent()  # what code was made of, for ranks that lack what it names
-        self._bound: _Recent[tuple[object, int]] = _Recent()  # by name: what it stands for, and since which turn
+        self._bound: _Recent[tuple[list[object], int]] = _Recent()  # by name: what it stands for, and since which turn
         self._turns = itertools.count(1)
         self._functions: dict[object, MaterializerRef] = {}  # that travel by name, as they were named last
 
@@ -302,21 +303,33 @@ class Shipper:
     ) -> tuple[int, int]:
         """Number what the names of a materializer's stages stand for: another number once they stand for another.
 
-        A name that is registered again, or imported anew, is the same name. What travels as code has none: 0.
+        A name that is registered again, or imported anew, is the same name. What travels as code has none (0), unless
+        it is an `Each` or a `functools.partial` of what has one.
         """
         whole = not isinstance(fn, Staged) or any(one is not None and _is_registered(one) for one in (ref, finish))
         first, second = (fn, fn) if whole else (fn.prepare, fn.finish)  # type: ignore[union-attr]
         return self._turn(first, ref), self._turn(second, finish)
 
     def _turn(self, fn: object, ref: MaterializerRef | None) -> int:
-        if ref is None or (ref.path is None and not _is_registered(ref)):
+        if ref is None:
+            return 0
+        named = [fn] if ref.path is not None or _is_registered(ref) else self._named_in(fn)
+        if not named:
             return 0
         with self._lock:
             known = self._bound.get(ref.ident)
-            if known is None or not _is_same(known[0], fn):
-                known = fn, next(self._turns)
+            if known is None or len(known[0]) != len(named) or not all(map(_is_same, known[0], named)):
+                known = named, next(self._turns)
                 self._bound.put(ref.ident, known)
             return known[1]
+
+    def _named_in(self, fn: object) -> list[object]:
+        """Return what code names of its own: the functions of an `Each`, or of a partial one, that can be imported."""
+        if isinstance(fn, Each):
+            return [one for part in (fn.fn, fn.split, fn.join) for one in self._named_in(part)]
+        if isinstance(fn, functools.partial):
+            return self._named_in(fn.func)
+        return [fn] if callable(fn) and import_path(fn, same_program=self._policy.same_program) is not None else []
 
     def _ship(self, fn: Materializer) -> tuple[MaterializerRef, bytes | None]:
         if type(fn) is FunctionType and (ref := self._functions.get(fn)) is not None and self._still(fn, ref):

@@ -376,7 +376,33 @@ def _lost(losers: tuple[int, ...], all_did: threading.Barrier) -> tuple[int, int
 @pytest.mark.parametrize("losers", [(1,), (1, 2)])
 def test_what_ranks_have_lost_the_root_sends_them(losers: tuple[int, ...]) -> None:
     assert [failed for _, failed in on_threads(_lost, losers, threading.Barrier(3))] == [0] * 3
-    assert sorted(_made) == [1, 5, 6, 70_000, 80_000], "it is not made again"
+    assert sorted(_made) == [1, 5, 5, 6, 70_000, 70_000, 80_000, 80_000], "it is sent once, and then made anew"
+
+
+class Locked:
+    """A result that cannot be encoded again once it was rebuilt."""
+
+    def __init__(self, of: int) -> None:
+        self.of, self.held = of, threading.Lock() if of < 0 else None
+
+    def __reduce__(self) -> Any:
+        if self.held is not None:
+            raise TypeError("it holds a lock")
+        return Locked, (-self.of,)
+
+
+def _locked_again(all_did: threading.Barrier) -> list[Any]:
+    with lazy_of(Each(Locked), tuning=Tuning(shared_memory=False)) as lazy:
+        value_of(lazy, [7, 8])
+        value_of(lazy, [9])
+        if lazy.rank == 1:
+            cast(Any, lazy)._lane.casts.keeping.store.drop(1)
+        all_did.wait(LIMIT_S)
+        return [[abs(one.of) for one in value_of(lazy, [7, 8])] for _ in range(3)]
+
+
+def test_what_was_lost_is_sent_as_it_was_kept() -> None:
+    assert on_threads(_locked_again, threading.Barrier(3)) == [[[7, 8]] * 3] * 3
 
 
 def _not_sent_again(items: bool, shared: str | bool, all_did: threading.Barrier) -> list[Any]:
@@ -394,6 +420,8 @@ def _not_sent_again(items: bool, shared: str | bool, all_did: threading.Barrier)
         all_did.wait(LIMIT_S)  # a cast waits for no rank's calls
         with pytest.raises(EncodeError if lazy.is_root else RemoteError, match="could not be sent") as caught:
             value_of(lazy, payload)
+        for again in (payload, payload):  # it is made anew
+            assert len(value_of(lazy, again)) == (1 if items else 70_000)
         return [caught.value.rank, len(value_of(lazy, [3])[0]) if items else len(value_of(lazy, 3))]
 
 

@@ -15,13 +15,14 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lazycast.codec.pickling import Layout
+from lazycast.codec.pickling import Layout, allocate, copy
 from lazycast.core.arrival import Arrival, Material
 from lazycast.core.helpers.maker import HelpedValue
 from lazycast.core.helpers.process import Unmade
 from lazycast.core.items.gathering import Gathering, Step
 from lazycast.core.memo.items import numbers_of_new
 from lazycast.core.memo.keeping import Keeping
+from lazycast.core.memo.store import Kept
 from lazycast.core.parts import Parts
 from lazycast.core.performer import Group, Performer, Result
 from lazycast.materialize.each import Some, in_order
@@ -32,6 +33,19 @@ from lazycast.options import HELPERS
 
 #: Has one part made of a payload (its bytes and layout), by a helper.
 ByHelper = Callable[[Arrival, memoryview, Layout, tuple[int, int]], HelpedValue]
+
+
+class Sent:
+    """The result of an item that this rank has lost, as it came: to be had as what it had kept."""
+
+    def __init__(self, sent: Any, layout: Layout) -> None:
+        self._sent, self.layout, self.nbytes = memoryview(sent), layout, memoryview(sent).nbytes
+
+    def body(self) -> memoryview:
+        """Return its bytes as memory of the caller's own. Raises MemoryError."""
+        own = allocate(self.nbytes)
+        copy(own, self._sent)
+        return own
 
 
 class Sharing:
@@ -317,27 +331,24 @@ class Sharing:
         """
         message = arrival.message
         with self._lock:
-            had, instead = arrival.had, arrival.had_instead
-        again: list[Any] = []
+            kept, instead = arrival.had, arrival.had_instead
+        had: Sequence[Kept | Sent] = kept
         if instead is not None:
-            body, layout = instead
-            result = self._parts.decode(message, body, body.nbytes, layout)
-            if result.failure is not None:
-                return result
-            again = result.value
-            if type(again) is not list or len(again) != sum(number < 0 for number in message.items):
-                wrong = ValueError("what the root has sent again is not as much as was lost")
-                return self._parts.failed("decode", "the results of items could not be had again", wrong)
-        for kept in had if instead is None else ():
             try:
-                body = kept.body()
+                had = self._sent_again(instead, sum(number < 0 for number in message.items))
+            except BaseException as exc:  # what came is no such list; MemoryError
+                return self._parts.failed("decode", "the results of items could not be had again", exc)
+        again: list[Any] = []
+        for one in had:
+            try:
+                body = one.body()
             except MemoryError as exc:
                 if self._is_root:
                     return self._parts.failed("decode", "the result of an item could not be had again", exc)
                 with self._lock:
                     arrival.lost = True
                 return self._lost(arrival)
-            result = self._parts.decode(message, body, kept.nbytes, kept.layout)
+            result = self._parts.decode(message, body, one.nbytes, one.layout)
             if result.failure is not None:
                 return result
             again.append(result.value)
@@ -345,6 +356,14 @@ class Sharing:
             return Result()  # the cast has failed meanwhile
         results, remembered = iter(new), iter(again)
         return Result([next(results if number >= 0 else remembered) for number in message.items])
+
+    def _sent_again(self, instead: tuple[memoryview, Layout], count: int) -> list[Sent]:
+        """Return what the root has sent in place of what was kept here. Raises ValueError, and what decoding does."""
+        body, layout = instead
+        sent = self._parts.codec.decode(body, layout)
+        if type(sent) is not list or len(sent) != count:
+            raise ValueError("what the root has sent again is not as much as was lost")
+        return [Sent(one, Layout(stream_nbytes, frames)) for stream_nbytes, frames, one in sent]
 
     def _taken(
         self,

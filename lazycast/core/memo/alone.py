@@ -48,11 +48,13 @@ class Memory:
             if not number:
                 return ident, MISSING
             try:
-                value = self._value_of(self._store.get(number), readonly=readonly)
-            except Exception as exc:  # no memory, or a value's own code: it is made again
+                kept = self._store.get(number)
+                value = self._value_of(kept, readonly=readonly)
+            except BaseException as exc:  # no memory, or a value's own code: it is made again
                 self._store.unkept = describe(exc)[:_MAX_REASON]
                 self._decided(seq, good=False, lost=True)
                 return ident, MISSING
+        self._store.count(kept)
         self._decided(seq, good=True)
         return ident, value
 
@@ -64,11 +66,10 @@ class Memory:
         nbytes = 0
         if result.failure is None:
             try:
-                with unforked():
-                    kept = self._store.put(self._codec.encode(result.value), took_s)
+                kept = self._store.written(self._codec, result.value, took_s)
                 self._store.keep(number, kept)
                 nbytes = kept.taken_nbytes
-            except Exception as exc:  # whatever a value's own code raises
+            except BaseException as exc:  # whatever a value's own code raises
                 self._store.unkept = describe(exc)[:_MAX_REASON]
         self._book.reported(seq, 1 << self._rank, nbytes)
         self._decided(seq, good=result.failure is None)
@@ -77,11 +78,13 @@ class Memory:
         """Return the results of items that are had again. None: one cannot be; then all are to be made."""
         try:
             with unforked():
-                return [self._value_of(kept, readonly=readonly) for kept in plan.had]
-        except Exception as exc:  # as in `look`
+                had = [self._value_of(kept, readonly=readonly) for kept in plan.had]
+        except BaseException as exc:  # as in `look`
             self._store.unkept = describe(exc)[:_MAX_REASON]
             self._decided(seq, good=False, lost=True)
             return None
+        self._store.count(*plan.had)
+        return had
 
     def keep_items(self, plan: Plan, seq: int, results: list[Any] | None, took_s: float) -> None:
         """Remember the results of items that are new, if that can be, all made in so many seconds. None: none were."""
@@ -89,11 +92,10 @@ class Memory:
         if results is not None:
             new = [number for number in plan.numbers if number >= 0]
             try:
-                with unforked():
-                    for number, result in zip(new, results, strict=True):
-                        if number:
-                            kept[number] = self._store.put(self._codec.encode(result), took_s / len(new))
-            except Exception as exc:  # whatever a value's own code raises
+                for number, result in zip(new, results, strict=True):
+                    if number:
+                        kept[number] = self._store.written(self._codec, result, took_s / len(new))
+            except BaseException as exc:  # whatever a value's own code raises
                 self._store.unkept = describe(exc)[:_MAX_REASON]
                 kept.clear()
         for number, one in kept.items():

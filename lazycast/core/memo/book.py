@@ -61,7 +61,8 @@ def ident_by_key(
         raise TypeError(f"Memo: key must return a str, int or bytes, got {shown(key)}")
     hashed = _hashed(ref, finish, turns, item=item)
     hashed.update(f"key {type(key).__name__}".encode())
-    hashed.update(key if isinstance(key, bytes) else str(key).encode("utf-8", "surrogatepass"))
+    text = f"{key:x}" if isinstance(key, int) else key  # in decimals an int may have too many digits
+    hashed.update(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
     return bytes(hashed.digest())
 
 

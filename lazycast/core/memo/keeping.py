@@ -17,7 +17,6 @@ from lazycast.codec.pickling import Codec
 from lazycast.core.arrival import Arrival
 from lazycast.core.memo.store import Kept, Store
 from lazycast.core.performer import Result
-from lazycast.core.workers import unforked
 from lazycast.net.wire import Cast, Verdict
 from lazycast.tracebacks import describe
 
@@ -46,11 +45,11 @@ class Keeping:
         """`made`: how many were made by now, these among them."""
         took_s = (time.monotonic() - (arrival.arrived_s or arrival.message.sent_s)) / made  # on the root none arrives
         try:
-            with unforked():
-                encoded = [self._codec.encode(value) for value in values]
-            arrival.kept = [(number, self.store.put(one, took_s)) for number, one in zip(numbers, encoded, strict=True)]
-        except Exception as exc:  # whatever a value's own code raises; it is made again the next time
+            kept = [self.store.written(self._codec, value, took_s) for value in values]
+        except BaseException as exc:  # whatever a value's own code raises; it is made again the next time
             self.store.unkept = describe(exc)[:_MAX_REASON]
+        else:
+            arrival.kept = list(zip(numbers, kept, strict=True))
 
     def settle(self, arrival: Arrival, verdict: Verdict) -> dict[int, int]:
         """With the lock held: keep what was written down of a cast, if every rank has it, or let go of it.
@@ -69,11 +68,15 @@ class Keeping:
 
     def items_again(self, message: Cast) -> list[Kept] | None:
         """Return the results of items that are had again, before what is dropped goes. None: not all are here."""
+        again = [-number for number in message.items if number < 0]
         try:
-            return [self.store.get(-number) for number in message.items if number < 0]
+            had = [self.store.get(number) for number in again]
         except KeyError as exc:
             self.store.unkept = describe(exc)[:_MAX_REASON]
+            self.store.count(hits=len(again))
             return None
+        self.store.count(*had)
+        return had
 
     def had_again(self, message: Cast, body: memoryview) -> tuple[Cast, memoryview, Kept | None]:
         """Do what the root says of what is remembered; return a cast as if what is had again had come with it.
@@ -86,6 +89,7 @@ class Keeping:
             if message.again:
                 kept = store.get(message.again)
                 found = kept.body(), kept
+                store.count(kept)
         except (KeyError, MemoryError) as exc:
             store.unkept = describe(exc)[:_MAX_REASON]
         self.drop(message.drop)

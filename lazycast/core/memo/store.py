@@ -15,7 +15,8 @@ import threading
 from collections import deque
 from typing import NamedTuple
 
-from lazycast.codec.pickling import Encoded, Layout, allocate, copy
+from lazycast.codec.pickling import Codec, Encoded, Layout, allocate, copy
+from lazycast.core.workers import unforked
 from lazycast.net.host import headroom
 from lazycast.net.host.memory import Region, create, pages
 from lazycast.net.host.slots import FreeSpace
@@ -86,6 +87,19 @@ class Store:
         self._hits, self._saved_s = 0, 0.0
         self.unkept: str | None = None  # why a value could not be kept, last
 
+    def written(self, codec: Codec, value: object, took_s: float) -> Kept:
+        """Write down a value that took so long to make, and make sure that it can be read.
+
+        Raises: MemoryError, CannotEncode, and whatever the value's own code raises.
+        """
+        with unforked():
+            encoded = codec.encode(value)
+            kept = self.put(encoded, took_s)
+            body = kept.body()
+            if not codec.is_plain(body, kept.layout):
+                codec.decode(body, kept.layout)
+        return kept
+
     def put(self, encoded: Encoded, took_s: float) -> Kept:
         """Write down a value that took so long to make; it is kept once it has a number. Raises MemoryError."""
         size = pages(encoded.nbytes)
@@ -123,10 +137,13 @@ class Store:
     def get(self, number: int) -> Kept:
         """Return a value. Raises KeyError."""
         with self._lock:
-            self._hits += 1  # also what is not here: the root sends it, and it is not made
-            kept = self._kept[number]
-            self._saved_s += kept.took_s
-            return kept
+            return self._kept[number]
+
+    def count(self, *kept: Kept, hits: int | None = None) -> None:
+        """Count what was had again; `hits`, where the root sends some of it."""
+        with self._lock:
+            self._hits += len(kept) if hits is None else hits
+            self._saved_s += sum(one.took_s for one in kept)
 
     def drop(self, number: int) -> None:
         """Forget a value, if it is here."""
