@@ -19,6 +19,7 @@ Guarantees:
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 from http import HTTPStatus
 from typing import Any
@@ -34,7 +35,8 @@ logger = logging.getLogger("lazycast")
 
 #: What is hooked; a release that lacks one of them is not deferred.
 POLL, PROCESS, IDLE = "_poll_timeout_aborts", "process_input_requests", "is_fully_idle"
-_NEEDED = (POLL, PROCESS, IDLE, "send_abort_output")
+#: How many parameters each has, which the hooks count on.
+_NEEDED = {POLL: 1, PROCESS: 2, IDLE: 3, "send_abort_output": 3}
 _ATTRIBUTE = "_lazycast_desk"
 _MESSAGES = "sglang.srt.managers.io_struct"
 _ALONE = ("session_params", "session_id", "positional_embed_overrides")  # where order matters, or SGLang does more
@@ -130,31 +132,38 @@ def _release(raw: Any) -> None:
 
 
 def can_defer(cls: type) -> bool:
-    """Whether this release's scheduler has what deferred admission needs."""
-    return all(callable(getattr(cls, name, None)) for name in _NEEDED) and hasattr(
-        importlib.import_module(_MESSAGES), "MMInputsProcessError"
+    """Whether this release's scheduler has what deferred admission needs, as it is known."""
+    found = {name: getattr(cls, name, None) for name in _NEEDED}
+    known = all(
+        callable(method) and len(inspect.signature(method).parameters) == _NEEDED[name]
+        for name, method in found.items()
     )
+    return known and hasattr(importlib.import_module(_MESSAGES), "MMInputsProcessError")
 
 
-def open_desk(scheduler: Any, broadcast: SGLangBroadcast) -> Desk | None:
-    """Let a scheduler defer from now on, if it is of a kind that can. Every rank of its group decides alike.
+def is_of_a_kind_that_defers(scheduler: Any) -> bool:
+    """Whether a scheduler puts requests aside. The ranks of its group say so in their handshake.
 
-    Returns: None where it goes the blocking way: later stages of a pipeline, whose requests come with their inputs
-        made; groups that leave out ranks which share the waiting queue; servers that split prefill from decoding, or
-        pass features or requests by other means.
+    False for later stages of a pipeline, whose requests come with their inputs made; groups that leave out ranks which
+    share the waiting queue; servers that split prefill from decoding, or encoding from both, or pass features or
+    requests by other means.
     """
     context = importlib.import_module("sglang.srt.runtime_context")
     parallel = context.get_parallel()
-    whole = not (parallel.attn_dp_enabled and parallel.attn_cp_size > 1)
     mode = scheduler.disaggregation_mode
-    plain = (
-        mode == type(mode).NULL
+    return bool(
+        parallel.pp_rank == 0
+        and not (parallel.attn_dp_enabled and parallel.attn_cp_size > 1)
+        and mode == type(mode).NULL
+        and not context.get_disagg().language_only
         and not getattr(scheduler, "enable_pdmux", False)
         and context.get_mm().mm_feature_transport != "cuda_vmm"
         and not setting("SGLANG_RUST_SERVER", False)
     )
-    if parallel.pp_rank != 0 or not whole or not plain:
-        return None
+
+
+def open_desk(scheduler: Any, broadcast: SGLangBroadcast) -> Desk:
+    """Let a scheduler defer from now on. Every rank of its group does."""
     desk = Desk(scheduler, broadcast)
     setattr(scheduler, _ATTRIBUTE, desk)
     return desk

@@ -13,7 +13,6 @@ Guarantees:
 
 from __future__ import annotations
 
-import itertools
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -27,10 +26,16 @@ class Admission:
     Attributes:
         ready: numbers, in the order of receipt.
         failed: what to tell the client, by number.
+        rids: whose numbers these are.
     """
 
     ready: tuple[int, ...] = ()
     failed: dict[int, str] = field(default_factory=dict)
+    rids: dict[int, str] = field(default_factory=dict)
+
+
+class DivergedError(RuntimeError):
+    """Ranks have put different requests aside: what they have in common from now on is chance."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Aside:
     """The requests that this rank has put aside."""
 
     def __init__(self) -> None:
-        self._numbers = itertools.count(1)
+        self._last = 0  # the number given last
         self._kept: dict[int, Kept] = {}  # in the order of receipt
 
     def __len__(self) -> int:
@@ -56,7 +61,8 @@ class Aside:
 
     def keep(self, request: Any, raw: Any, future: Future[Any]) -> None:
         """Put a request aside."""
-        kept = Kept(next(self._numbers), request, raw, future)
+        self._last += 1
+        kept = Kept(self._last, request, raw, future)
         self._kept[kept.number] = kept
 
     def decided(self) -> Admission | None:
@@ -65,10 +71,24 @@ class Aside:
         if not done:
             return None
         failed = {kept.number: text for kept in done if (text := _failure(kept.future)) is not None}
-        return Admission(tuple(kept.number for kept in done if kept.number not in failed), failed)
+        ready = tuple(kept.number for kept in done if kept.number not in failed)
+        return Admission(ready, failed, {kept.number: str(kept.request.rid) for kept in done})
 
     def take(self, admission: Admission) -> list[tuple[Kept, str | None]]:
-        """Return what goes on now, with what has failed, in the order of receipt. It is no longer aside."""
+        """Return what goes on now, with what has failed, in the order of receipt. It is no longer aside.
+
+        Raises: DivergedError for a number that means another request here, or none yet.
+        """
+        for number, rid in admission.rids.items():
+            kept = self._kept.get(number)
+            here = (
+                "no request" if number > self._last else f"request {kept.request.rid!r}" if kept is not None else None
+            )
+            if here is not None and here != f"request {rid!r}":
+                raise DivergedError(
+                    f"lazycast: ranks have put different requests aside: the entry rank's number {number} is {rid!r}, "
+                    f"and {here} here. Do all have the same environment and releases? Restart the server."
+                )
         numbers = sorted({*admission.ready, *admission.failed} & self._kept.keys())
         return [(self._kept.pop(number), admission.failed.get(number)) for number in numbers]
 

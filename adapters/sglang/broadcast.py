@@ -47,6 +47,8 @@ logger = logging.getLogger("lazycast")
 _MAX_PASSED = 1024  # calls of the entry rank that had nothing to hash, before it says so
 #: How much longer than the entry rank the others wait. Their own time-out would leave the entry rank to its work.
 _PATIENCE = 1.5
+#: How many casts the entry rank may be ahead. They are small, and a scheduler that puts requests aside must not wait.
+_AHEAD = 1 << 12
 
 
 class SGLangBroadcast:
@@ -66,7 +68,7 @@ class SGLangBroadcast:
             with preset hashes; by default none is too small, and with None the entry rank measures now what a cast is
             worth. Not where hashes are made up.
     Raises: UnsupportedReleaseError if this SGLang has none of the functions that are known; ConfigMismatchError also if
-        not all ranks have the same SGLANG_MM_SKIP_COMPUTE_HASH, or `cast_from_nbytes` if it is given; else as
+        not all ranks have the same SGLANG_MM_SKIP_COMPUTE_HASH, `cast_from_nbytes`, or use of a feature buffer; else as
         `LazyBroadcast`.
     Collective: every rank of the group constructs, in the same order.
     Blocking: until all ranks have come, up to `timeout_s`.
@@ -87,18 +89,18 @@ class SGLangBroadcast:
     ) -> None:
         self.binding = Binding.find(requires_mm_token_modalities=requires_mm_token_modalities)
         backend: Callable[[Any], Any] = discovery.by_name("torch")
-        made_up = skips_hashing()
+        made_up, in_buffer = skips_hashing(), uses_feature_buffer()
         self._executor = _executor_for_device()
         self._lazy: LazyBroadcast[Request, Any] = LazyBroadcast(
             PREPARE_AND_FINISH,
             backend=backend(group),
             root=root,
-            name=name if not cast_from_nbytes else f"{name}, casts from {cast_from_nbytes} bytes",
+            name=name + _said(cast_from_nbytes, in_buffer=in_buffer),
             placement="root" if made_up else Shard(owners),  # which ranks compare
             replicated=True,
             timeout_s=timeout_s,
             # What a rank sits out is no reason to warn.
-            tuning=Tuning(warn_after_s=_PATIENCE * timeout_s, executor=self._executor),
+            tuning=Tuning(warn_after_s=_PATIENCE * timeout_s, executor=self._executor, max_inflight=_AHEAD),
         )
         self._timeout_s = timeout_s if self._lazy.is_root else _PATIENCE * timeout_s
         self._numbers = itertools.count(1)
@@ -107,8 +109,12 @@ class SGLangBroadcast:
         self._lock = threading.Lock()  # guards the next one
         self._open: dict[str, InputsFuture] = {}
         if cast_from_nbytes is None:
-            cast_from_nbytes = self._measured(backend(group))
-        self._worth = Worth(self.binding, made_up, cast_from_nbytes, uses_feature_buffer())
+            try:
+                cast_from_nbytes = self._measured(backend(group))
+            except BaseException:
+                self.close()
+                raise
+        self._worth = Worth(self.binding, made_up, cast_from_nbytes, in_buffer)
 
     @property
     def cast_from_nbytes(self) -> int:
@@ -325,6 +331,8 @@ class SGLangBroadcast:
             return self.binding(raw)
         try:
             return self.binding(raw)
+        except (MemoryError, OSError):  # this rank's alone: the others go on with the request
+            raise
         except Exception as exc:
             raise caught(f"{type(exc).__name__}: {exc}") from exc
 
@@ -355,6 +363,13 @@ class SGLangBroadcast:
         translated: Exception = caught(exc.message)
         translated.__cause__ = exc
         return translated
+
+
+def _said(cast_from_nbytes: int | None, *, in_buffer: bool) -> str:
+    """Return what ranks must have in common, for the handshake: by it each decides for itself."""
+    worth = ", measures what a cast is worth" if cast_from_nbytes is None else ""
+    worth = f", casts from {cast_from_nbytes} bytes" if cast_from_nbytes else worth
+    return worth + (", hashes in a buffer" if in_buffer else "")
 
 
 def _done(made: Callable[[], Any]) -> InputsFuture:

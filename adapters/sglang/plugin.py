@@ -8,7 +8,17 @@ import os
 import sys
 from typing import Any
 
-from .admission import IDLE, POLL, PROCESS, after_idle, after_poll, before_process, can_defer, open_desk
+from .admission import (
+    IDLE,
+    POLL,
+    PROCESS,
+    after_idle,
+    after_poll,
+    before_process,
+    can_defer,
+    is_of_a_kind_that_defers,
+    open_desk,
+)
 from .requests import DIFFUSION, around, install_requests
 from .scheduler import METHOD, meet, replacement
 
@@ -69,6 +79,7 @@ def _meeting(result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def _deferring(result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-    broadcast = meet(scheduler, "sglang, deferred")
-    if broadcast is not None:
+    deferred = is_of_a_kind_that_defers(scheduler)
+    broadcast = meet(scheduler, "sglang, deferred" if deferred else "sglang")
+    if broadcast is not None and deferred:
         open_desk(scheduler, broadcast)

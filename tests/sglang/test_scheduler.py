@@ -179,16 +179,18 @@ def test_as_a_plugin(ranks: Ranks, monkeypatch: pytest.MonkeyPatch, chosen: str)
 
 
 @pytest.mark.release("0.5.23")
-@pytest.mark.parametrize("chosen", ["", "deferred", "blocking", "defered", "incapable"])
+@pytest.mark.parametrize("chosen", ["", "deferred", "blocking", "defered", "incapable", "changed"])
 def test_whether_the_plugin_defers(ranks: Ranks, monkeypatch: pytest.MonkeyPatch, chosen: str) -> None:
     """It does unless it is told not to; a scheduler that lacks something is not half hooked."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 
     from lazycast.adapters.sglang.plugin import ADMISSION, plugin
 
-    monkeypatch.setenv(ADMISSION, "" if chosen == "incapable" else chosen)
+    monkeypatch.setenv(ADMISSION, "" if chosen in ("incapable", "changed") else chosen)
     if chosen == "incapable":
         monkeypatch.delattr(Scheduler, "_poll_timeout_aborts")
+    if chosen == "changed":
+        monkeypatch.setattr(Scheduler, "_poll_timeout_aborts", lambda self, now: [])
     try:
         if chosen == "defered":
             with pytest.raises(ValueError, match=f"{ADMISSION} is 'deferred' or 'blocking', not 'defered'"):
@@ -206,6 +208,21 @@ def test_a_scheduler_that_defers_does_not_meet_one_that_waits(ranks: Ranks) -> N
     scheduler = without_model(Scheduler)
     with pytest.raises(ConfigMismatchError, match="name"):
         broadcast_of(scheduler, "sglang, deferred" if ranks.rank == 0 else "sglang")
+
+
+@pytest.mark.parametrize("odd", [{"cast_from_nbytes": 0}, {"cast_from_nbytes": 7}, {"SGLANG_MM_BUFFER_SIZE_MB": "64"}])
+def test_ranks_that_would_decide_differently_do_not_meet(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch, odd: dict[str, Any]
+) -> None:
+    options: dict[str, Any] = {"cast_from_nbytes": None}
+    if ranks.rank == 1:
+        for name, given in odd.items():
+            if name == "cast_from_nbytes":
+                options[name] = given
+            else:
+                monkeypatch.setenv(name, given)
+    with pytest.raises(ConfigMismatchError, match="name"):
+        SGLangBroadcast(dist.group.WORLD, **options)
 
 
 @pytest.mark.parametrize("given", ["2 MB", "-1", "1e6"])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lazycast.adapters.sglang.aside import Admission, Aside
+from lazycast.adapters.sglang.aside import Admission, Aside, DivergedError
 from lazycast.adapters.sglang.binding import Binding
 from lazycast.adapters.sglang.worth import Worth, measured
 
@@ -33,7 +33,7 @@ def test_what_is_ready_goes_on_in_the_order_of_receipt_and_waits_for_nothing() -
     for n in (2, 0):
         futures[n].set_result(n)
     admission = aside.decided()
-    assert admission == Admission((1, 3))
+    assert admission == Admission((1, 3), rids={1: "a", 3: "c"})
     assert aside.decided() == admission, "it is said until it has been seen"
     assert taken(aside, admission) == [("a", None), ("c", None)]
     assert aside.decided() is None
@@ -75,6 +75,16 @@ def test_ranks_that_keep_the_same_number_it_alike() -> None:
         keep(aside, "d")
     futures[2].set_result(1)
     assert taken(other, one.decided()) == [("c", None)], "by what the entry rank has said, not by its own futures"
+
+
+def test_ranks_that_have_put_different_requests_aside_say_so() -> None:
+    entry, more, fewer = Aside(), Aside(), Aside()
+    (ready,) = keep(entry, "a")
+    keep(more, "other", "a")
+    ready.set_result(1)
+    for aside, said in ((more, "request 'other' here"), (fewer, "no request here")):
+        with pytest.raises(DivergedError, match=f"number 1 is 'a', and {said}"):
+            taken(aside, entry.decided())
 
 
 def test_aborts_by_id_by_beginning_and_all() -> None:
