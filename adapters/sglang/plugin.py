@@ -19,12 +19,16 @@ from .admission import (
     is_of_a_kind_that_defers,
     open_desk,
 )
+from .processors import METHOD as INIT
+from .processors import TOKENIZER, after_init, helpers_wanted
 from .requests import DIFFUSION, around, install_requests
 from .scheduler import METHOD, meet, replacement
 
 logger = logging.getLogger("lazycast")
 
 _SCHEDULER = "sglang.srt.managers.scheduler"
+#: What runs in processes without a tokenizer. The tokenizer's own may load plugins before it has imported anything.
+_OTHERS = (_SCHEDULER, "sglang.srt.managers.detokenizer_manager", "sglang.srt.managers.data_parallel_controller")
 #: Set to 1 on every rank, it lets requests travel by lazycast too.
 REQUESTS = "LAZYCAST_SGLANG_REQUESTS"
 #: "deferred", as it is by default: the scheduler puts requests aside while their inputs are made; or "blocking".
@@ -33,13 +37,19 @@ _DEFERRED, _BLOCKING = "deferred", "blocking"
 
 
 def plugin() -> None:
-    """Register the hooks. In a process that runs no scheduler there is nothing to do, and SGLang need not import it.
+    """Register the hooks. In a process that runs no scheduler, and no tokenizer with helpers, there is nothing to do.
 
-    Raises: ValueError for an ADMISSION that is neither.
+    Raises: ValueError for an ADMISSION that is neither, or a PROCESSORS that is no number.
     """
+    if helpers_wanted() and (TOKENIZER in sys.modules or not any(name in sys.modules for name in _OTHERS)):
+        hooks: Any = importlib.import_module("sglang.srt.plugins.hook_registry")
+        hooks.HookRegistry.register(f"{TOKENIZER}.TokenizerManager.{INIT}", after_init, hooks.HookType.AFTER)
     module = sys.modules.get(_SCHEDULER)
-    if module is None:
-        return
+    if module is not None:
+        _hook_scheduler(module)
+
+
+def _hook_scheduler(module: Any) -> None:
     original = getattr(module.Scheduler, METHOD, None)
     if original is None:
         logger.warning("lazycast: this SGLang's Scheduler has no %s; nothing is replaced", METHOD)
