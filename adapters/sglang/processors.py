@@ -70,17 +70,26 @@ class HelperExecutor:
         arguments: the server's.
         count: how many helpers.
         instead: SGLang's executor; None where it has none, and runs such methods in the event loop.
+        load: builds a helper's processor from the arguments; `build` if None.
     Raises: MaterializeError if a helper cannot build its processor.
     Blocking: until all helpers have, as long as SGLang takes to be imported.
     """
 
-    def __init__(self, processor: Any, arguments: Any, count: int, instead: Any) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        arguments: Any,
+        count: int,
+        instead: Any,
+        *,
+        load: Callable[[Any], None] | None = None,
+    ) -> None:
         self._processor, self._instead = processor, instead
         self._lazy: LazyBroadcast[Call, Any] = LazyBroadcast(
             process,
             backend=discovery.by_name("local").threads(1)[0],  # type: ignore[attr-defined]
             name="sglang-processors",
-            placement=Helpers(count, init=functools.partial(load, arguments)),
+            placement=Helpers(count, init=functools.partial(load or build, arguments)),
             timeout_s=_LIMIT_S,
             tuning=Tuning(max_inflight=_AHEAD, warn_after_s=_LIMIT_S),
         )
@@ -138,7 +147,7 @@ def after_init(result: None, manager: Any, *args: Any, **kwargs: Any) -> None:
 # In a helper
 
 
-def load(arguments: Any) -> None:
+def build(arguments: Any) -> None:
     """Build a processor, as `TokenizerManager.init_tokenizer_and_processor` does."""
     global _here
     importlib.import_module("sglang.srt.plugins").load_plugins()  # others may have hooks of their own there

@@ -28,6 +28,7 @@ from lazycast.tools.cli import (
     bench_page,
     bench_qps,
     bench_sglang,
+    bench_sglang_images,
     bench_sglang_loop,
     bench_small,
     extras,
@@ -84,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-requests", action="store_true", help="with --report: leave out the requests")
     parser.set_defaults(benchmark=None)
     others = parser.add_subparsers(
-        metavar="[small | qps | making | overhead | sglang | sglang-loop | report]",
+        metavar="[small | qps | making | overhead | sglang | sglang-loop | sglang-images | report]",
         title="other benchmarks, and the page of all",
     )
     modules = {
@@ -94,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overhead": bench_overhead,
         "sglang": bench_sglang,
         "sglang-loop": bench_sglang_loop,
+        "sglang-images": bench_sglang_images,
         "report": bench_page,
     }
     for name, module in modules.items():

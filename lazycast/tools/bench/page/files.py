@@ -105,5 +105,5 @@ def _sort_in(name: str, content: bytes, found: Folder) -> None:
         if not sglang.cells:
             raise _EmptyError("the run has no results")
         found.sglang.append(Read(name, sglang, raw))
-    elif benchmark not in ("sglang-loop", "making", "scaling"):  # which have pages of their own
+    elif benchmark not in ("sglang-loop", "sglang-images", "making", "scaling"):  # which have pages of their own
         raise _EmptyError(f"a benchmark that this version does not know: {str(benchmark)[:40]!r}")
