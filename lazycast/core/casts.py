@@ -60,6 +60,7 @@ class Casts:
                 Store(options.kept_nbytes(group.size), copy_all=options.values == "copy"), policy.codec
             )
         self.making = Making(engine, group, options, policy, near, self, self.end, code_for, self.keeping)
+        self._flooded: set[int] = set()  # whose loss this rank has passed on
         self.agreeing: dict[int, Arrival] = {}  # by seq: casts whose verdict has not come
         if self._relay.upwards is not None:
             self._relay.upwards.said = self.trace_said
@@ -195,16 +196,24 @@ class Casts:
         with self._lock:
             known, lost = end.gone.get(message.rank), message.failure.kind == "lost"
             # Who is told that it counts as lost, and closes, may be heard first by some.
-            if known is not None and (known.failure.kind == "lost" or not lost):
-                return
-            end.gone[message.rank] = message
-            first = lost and message.rank not in self._engine.lost  # that all lanes of this rank hear of
+            repeated = known is not None and (known.failure.kind == "lost" or not lost)
+            # What another lane had heard was not passed on in this tree, where whoever said it may close next.
+            flood = flood and (not repeated or (lost and message.rank not in self._flooded))
+            if flood and lost:
+                self._flooded.add(message.rank)
+            if not repeated:
+                end.gone[message.rank] = message
+            first = lost and not repeated and message.rank not in self._engine.lost  # that all lanes here hear of
             if first:
                 self._engine.lost[message.rank] = message
                 self._counters.lost += 1
-            if lost and (end.failure is None or end.failure.kind == "closed"):
+            if lost and not repeated and (end.failure is None or end.failure.kind == "closed"):
                 # Before anybody else hears of it: whoever does may close, and that is not why casts fail.
                 end.failure = message.failure
+        if repeated:
+            if flood:
+                self._relay.flood(message)
+            return
         if (tracer := self._engine.tracer) is not None:
             tracer.happened(message.failure.kind, None, rank=message.rank, text=message.failure.message)
         if self._relay.upwards is not None:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("warm_python")
 SCRIPT = Path(__file__).parent / "transit.py"
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 90.0
+ATTEMPTS = 4
 
 
 def await_mark(path: Path, ranks: list[subprocess.Popen[str]]) -> None:
@@ -66,6 +67,19 @@ def survivors_events(backend: str, victim: int, folder: Path, *within: str) -> l
             rank.communicate()
 
 
+def judge(backend: str, victim: int, folder: Path, *within: str) -> None:
+    """Kill a rank, and see what the other one says; again where it was stopped too late, with all of a body there."""
+    for attempt in range(ATTEMPTS):
+        mine = folder / str(attempt)
+        mine.mkdir()
+        events = survivors_events(backend, victim, mine, *within)
+        if not any(event["event"] == "value" for event in events):
+            check(events, victim)
+            return
+        sys.stderr.write(f"run again: {events}\n")
+    pytest.fail(f"the victim was stopped too late {ATTEMPTS} times")
+
+
 def check(events: list[dict[str, Any]], victim: int) -> None:
     holds, *errors, left, done = events
     descriptors = {name: count for name, count in holds["more"].items() if name.startswith("descriptor ")}
@@ -80,7 +94,7 @@ def check(events: list[dict[str, Any]], victim: int) -> None:
 @pytest.mark.parametrize("victim", [0, 1], ids=["who sends", "who receives"])
 @pytest.mark.parametrize("backend", ["torch", pytest.param("local", marks=pytest.mark.exhaustive)])
 def test_a_death_in_the_middle_of_a_body_is_told_at_once(backend: str, victim: int, tmp_path: Path) -> None:
-    check(survivors_events(backend, victim, tmp_path), victim)
+    judge(backend, victim, tmp_path)
 
 
 @pytest.mark.cold
@@ -90,4 +104,4 @@ def test_a_death_in_the_middle_of_a_body_is_told_at_once(backend: str, victim: i
 def test_a_death_is_told_where_sockets_hold_less_than_a_body(victim: int, tmp_path: Path) -> None:
     need()
     with narrow_host() as within:
-        check(survivors_events("torch", victim, tmp_path, *within), victim)
+        judge("torch", victim, tmp_path, *within)

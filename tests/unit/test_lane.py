@@ -114,6 +114,23 @@ def test_a_rank_that_closes_after_a_loss_passes_the_loss_on_before_its_farewell(
     assert [(m.rank, m.failure.kind) for m in told if isinstance(m, Gone)] == [(VICTIM, "lost"), (RANK, "closed")]
 
 
+def test_a_loss_that_another_lane_had_heard_of_is_passed_on_when_it_comes() -> None:
+    """Or who said so, and closes next, is all that those further on hear of."""
+    link = FakeLink(1 << 20)
+    lane = follower(link, [[0], [1], [RANK], [VICTIM]])
+    try:
+        failure = Failure("lost", VICTIM, "h", "it ended without a farewell")
+        lane.engine.lost[VICTIM] = Gone(VICTIM, failure)
+        lane.hear_losses()
+        assert link.messages() == []
+        for _ in range(3):
+            lane.on_message(Gone(VICTIM, failure), memoryview(b""))
+        told = [message for _, message, _ in link.messages()]
+        assert [(m.rank, m.failure.kind) for m in told if isinstance(m, Gone)] == [(VICTIM, "lost")]
+    finally:
+        lane.engine.close(0.0)
+
+
 def test_a_rank_that_is_alone_on_its_host_waits_for_no_owner_and_keeps_nothing_of_a_cast() -> None:
     lane = follower(FakeLink(1 << 20))
     try:
