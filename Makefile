@@ -9,7 +9,7 @@ RANKS  ?= 4
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo doctor docs docs-outputs docs-words quick test test-most test-all test-faults docs/faults.md test-pythons test-sglang package check format bench bench-published bench-qps bench-sglang bench-sglang-loop soak soak-local soak-torch soak-mpi trace-picture clean
+.PHONY: demo doctor docs docs-outputs docs-words quick test test-most test-all test-faults docs/faults.md test-pythons test-sglang package check format bench bench-published bench-qps bench-sglang bench-sglang-loop bench-sglang-images soak soak-local soak-torch soak-mpi trace-picture clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -139,6 +139,10 @@ bench-sglang: | $(BIN)/python
 
 bench-sglang-loop: | $(BIN)/python
 	PYTHONWARNINGS=ignore $$($(BIN)/python tests/sglang/environment.py 0.5.23) -m lazycast bench sglang-loop \
+		--out docs/benchmarks
+
+bench-sglang-images: | $(BIN)/python
+	PYTHONWARNINGS=ignore $$($(BIN)/python tests/sglang/environment.py 0.5.23) -m lazycast bench sglang-images \
 		--out docs/benchmarks
 
 # The picture in docs/tracing.md, of a run of the demo on this machine.
