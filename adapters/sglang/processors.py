@@ -15,6 +15,7 @@ import functools
 import importlib
 import logging
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -171,19 +172,30 @@ def process(call: Call) -> Any:
     """Call a method of this helper's processor, and hash the items that it returns."""
     try:
         made = getattr(_here, call.method)(*call.args, **call.kwargs)
-        if isinstance(made, tuple) and len(made) == 3:  # items, tokens, and the outputs that these were made of
-            _hash(made[0])
-            _part(made[0], made[2])
+        items = _items(made)
+        if not skips_hashing():
+            for item in items:
+                item.set_pad_value()
+        if items:
+            _part(items, made[2])
     except Exception as exc:
-        return Raised(exc)
+        return Raised(_that_travels(exc))
     return made
 
 
-def _hash(items: Any) -> None:
+def _items(made: Any) -> list[Any]:
+    """Return the items of what a processor has made: of items, tokens, and the outputs that these were made of."""
     kind = importlib.import_module("sglang.srt.managers.schedule_batch").MultimodalDataItem
-    for item in items if isinstance(items, list) and not skips_hashing() else ():
-        if isinstance(item, kind):
-            item.set_pad_value()
+    items = made[0] if isinstance(made, tuple) and len(made) == 3 else None
+    return [item for item in items if isinstance(item, kind)] if isinstance(items, list) else []
+
+
+def _that_travels(exc: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(exc))
+    except Exception:  # its own code: it says at least what it was
+        return RuntimeError(f"{type(exc).__name__}: {exc}")
+    return exc
 
 
 def _part(items: Any, outputs: Any) -> None:
@@ -207,10 +219,8 @@ def _part(items: Any, outputs: Any) -> None:
 
 def _joined(made: Any) -> Any:
     """Undo `_part`, in the tokenizer."""
-    if isinstance(made, tuple) and len(made) == 3:
-        items, _, outputs = made
-        for item in items:
-            if isinstance(part := item.feature, View):
-                of = outputs[part.name]
-                item.feature = of.as_strided(part.size, part.stride, of.storage_offset() + part.start)
+    for item in _items(made):
+        if isinstance(part := item.feature, View):
+            of = made[2][part.name]
+            item.feature = of.as_strided(part.size, part.stride, of.storage_offset() + part.start)
     return made

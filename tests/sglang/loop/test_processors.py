@@ -111,6 +111,24 @@ def test_what_the_processor_raises_is_raised(manager: Any) -> None:
     same(asyncio.run(inputs(manager, *REQUESTS[0])), alone(manager, *REQUESTS[0]))
 
 
+class OddError(Exception):
+    """Pickles, and does not unpickle."""
+
+    def __init__(self, name: str, number: int) -> None:
+        super().__init__(f"{name} {number}")
+
+
+@pytest.mark.parametrize("error", [ValueError("no image"), OddError("image", 3), OddError(threading.Lock(), 1)])  # type: ignore[arg-type]
+def test_an_error_that_does_not_travel_says_what_it_was(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(processors, "_here", SimpleNamespace(fails=fails))
+    found = processors.process(processors.Call("fails", (), {})).error
+    assert str(error) in str(found)
+    assert type(found) is (RuntimeError if isinstance(error, OddError) else ValueError)
+
+
 def test_what_does_not_pickle_or_is_nothing_of_its_runs_in_the_tokenizer(manager: Any) -> None:
     executor = manager.mm_processor.mm_processor_executor
 
