@@ -422,7 +422,8 @@ def test_what_ranks_have_lost_the_root_sends_them_once_and_then_it_is_made_anew(
 def test_what_ranks_have_lost_the_root_sends_with_each_cast_that_has_begun(nbytes: int, shared: str | bool) -> None:
     told = on_threads(_lost, threading.Barrier(3), None, shared, nbytes)
     assert 1 <= len(told[0][0]) <= 3
-    assert _made.count(nbytes) <= (2 if shared else 6)
+    made = 3 if shared else 9  # at most: once at first, and once for each that begins while it is made anew
+    assert _made.count(nbytes) <= made
 
 
 def _no_memory(all_did: threading.Barrier) -> list[Any]:
