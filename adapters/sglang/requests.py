@@ -85,9 +85,9 @@ class RequestBroadcast:
         Args:
             data: any picklable objects; ignored except on the source, where the same list comes back.
         Raises: EncodeError on the source, RemoteError on the others, for what does not pickle; DecodeError for what a
-            rank cannot rebuild; PeerLostError, ClosedError; RuntimeError where the group's own broadcast fails, as for
-            SGLang alone. CastTimeoutError only if a rank's engine has stopped: a call itself has no time limit but the
-            group's, since a server may be idle.
+            rank cannot rebuild, of a small list what unpickling raises; PeerLostError, ClosedError; RuntimeError where
+            the group's own broadcast fails, as for SGLang alone. CastTimeoutError only if a rank's engine has stopped:
+            a call itself has no time limit but the group's, since a server may be idle.
         Collective: every rank, in the same order, and nothing else of the group meanwhile. Blocking: the source until
             all is on its way, at most 16 lists ahead of the slowest rank; the others until it is here. Threads: one per
             rank.

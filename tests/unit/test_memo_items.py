@@ -405,6 +405,25 @@ def test_what_was_lost_is_sent_as_it_was_kept() -> None:
     assert on_threads(_locked_again, threading.Barrier(3)) == [[[7, 8]] * 3] * 3
 
 
+def _no_room_for_what_is_sent(all_did: threading.Barrier, patch: pytest.MonkeyPatch) -> list[Any]:
+    with lazy_of(Each(make)) as lazy:
+        value_of(lazy, [70_000, 5])
+        value_of(lazy, [1])
+        if lazy.rank == 1:
+            cast(Any, lazy)._lane.casts.keeping.store.drop(1)
+            patch.setattr("lazycast.core.items.sharing.allocate", _no_memory)
+        all_did.wait(LIMIT_S)
+        with pytest.raises(DecodeError, match="could not be had again") as caught:
+            value_of(lazy, [70_000, 5], timeout_s=20)
+        all_did.wait(LIMIT_S)
+        return [caught.value.rank, [len(one) for one in value_of(lazy, [70_000, 5])]]
+
+
+def test_a_rank_without_memory_for_what_it_is_sent_asks_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = on_threads(_no_room_for_what_is_sent, threading.Barrier(3), monkeypatch)
+    assert found == [[1, [70_000, 5]]] * 3, "it is made anew"
+
+
 def _not_sent_again(items: bool, shared: str | bool, all_did: threading.Barrier) -> list[Any]:
     """The root has no memory for what rank 1 has lost."""
     fn: Any = Each(make) if items else made_of

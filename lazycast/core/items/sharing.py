@@ -39,7 +39,8 @@ class Sent:
     """The result of an item that this rank has lost, as it came: to be had as what it had kept."""
 
     def __init__(self, sent: Any, layout: Layout) -> None:
-        self._sent, self.layout, self.nbytes = memoryview(sent), layout, memoryview(sent).nbytes
+        self._sent, self.layout = memoryview(sent).cast("B"), layout
+        self.nbytes = self._sent.nbytes
 
     def body(self) -> memoryview:
         """Return its bytes as memory of the caller's own. Raises MemoryError."""
@@ -343,7 +344,7 @@ class Sharing:
             try:
                 body = one.body()
             except MemoryError as exc:
-                if self._is_root:
+                if self._is_root or instead is not None:  # it has been sent: asking once more would not help
                     return self._parts.failed("decode", "the result of an item could not be had again", exc)
                 with self._lock:
                     arrival.lost = True

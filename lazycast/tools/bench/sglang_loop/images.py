@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -26,11 +25,9 @@ from typing import Any
 import numpy as np
 
 from lazycast.errors import BackendUnavailableError
-from lazycast.tools.bench import machine
 from lazycast.tools.bench.sglang import without_gpu
-from lazycast.tools.bench.sglang.session import recorded
 from lazycast.tools.bench.sglang_loop import on_cpu, tiny
-from lazycast.tools.bench.sglang_loop.session import FORMAT, RELEASE, quantile
+from lazycast.tools.bench.sglang_loop.session import RELEASE, described, quantile
 
 WAYS = {
     "loop": "in the tokenizer's event loop, as with --mm-processor-worker-num 1; it hashes on two threads",
@@ -83,16 +80,7 @@ def run(plan: ImagesPlan, *, command: str | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         model = tiny.write(Path(folder) / "model")
         cells = [{"processor": name, "ways": _measure(plan, model, PROCESSORS[name])} for name in plan.processors]
-    return {
-        "format": FORMAT,
-        "benchmark": "sglang-images",
-        "command": None if command is None else recorded(command),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine.describe(),
-        "versions": {**machine.versions("torch"), "sglang": without_gpu.release_text()},
-        "plan": asdict(plan),
-        "cells": cells,
-    }
+    return described("sglang-images", asdict(plan), cells, command)
 
 
 def _measure(plan: ImagesPlan, model: Path, switches: Sequence[str]) -> dict[str, Any]:

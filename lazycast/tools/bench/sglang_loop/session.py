@@ -55,14 +55,19 @@ def run(plan: LoopPlan, *, command: str | None = None) -> dict[str, Any]:
             cells = _measure(plan, servers)
     finally:
         signal.signal(signal.SIGQUIT, before)
+    return described("sglang-loop", asdict(plan), cells, command)
+
+
+def described(benchmark: str, plan: dict[str, Any], cells: list[dict[str, Any]], command: str | None) -> dict[str, Any]:
+    """Return what was measured, with all that is known of the run."""
     return {
         "format": FORMAT,
-        "benchmark": "sglang-loop",
+        "benchmark": benchmark,
         "command": None if command is None else recorded(command),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine.describe(),
         "versions": {**machine.versions("torch"), "sglang": without_gpu.release_text()},
-        "plan": asdict(plan),
+        "plan": plan,
         "cells": cells,
     }
 
