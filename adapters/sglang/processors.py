@@ -11,6 +11,7 @@ Guarantees:
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
 import logging
@@ -102,7 +103,12 @@ class HelperExecutor:
         """
         if getattr(function, "__self__", None) is self._processor:
             try:
-                made = await self._lazy.broadcast_async(Call(function.__name__, args, kwargs))
+                future = self._lazy.broadcast_async(Call(function.__name__, args, kwargs))
+                try:
+                    made = await future
+                except asyncio.CancelledError:  # it has ended the waiting alone
+                    future.cancel()
+                    raise
             except EncodeError as exc:
                 logger.info("lazycast: %s runs in the tokenizer: %s", function.__name__, exc)
             else:
