@@ -29,6 +29,7 @@ from lazycast.errors import LazycastError
 from .aside import Admission, Aside, Kept
 from .binding import setting
 from .broadcast import SGLangBroadcast
+from .features import leave, leave_unopened
 from .futures import InputsFuture
 
 logger = logging.getLogger("lazycast")
@@ -74,13 +75,16 @@ class Desk:
                 continue
             if isinstance(request, self._messages.AbortReq):
                 self._abort(request)
-            elif self._is_deferred(request):
-                self.aside.keep(request, request.mm_inputs, self._begun(request.mm_inputs))
+            elif self.is_deferred(request):
+                raw = request.mm_inputs
+                unopened = leave(raw.mm_items)
+                self.aside.keep(request, raw, self._begun(raw), unopened)
                 continue
             passed.append(request)
         received[:] = passed
 
-    def _is_deferred(self, request: Any) -> bool:
+    def is_deferred(self, request: Any) -> bool:
+        """Whether a request is put aside when it is received. The same on every rank."""
         return (
             isinstance(request, self._requests)
             and request.mm_inputs is not None
@@ -97,17 +101,18 @@ class Desk:
     def _completed(self, kept: Kept, failure: str | None) -> Any:
         if failure is None:
             kept.request.mm_inputs = kept.future.result()  # here, or on its way: the entry rank's was settled first
+            _release_features(kept)
             return kept.request
         logger.warning("lazycast: request %r has no inputs: %s", kept.request.rid, failure)
         kept.future.cancel()
-        _release(kept.raw)
+        _release(kept)
         kept.request.mm_inputs = self._messages.MMInputsProcessError(failure)
         return kept.request
 
     def _abort(self, abort: Any) -> None:
         for kept in self.aside.withdraw(abort.rid, every=abort.abort_all):
             kept.future.cancel()
-            _release(kept.raw)
+            _release(kept)
             answer = self._messages.AbortReq(rid=kept.request.rid, finished_reason=abort.finished_reason)
             self._scheduler.send_abort_output(answer, kept.request)
 
@@ -118,6 +123,11 @@ class Desk:
         return self._messages.AbortReq(rid=kept.request.rid, abort_message=text, finished_reason=reason)
 
 
+def _release_features(kept: Kept) -> None:
+    for unopened in kept.unopened:
+        unopened.release()
+
+
 def failed(exc: BaseException) -> InputsFuture:
     """Return a future that has failed."""
     future = InputsFuture()
@@ -125,9 +135,10 @@ def failed(exc: BaseException) -> InputsFuture:
     return future
 
 
-def _release(raw: Any) -> None:
-    """Give back what other processes hold for these inputs, as SGLang does."""
-    for item in raw.mm_items:
+def _release(kept: Kept) -> None:
+    """Give back what other processes hold for a request's inputs, as SGLang does."""
+    _release_features(kept)
+    for item in kept.raw.mm_items:
         item.release_transport_proxies()
 
 
@@ -166,6 +177,7 @@ def open_desk(scheduler: Any, broadcast: SGLangBroadcast) -> Desk:
     """Let a scheduler defer from now on. Every rank of its group does."""
     desk = Desk(scheduler, broadcast)
     setattr(scheduler, _ATTRIBUTE, desk)
+    leave_unopened(scheduler, desk.is_deferred)
     return desk
 
 

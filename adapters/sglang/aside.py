@@ -14,9 +14,12 @@ Guarantees:
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
+
+from .features import Unopened
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,13 @@ class DivergedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Kept:
-    """One request that is aside."""
+    """One request that is aside. `unopened`: its features that came in shared memory."""
 
     number: int
     request: Any
     raw: Any
     future: Future[Any]
+    unopened: Sequence[Unopened]
     since_s: float = field(default_factory=time.monotonic)
 
 
@@ -59,10 +63,10 @@ class Aside:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def keep(self, request: Any, raw: Any, future: Future[Any]) -> None:
+    def keep(self, request: Any, raw: Any, future: Future[Any], unopened: Sequence[Unopened] = ()) -> None:
         """Put a request aside."""
         self._last += 1
-        kept = Kept(self._last, request, raw, future)
+        kept = Kept(self._last, request, raw, future, unopened)
         self._kept[kept.number] = kept
 
     def decided(self) -> Admission | None:

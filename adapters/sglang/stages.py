@@ -21,6 +21,7 @@ from typing import Any
 from lazycast.materialize.staged import Staged
 
 from .binding import Binding, hashed_fields, uses_feature_buffer
+from .features import open_all
 from .hashing import hash_beforehand
 
 Hint = list[tuple[Any, ...]]
@@ -64,6 +65,8 @@ PROBE: Staged[Any, None, None] = Staged(_nothing, _nothing)
 def _make(request: Request, hint: Hint | None = None) -> Any:
     binding = request.binding
     with _buffer_lock if uses_feature_buffer() else contextlib.nullcontext():
+        if binding.method != "from_dict":
+            open_all(binding.items(request.raw))
         if binding.splits:
             return _make_split(binding, request.raw, hint)
         if hint is not None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from .binding import Binding
+from .features import is_pointer, nbytes_of
 
 _LEAST_NBYTES, _MOST_NBYTES = 256 << 10, 64 << 20
 _SAMPLE_NBYTES = 4 << 20
@@ -95,6 +96,8 @@ def _nbytes(value: Any) -> int | None:
         return None if None in parts else sum(part for part in parts if part is not None)
     if isinstance(value, np.ndarray):
         return value.nbytes
+    if is_pointer(value):
+        return nbytes_of(value)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor) and value.device.type == "cpu":
         return int(value.numel() * value.element_size())

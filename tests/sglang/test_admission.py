@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from array import array
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.release("0.5.23")
 
@@ -15,6 +17,7 @@ from kit import Ranks, alone, same  # noqa: E402
 
 from lazycast.adapters.sglang import SGLangBroadcast  # noqa: E402
 from lazycast.adapters.sglang.admission import Desk, after_idle, after_poll, before_process  # noqa: E402
+from lazycast.adapters.sglang.features import is_pointer  # noqa: E402
 from lazycast.tools.bench.sglang import inputs  # noqa: E402
 
 LIMIT_S = 30.0
@@ -106,6 +109,68 @@ def test_which_requests_are_put_aside(ranks: Ranks) -> None:
             same(request.mm_inputs, alone(kinds()[request.rid][0].mm_inputs))
         assert after_idle(True, scheduler)
         assert not after_idle(False, scheduler)
+        ranks.meet()
+
+
+def shared(ranks: Ranks, raw: Any) -> Any:
+    """Return inputs of the entry rank as all get them, their features in shared memory."""
+    from sglang.srt.managers.mm_utils import _wrap_tensor_or_list
+
+    if ranks.rank == 0:
+        for item in raw.mm_items:
+            item.feature = _wrap_tensor_or_list(item.feature)
+        first = raw.mm_items[0]
+        first.precomputed_embeddings = _wrap_tensor_or_list([first.offsets, torch.ones(3)])
+    return ranks.tell(raw)[0]
+
+
+def pointers_of(raw: Any) -> list[Any]:
+    embeddings = raw.mm_items[0].precomputed_embeddings or []
+    return [value for value in [*(item.feature for item in raw.mm_items), *embeddings] if is_pointer(value)]
+
+
+def test_features_in_shared_memory_are_each_ranks_own(ranks: Ranks) -> None:
+    with SGLangBroadcast() as broadcast:
+        scheduler = Around(broadcast)
+        raw = shared(ranks, inputs.images(3, 8, patches=50))
+        names = [part.shm_name for part in pointers_of(raw)]
+        assert len(names) == 4
+        before_process(scheduler, [generate("x", raw)])
+        (request,) = iterations(ranks, scheduler, 1)
+        expected = inputs.images(3, 8, patches=50)
+        expected.mm_items[0].precomputed_embeddings = [expected.mm_items[0].offsets, torch.ones(3)]
+        same(request.mm_inputs, alone(expected))
+        ranks.meet()
+        if ranks.rank == 0:
+            for item in request.mm_inputs.mm_items:
+                item.feature.zero_()
+        ranks.meet()
+        if ranks.rank:
+            same(request.mm_inputs, alone(expected))
+        assert not any(Path("/dev/shm", name).exists() for name in names)
+        ranks.meet()
+
+
+@pytest.mark.parametrize("where", ["the entry rank", "another"])
+def test_a_rank_that_cannot_open_them_ends_the_request_on_all(ranks: Ranks, where: str) -> None:
+    from sglang.srt.managers.io_struct import MMInputsProcessError
+
+    at = 0 if where == "the entry rank" else ranks.size - 1
+    with SGLangBroadcast() as broadcast:
+        scheduler = Around(broadcast)
+        for turn in range(2 * ranks.size):  # whoever hashes
+            raw = shared(ranks, image(turn))
+            pointer = pointers_of(raw)[0]
+            if ranks.rank == at:
+                pointer.__del__()
+                pointer._materialization_error = "OSError: too many open files"
+            before_process(scheduler, [generate("x", raw)])
+            (request,) = iterations(ranks, scheduler, 1)
+            assert isinstance(request.mm_inputs, MMInputsProcessError)
+            assert "could not be opened: OSError: too many open files" in request.mm_inputs.message
+            assert f"rank {at} " in request.mm_inputs.message
+            ranks.meet()
+            assert not Path("/dev/shm", pointer.shm_name).exists()
         ranks.meet()
 
 

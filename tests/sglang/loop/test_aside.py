@@ -6,6 +6,8 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from asking import LIMIT_S, flush, put_aside, said_of, send, until, works
@@ -63,6 +65,40 @@ def admits(fleet: Fleet, watch: Watch, prompts: Prompts) -> None:
 
 def test_it_is_admitted_when_it_is_ready(usual: Usual, prompts: Prompts) -> None:
     admits(*usual, prompts)
+
+
+def segments(request: Any) -> list[Path]:
+    """Return the shared memory that the features of a request lie in, once it has been sent."""
+    return [Path("/dev/shm", item.feature.shm_name) for item in request.mm_inputs.mm_items]
+
+
+def test_features_are_opened_where_inputs_are_made(usual: Usual, prompts: Prompts) -> None:
+    fleet, watch = usual
+    watch.close_gate()
+    requests = [prompts.images(rid, [n, n + 60]) for n, rid in enumerate(("goes on", "is aborted"))]
+    rids = send(fleet, prompts, *requests)
+    until(fleet, lambda: all(set(rids) <= watch.aside(rank) for rank in range(2)), f"{rids} aside")
+    assert all(path.exists() for request in requests for path in segments(request)), "the receiver has opened them"
+    fleet.send(prompts.abort("is aborted"))
+    fleet.wait(["is aborted"], LIMIT_S)
+    until(fleet, lambda: not any(path.exists() for path in segments(requests[1])), "the features are gone")
+    assert all(path.exists() for path in segments(requests[0]))
+    watch.open_gate()
+    assert fleet.wait(["goes on"], LIMIT_S)["goes on"].reason == {"type": "length", "length": 8}
+    until(fleet, lambda: not any(path.exists() for path in segments(requests[0])), "the features are gone")
+
+
+def test_features_that_are_gone_end_their_request_alone(usual: Usual, prompts: Prompts) -> None:
+    fleet, watch = usual
+    lost = prompts.share(prompts.images("lost", [1, 2]))
+    segments(lost)[1].unlink()
+    fleet.send(lost)
+    reason = fleet.wait(["lost"], LIMIT_S)["lost"].reason
+    assert (reason["type"], reason["status_code"]) == ("abort", 500)
+    assert "could not be opened: FileNotFoundError" in reason["message"]
+    assert "lost" in watch.aside()
+    until(fleet, lambda: not segments(lost)[0].exists(), "the other is gone")
+    works(fleet, prompts, "after it", 5)
 
 
 SWITCHES = {
