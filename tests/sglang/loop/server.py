@@ -5,12 +5,16 @@ python server.py FOLDER [options of SGLang]    the model is written to FOLDER
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+
+import sums
 
 from lazycast.tools.bench.sglang_loop import on_cpu, tiny
 
 on_cpu.prepare()  # in each process that the server starts, too
+sums.install(os.environ.get(sums.SUMS, "forward"))
 
 
 def main(folder: str, *switches: str) -> None:
@@ -19,8 +23,9 @@ def main(folder: str, *switches: str) -> None:
     from sglang.srt.server_args import prepare_server_args
 
     load_plugins()
-    model = str(tiny.write(Path(folder)))
-    arguments = prepare_server_args(["--model-path", model, "--tp", "2", *on_cpu.ARGUMENTS, *switches])
+    model = tiny.write(Path(folder))
+    sums.newer(model)
+    arguments = prepare_server_args(["--model-path", str(model), "--tp", "2", *on_cpu.ARGUMENTS, *switches])
     arguments.resolve_once()
     launch_server(arguments)
 

@@ -25,6 +25,7 @@ import pytest
 from conftest import FLAG, WAYS
 from helped import helpers_of, in_helpers
 from PIL import Image
+from sums import SUMS
 
 UP_S, LIMIT_S = 200.0, 120.0
 HUNG_UP = [(seed, side) for seed in range(100, 106) for side in (560, 448)]
@@ -74,15 +75,35 @@ class Server:
             time.sleep(0.5)
 
 
+SERVERS: dict[str, tuple[list[str], dict[str, str]]] = {
+    "alone": WAYS["alone"],
+    "deferred": WAYS["deferred"],
+    "helped": ([FLAG], in_helpers(1)),
+    "in stages": ([FLAG, "--pp-size", "2", "--disable-overlap-schedule"], {}),
+    # Encoders that are parallel by data: SGLang has no others here.
+    "attention parallel by data": (
+        [*(FLAG, "--tp", "4", "--dp", "2", "--enable-dp-attention"), "--mm-enable-dp-encoder"],
+        {SUMS: "none"},
+    ),
+}
+REQUESTS = [[(1, 560), (2, 560)], [(3, 224)], [(1, 560), (2, 560)], *([(10 + n, 448)] for n in range(6)), []]
+
+
 @contextlib.contextmanager
 def serving(way: str, folder: Path) -> Iterator[Server]:
-    switches, environment = WAYS.get(way) or ([FLAG], in_helpers(1))
+    switches, environment = SERVERS[way]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = folder / f"{way}.log"
     command = [sys.executable, Path(__file__).with_name("server.py"), folder / "model", "--port", str(port), *switches]
-    given = {**os.environ, **environment, "PYTHONWARNINGS": "ignore", "LAZYCAST_TRACE": str(folder / f"traces-{way}")}
+    given = {
+        **os.environ,
+        SUMS: "forward",
+        **environment,
+        "PYTHONWARNINGS": "ignore",
+        "LAZYCAST_TRACE": str(traces(folder, way)),
+    }
     with open(log, "wb") as file:
         process = subprocess.Popen(
             [str(part) for part in command], env=given, stdout=file, stderr=file, start_new_session=True
@@ -97,30 +118,51 @@ def serving(way: str, folder: Path) -> Iterator[Server]:
         process.wait()
 
 
-@pytest.mark.timeout(900)
-def test_the_same_tokens_with_and_without(tmp_path: Path) -> None:
-    requests = [
-        [],
-        [jpeg(1, 560), jpeg(2, 560)],
-        [jpeg(3, 224)],
-        [jpeg(1, 560), jpeg(2, 560)],
-        *([jpeg(10 + n, 448)] for n in range(6)),
-    ]
-    came = {}
-    for way in ("alone", "deferred", "helped"):
-        with serving(way, tmp_path) as server, concurrent.futures.ThreadPoolExecutor(4) as threads:
-            came[way] = [server.ask(*images) for images in requests]
-            assert len(helpers_of(server.process.pid)) == (way == "helped")
-            if way != "alone":
-                with pytest.raises(urllib.error.HTTPError) as caught:
-                    server.ask("data:image/jpeg;base64," + base64.b64encode(b"no image").decode())
-                caught.value.close()
-                assert caught.value.code >= 400
-                list(threads.map(lambda one: server.hang_up(jpeg(*one), jpeg(*one)), HUNG_UP))
-                together = list(threads.map(lambda images: server.ask(*images), requests))
-                assert together == came[way]
-                assert server.process.poll() is None
-    assert came["deferred"] == came["helped"] == came["alone"]
-    assert not (tmp_path / "traces-alone").exists()
-    assert len(list((tmp_path / "traces-deferred").iterdir())) >= 2, "no casts of two ranks"
-    assert all(len(ids) == 8 for ids, _ in came["alone"])
+def traces(folder: Path, way: str) -> Path:
+    """Return where each rank of a cast writes what it did."""
+    return folder / f"traces-{way}"
+
+
+def all_of(server: Server) -> list[tuple[list[int], int]]:
+    return [server.ask(*(jpeg(*one) for one in images)) for images in REQUESTS]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[int], int]]:
+    """What SGLang answers by itself."""
+    folder = tmp_path_factory.mktemp("alone")
+    with serving("alone", folder) as server:
+        came = all_of(server)
+    assert not traces(folder, "alone").exists()
+    assert all(len(ids) == 8 for ids, _ in came)
+    assert len({tuple(ids) for ids, _ in came}) == len(REQUESTS) - 1, "one comes twice"
+    return came
+
+
+def same_as_alone(way: str, alone: list[tuple[list[int], int]], folder: Path) -> None:
+    """One by one, beside clients that hang up, and at the same time."""
+    with serving(way, folder) as server, concurrent.futures.ThreadPoolExecutor(4) as threads:
+        assert all_of(server) == alone
+        assert len(helpers_of(server.process.pid)) == (way == "helped")
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            server.ask("data:image/jpeg;base64," + base64.b64encode(b"no image").decode())
+        caught.value.close()
+        assert caught.value.code >= 400
+        list(threads.map(lambda one: server.hang_up(jpeg(*one), jpeg(*one)), HUNG_UP))
+        assert list(threads.map(lambda images: server.ask(*(jpeg(*one) for one in images)), REQUESTS)) == alone
+        assert server.process.poll() is None
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("way", "groups"),
+    [("deferred", 1), ("helped", 1), ("in stages", 1), ("attention parallel by data", 2)],
+)
+def test_the_same_tokens_with_and_without(
+    way: str, groups: int, alone: list[tuple[list[int], int]], tmp_path: Path
+) -> None:
+    """Each group of ranks that share a waiting queue puts requests aside; later stages get them with their inputs."""
+    same_as_alone(way, alone, tmp_path)
+    deferring = [trace.name for trace in traces(tmp_path, way).iterdir() if "deferred" in trace.name]
+    assert len(deferring) == 2 * groups
+    assert len({name.rpartition("-")[0] for name in deferring}) == groups
