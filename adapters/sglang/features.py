@@ -126,10 +126,11 @@ def leave_unopened(scheduler: Any, is_left: Callable[[Any], bool]) -> None:
 
 
 def _replace(items: list[Any], other: Callable[[Any], Any]) -> None:
+    """Put `other` of each value in its place. What has nothing to replace stays the object that it is."""
     for item in items:
         for name in _FIELDS:
             value = getattr(item, name, None)
-            if isinstance(value, (list, tuple)):
-                setattr(item, name, type(value)([other(part) for part in value]))
-            elif value is not None:
-                setattr(item, name, other(value))
+            parts = value if isinstance(value, (list, tuple)) else [value]
+            replaced = [other(part) for part in parts]
+            if any(new is not old for new, old in zip(replaced, parts, strict=True)):
+                setattr(item, name, replaced[0] if parts is not value else type(value)(replaced))
