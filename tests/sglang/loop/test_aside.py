@@ -98,7 +98,7 @@ def test_features_that_are_gone_end_their_request_alone(usual: Usual, prompts: P
     assert "could not be opened: FileNotFoundError" in reason["message"]
     assert "lost" in watch.aside()
     until(fleet, lambda: not segments(lost)[0].exists(), "the other is gone")
-    works(fleet, prompts, "after it", 5)
+    works(fleet, prompts, "after what was lost", 5)
 
 
 SWITCHES = {
