@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Any
 
+from . import processors, segments
 from .admission import (
     IDLE,
     POLL,
@@ -19,8 +20,6 @@ from .admission import (
     is_of_a_kind_that_defers,
     open_desk,
 )
-from .processors import METHOD as INIT
-from .processors import TOKENIZER, after_init, helpers_wanted
 from .requests import DIFFUSION, around, install_requests
 from .scheduler import METHOD, meet, replacement
 
@@ -37,13 +36,17 @@ _DEFERRED, _BLOCKING = "deferred", "blocking"
 
 
 def plugin() -> None:
-    """Register the hooks. In a process that runs no scheduler, and no tokenizer with helpers, there is nothing to do.
+    """Register the hooks. In a process that runs neither a scheduler nor a tokenizer there is nothing to do.
 
-    Raises: ValueError for an ADMISSION that is neither, or a PROCESSORS that is no number.
+    Raises: ValueError for an ADMISSION that is neither, or a PROCESSORS or SEGMENTS that is no number.
     """
-    if helpers_wanted() and (TOKENIZER in sys.modules or not any(name in sys.modules for name in _OTHERS)):
+    processors.helpers_wanted()  # what is no number is refused in every process
+    segments.wanted_nbytes()
+    if processors.TOKENIZER in sys.modules or not any(name in sys.modules for name in _OTHERS):
         hooks: Any = importlib.import_module("sglang.srt.plugins.hook_registry")
-        hooks.HookRegistry.register(f"{TOKENIZER}.TokenizerManager.{INIT}", after_init, hooks.HookType.AFTER)
+        hooks.HookRegistry.register(
+            f"{processors.TOKENIZER}.TokenizerManager.{processors.METHOD}", _tokenizing, hooks.HookType.AFTER
+        )
     module = sys.modules.get(_SCHEDULER)
     if module is not None:
         _hook_scheduler(module)
@@ -82,6 +85,11 @@ def _is_deferred(cls: type) -> bool:
         logger.warning("lazycast: this SGLang's Scheduler lacks what deferred admission needs; it waits for inputs")
         return False
     return chosen == _DEFERRED
+
+
+def _tokenizing(result: None, manager: Any, *args: Any, **kwargs: Any) -> None:
+    processors.work_in_helpers(manager)
+    segments.keep_segments()
 
 
 def _meeting(result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:

@@ -138,8 +138,8 @@ def helpers_wanted() -> int:
     return int(given)
 
 
-def after_init(result: None, manager: Any, *args: Any, **kwargs: Any) -> None:
-    """After `METHOD`, as SGLang's registry calls it: let the tokenizer's processor work in helpers, if it can."""
+def work_in_helpers(manager: Any) -> None:
+    """After `METHOD`: let a tokenizer's processor work in helpers, if the environment says so and it can."""
     count, processor = helpers_wanted(), manager.mm_processor
     if not count or processor is None:
         return

@@ -19,6 +19,7 @@ fleets.load()
 from asking import flush  # noqa: E402
 from watched import Watch  # noqa: E402
 
+from lazycast.adapters.sglang.segments import Segments, keep_segments  # noqa: E402
 from lazycast.tools.bench.sglang_loop.prompts import Prompts  # noqa: E402
 
 FLAG = "--enable-broadcast-mm-inputs-process"
@@ -46,7 +47,16 @@ def _told_of_ends() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def prompts() -> Prompts:
+def segments() -> Iterator[Segments]:
+    """The memory in which this process, in a tokenizer's place, sends features."""
+    kept = keep_segments()
+    assert kept is not None
+    yield kept
+    kept.close()
+
+
+@pytest.fixture(scope="session")
+def prompts(segments: Segments) -> Prompts:
     return Prompts()
 
 

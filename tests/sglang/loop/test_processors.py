@@ -46,7 +46,7 @@ def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in in_helpers(2).items():
             patch.setenv(name, value)
-        processors.after_init(None, made)
+        processors.work_in_helpers(made)
     yield made
     made.mm_processor.mm_processor_executor.shutdown()
 
@@ -203,6 +203,6 @@ def test_a_number_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_uses_a_device_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(processors.PROCESSORS, "2")
     processor = SimpleNamespace(_preprocessing_competes_with_the_scheduler=lambda: True, mm_processor_executor=None)
-    processors.after_init(None, SimpleNamespace(mm_processor=processor))
-    processors.after_init(None, SimpleNamespace(mm_processor=None))
+    processors.work_in_helpers(SimpleNamespace(mm_processor=processor))
+    processors.work_in_helpers(SimpleNamespace(mm_processor=None))
     assert processor.mm_processor_executor is None

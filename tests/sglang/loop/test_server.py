@@ -27,6 +27,8 @@ from helped import helpers_of, in_helpers
 from PIL import Image
 from sums import SUMS
 
+from lazycast.adapters.sglang import segments
+
 UP_S, LIMIT_S = 200.0, 120.0
 HUNG_UP = [(seed, side) for seed in range(100, 106) for side in (560, 448)]
 
@@ -108,19 +110,26 @@ def serving(way: str, folder: Path) -> Iterator[Server]:
         process = subprocess.Popen(
             [str(part) for part in command], env=given, stdout=file, stderr=file, start_new_session=True
         )
+    server = Server(port, process, log)
     try:
-        server = Server(port, process, log)
         server.wait_up()
         yield server
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        segments.sweep()  # as the next server's start does
+        assert not kept_by(server)
 
 
 def traces(folder: Path, way: str) -> Path:
     """Return where each rank of a cast writes what it did."""
     return folder / f"traces-{way}"
+
+
+def kept_by(server: Server) -> list[Path]:
+    """Return the memory in which a server's tokenizer sends features."""
+    return list(Path("/dev/shm").glob(f"lazycast_features_{server.process.pid}_*"))
 
 
 def all_of(server: Server) -> list[tuple[list[int], int]]:
@@ -133,6 +142,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[int], int
     folder = tmp_path_factory.mktemp("alone")
     with serving("alone", folder) as server:
         came = all_of(server)
+        assert not kept_by(server)
     assert not traces(folder, "alone").exists()
     assert all(len(ids) == 8 for ids, _ in came)
     assert len({tuple(ids) for ids, _ in came}) == len(REQUESTS) - 1, "one comes twice"
@@ -151,6 +161,7 @@ def same_as_alone(way: str, alone: list[tuple[list[int], int]], folder: Path) ->
         list(threads.map(lambda one: server.hang_up(jpeg(*one), jpeg(*one)), HUNG_UP))
         assert list(threads.map(lambda images: server.ask(*(jpeg(*one) for one in images)), REQUESTS)) == alone
         assert server.process.poll() is None
+        assert len(kept_by(server)) in range(1, 20), "features of over forty requests"
 
 
 @pytest.mark.timeout(600)

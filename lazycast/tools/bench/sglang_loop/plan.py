@@ -24,12 +24,20 @@ class Way:
     environment: dict[str, str]
     hashed: bool = False
 
+    @property
+    def plugin(self) -> bool:
+        """Whether lazycast is there, in the tokenizer too."""
+        return self.environment is not _WITHOUT
+
 
 _WITHOUT = {"SGLANG_PLUGINS": "none"}
 WAYS = {
     "itself": Way("every rank makes its inputs by itself, as without the flag", False, _WITHOUT),
     "flag": Way("SGLang's flag: the entry rank makes them and broadcasts the object", True, _WITHOUT),
     "tokenizer": Way("SGLANG_MM_PRECOMPUTE_HASH: the tokenizer hashes, on two threads", False, _WITHOUT, hashed=True),
+    "prehashed": Way(
+        "the same with lazycast: what the tokenizer sends lies in memory that is kept", False, {}, hashed=True
+    ),
     "blocking": Way("the flag with lazycast, whose scheduler waits", True, {ADMISSION: "blocking"}),
     "deferred": Way("the flag with lazycast, whose scheduler puts requests aside", True, {ADMISSION: "deferred"}),
     "requests": Way(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -52,7 +53,7 @@ def run(plan: LoopPlan, *, command: str | None = None) -> dict[str, Any]:
     try:
         with contextlib.ExitStack() as stack:
             servers = {way: _start(plan, way, stack) for way in plan.ways}
-            cells = _measure(plan, servers)
+            cells = _measure(plan, servers, stack.enter_context(_tokenizers()))
     finally:
         signal.signal(signal.SIGQUIT, before)
     return described("sglang-loop", asdict(plan), cells, command)
@@ -90,7 +91,27 @@ def _start(plan: LoopPlan, name: str, stack: contextlib.ExitStack) -> _Server:
     return _Server(fleet, driver)
 
 
-def _measure(plan: LoopPlan, servers: dict[str, _Server]) -> list[dict[str, Any]]:
+@contextlib.contextmanager
+def _tokenizers() -> Iterator[Callable[[bool], None]]:
+    """Give what makes this process send features as a tokenizer does: with lazycast's plugin, or without."""
+    module: Any = importlib.import_module("sglang.srt.managers.mm_utils")
+    segments: Any = importlib.import_module("lazycast.adapters.sglang.segments")  # tools know adapters by name only
+    without = module.shared_memory
+    kept = segments.keep_segments()
+    within = module.shared_memory
+
+    def send(plugin: bool) -> None:
+        module.shared_memory = within if plugin else without
+
+    try:
+        yield send
+    finally:
+        send(False)
+        if kept is not None:
+            kept.close()
+
+
+def _measure(plan: LoopPlan, servers: dict[str, _Server], send_with: Callable[[bool], None]) -> list[dict[str, Any]]:
     cells = []
     for size in plan.sizes:
         for load in plan.loads:
@@ -100,6 +121,7 @@ def _measure(plan: LoopPlan, servers: dict[str, _Server]) -> list[dict[str, Any]
                 for way in [*plan.ways[first:], *plan.ways[:first]]:
                     _say(f"{size}, {load.text}: round {turn + 1} of {plan.rounds}, {way}")
                     server = servers[way]
+                    send_with(WAYS[way].plugin)
                     server.fleet.thaw()
                     rounds[way].append(server.driver.run(SIZES[size], load, plan))
                     server.fleet.freeze()
