@@ -1,7 +1,8 @@
 """SGLang's image processor beside its tokenizer's event loop: in it, on SGLang's threads, and in lazycast's helpers.
 
 Each request has two photos. What is measured is what the tokenizer does with them: the processor of a Qwen2-VL, as fast
-(torch) and as slow (Pillow) as SGLang offers, and the hashes. Each round takes every way in turn.
+(torch) and as slow (Pillow) as SGLang offers, the hashes, and features in shared memory for the schedulers. Each round
+takes every way in turn.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ import numpy as np
 from lazycast.errors import BackendUnavailableError
 from lazycast.tools.bench.sglang import without_gpu
 from lazycast.tools.bench.sglang_loop import on_cpu, tiny
+from lazycast.tools.bench.sglang_loop.sending import senders
 from lazycast.tools.bench.sglang_loop.session import RELEASE, described, quantile
 
 WAYS = {
     "loop": "in the tokenizer's event loop, as with --mm-processor-worker-num 1; it hashes on two threads",
     "threads": "on two threads of the tokenizer, SGLang's own executor; it hashes on two threads",
-    "helpers": "in two helper processes of lazycast, which hash, too",
+    "kept": "the same with lazycast's plugin: features lie in memory that is kept",
+    "helpers": "in two helper processes of lazycast, which hash, too; the plugin is there",
 }
+_PLUGIN = ("kept", "helpers")
 PROCESSORS = {"fast": (), "slow": ("--image-processor-backend", "pil")}
 WORKERS = 2
 _PHOTOS, _EACH = 8, 2
@@ -85,12 +89,13 @@ def run(plan: ImagesPlan, *, command: str | None = None) -> dict[str, Any]:
 
 def _measure(plan: ImagesPlan, model: Path, switches: Sequence[str]) -> dict[str, Any]:
     photos = [_photo(seed, plan.side) for seed in range(_PHOTOS)]
-    with _processor(model, switches) as (processor, executors):
+    with _processor(model, switches) as (processor, executors), senders() as send_with:
         found: dict[str, list[Round]] = {way: [] for way in plan.ways}
         for turn in range(plan.rounds + 1):
             first = turn % len(plan.ways)
             for way in [*plan.ways[first:], *plan.ways[:first]]:
                 processor.mm_processor_executor = executors[way]
+                send_with(way in _PLUGIN)
                 measured = asyncio.run(_all_at_once(processor, photos, plan.requests))
                 if turn:
                     found[way].append(measured)
@@ -122,7 +127,7 @@ def _processor(model: Path, switches: Sequence[str]) -> Iterator[tuple[Any, dict
     ours: Any = importlib.import_module("lazycast.adapters.sglang.processors")  # tools know adapters by name only
     helpers = ours.HelperExecutor(processor, pickle.dumps(arguments), WORKERS, None, load=load_without_gpu)
     try:
-        yield processor, {"loop": None, "threads": threads, "helpers": helpers}
+        yield processor, {"loop": None, "threads": threads, "kept": threads, "helpers": helpers}
     finally:
         helpers.shutdown()
         threads.shutdown()
@@ -136,6 +141,7 @@ def load_without_gpu(arguments: bytes) -> None:
 
 async def _all_at_once(processor: Any, photos: Sequence[bytes], count: int) -> Round:
     hashing = type(processor.hash_executor)()  # it belongs to one loop
+    shared: Any = importlib.import_module("sglang.srt.managers.mm_utils")
     late_s: list[float] = []
 
     async def one(number: int) -> None:
@@ -145,6 +151,9 @@ async def _all_at_once(processor: Any, photos: Sequence[bytes], count: int) -> R
             image_data=images, audio_data=None, input_text=_TEXT, request_obj=request, max_req_input_len=1 << 15
         )
         await hashing.set_pad_values(made.mm_items)
+        for item in made.mm_items:
+            sent = shared._wrap_tensor_or_list(item.feature, precomputed_hash=item.hash)
+            sent.close_and_unlink()  # as schedulers do
 
     async def watch() -> None:
         while True:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ from lazycast.tools.bench.sglang_loop import gpu
 from lazycast.tools.bench.sglang_loop.drive import Driver, Measured
 from lazycast.tools.bench.sglang_loop.plan import FLAG, SIZES, WAYS, LoopPlan
 from lazycast.tools.bench.sglang_loop.prompts import Prompts
+from lazycast.tools.bench.sglang_loop.sending import senders
 from lazycast.tools.bench.sglang_loop.stalls import Stalls
 
 FORMAT = 1
@@ -53,7 +53,7 @@ def run(plan: LoopPlan, *, command: str | None = None) -> dict[str, Any]:
     try:
         with contextlib.ExitStack() as stack:
             servers = {way: _start(plan, way, stack) for way in plan.ways}
-            cells = _measure(plan, servers, stack.enter_context(_tokenizers()))
+            cells = _measure(plan, servers, stack.enter_context(senders()))
     finally:
         signal.signal(signal.SIGQUIT, before)
     return described("sglang-loop", asdict(plan), cells, command)
@@ -89,26 +89,6 @@ def _start(plan: LoopPlan, name: str, stack: contextlib.ExitStack) -> _Server:
     stack.callback(driver.close)
     fleet.freeze()
     return _Server(fleet, driver)
-
-
-@contextlib.contextmanager
-def _tokenizers() -> Iterator[Callable[[bool], None]]:
-    """Give what makes this process send features as a tokenizer does: with lazycast's plugin, or without."""
-    module: Any = importlib.import_module("sglang.srt.managers.mm_utils")
-    segments: Any = importlib.import_module("lazycast.adapters.sglang.segments")  # tools know adapters by name only
-    without = module.shared_memory
-    kept = segments.keep_segments()
-    within = module.shared_memory
-
-    def send(plugin: bool) -> None:
-        module.shared_memory = within if plugin else without
-
-    try:
-        yield send
-    finally:
-        send(False)
-        if kept is not None:
-            kept.close()
 
 
 def _measure(plan: LoopPlan, servers: dict[str, _Server], send_with: Callable[[bool], None]) -> list[dict[str, Any]]:
