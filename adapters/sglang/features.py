@@ -16,11 +16,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import logging
 import math
 import mmap
 import sys
 from collections.abc import Callable
 from typing import Any
+
+logger = logging.getLogger("lazycast")
 
 _KINDS = "sglang.srt.managers.mm_utils"
 _RECEIVER = "request_receiver"
@@ -110,6 +113,7 @@ def leave_unopened(scheduler: Any, is_left: Callable[[Any], bool]) -> None:
     """Let a scheduler's receiver open no features of requests for which `is_left` is true, on all ranks alike."""
     receiver = getattr(scheduler, _RECEIVER, None)
     if not can_leave(receiver):
+        logger.warning("lazycast: this SGLang's receiver opens features in a way of its own, before they are put aside")
         return
     kind: Any = type(receiver)
 

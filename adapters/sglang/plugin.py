@@ -40,9 +40,8 @@ def plugin() -> None:
 
     Raises: ValueError for an ADMISSION that is neither, or a PROCESSORS or SEGMENTS that is no number.
     """
-    processors.helpers_wanted()  # what is no number is refused in every process
-    segments.wanted_nbytes()
-    if processors.TOKENIZER in sys.modules or not any(name in sys.modules for name in _OTHERS):
+    wanted = processors.helpers_wanted(), segments.wanted_nbytes()
+    if any(wanted) and (processors.TOKENIZER in sys.modules or not any(name in sys.modules for name in _OTHERS)):
         hooks: Any = importlib.import_module("sglang.srt.plugins.hook_registry")
         hooks.HookRegistry.register(
             f"{processors.TOKENIZER}.TokenizerManager.{processors.METHOD}", _tokenizing, hooks.HookType.AFTER

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -261,12 +261,16 @@ def test_small_inputs_and_those_with_hashes_are_made_on_each_rank(ranks: Ranks) 
 
 
 @pytest.mark.release("0.5.23")
-def test_the_plugin_leaves_processes_without_a_scheduler_alone(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plugin_leaves_other_processes_alone(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that run neither a scheduler nor a tokenizer."""
     from sglang.srt.plugins.hook_registry import HookRegistry
 
     from lazycast.adapters.sglang.plugin import plugin
+    from lazycast.adapters.sglang.processors import TOKENIZER
 
     monkeypatch.delitem(sys.modules, "sglang.srt.managers.scheduler")
+    monkeypatch.delitem(sys.modules, TOKENIZER, raising=False)
+    monkeypatch.setitem(sys.modules, "sglang.srt.managers.detokenizer_manager", ModuleType("detokenizer_manager"))
     plugin()
     assert not HookRegistry._hooks
     assert "sglang.srt.managers.scheduler" not in sys.modules

@@ -16,7 +16,7 @@ import pytest
 from helped import helpers_of, in_helpers
 from PIL import Image
 
-from lazycast.adapters.sglang import plugin, processors
+from lazycast.adapters.sglang import plugin, processors, segments
 from lazycast.tools.bench.sglang_loop import on_cpu, tiny
 
 TEXT = "w1 <|vision_start|><|image_pad|><|vision_end|> "
@@ -179,13 +179,17 @@ def test_a_call_that_is_cancelled_is_withdrawn(manager: Any) -> None:
     assert executor.stats().aborted > before.aborted
 
 
-@pytest.mark.parametrize(("given", "hooked"), [("", False), ("0", False), ("2", True)])
-def test_the_plugin_hooks_the_tokenizer_if_it_is_told_to(
-    monkeypatch: pytest.MonkeyPatch, given: str, hooked: bool
+@pytest.mark.parametrize(
+    ("helpers", "mib", "hooked"),
+    [("", "0", False), ("0", "0", False), ("2", "0", True), ("", "", True), ("", "8", True)],
+)
+def test_the_plugin_hooks_the_tokenizer_if_there_is_something_to_do(
+    monkeypatch: pytest.MonkeyPatch, helpers: str, mib: str, hooked: bool
 ) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    monkeypatch.setenv(processors.PROCESSORS, given)
+    monkeypatch.setenv(processors.PROCESSORS, helpers)
+    monkeypatch.setenv(segments.SEGMENTS, mib)
     try:
         plugin.plugin()
         target = f"{processors.TOKENIZER}.TokenizerManager.{processors.METHOD}"
@@ -197,6 +201,10 @@ def test_the_plugin_hooks_the_tokenizer_if_it_is_told_to(
 def test_a_number_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(processors.PROCESSORS, "two")
     with pytest.raises(ValueError, match="must be a number of processes, got 'two'"):
+        plugin.plugin()
+    monkeypatch.setenv(processors.PROCESSORS, "2")
+    monkeypatch.setenv(segments.SEGMENTS, "two")
+    with pytest.raises(ValueError, match="must be a number of MiB, got 'two'"):
         plugin.plugin()
 
 
