@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import shared_memory
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from sglang.srt.managers import mm_utils
 
 from lazycast.adapters.sglang import segments as module
+from lazycast.adapters.sglang.memory import Memory
 from lazycast.adapters.sglang.segments import Segments
 from lazycast.tools.bench.sglang_loop.prompts import Prompts
 
@@ -69,16 +71,25 @@ def test_a_tokenizer_that_cannot_or_may_not(segments: Segments, monkeypatch: pyt
     monkeypatch.setattr(module, "_KINDS", "lazycast.version")  # a release that makes no segments there
     assert module.keep_segments() is None
     monkeypatch.undo()
+    monkeypatch.setattr(mm_utils, "shared_memory", shared_memory)
     monkeypatch.setenv(module.SEGMENTS, "0")
     assert module.keep_segments() is None
 
 
 def test_where_there_is_too_little(segments: Segments, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SGLang sends such features inside the message."""
+    """SGLang makes a segment of its own, and what it cannot put there it sends inside the message."""
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module._Memory, "resize", full)
-    tensor = torch.zeros(1 << 20, dtype=torch.uint8)
+    monkeypatch.setattr(Memory, "__init__", full)
+    tensor = torch.zeros(100 << 20, dtype=torch.uint8)
+    sent = mm_utils._wrap_tensor_or_list(tensor)
+    assert isinstance(sent, mm_utils.ShmPointerMMData)
+    sent.close_and_unlink()
+    monkeypatch.setattr("os.posix_fallocate", full)
     assert mm_utils._wrap_tensor_or_list(tensor) is tensor
+
+
+def test_a_second_tokenizer_in_a_process_has_the_same(segments: Segments) -> None:
+    assert module.keep_segments() is segments

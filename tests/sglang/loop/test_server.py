@@ -27,9 +27,7 @@ from helped import helpers_of, in_helpers
 from PIL import Image
 from sums import SUMS
 
-from lazycast.adapters.sglang import segments
-
-UP_S, LIMIT_S = 200.0, 120.0
+UP_S, LIMIT_S = 400.0, 120.0
 HUNG_UP = [(seed, side) for seed in range(100, 106) for side in (560, 448)]
 
 
@@ -118,8 +116,10 @@ def serving(way: str, folder: Path) -> Iterator[Server]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        segments.sweep()  # as the next server's start does
-        assert not kept_by(server)
+        end_s = time.monotonic() + LIMIT_S
+        while kept_by(server):  # what takes the names away is no child of the server
+            assert time.monotonic() < end_s, "its names are still there"
+            time.sleep(0.01)
 
 
 def traces(folder: Path, way: str) -> Path:
@@ -164,7 +164,7 @@ def same_as_alone(way: str, alone: list[tuple[list[int], int]], folder: Path) ->
         assert server.process.poll() is None
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("way", "groups"),
     [("deferred", 1), ("helped", 1), ("in stages", 1), ("attention parallel by data", 2)],
