@@ -62,7 +62,8 @@ class Segments:
 
     def __init__(self, limit_nbytes: int) -> None:
         self._limit_nbytes = limit_nbytes
-        self._limit = min(256, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16)  # pieces: two descriptors each
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._limit = 256 if descriptors == resource.RLIM_INFINITY else min(256, descriptors // 16)  # two for a piece
         self._lock = threading.Lock()
         self._kept: list[Memory] = []  # what was used last is the last
         self._prefix = f"{PREFIX}{os.getpid()}_{secrets.token_hex(8)}_"

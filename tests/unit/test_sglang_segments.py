@@ -229,6 +229,15 @@ def test_half_of_the_file_system_is_left_to_others(kept: Segments, monkeypatch: 
     held.close()
 
 
+def test_descriptors_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    kept = Segments(8 * N)
+    send(kept, N, 1).unlink()
+    send(kept, N, 1).unlink()
+    assert kept.used_again == 1
+    kept.close()
+
+
 @pytest.mark.parametrize(("free", "leaves"), [(10 * N, True), (6 * N, True), (6 * N - 4096, False), (0, False)])
 def test_what_half_is(monkeypatch: pytest.MonkeyPatch, free: int, leaves: bool) -> None:
     room = SimpleNamespace(f_blocks=10 * N // 4096, f_bavail=free // 4096, f_frsize=4096)
