@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from lazycast.codec.pickling import Layout
-from lazycast.core.ask import Ask
+from lazycast.core.future import CastFuture
 from lazycast.core.items.gathering import Gathering
 from lazycast.core.memo.store import Kept
 from lazycast.core.performer import Result
@@ -41,7 +41,7 @@ class Arrival(msgspec.Struct, eq=False, weakref=True):
 
     message: Cast
     body: memoryview | None
-    ask: Ask | None = None
+    ask: CastFuture[Any] | None = None
     own: Own | None = None
     owner: int | None = None  # who materializes for this host; None: every rank for itself
     passed: list[int] = msgspec.field(default_factory=list)  # owners that would not

@@ -17,8 +17,8 @@ from typing import Any
 
 import msgspec
 
-from lazycast.core.ask import Ask
 from lazycast.core.dump import named
+from lazycast.core.future import CastFuture
 from lazycast.materialize.materializers import Materializer
 from lazycast.missing import MISSING
 from lazycast.net.wire import Failure, Key
@@ -62,7 +62,7 @@ class Call(msgspec.Struct, eq=False, weakref=True):
 
     seq: int
     key: Key | None
-    ask: Ask
+    ask: CastFuture[Any]
     materialize: Materializer | None = None
     payload: Any = None
     priority: int = 0
@@ -156,7 +156,7 @@ class Calls:
         del self._unsent[call.ask.number]
         self.entered -= call.takes_room
 
-    def of(self, ask: Ask) -> Call | None:
+    def of(self, ask: CastFuture[Any]) -> Call | None:
         """Return the call of an ask, unless it has been sent."""
         return self._unsent.get(ask.number)
 

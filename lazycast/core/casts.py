@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
 from lazycast.codec.trust import Policy
 from lazycast.core.arrival import Arrival
-from lazycast.core.ask import Ask
 from lazycast.core.desk import Desk
 from lazycast.core.engine import Engine
+from lazycast.core.future import CastFuture
 from lazycast.core.making import End, Making
 from lazycast.core.memo.keeping import Keeping
 from lazycast.core.memo.store import NOTHING, Kept, Remembered, Store
@@ -166,7 +167,7 @@ class Casts:
         root = self._group.root
         return Result(failure=Failure("withdrawn", root, self._group.hosts[root], "the root dropped this cast"))
 
-    def tell_late(self, ask: Ask, arrival: Arrival | None) -> None:
+    def tell_late(self, ask: CastFuture[Any], arrival: Arrival | None) -> None:
         """The time of a call is over here: if its cast is to be everybody's or nobody's, it will be nobody's."""
         # Without an arrival there is nothing to report on yet: whoever brings it finds `ask.late`.
         if arrival is not None and arrival.message.agree and ask.late is not None:

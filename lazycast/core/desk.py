@@ -9,7 +9,6 @@ Guarantees:
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
@@ -18,7 +17,6 @@ from typing import Any, Protocol
 
 from lazycast.core import failures
 from lazycast.core.arrival import Arrival
-from lazycast.core.ask import Ask
 from lazycast.core.divergence import origin
 from lazycast.core.dump import Row, named
 from lazycast.core.engine import Engine
@@ -60,7 +58,7 @@ class Role(Protocol):
     ) -> CastFuture[Any]:
         """Make a call: see `Lane.call`."""
 
-    def cancel(self, ask: Ask) -> bool:
+    def cancel(self, ask: CastFuture[Any]) -> bool:
         """Take back a call; return whether it is cancelled. An interrupt waits for its end."""
 
     def busy(self) -> bool:
@@ -72,25 +70,25 @@ class Role(Protocol):
     def engine_failed(self, exc: BaseException) -> None:
         """Make sure that nobody waits for this rank any more."""
 
-    def look(self, ask: Ask) -> Situation:
+    def look(self, ask: CastFuture[Any]) -> Situation:
         """With the lock held: say how far a call has come, and for whom it waits, with no words yet for the silent."""
 
     def worded(self, situation: Situation) -> Situation:
         """Put into words who is silent, and why. Without the lock: it may ask the kernel."""
 
-    def named(self, ask: Ask) -> Named | None:
+    def named(self, ask: CastFuture[Any]) -> Named | None:
         """With the lock held: say which cast an ask is for, if that is known."""
 
-    def is_decided(self, ask: Ask) -> bool:
+    def is_decided(self, ask: CastFuture[Any]) -> bool:
         """With the lock held: whether a verdict on a call's cast has been given here that has not reached the call."""
 
-    def tell_late(self, ask: Ask, arrival: Arrival | None) -> None:
+    def tell_late(self, ask: CastFuture[Any], arrival: Arrival | None) -> None:
         """The time of a call is over here: if its cast is to be everybody's or nobody's, it will be nobody's."""
 
-    def inquire(self, ask: Ask) -> None:
+    def inquire(self, ask: CastFuture[Any]) -> None:
         """Find out from the root whom this ask waits for, and who does not answer."""
 
-    def forget_inquiry(self, ask: Ask) -> None:
+    def forget_inquiry(self, ask: CastFuture[Any]) -> None:
         """With the lock held: the root was asked about a call that has ended."""
 
 
@@ -105,11 +103,12 @@ class Desk:
         self._engine, self._group, self._options, self.role = engine, group, options, role
         self._lock, self._counters, self._clock = engine.lock, engine.counters, engine.clock
         self._inquires = inquires
+        self.run_callback, self.guard_result = engine.run_callback, engine.guard_result
         self.root = group.root  # whose casts these are
         self.is_root = group.rank == group.root  # whether they are this rank's
-        self.waits: Waits[Ask] = Waits()
+        self.waits: Waits[CastFuture[Any]] = Waits()
         self.gates = Gates()
-        self.pending: dict[Key, Ask] = {}  # asks with a key whose future is not done
+        self.pending: dict[Key, CastFuture[Any]] = {}  # asks with a key whose future is not done
         self.unkeyed = 0
         self.held: Collection[Any] = ()  # on the root, calls that are ready and not sent
         #: Keys of casts that every rank has, once somebody wants to know.
@@ -129,16 +128,16 @@ class Desk:
         rank, size, root = self._group[:3]
         return f"lazycast {self._options.name!r}: {operation}{which} on rank {rank} of {size}, root {root}"
 
-    def label_of(self, ask: Ask) -> str:
+    def label_of(self, ask: CastFuture[Any]) -> str:
         """The same of an ask."""
         return self.label(ask.key, _seq_of(ask), ask.nth, ask.operation)
 
-    def explain(self, ask: Ask, exc: LazycastError, situation: Situation) -> LazycastError:
+    def explain(self, ask: CastFuture[Any], exc: LazycastError, situation: Situation) -> LazycastError:
         """Note on an error what became of which call."""
         age_s = time.monotonic() - ask.since_s
         return situation.explain(exc, operation=ask.operation, key=ask.key, seq=_seq_of(ask), age_s=age_s)
 
-    def _exception(self, ask: Ask, result: Result) -> LazycastError:
+    def _exception(self, ask: CastFuture[Any], result: Result) -> LazycastError:
         failure = result.failure
         assert failure is not None
         situation, more = Situation.of(failure), ""
@@ -149,7 +148,7 @@ class Desk:
         exc = failures.to_exception(failure, label=label, rank=rank, cause=result.cause, more=more)
         return self.explain(ask, exc, situation)
 
-    def situation(self, ask: Ask) -> Situation:
+    def situation(self, ask: CastFuture[Any]) -> Situation:
         """Say in which phase an ask is, and for whom it waits. Without the lock."""
         with self._lock:
             situation = self.role.look(ask)
@@ -168,7 +167,7 @@ class Desk:
         """Lines of a dump: see `Rows`."""
         return [self._row(ask) for ask in self.waits.waiting()]
 
-    def _row(self, ask: Ask) -> Row:
+    def _row(self, ask: CastFuture[Any]) -> Row:
         seq = _seq_of(ask)
         which = named(ask.key) or f" (number {ask.nth} without a key)"
         waited = f"waiting {time.monotonic() - ask.since_s:.3f} s of {ask.timeout_s:g} s"
@@ -177,27 +176,28 @@ class Desk:
 
     # Asking
 
-    def make_ask(self, key: Key | None, timeout_s: float, began_s: float, operation: str) -> Ask:
-        """With the lock held: make an ask; every call counts, also one that is refused."""
-        nth = self.unkeyed + 1 if key is None else 0
-        engine = self._engine
-        future: CastFuture[Any] = CastFuture(
-            label=functools.partial(self.label, key, None, nth),  # only if somebody looks
-            withdraw=lambda: self._withdraw(ask),
-            run_callback=engine.run_callback,
-            guard=engine.guard_result,
-            root=self.root,
-        )
-        stages = self._plans.get(timeout_s) or self._plan(timeout_s)
-        next_s = began_s + stages[0][0]
-        ask = Ask(key, timeout_s, future, engine.asked + 1, began_s, operation, nth, stages, next_s=next_s)
-        if self._options.debug:
-            ask.origin = origin(nth)
-        if engine.spans is not None:
-            ask.traced = engine.spans.opened()
+    def make_call(
+        self, key: Key | None, timeout_s: float, began_s: float, operation: str, *, booked: bool = True
+    ) -> CastFuture[Any]:
+        """With the lock held: make a call. Every call counts, also one that is refused; that one is not `booked`."""
+        engine, nth = self._engine, 0
+        if key is None:
+            self.unkeyed = nth = self.unkeyed + 1
         engine.asked += 1
-        self.unkeyed += key is None
-        return ask
+        call: CastFuture[Any] = CastFuture(self, key, timeout_s, engine.asked, began_s, operation, nth)
+        call.stages = stages = self._plans.get(timeout_s) or self._plan(timeout_s)
+        call.next_s = began_s + stages[0][0]
+        if self._options.debug:
+            call.origin = origin(nth)
+        if engine.spans is not None:
+            call.traced = engine.spans.opened()
+        if booked:
+            if key is not None:
+                self.pending[key] = call
+            self._counters.asked += 1
+            if self.waits.add(call):
+                self._clock.wake()
+        return call
 
     def _plan(self, timeout_s: float) -> Plan:
         """Return the stages of calls with this time limit. Most calls have the same."""
@@ -205,14 +205,6 @@ class Desk:
             self._plans.clear()
         stages = self._plans[timeout_s] = plan(timeout_s, self._options.warn_after_s, ask=self._inquires)
         return stages
-
-    def book(self, ask: Ask) -> None:
-        """With the lock held: put an ask on the books."""
-        if ask.key is not None:
-            self.pending[ask.key] = ask
-        self._counters.asked += 1
-        if self.waits.add(ask):
-            self._clock.wake()
 
     def call_later(
         self,
@@ -225,13 +217,7 @@ class Desk:
         priority: int = 0,
     ) -> CastFuture[Any]:
         """Hand over a call, and return the future that it will have."""
-        future: CastFuture[Any] = CastFuture(
-            label=functools.partial(self.label, key, None),
-            withdraw=lambda: False,  # there is nothing yet
-            run_callback=self._engine.run_callback,
-            guard=self._engine.guard_result,
-            root=self.root,
-        )
+        future: CastFuture[Any] = CastFuture(self, key)
 
         def call() -> None:
             try:
@@ -258,7 +244,7 @@ class Desk:
             keys, self.noted_ready = self.noted_ready, []
         return keys or []
 
-    def _withdraw(self, ask: Ask) -> bool:
+    def withdraw(self, ask: CastFuture[Any]) -> bool:
         """`CastFuture.cancel`: an ask that is taken off the books must be settled, or its future never is."""
         if here.depth:
             self._engine.handed.put(self.role.cancel, ask)
@@ -277,7 +263,7 @@ class Desk:
 
     # Settling
 
-    def take(self, ask: Ask) -> bool:
+    def take(self, ask: CastFuture[Any]) -> bool:
         """With the lock held: take an ask off the books. True for the one caller who may settle its future."""
         if ask.taken:
             return False
@@ -295,7 +281,7 @@ class Desk:
             self._clock.wake()  # it may be one of these: now it goes out without its value
         return True
 
-    def settle(self, ask: Ask, result: Result) -> None:
+    def settle(self, ask: CastFuture[Any], result: Result) -> None:
         """A call has its value, or has come to nothing."""
         exc: LazycastError | None = None
         if result.failure is not None and result.failure.kind != "withdrawn":
@@ -313,20 +299,20 @@ class Desk:
             else:
                 self._engine.count_failure(exc, ask.key, exc.seq)
         if result.failure is None:
-            ask.future.settle(result.value)
+            ask.settle(result.value)
         elif exc is None:
-            ask.future.settle_cancelled()
+            ask.settle_cancelled()
         else:
-            ask.future.settle_error(exc)
+            ask.settle_error(exc)
 
-    def settle_error(self, ask: Ask, exc: LazycastError) -> None:
+    def settle_error(self, ask: CastFuture[Any], exc: LazycastError) -> None:
         """A call ends with an error, if it has not ended."""
         with self._lock:
             taken = self._take_failed(ask, exc)
         if taken:
-            ask.future.settle_error(exc)
+            ask.settle_error(exc)
 
-    def _take_failed(self, ask: Ask, exc: LazycastError) -> bool:
+    def _take_failed(self, ask: CastFuture[Any], exc: LazycastError) -> bool:
         """With the lock held: take an ask off the books that ends with an error."""
         if (tracer := self._engine.tracer) is not None and not ask.taken:
             self._trace_end(tracer, ask, exc)
@@ -335,7 +321,7 @@ class Desk:
         self._engine.count_failure(exc, ask.key, exc.seq)
         return True
 
-    def _trace_end(self, tracer: Tracer, ask: Ask, exc: LazycastError | None) -> None:
+    def _trace_end(self, tracer: Tracer, ask: CastFuture[Any], exc: LazycastError | None) -> None:
         """With the lock held: note how a call ends."""
         of = self.role.named(ask)
         tracer.took("total", ask.since_s, time.monotonic(), of, call=ask.number)
@@ -359,7 +345,7 @@ class Desk:
             log(logger, f"lazycast {self._options.name!r}: the engine failed", exc)
         self.role.engine_failed(exc)
 
-    def on_due(self, stage: Stage, ask: Ask) -> None:
+    def on_due(self, stage: Stage, ask: CastFuture[Any]) -> None:
         """A call has waited so long."""
         if stage is Stage.ASK:
             self.role.inquire(ask)
@@ -375,7 +361,7 @@ class Desk:
         else:
             self._give_up_late(ask, situation)
 
-    def _give_up_late(self, ask: Ask, situation: Situation) -> None:
+    def _give_up_late(self, ask: CastFuture[Any], situation: Situation) -> None:
         """The time of a call is over."""
         late_s = time.monotonic() - ask.since_s - ask.timeout_s
         late = f"; this rank itself did not run for {late_s:.1f} s of that or more" if late_s > _FROZEN_S else ""
@@ -391,13 +377,13 @@ class Desk:
                 return
             ask.late = failure
         self.role.tell_late(ask, arrival)
-        ask.future.settle_error(exc)
+        ask.settle_error(exc)
 
-    def overdue(self, ask: Ask, situation: Situation) -> Failure:
+    def overdue(self, ask: CastFuture[Any], situation: Situation) -> Failure:
         """Return what the other ranks are told of a call whose time was over."""
         return situation.overdue(self._group.rank, self._group.hosts[self._group.rank], ask.timeout_s)
 
-    def _put_off(self, ask: Ask) -> None:
+    def _put_off(self, ask: CastFuture[Any]) -> None:
         """With the lock held: let a call wait a little longer."""
         ask.put_off += 1
         ask.passed -= 1
@@ -422,5 +408,5 @@ class Desk:
             self.settle_error(ask, self.explain(ask, closed, situation))
 
 
-def _seq_of(ask: Ask) -> int | None:
+def _seq_of(ask: CastFuture[Any]) -> int | None:
     return ask.arrival.message.seq if ask.arrival is not None else None

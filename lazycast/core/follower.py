@@ -13,12 +13,12 @@ from typing import Any
 from lazycast.codec.trust import policy_of
 from lazycast.core import failures, figures
 from lazycast.core.arrival import Arrival
-from lazycast.core.ask import Ask
 from lazycast.core.casts import SPENT, Casts
 from lazycast.core.desk import Desk
 from lazycast.core.divergence import SHOWN_CALLS, made
 from lazycast.core.dump import named
 from lazycast.core.engine import Engine
+from lazycast.core.future import CastFuture
 from lazycast.core.matching import Matching
 from lazycast.core.neighbours import Neighbours
 from lazycast.core.parts import MAX_REASON
@@ -121,12 +121,12 @@ class FollowerLane:
     def count_missed(self, key: Key | None, exc: BaseException) -> None:
         self.matching.give_up_next(key)
 
-    def cancel(self, ask: Ask) -> bool:
+    def cancel(self, ask: CastFuture[Any]) -> bool:
         with self._lock:
             if not self.desk.take(ask):
-                return ask.future.cancelled()
+                return ask.cancelled()
             self._counters.cancelled += 1
-        ask.future.settle_cancelled()
+        ask.settle_cancelled()
         return True
 
     # Where every rank is a root
@@ -242,7 +242,9 @@ class FollowerLane:
         if (tracer := self.engine.tracer) is not None:
             tracer.took("arrive", arrival.arrived_s, time.monotonic(), message)
 
-    def _begin_part(self, arrival: Arrival, early: Verdict | None, ask: Ask | None, result: Result | None) -> None:
+    def _begin_part(
+        self, arrival: Arrival, early: Verdict | None, ask: CastFuture[Any] | None, result: Result | None
+    ) -> None:
         """A cast is on the books: do what can be done of it."""
         if early is not None and early.failure is not None:
             self.casts.conclude(arrival, Result(failure=early.failure))
@@ -307,10 +309,10 @@ class FollowerLane:
             self._relay.up(Read(self._group.rank, seqs))
         return next_s
 
-    def is_decided(self, ask: Ask) -> bool:
+    def is_decided(self, ask: CastFuture[Any]) -> bool:
         return ask.arrival is not None and ask.arrival.declined
 
-    def inquire(self, ask: Ask) -> None:
+    def inquire(self, ask: CastFuture[Any]) -> None:
         arrival = ask.arrival
         if arrival is not None and arrival.local is None and arrival.begun:
             return  # we wait for ourselves
@@ -320,10 +322,10 @@ class FollowerLane:
             query = self._queries.open(ask, time.monotonic())
         self._relay.up(query)
 
-    def forget_inquiry(self, ask: Ask) -> None:
+    def forget_inquiry(self, ask: CastFuture[Any]) -> None:
         self._queries.forget(ask)
 
-    def tell_late(self, ask: Ask, arrival: Arrival | None) -> None:
+    def tell_late(self, ask: CastFuture[Any], arrival: Arrival | None) -> None:
         self.casts.tell_late(ask, arrival)
 
     # The end
@@ -366,14 +368,14 @@ class FollowerLane:
 
     # Looking
 
-    def look(self, ask: Ask) -> Situation:
+    def look(self, ask: CastFuture[Any]) -> Situation:
         arrival = ask.arrival
         phase, missing, answered = self._phase(ask, arrival)
         nbytes = arrival.message.nbytes if arrival is not None else None
         silences, notes = self.near.silences(ask), self._notes(ask)
         return Situation(phase, missing, answered, silences, nbytes=nbytes, notes=notes)
 
-    def _phase(self, ask: Ask, arrival: Arrival | None) -> Phase:
+    def _phase(self, ask: CastFuture[Any], arrival: Arrival | None) -> Phase:
         if arrival is None:
             return self._queries.before_arrival(ask)
         return self.casts.phase(arrival) or self._queries.agreement(ask)
@@ -381,10 +383,10 @@ class FollowerLane:
     def worded(self, situation: Situation) -> Situation:
         return self.near.worded(situation)
 
-    def named(self, ask: Ask) -> Cast | None:
+    def named(self, ask: CastFuture[Any]) -> Cast | None:
         return ask.arrival.message if ask.arrival is not None else None
 
-    def _notes(self, ask: Ask) -> tuple[str, ...]:
+    def _notes(self, ask: CastFuture[Any]) -> tuple[str, ...]:
         notes = self._queries.notes(ask)
         unasked = self.matching.unasked() if ask.arrival is None else []
         if not unasked:

@@ -1,7 +1,8 @@
-"""The future of a cast: a `concurrent.futures.Future` that is also awaitable.
+"""One call of one rank: the `concurrent.futures.Future` that its caller holds, also awaitable, and what is known of it.
 
 Guarantees:
 
+* What is known of a call is guarded by the lock of its rank's lane.
 * It is settled once, by the engine alone: `cancel` asks it, and it decides under one lock who was first.
 * Looking at one that is done takes no lock; what takes the base class's is not interrupted: a thread that left it
   locked would stop the engine.
@@ -21,10 +22,19 @@ import math
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import msgspec
 
 from lazycast.core.interrupts import Uninterrupted
+from lazycast.core.waits import Plan
+from lazycast.missing import MISSING
+from lazycast.net.wire import Failure, Key, Origin, Status
 from lazycast.tracebacks import log
+
+if TYPE_CHECKING:
+    from lazycast.core.arrival import Arrival
+    from lazycast.core.spans import Traced
 
 V = TypeVar("V")
 
@@ -47,6 +57,32 @@ def _call(fn: Callable[[Any], object], future: object) -> None:
         log(logger, f"lazycast: a callback of {future!r} raised", exc)
 
 
+class Inquiry(msgspec.Struct, eq=False):
+    """A question to the root about a call that waits long."""
+
+    asked_s: float
+    status: Status | None = None  # its answer
+    relayed: set[int] = msgspec.field(default_factory=set)  # the ranks that have passed it on
+
+
+class Owner(Protocol):
+    """Whose books a call is on: a desk."""
+
+    root: int
+
+    def label(self, key: Key | None, seq: int | None, nth: int | None = None) -> str:
+        """Name a call."""
+
+    def withdraw(self, call: CastFuture[Any]) -> bool:
+        """`CastFuture.cancel`, of one that has not been settled."""
+
+    def run_callback(self, fn: Callable[[], None]) -> None:
+        """Have a user's callback called."""
+
+    def guard_result(self) -> None:
+        """Refuse to wait where that would be for itself."""
+
+
 class CastFuture(concurrent.futures.Future[V]):
     """What `LazyBroadcast.broadcast_async` returns.
 
@@ -54,27 +90,43 @@ class CastFuture(concurrent.futures.Future[V]):
     asyncio's loops and uvloop's, `await`.
     """
 
+    # What the base class's constructor sets, but for the condition.
+    _state = _PENDING
+    _result: Any = None
+    _exception: BaseException | None = None
+
+    stages: Plan = ()  # what is to be done about it when it waits long
+    passed = 0  # of these
+    next_s = 0.0  # when the next one is due
+    arrival: Arrival | None = None
+    taken = False  # settled, or given up: what arrives for it is dropped
+    late: Failure | None = None  # its time was over
+    put_off = 0  # how often its end was put off, for a verdict that had been given
+    origin: Origin | None = None  # where it was made, in debug mode
+    inquiry: Inquiry | None = None  # what came of asking the root about it, the last time
+    payload: Any = MISSING  # of this rank's own, where payloads are replicated
+    mark: bytes | Exception | None = None  # its fingerprint, if that has been tried
+    traced: Traced | None = None  # where calls are followed
+    _follows: CastFuture[V] | None = None  # the call that was made for this one, which had been handed over
+
     def __init__(
         self,
-        *,
-        label: Callable[[], str],
-        withdraw: Callable[[], bool],
-        run_callback: Callable[[Callable[[], None]], None],
-        guard: Callable[[], None],
-        root: int = 0,
+        owner: Owner,
+        key: Key | None = None,
+        timeout_s: float = math.inf,
+        number: int = 0,
+        since_s: float = 0.0,
+        operation: str = "cast",
+        nth: int = 0,
     ) -> None:
-        #: The rank whose cast it is.
-        self.root = root
-        # What the base class's constructor sets, but for the condition.
-        self._state = _PENDING
-        self._result: Any = None
-        self._exception: BaseException | None = None
         self._waiters: list[Any] = []
         self._done_callbacks: list[Any] = []
-        self._label = label
-        self._withdraw: Callable[[], bool] | None = withdraw
-        self._run_callback = run_callback
-        self._guard = guard
+        self._owner = owner
+        #: The rank whose cast it is.
+        self.root = owner.root
+        self.key, self.timeout_s, self.since_s, self.operation = key, timeout_s, since_s, operation
+        self.number = number  # of this rank's calls, from 1; 0: it was handed over, and has not been made
+        self.nth = nth  # of the calls without a key; 0 with one
         self._gate = threading.Lock()  # open once it is settled
         self._gate.acquire()
 
@@ -90,7 +142,7 @@ class CastFuture(concurrent.futures.Future[V]):
             return condition
 
     def __repr__(self) -> str:
-        return f"<CastFuture {self._label()} {self._state.lower()}>"
+        return f"<CastFuture {self._owner.label(self.key, None, self.nth or None)} {self._state.lower()}>"
 
     def cancel(self) -> bool:
         """Give up this cast.
@@ -100,8 +152,11 @@ class CastFuture(concurrent.futures.Future[V]):
         It returns False once the cast has its verdict: every rank has the value, or the error. Without agreement ranks
         that have their value keep it. On the other ranks it is a `discard`: this rank will not get the value.
         """
-        withdraw = self._withdraw
-        return self.cancelled() if withdraw is None else withdraw()
+        if self._state in _SETTLED:
+            return self.cancelled()
+        if not self.number:
+            return self._follows is not None and self._follows.cancel()
+        return self._owner.withdraw(self)
 
     def done(self) -> bool:
         """Whether it has been settled.
@@ -132,7 +187,8 @@ class CastFuture(concurrent.futures.Future[V]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the cast's error or None, waiting as `result` does."""
-        self._wait(timeout)
+        if self._state not in _SETTLED:
+            self._wait(timeout)
         return self._outcome()
 
     def _outcome(self) -> BaseException | None:
@@ -153,9 +209,7 @@ class CastFuture(concurrent.futures.Future[V]):
     def _wait(self, timeout: float | None) -> None:
         # At a gate, not at the base class's condition: whoever wakes there needs a second lock, which the thread that
         # woke it still holds. That costs 10 µs and often another switch of threads, for each blocking call.
-        if self.done():
-            return
-        self._guard()
+        self._owner.guard_result()
         end_s = math.inf if timeout is None else time.monotonic() + max(0.0, timeout)
         while True:
             if self._gate.acquire(timeout=max(0.0, min(_LOOK_AGAIN_S, end_s - time.monotonic()))):
@@ -178,7 +232,7 @@ class CastFuture(concurrent.futures.Future[V]):
             _call(fn, self)
         else:
             # The base class keeps callbacks for good: one that led back here would keep the value until a collection.
-            run = self._run_callback
+            run = self._owner.run_callback
             self._when_done(lambda future: run(lambda: _call(fn, future)))
 
     def _when_done(self, fn: Callable[[concurrent.futures.Future[V]], object]) -> None:
@@ -238,7 +292,6 @@ class CastFuture(concurrent.futures.Future[V]):
 
     def settle(self, value: V) -> None:
         """Resolve."""
-        self._withdraw = None  # it leads back here: a value in such a circle would live until the next collection
         if self._state != _PENDING:
             raise concurrent.futures.InvalidStateError(f"{self!r} is settled already")
         if self.__dict__.setdefault("_made", _UNUSED) is _UNUSED:  # from here on nobody gets one before the next line
@@ -249,13 +302,11 @@ class CastFuture(concurrent.futures.Future[V]):
 
     def settle_error(self, exc: BaseException) -> None:
         """Fail."""
-        self._withdraw = None
         super().set_exception(exc)
         self._gate.release()
 
     def settle_cancelled(self) -> None:
         """Cancel, and wake who waits."""
-        self._withdraw = None
         super().cancel()
         # Without this, concurrent.futures.wait() never learns of a cancellation that no executor sees.
         super().set_running_or_notify_cancel()
@@ -263,10 +314,11 @@ class CastFuture(concurrent.futures.Future[V]):
 
     def follow(self, made: CastFuture[V]) -> None:
         """End as another one does, and cancel that."""
-        self._withdraw = made.cancel
+        self._follows = made
         made._when_done(lambda _: self._end_as(made))
 
     def _end_as(self, made: CastFuture[V]) -> None:
+        self._follows = None  # it leads back here: a value in such a circle would live until the next collection
         if made.cancelled():
             self.settle_cancelled()
         elif (exc := made._outcome()) is not None:

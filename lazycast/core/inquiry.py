@@ -9,12 +9,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
+from typing import Any
 
 import msgspec
 
-from lazycast.core.ask import Ask, Inquiry
 from lazycast.core.calls import CallPhase, Calls
 from lazycast.core.divergence import SHOWN_CALLS, made
+from lazycast.core.future import CastFuture, Inquiry
 from lazycast.core.ledger import Ledger
 from lazycast.core.rollcall import RollCalls
 from lazycast.core.situation import Phase
@@ -53,7 +54,7 @@ class Inquiries:
         self._rolls = RollCalls(others, relay.members)
         self.far = {rank for rank in others if relay.is_far(rank)}
         self._holders: dict[int, str] = {}  # by rank: what its workers were busy with when it answered last
-        self._own: dict[int, Ask] = {}  # by number: calls of the root about which the ranks are asked
+        self._own: dict[int, CastFuture[Any]] = {}  # by number: calls of the root about which the ranks are asked
         self._recent: deque[str] = deque(maxlen=SHOWN_CALLS)
 
     # Asking
@@ -69,7 +70,7 @@ class Inquiries:
             self._relay.down(RollCall())
         self._wake()
 
-    def ask_myself(self, ask: Ask) -> None:
+    def ask_myself(self, ask: CastFuture[Any]) -> None:
         """The same about a call of the root's own."""
         now_s, arrival = time.monotonic(), ask.arrival
         with self._lock:
@@ -92,12 +93,12 @@ class Inquiries:
         if self.far:
             self._relay.down(RollCall())
 
-    def forget(self, ask: Ask) -> None:
+    def forget(self, ask: CastFuture[Any]) -> None:
         """With the lock held: a call of the root has ended."""
         if self._own:
             self._own.pop(ask.number, None)
 
-    def note(self, ask: Ask, seq: int) -> None:
+    def note(self, ask: CastFuture[Any], seq: int) -> None:
         """With the lock held, in debug mode: the root has made a call."""
         self._recent.append(made(seq, ask.key, ask.origin))
 
@@ -167,7 +168,7 @@ class Inquiries:
         held = [f"waits for {text}" for rank in missing[:_SHOWN_HOLDERS] if (text := self._holders.get(rank))]
         return "; ".join([phase, *held]), tuple(missing), tuple(self._ledger.reported(seq))
 
-    def before_sending(self, ask: Ask) -> Phase:
+    def before_sending(self, ask: CastFuture[Any]) -> Phase:
         """With the lock held: what a call of the root's own waits for before it is sent."""
         call, held = self._calls.of(ask), self._held()
         if held and (call is None or call.phase is CallPhase.HELD):

@@ -23,7 +23,6 @@ from lazycast.arguments import usable_key
 from lazycast.codec.trust import Policy
 from lazycast.codec.untouched import mark
 from lazycast.core.arrival import Arrival
-from lazycast.core.ask import Ask
 from lazycast.core.calls import Call, CallPhase, Calls
 from lazycast.core.casts import Casts
 from lazycast.core.desk import Desk
@@ -131,9 +130,10 @@ class Intake:
                         if counted is not None:
                             counted.append(False)
                         raise self._would_block(key)
-                    ask = self._desk.make_ask(key, timeout_s, began_s, "broadcast" if here else "broadcast_async")
                     if refusal is None and key is not None and key in self._desk.pending:
                         refusal = self._desk.key_in_use(key)
+                    operation = "broadcast" if here else "broadcast_async"
+                    ask = self._desk.make_call(key, timeout_s, began_s, operation, booked=refusal is None)
                     made = Call(next(self.seqs), key, ask, fn, payload, priority)
                     made.as_called = as_called
                     if ask.origin is not None:
@@ -142,8 +142,6 @@ class Intake:
                         counted.append(True)
                     call = made
                     self.calls.add(call)  # its place among the casts of its key, before it waits for anything
-                    if refusal is None:
-                        self._desk.book(ask)
                     waits = refusal is None and self._must_wait(call)
                     if waits:
                         refusal = self._hold_back(call)
@@ -167,7 +165,7 @@ class Intake:
                 raise refusal
             finally:
                 del refusal  # it leads to its traceback, and that to this frame: it would lead back to it
-        return ask.future
+        return ask
 
     def _wait_and_enter(self, call: Call) -> Exception | None:
         """Wait for room. Interrupts come while it waits, and find nothing half done."""
@@ -199,7 +197,7 @@ class Intake:
             with self._lock:
                 if bad is not None or self._engine.closing:
                     return
-                ask = self._desk.make_ask(key, 1.0, time.monotonic(), "broadcast")
+                ask = self._desk.make_call(key, 1.0, time.monotonic(), "broadcast", booked=False)
                 call = Call(next(self.seqs), key, ask)
                 self.calls.add(call)
                 self._enter(call, exc)
@@ -292,7 +290,7 @@ class Intake:
             return self._desk.role.look(ask)
         return self._desk.gates.watch(), left_s
 
-    def _not_sent(self, ask: Ask, situation: Situation) -> Exception:
+    def _not_sent(self, ask: CastFuture[Any], situation: Situation) -> Exception:
         """The time of a call that waits for room is over."""
         situation = self._desk.role.worded(situation)
         ask.late = self._desk.overdue(ask, situation)
@@ -308,11 +306,11 @@ class Intake:
 
     # Withdrawing
 
-    def cancel(self, ask: Ask) -> bool:
+    def cancel(self, ask: CastFuture[Any]) -> bool:
         failure = self._casts.said("withdrawn", "the root withdrew this cast")
         with self._lock:
             if ask.taken:
-                return ask.future.cancelled()
+                return ask.cancelled()
             call, arrival = self.calls.of(ask), ask.arrival
             if call is not None and call.phase is not CallPhase.SENDING:
                 call.failure = failure
@@ -324,7 +322,7 @@ class Intake:
                 return False  # everybody is about to get it
             self._desk.take(ask)
             self._counters.cancelled += 1
-        ask.future.settle_cancelled()
+        ask.settle_cancelled()
         self._clock.wake()
         return True
 

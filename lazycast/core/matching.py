@@ -19,7 +19,6 @@ from lazycast.arguments import usable_key
 from lazycast.codec.fingerprint import fingerprint
 from lazycast.core import failures
 from lazycast.core.arrival import Arrival, Own
-from lazycast.core.ask import Ask
 from lazycast.core.casts import SPENT, Casts
 from lazycast.core.desk import Desk
 from lazycast.core.divergence import Pairings
@@ -56,7 +55,7 @@ class Matching:
         self._engine, self._group, self._options, self._desk, self._casts = engine, group, options, desk, casts
         self._lock, self._end = engine.lock, casts.end
         self._reads, self._reads_in_turn = reads, reads_in_turn
-        self.mailbox: Mailbox[Ask, Arrival] = Mailbox()
+        self.mailbox: Mailbox[CastFuture[Any], Arrival] = Mailbox()
         self._pairings = Pairings()
         self._overdue: Failure | None = None  # a divergence that the others are told of with the next cast
 
@@ -91,15 +90,14 @@ class Matching:
                     if counted is not None:
                         counted.append(True)
                     return given
-                ask = self._desk.make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
                 if refused is None and key is not None and key in self._desk.pending:
                     refused = self._desk.key_in_use(key)
+                now_s, operation = time.monotonic(), "broadcast" if here else "broadcast_async"
+                ask = self._desk.make_call(key, timeout_s, now_s, operation, booked=refused is None)
                 if refused is not None:
                     ask.taken = True
-                else:
-                    if self._options.replicated:
-                        ask.payload, ask.mark = payload, mark
-                    self._desk.book(ask)
+                elif self._options.replicated:
+                    ask.payload, ask.mark = payload, mark
                 if counted is not None:
                     counted.append(True)
                 arrival, result = self._match(ask)
@@ -115,7 +113,7 @@ class Matching:
                 raise refused
             finally:
                 del refused, refusal  # it leads to its traceback, and that to this frame: it would lead back to it
-        return ask.future
+        return ask
 
     def next_call(
         self, taken: list[Taken], wait_s: float, timeout_s: float, *, keyed: bool = False, looks: bool = False
@@ -153,15 +151,14 @@ class Matching:
                 raise failures.to_exception(end, label=label, rank=self._group.rank)
             if first is None:
                 return self._desk.gates.watch() if wait else None
-            ask = self._desk.make_ask(first.message.key, timeout_s, time.monotonic(), "next")
+            ask = self._desk.make_call(first.message.key, timeout_s, time.monotonic(), "next")
             ask.origin = None  # whatever comes is what this call was meant for
-            self._desk.book(ask)
             arrival, result = self._match(ask)
             hopeless = end if result is None and self._depends_on_end(arrival) else None
         self._after_match(ask, arrival, result)
         if hopeless is not None:
             self._desk.settle(ask, Result(failure=hopeless))
-        taken.append((ask.key, ask.future))
+        taken.append((ask.key, ask))
         return None
 
     def _given_to(self, key: Key | None) -> CastFuture[Any] | None:
@@ -220,9 +217,9 @@ class Matching:
             else:
                 self._after_match(ask, arrival, result)
 
-    def _given_up_ask(self, key: Key | None) -> Ask:
+    def _given_up_ask(self, key: Key | None) -> CastFuture[Any]:
         """With the lock held: an ask that only consumes its arrival."""
-        ask = self._desk.make_ask(key, 1.0, time.monotonic(), "discard")
+        ask = self._desk.make_call(key, 1.0, time.monotonic(), "discard", booked=False)
         ask.taken = True
         return ask
 
@@ -234,7 +231,7 @@ class Matching:
             return True
         return self._end.failure.kind == "lost" or arrival.message.agree
 
-    def _match(self, ask: Ask) -> tuple[Arrival | None, Result | None]:
+    def _match(self, ask: CastFuture[Any]) -> tuple[Arrival | None, Result | None]:
         """With the lock held: find what has arrived for an ask, and its result if there is one already.
 
         The result is taken here, once: whoever looks without the lock may see it handed over, or not yet there.
@@ -250,7 +247,7 @@ class Matching:
             arrival.final = SPENT
         return arrival, result
 
-    def _join(self, ask: Ask, arrival: Arrival, *, in_turn: bool = False) -> None:
+    def _join(self, ask: CastFuture[Any], arrival: Arrival, *, in_turn: bool = False) -> None:
         """With the lock held: an ask and its arrival have met; `in_turn`: on the thread that tells of reads itself."""
         arrival.ask = ask
         if ask.traced is not None:
@@ -295,7 +292,7 @@ class Matching:
         if arrival.final is not None and arrival.final.failure is None:
             arrival.final = Result(failure=failure)
 
-    def _after_match(self, ask: Ask, arrival: Arrival | None, result: Result | None) -> None:
+    def _after_match(self, ask: CastFuture[Any], arrival: Arrival | None, result: Result | None) -> None:
         if arrival is None:
             return
         if result is not None:
@@ -305,7 +302,7 @@ class Matching:
 
     # What arrives
 
-    def arrive(self, arrival: Arrival) -> Ask | None:
+    def arrive(self, arrival: Arrival) -> CastFuture[Any] | None:
         """With the lock held: a cast has come; return the call that it is for, if that has been made."""
         if self._overdue is not None and arrival.message.agree:
             arrival.objection, self._overdue = self._overdue, None

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Any
 
-from lazycast.core.ask import Ask
 from lazycast.core.engine import Engine
 from lazycast.core.failures import clip
+from lazycast.core.future import CastFuture
 from lazycast.core.parts import MAX_REASON
 from lazycast.core.performer import Group
 from lazycast.core.situation import Situation, ago, silent_words
@@ -113,7 +114,7 @@ class Neighbours:
             notices.heard_again(rank, hosts[rank], silent_s, link_to(rank))
         return heartbeat.next_s
 
-    def silences(self, ask: Ask) -> tuple[Silence, ...]:
+    def silences(self, ask: CastFuture[Any]) -> tuple[Silence, ...]:
         """With the lock held: return who did not answer when the root was asked about a call; if it was the root, or
         somebody on the way to it, that one.
         """

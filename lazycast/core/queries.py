@@ -5,7 +5,9 @@ Guarantees: an answer counts for the call that it was asked for, as long as that
 
 from __future__ import annotations
 
-from lazycast.core.ask import Ask, Inquiry
+from typing import Any
+
+from lazycast.core.future import CastFuture, Inquiry
 from lazycast.core.situation import Phase
 from lazycast.net.wire import Query, Relayed, Status
 
@@ -15,9 +17,9 @@ class Queries:
 
     def __init__(self, rank: int, root: int) -> None:
         self._rank, self._root = rank, root
-        self._asks: dict[int, Ask] = {}  # by number
+        self._asks: dict[int, CastFuture[Any]] = {}  # by number
 
-    def open(self, ask: Ask, now_s: float) -> Query:
+    def open(self, ask: CastFuture[Any], now_s: float) -> Query:
         """Book that the root is asked about a call; return the question."""
         last, arrival = ask.inquiry, ask.arrival
         ask.inquiry = Inquiry(last.asked_s if last is not None and last.status is None else now_s)
@@ -35,7 +37,7 @@ class Queries:
         else:
             ask.inquiry.status = message
 
-    def forget(self, ask: Ask) -> None:
+    def forget(self, ask: CastFuture[Any]) -> None:
         """A call waits no more."""
         self._asks.pop(ask.number, None)
 
@@ -44,21 +46,21 @@ class Queries:
 
     # What the root has said of a call
 
-    def before_arrival(self, ask: Ask) -> Phase:
+    def before_arrival(self, ask: CastFuture[Any]) -> Phase:
         """Return how far a call without a cast has come."""
         status = _status(ask)
         if status is None:
             return "not arrived", (self._root,), ()
         return f"not arrived; {status.phase}", tuple(status.missing), tuple(status.answered)
 
-    def agreement(self, ask: Ask) -> Phase:
+    def agreement(self, ask: CastFuture[Any]) -> Phase:
         """Return how far a call has come whose part is done here."""
         status = _status(ask)
         if status is None:
             return "agreeing", (self._root,), (self._rank,)
         return status.phase, tuple(status.missing), tuple(status.answered)
 
-    def notes(self, ask: Ask) -> tuple[str, ...]:
+    def notes(self, ask: CastFuture[Any]) -> tuple[str, ...]:
         """Return what else there is to say of a call."""
         notes = [f"made at {ask.origin.site}"] if ask.origin is not None else []
         status = _status(ask)
@@ -71,5 +73,5 @@ class Queries:
         return tuple(notes)
 
 
-def _status(ask: Ask) -> Status | None:
+def _status(ask: CastFuture[Any]) -> Status | None:
     return ask.inquiry.status if ask.inquiry is not None else None

@@ -16,13 +16,13 @@ from typing import Any
 from lazycast.arguments import usable_key
 from lazycast.codec.trust import policy_of
 from lazycast.core.arrival import Arrival
-from lazycast.core.ask import Ask
 from lazycast.core.casts import Casts
 from lazycast.core.coming import Coming
 from lazycast.core.desk import Desk
 from lazycast.core.engine import Engine, Taken, nothing_comes
 from lazycast.core.figures import Reported
 from lazycast.core.follower import FollowerLane
+from lazycast.core.future import CastFuture
 from lazycast.core.intake import Intake
 from lazycast.core.memo.book import Book
 from lazycast.core.neighbours import Neighbours
@@ -253,23 +253,23 @@ class RootLane:
     def work(self) -> float | None:
         return self.near.beat_beside(self.sending.work())
 
-    def inquire(self, ask: Ask) -> None:
+    def inquire(self, ask: CastFuture[Any]) -> None:
         arrival = ask.arrival
         if arrival is None or arrival.local is not None or not arrival.begun:
             self._inquiries.ask_myself(ask)
         else:  # we wait for ourselves
             self._inquiries.hear_all()
 
-    def is_decided(self, ask: Ask) -> bool:
+    def is_decided(self, ask: CastFuture[Any]) -> bool:
         arrival = ask.arrival
         if arrival is None or not arrival.message.agree or arrival.verdict is not None:
             return False
         return not self._ledger.undecided(arrival.message.seq)
 
-    def forget_inquiry(self, ask: Ask) -> None:
+    def forget_inquiry(self, ask: CastFuture[Any]) -> None:
         self._inquiries.forget(ask)
 
-    def tell_late(self, ask: Ask, arrival: Arrival | None) -> None:
+    def tell_late(self, ask: CastFuture[Any], arrival: Arrival | None) -> None:
         self.casts.tell_late(ask, arrival)
 
     # The end
@@ -298,14 +298,14 @@ class RootLane:
 
     # Looking
 
-    def look(self, ask: Ask) -> Situation:
+    def look(self, ask: CastFuture[Any]) -> Situation:
         arrival = ask.arrival
         phase, missing, answered = self._phase(ask, arrival)
         nbytes = arrival.message.nbytes if arrival is not None else None
         notes = (f"made at {ask.origin.site}",) if ask.origin is not None else ()
         return Situation(phase, missing, answered, self.near.silences(ask), nbytes=nbytes, notes=notes)
 
-    def _phase(self, ask: Ask, arrival: Arrival | None) -> Phase:
+    def _phase(self, ask: CastFuture[Any], arrival: Arrival | None) -> Phase:
         if arrival is not None:
             return self.casts.phase(arrival) or self._inquiries.agreement(arrival.message.seq)
         phase, missing, answered = self._inquiries.before_sending(ask)
@@ -316,7 +316,7 @@ class RootLane:
     def worded(self, situation: Situation) -> Situation:
         return self.near.worded(situation)
 
-    def named(self, ask: Ask) -> Named | None:
+    def named(self, ask: CastFuture[Any]) -> Named | None:
         return ask.arrival.message if ask.arrival is not None else self.intake.calls.of(ask)
 
     def _trace_heard(self, rank: int, kind: str, seq: int) -> None:

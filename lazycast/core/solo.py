@@ -16,7 +16,6 @@ from lazycast.codec.fingerprint import approximate_nbytes
 from lazycast.codec.pickling import allocate
 from lazycast.codec.trust import policy_of
 from lazycast.core.arrival import Arrival
-from lazycast.core.ask import Ask
 from lazycast.core.desk import Desk
 from lazycast.core.engine import Engine, Taken, nothing_comes
 from lazycast.core.failures import clip
@@ -56,7 +55,7 @@ class _Call(NamedTuple):
     seq: int
     key: Key | None
     placement: str = "every"
-    ask: Ask | None = None
+    ask: CastFuture[Any] | None = None
 
 
 class _Placed(NamedTuple):
@@ -143,10 +142,10 @@ class SoloLane:
             nbytes = self._size_of(payload) if self._placing is not None else 0
             with self._lock:
                 self.engine.refuse_if_closed()
-                ask = self.desk.make_ask(key, timeout_s, time.monotonic(), "broadcast" if here else "broadcast_async")
                 if key is not None and key in self.desk.pending:
                     raise self.desk.key_in_use(key)
-                self.desk.book(ask)
+                operation = "broadcast" if here else "broadcast_async"
+                ask = self.desk.make_call(key, timeout_s, time.monotonic(), operation)
                 helped = self._place(ask, fn, nbytes)
                 self._counters.cast(HELPERS if helped else "every")
             if fn is None:
@@ -162,13 +161,13 @@ class SoloLane:
                     priority=priority,
                     unwanted=lambda: ask.taken,
                 )
-            future = ask.future  # it is settled, or about to be by whoever was first: then without a cause
-            error = future.exception() if here and future.done() and not future.cancelled() else None
+            # It is settled, or about to be by whoever was first: then without a cause.
+            error = ask.exception() if here and ask.done() and not ask.cancelled() else None
             cause = error.__cause__ if error is not None else None
             if cause is not None and (isinstance(cause, KeyboardInterrupt) or of_handler(cause)):
                 raise cause  # it was meant for the caller, in whose thread this ran
             del error, cause  # each leads to its traceback, and that to frames that lead back
-        return ask.future
+        return ask
 
     @staticmethod
     def _size_of(payload: object) -> int:
@@ -177,7 +176,7 @@ class SoloLane:
         except Exception:  # whatever the attributes of a payload do when they are looked at
             return 0
 
-    def _place(self, ask: Ask, fn: Callable[[Any], Any] | None, nbytes: int) -> bool:
+    def _place(self, ask: CastFuture[Any], fn: Callable[[Any], Any] | None, nbytes: int) -> bool:
         """With the lock held: decide who makes a value; return whether a helper does."""
         if fn is None or self.engine.maker is None:
             return False
@@ -186,7 +185,7 @@ class SoloLane:
             self._placed = self._placing.place(call, nbytes, len(self.desk.waits) - 1)
         return self._placed[0] == HELPERS
 
-    def _learn(self, ask: Ask, result: Result, cost: Cost | None) -> Result:
+    def _learn(self, ask: CastFuture[Any], result: Result, cost: Cost | None) -> Result:
         """Take into account what a value has cost."""
         if self._placing is not None:
             with self._lock:
@@ -196,7 +195,9 @@ class SoloLane:
                     self._placing.reported(ask.number, 1 << self._group.rank, self._group.rank, cost)
         return result
 
-    def _part(self, ask: Ask, fn: Callable[[Any], Any], payload: object, priority: int, helped: bool) -> Result:
+    def _part(
+        self, ask: CastFuture[Any], fn: Callable[[Any], Any], payload: object, priority: int, helped: bool
+    ) -> Result:
         if ask.taken:
             return self._learn(ask, Result(), None)
         if self._memory is None:
@@ -229,7 +230,7 @@ class SoloLane:
         self,
         memory: Memory,
         plan: Plan,
-        ask: Ask,
+        ask: CastFuture[Any],
         fn: Each[Any, Any, Any, Any],
         payload: object,
         priority: int,
@@ -253,7 +254,7 @@ class SoloLane:
 
     def _make(
         self,
-        ask: Ask,
+        ask: CastFuture[Any],
         fn: Callable[[Any], Any],
         payload: object,
         priority: int,
@@ -279,7 +280,7 @@ class SoloLane:
         cpu_s = time.thread_time() - cpu_s
         return self._learn(ask, result, Cost(cpu_s, time.monotonic() - began_s, cpu_s, held_s=held_s))
 
-    def _made_here(self, ask: Ask, fn: Callable[[Any], Any], payload: object) -> Result:
+    def _made_here(self, ask: CastFuture[Any], fn: Callable[[Any], Any], payload: object) -> Result:
         began_s = time.monotonic()
         if (spans := self.engine.spans) is not None and ask.traced is not None:
             ask.traced.cast = of = _Call(ask.number, ask.key, ask=ask)
@@ -291,7 +292,7 @@ class SoloLane:
     def _helped_part(
         self,
         maker: Maker,
-        ask: Ask,
+        ask: CastFuture[Any],
         fn: Callable[[Any], Any],
         payload: object,
         priority: int,
@@ -340,7 +341,7 @@ class SoloLane:
             self.engine.took("materialize", began_s, of)
         return self._learn(ask, result, cost)
 
-    def _not_by_helper(self, ask: Ask, fn: Callable[[Any], Any], payload: object, why: str) -> Result:
+    def _not_by_helper(self, ask: CastFuture[Any], fn: Callable[[Any], Any], payload: object, why: str) -> Result:
         """A chosen placement does not work out: this rank makes the value itself."""
         reason = clip(why, MAX_REASON)
         with self._lock:
@@ -349,7 +350,9 @@ class SoloLane:
         result = self._made_here(ask, fn, payload)
         return self._learn(ask, result, Cost(0.0, 0.0, unshared=reason))
 
-    def _made_in_parts(self, ask: Ask, make: Callable[..., Any], priority: int, numbers: list[int] | None) -> list[Any]:
+    def _made_in_parts(
+        self, ask: CastFuture[Any], make: Callable[..., Any], priority: int, numbers: list[int] | None
+    ) -> list[Any]:
         """Have the results of an `Each` made by all helpers that are free. Raises what `make` raises."""
         assert self._options.helpers is not None
         parts = self._options.helpers.count * PARTS_PER_HELPER
@@ -374,7 +377,7 @@ class SoloLane:
             self._performer.run(helped, lambda _: None, helped=True, seq=ask.number, priority=priority)
         return in_order(crew.work())
 
-    def _settle(self, ask: Ask, result: Result) -> None:
+    def _settle(self, ask: CastFuture[Any], result: Result) -> None:
         if result.failure is None and ask.key is not None:
             with self._lock:
                 if self.desk.noted_ready is not None and not ask.taken:
@@ -390,7 +393,7 @@ class SoloLane:
     def when_room(self, wake: Callable[[], None]) -> bool:
         return True
 
-    def named(self, ask: Ask) -> _Call:
+    def named(self, ask: CastFuture[Any]) -> _Call:
         return _Call(ask.number, ask.key)
 
     def discard(self, key: Key, counted: list[bool] | None = None) -> None:
@@ -401,13 +404,13 @@ class SoloLane:
     def count_missed(self, key: Key | None, exc: BaseException) -> None:
         """There is nobody to be out of step with."""
 
-    def cancel(self, ask: Ask) -> bool:
+    def cancel(self, ask: CastFuture[Any]) -> bool:
         with self._lock:
             if not self.desk.take(ask):
-                return ask.future.cancelled()
+                return ask.cancelled()
             self._counters.cancelled += 1
             self._counters.aborted += 1
-        ask.future.settle_cancelled()
+        ask.settle_cancelled()
         return True
 
     def busy(self) -> bool:
@@ -424,16 +427,16 @@ class SoloLane:
 
     # There is nobody else
 
-    def is_decided(self, ask: Ask) -> bool:
+    def is_decided(self, ask: CastFuture[Any]) -> bool:
         return False
 
-    def tell_late(self, ask: Ask, arrival: Arrival | None) -> None:
+    def tell_late(self, ask: CastFuture[Any], arrival: Arrival | None) -> None:
         """There is nobody to tell."""
 
-    def inquire(self, ask: Ask) -> None:
+    def inquire(self, ask: CastFuture[Any]) -> None:
         """There is nobody to ask."""
 
-    def forget_inquiry(self, ask: Ask) -> None:
+    def forget_inquiry(self, ask: CastFuture[Any]) -> None:
         """Nobody was asked."""
 
     def hear_losses(self) -> None:
@@ -451,7 +454,7 @@ class SoloLane:
 
     # Looking
 
-    def look(self, ask: Ask) -> Situation:
+    def look(self, ask: CastFuture[Any]) -> Situation:
         held = self._performer.holders(ask.number)
         return Situation(f"waits for {held}" if held else "materializing here", (0,))
 

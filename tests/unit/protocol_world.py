@@ -19,8 +19,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from lazycast.core.ask import Ask
 from lazycast.core.follower import FollowerLane
+from lazycast.core.future import CastFuture
 from lazycast.core.performer import Group, Performer, Result
 from lazycast.core.root import RootLane
 from lazycast.core.waits import Stage
@@ -370,12 +370,12 @@ class World:
         return other in self.members[rank].lane.near.topology.remote_neighbours
 
     @staticmethod
-    def _time_out(member: Member, ask: Ask) -> None:
+    def _time_out(member: Member, ask: CastFuture[Any]) -> None:
         lane = member.lane
         if isinstance(lane, FollowerLane):
             lane.desk.on_due(Stage.ASK, ask)
         lane.desk.on_due(Stage.GIVE_UP, ask)
-        member.given_up.update(index for index, future in enumerate(member.futures) if future is ask.future)
+        member.given_up.update(index for index, future in enumerate(member.futures) if future is ask)
 
     def _call(self, member: Member, do: Do) -> None:
         try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast.core.ask import Ask
 from lazycast.core.calls import Call, CallPhase, Calls
+from lazycast.core.future import CastFuture
 from lazycast.net.wire import Failure, Key
 
 FAILED = Failure("refused", 0, "h", "no")
@@ -20,8 +21,8 @@ def _enter(calls: Calls, call: Call) -> None:
 
 
 def _call(seq: int, key: Key | None, failure: Failure | None = None) -> Call:
-    future: Any = None
-    return Call(seq, key, Ask(key, 1.0, future, seq, 0.0, "broadcast", 0), failure=failure)
+    owner: Any = SimpleNamespace(root=0)
+    return Call(seq, key, CastFuture(owner, key, number=seq), failure=failure)
 
 
 def _send(calls: Calls, *, has_room: bool = True) -> int | None:

@@ -15,29 +15,34 @@ from typing import Any
 import pytest
 
 from lazycast.core.future import CastFuture
+from lazycast.net.wire import Key
 
 WAIT_S = 10.0
 
 
 class Engine:
-    """What a future is given by the engine."""
+    """What a future is given: a desk, but for its books."""
+
+    root = 0
 
     def __init__(self) -> None:
         self.withdrawals = 0
         self.callbacks: list[Callable[[], None]] = []
         self.reentrant = False
         self.withdraw_result: bool | None = True
-        self.future: CastFuture[Any] = CastFuture(
-            label=lambda: "cast #3", withdraw=self._withdraw, run_callback=self.callbacks.append, guard=self._guard
-        )
+        self.run_callback = self.callbacks.append
+        self.future: CastFuture[Any] = CastFuture(self, number=3)
 
-    def _withdraw(self) -> bool:
+    def label(self, key: Key | None, seq: int | None, nth: int | None = None) -> str:
+        return "cast #3"
+
+    def withdraw(self, call: CastFuture[Any]) -> bool:
         self.withdrawals += 1
         if self.withdraw_result:
             self.future.settle_cancelled()
         return bool(self.withdraw_result)
 
-    def _guard(self) -> None:
+    def guard_result(self) -> None:
         if self.reentrant:
             raise RuntimeError("reentrant")
 
@@ -164,9 +169,23 @@ def test_cancelling_what_is_done_does_nothing(engine: Engine, end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_settled_future_does_not_hold_the_engine(engine: Engine, end: str) -> None:
+def test_one_that_was_handed_over_ends_as_its_call_and_holds_it_no_more(engine: Engine, end: str) -> None:
+    handed_over: CastFuture[Any] = CastFuture(engine)
+    assert not handed_over.cancel()
+    handed_over.follow(engine.future)
     ENDS[end](engine.future)
-    assert engine.future._withdraw is None
+    assert handed_over.done()
+    assert handed_over.cancelled() == (end == "cancelled")
+    assert handed_over._follows is None
+    assert engine.withdrawals == 0
+
+
+def test_cancelling_one_that_was_handed_over_cancels_its_call(engine: Engine) -> None:
+    handed_over: CastFuture[Any] = CastFuture(engine)
+    handed_over.follow(engine.future)
+    assert handed_over.cancel()
+    assert handed_over.cancelled()
+    assert engine.withdrawals == 1
 
 
 @pytest.mark.parametrize("end", ENDS)

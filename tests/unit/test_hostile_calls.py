@@ -197,7 +197,7 @@ def test_an_exception_before_a_call_has_its_place_counts(rank: int, monkeypatch:
             monkeypatch.undo()
             raise RecursionError("too deep")
 
-        for holder, name in ((lazy._lane.desk, "make_ask"), (desk, "CastFuture")):
+        for holder, name in ((lazy._lane.desk, "make_call"), (desk, "CastFuture")):
             monkeypatch.setattr(holder, name, fails)
             theirs = thread.submit(other.broadcast_async, 1)
             with pytest.raises(RecursionError, match="too deep"):

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,9 @@ from lazycast.codec import pickling
 from lazycast.codec.fingerprint import fingerprint
 from lazycast.core import neighbours
 from lazycast.core.arrival import Arrival
-from lazycast.core.ask import Ask
 from lazycast.core.calls import Call
 from lazycast.core.follower import FollowerLane
+from lazycast.core.future import CastFuture
 from lazycast.core.performer import Group, Result
 from lazycast.core.root import RootLane
 from lazycast.errors import CastTimeoutError, ClosedError, MaterializeError, PeerLostError, RemoteError
@@ -331,10 +332,9 @@ def test_a_call_made_after_a_loss_names_it_though_somebody_closes_at_that_moment
     try:
         lane.on_message(Gone(VICTIM, Failure("lost", VICTIM, "h", "was lost")), memoryview(b""))
         with lane.engine.lock:  # as far as a call had come when the news of the root's end arrived
-            ask = lane.desk.make_ask("later", 30.0, time.monotonic(), "broadcast")
-            lane.desk.book(ask)
+            ask = lane.desk.make_call("later", 30.0, time.monotonic(), "broadcast")
         lane.on_message(Gone(0, Failure("closed", 0, "h", "has closed")), memoryview(b""))
-        error = ask.future.exception(5)
+        error = ask.exception(5)
         assert isinstance(error, PeerLostError)
         assert error.rank == VICTIM
     finally:
@@ -366,7 +366,7 @@ def test_an_interrupt_when_a_follower_asks_for_what_has_come_leaves_neither_its_
     lane = follower(link)
     admitted = lane.matching._join
 
-    def interrupted(ask: Ask, arrival: Arrival) -> None:
+    def interrupted(ask: CastFuture[Any], arrival: Arrival) -> None:
         admitted(ask, arrival)
         signal.raise_signal(signal.SIGINT)
 
@@ -406,14 +406,14 @@ def test_a_call_of_a_follower_that_is_interrupted_counts_once_it_is_made(monkeyp
     """Half made, it would have its number but no place in line: the rank would be out of step from then on."""
     link = FakeLink(1 << 20)
     lane = follower(link)
-    book = lane.desk.book
+    add = lane.desk.waits.add
 
-    def interrupted(ask: Ask) -> None:
-        monkeypatch.setattr(lane.desk, "book", book)
+    def interrupted(ask: CastFuture[Any]) -> bool:
+        monkeypatch.setattr(lane.desk.waits, "add", add)
         signal.raise_signal(signal.SIGINT)
-        book(ask)
+        return add(ask)
 
-    monkeypatch.setattr(lane.desk, "book", interrupted)
+    monkeypatch.setattr(lane.desk.waits, "add", interrupted)
     try:
         with pytest.raises(KeyboardInterrupt):
             lane.call(None, None, None, 30.0)
@@ -505,7 +505,7 @@ def test_an_interrupt_while_a_call_is_cancelled_leaves_no_future_that_never_ends
     lane = follower(FakeLink(1 << 20))
     take = lane.desk.take
 
-    def interrupted(ask: Ask) -> bool:
+    def interrupted(ask: CastFuture[Any]) -> bool:
         taken = take(ask)
         signal.raise_signal(signal.SIGINT)
         return taken

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
-from lazycast.core.ask import Ask
 from lazycast.core.calls import Call
 from lazycast.core.future import CastFuture
 from lazycast.core.performer import Group
@@ -50,10 +50,8 @@ def options_of(placement: str = "auto", **changes: Any) -> Options:
 
 
 def call(seq: int, materialize: Any = decode) -> Call:
-    future: CastFuture[Any] = CastFuture(
-        label=str, withdraw=lambda: False, run_callback=lambda fn: fn(), guard=lambda: None
-    )
-    return Call(seq, None, Ask(None, 1.0, future, seq, time.monotonic(), "broadcast", seq), materialize)
+    owner: Any = SimpleNamespace(root=ROOT)
+    return Call(seq, None, CastFuture(owner, number=seq, since_s=time.monotonic()), materialize)
 
 
 def only(subject: Placing) -> Standing:

@@ -25,6 +25,7 @@ from lazycast.adapters.sglang import (
 )
 from lazycast.core.future import CastFuture
 from lazycast.errors import BackendUnavailableError, LazycastError, ReentrantCallError
+from lazycast.net.wire import Key
 from lazycast.tools.bench.sglang import report, session
 from lazycast.tools.bench.sglang.plan import Plan
 
@@ -62,22 +63,26 @@ def test_the_plugin_does_nothing_where_no_scheduler_is() -> None:
 class Cast:
     """A cast whose engine does what a test tells it to."""
 
+    root = 0
+
     def __init__(self) -> None:
         self.callbacks: list[Callable[[], None]] = []  # what the callback thread has not come to
         self.reentrant = False
-        self.on_withdraw: Callable[[], bool] = self.withdraw
-        self.future: CastFuture[Any] = CastFuture(
-            label=lambda: "a cast",
-            withdraw=lambda: self.on_withdraw(),
-            run_callback=self.callbacks.append,
-            guard=self.guard,
-        )
+        self.run_callback = self.callbacks.append
+        self.on_withdraw: Callable[[], bool] = self.settle_cancelled
+        self.future: CastFuture[Any] = CastFuture(self, number=1)
 
-    def guard(self) -> None:
+    def label(self, key: Key | None, seq: int | None, nth: int | None = None) -> str:
+        return "a cast"
+
+    def guard_result(self) -> None:
         if self.reentrant:
             raise ReentrantCallError("in a callback")
 
-    def withdraw(self) -> bool:
+    def withdraw(self, call: CastFuture[Any]) -> bool:
+        return self.on_withdraw()
+
+    def settle_cancelled(self) -> bool:
         self.future.settle_cancelled()
         return True
 
@@ -138,7 +143,7 @@ def test_giving_up_while_the_cast_is_being_settled(won: bool) -> None:
             callback()
         return False
 
-    cast.on_withdraw = cast.withdraw if won else late
+    cast.on_withdraw = cast.settle_cancelled if won else late
     assert future.cancel() is won
     assert future.done()
     assert future.cancelled() is won

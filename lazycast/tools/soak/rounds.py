@@ -122,7 +122,7 @@ class Round:
             "calls pending": (stats.pending, 0),
             "casts unasked": (stats.unasked, 0),
             "descriptors of shared memory": (census.memories(), 2 * self._backend.size),
-            **{f"instances of {name}": (objects[name], _ALIVE_AT_MOST) for name in ("Ask", "Arrival", "CastFuture")},
+            **{f"instances of {name}": (objects[name], _ALIVE_AT_MOST) for name in ("Arrival", "CastFuture")},
         }
         return [f"{count} {what}, {most} at most" for what, (count, most) in counts.items() if count > most]
 
