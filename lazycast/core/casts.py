@@ -101,7 +101,7 @@ class Casts:
             arrival.reported_s = time.monotonic()
             read = arrival.ask is not None
             arrival.told_read |= read
-            kept_nbytes = sum(one.taken_nbytes for _, one in arrival.kept)
+            kept_nbytes = sum([one.taken_nbytes for _, one in arrival.kept]) if arrival.kept else 0
         if self._engine.tracer is not None and self._relay.upwards is None:
             self.trace_said("report", message.seq)
         self._relay.up(Report(self._group.rank, message.seq, read, result.failure, arrival.cost, kept_nbytes))
@@ -159,8 +159,13 @@ class Casts:
                 result = self.dropped()
             # Once it is handed over, the future alone keeps a value alive.
             arrival.final = result if ask is None else SPENT
-        if ask is not None:
+            if ask is None:
+                return
+            settles = result.failure is None and self._desk.take(ask)
+        if result.failure is not None:
             self._desk.settle(ask, result)
+        elif settles:
+            ask.settle(result.value)
 
     def dropped(self) -> Result:
         """Return what a call gets for a cast that the root had let go of."""

@@ -31,7 +31,7 @@ from lazycast.here import here
 from lazycast.missing import MISSING
 from lazycast.net.wire import Failure, Key
 from lazycast.options import Options
-from lazycast.tracebacks import log
+from lazycast.tracebacks import describe, log
 from lazycast.watch.tracing.tracer import Named, Tracer
 
 logger = logging.getLogger("lazycast")
@@ -263,11 +263,27 @@ class Desk:
 
     # Settling
 
-    def take(self, ask: CastFuture[Any]) -> bool:
-        """With the lock held: take an ask off the books. True for the one caller who may settle its future."""
+    def take(
+        self, ask: CastFuture[Any], exc: BaseException | None = None, *, cancelled: bool = False, seq: int | None = None
+    ) -> bool:
+        """With the lock held: take an ask off the books, and count how it ends: with a value, an error, or `cancelled`.
+
+        True for the one caller who may settle it.
+        """
         if ask.taken:
             return False
         ask.taken = True
+        now_s, counters = time.monotonic(), self._counters
+        if (tracer := self._engine.tracer) is not None:
+            self._trace_end(tracer, ask, now_s, exc)
+        if cancelled:
+            counters.cancelled += 1
+        elif exc is not None:
+            self._engine.count_failure(exc, ask.key, _seq_of(ask) if seq is None else seq)
+        else:
+            counters.resolved += 1
+            counters.resolved_s.append(now_s)
+            counters.noted.append(("total", now_s - ask.since_s))
         ask.arrival = None  # the two would keep each other, and the value, until the next collection
         ask.payload = MISSING
         self.waits.live.pop(ask, None)
@@ -283,50 +299,34 @@ class Desk:
 
     def settle(self, ask: CastFuture[Any], result: Result) -> None:
         """A call has its value, or has come to nothing."""
-        exc: LazycastError | None = None
-        if result.failure is not None and result.failure.kind != "withdrawn":
-            exc = self._exception(ask, result)
+        exc, withdrawn = None, False
+        if result.failure is not None:
+            withdrawn = result.failure.kind == "withdrawn"
+            exc = None if withdrawn else self._exception(ask, result)
         with self._lock:
-            if (tracer := self._engine.tracer) is not None and not ask.taken:
-                self._trace_end(tracer, ask, exc)
-            if not self.take(ask):
+            if not self.take(ask, exc, cancelled=withdrawn):
                 return
-            if result.failure is None:
-                now_s = time.monotonic()
-                self._counters.resolve(now_s, now_s - ask.since_s)
-            elif exc is None:
-                self._counters.cancelled += 1
-            else:
-                self._engine.count_failure(exc, ask.key, exc.seq)
-        if result.failure is None:
-            ask.settle(result.value)
-        elif exc is None:
+        if withdrawn:
             ask.settle_cancelled()
-        else:
+        elif exc is not None:
             ask.settle_error(exc)
+        else:
+            ask.settle(result.value)
 
     def settle_error(self, ask: CastFuture[Any], exc: LazycastError) -> None:
         """A call ends with an error, if it has not ended."""
         with self._lock:
-            taken = self._take_failed(ask, exc)
+            taken = self.take(ask, exc)
         if taken:
             ask.settle_error(exc)
 
-    def _take_failed(self, ask: CastFuture[Any], exc: LazycastError) -> bool:
-        """With the lock held: take an ask off the books that ends with an error."""
-        if (tracer := self._engine.tracer) is not None and not ask.taken:
-            self._trace_end(tracer, ask, exc)
-        if not self.take(ask):
-            return False
-        self._engine.count_failure(exc, ask.key, exc.seq)
-        return True
-
-    def _trace_end(self, tracer: Tracer, ask: CastFuture[Any], exc: LazycastError | None) -> None:
+    def _trace_end(self, tracer: Tracer, ask: CastFuture[Any], now_s: float, exc: BaseException | None) -> None:
         """With the lock held: note how a call ends."""
         of = self.role.named(ask)
-        tracer.took("total", ask.since_s, time.monotonic(), of, call=ask.number)
+        tracer.took("total", ask.since_s, now_s, of, call=ask.number)
         if exc is not None:
-            tracer.happened("failed", of, call=ask.number, error=type(exc).__name__, text=str(exc))
+            text = str(exc) if isinstance(exc, LazycastError) else describe(exc)
+            tracer.happened("failed", of, call=ask.number, error=type(exc).__name__, text=text)
 
     # Time
 
@@ -373,7 +373,7 @@ class Desk:
             if ask.put_off < _MOST_PUT_OFF and self.role.is_decided(ask):  # somebody is about to settle it
                 self._put_off(ask)
                 return
-            if not self._take_failed(ask, exc):
+            if not self.take(ask, exc):
                 return
             ask.late = failure
         self.role.tell_late(ask, arrival)

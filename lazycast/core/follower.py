@@ -123,9 +123,8 @@ class FollowerLane:
 
     def cancel(self, ask: CastFuture[Any]) -> bool:
         with self._lock:
-            if not self.desk.take(ask):
+            if not self.desk.take(ask, cancelled=True):
                 return ask.cancelled()
-            self._counters.cancelled += 1
         ask.settle_cancelled()
         return True
 

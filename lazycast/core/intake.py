@@ -211,8 +211,7 @@ class Intake:
             self._counters.blocking -= 1
             self._engine.count("blocked", call.held_since_s, time.monotonic(), call)
         if refusal is not None:
-            if self._desk.take(call.ask):
-                self._engine.count_failure(refusal, call.key, call.seq)
+            self._desk.take(call.ask, refusal, seq=call.seq)
             if call.failure is None:
                 call.failure = call.ask.late or self._refused(refusal)
         self.calls.enter(call)
@@ -320,8 +319,7 @@ class Intake:
                 ask.late = failure  # whoever is sending it finds that
             elif arrival is not None and not self.recall(arrival, failure):
                 return False  # everybody is about to get it
-            self._desk.take(ask)
-            self._counters.cancelled += 1
+            self._desk.take(ask, cancelled=True)
         ask.settle_cancelled()
         self._clock.wake()
         return True

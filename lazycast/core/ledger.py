@@ -68,7 +68,14 @@ class Ledger:
         self._forget_if_done(seq, entry)
 
     def report(
-        self, rank: int, seq: int, failure: Failure | None, *, known: bool = False, who: int = 0
+        self,
+        rank: int,
+        seq: int,
+        failure: Failure | None,
+        *,
+        known: bool = False,
+        who: int = 0,
+        read: bool = False,
     ) -> Verdict | None:
         """Book a rank's report; return the verdict if it follows from it.
 
@@ -77,11 +84,15 @@ class Ledger:
         Args:
             known: the failure is the root's own word.
             who: the set of ranks that have done their part, if it speaks for others too.
+            read: they have also asked for it.
         """
         who = who or 1 << rank
         entry = self.entries.get(seq)
         if entry is None or not who & (self._others | 1 << self._root):
             return None
+        if read and entry.unread & who:
+            entry.unread &= ~who
+            self._slowest = None
         said_of_another = failure is not None and failure.rank != rank and failure.kind != "withdrawn"
         if failure is not None and said_of_another and not known and not entry.decided:
             failure = self._credible(entry, rank, failure)

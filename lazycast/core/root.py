@@ -134,13 +134,14 @@ class RootLane:
         if isinstance(message, Report):
             self._on_report(message)
         elif isinstance(message, Read):
-            if message.seqs:
+            if message.seqs and self.engine.tracer is not None:
                 self._trace_heard(message.rank, "read", message.seqs[0])
-            who = unpacked(message.who) or 1 << message.rank
+            who = unpacked(message.who) if message.who else 1 << message.rank
             with self._lock:
                 for seq in message.seqs:
                     self._ledger.read(who, seq)
-                self.intake.freed()
+                if self.desk.gates.closed or self.desk.held:
+                    self.intake.freed()
         elif isinstance(message, (Value, Pass)):
             self.casts.making.hear(message, body)
         elif isinstance(message, Need):
@@ -159,11 +160,8 @@ class RootLane:
         if self.engine.tracer is not None:
             self._trace_heard(message.rank, "report", message.seq)
         who = self.near.topology.members(message.rank) if message.whole else 1 << message.rank
+        read = message.read and message.rank != self._group.rank
         with self._lock:
-            if message.read and message.rank != self._group.rank:
-                self._ledger.read(who, message.seq)
-                if self.desk.gates.closed or self.desk.held:
-                    self.intake.freed()
             if self._placing.trials:
                 if message.failure is None:
                     self._placing.reported(message.seq, who, message.rank, message.cost)
@@ -174,7 +172,9 @@ class RootLane:
             if self._memos is not None and message.failure is None:
                 self._memos.reported(message.seq, who, message.kept)
             known = message.failure is not None and message.failure in self._without_code
-            verdict = self._ledger.report(message.rank, message.seq, message.failure, known=known, who=who)
+            verdict = self._ledger.report(message.rank, message.seq, message.failure, known=known, who=who, read=read)
+            if read and (self.desk.gates.closed or self.desk.held):
+                self.intake.freed()
         if verdict is not None:
             self._relay.down(verdict)
             if self.desk.noted_ready is not None and verdict.failure is None:

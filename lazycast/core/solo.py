@@ -406,9 +406,8 @@ class SoloLane:
 
     def cancel(self, ask: CastFuture[Any]) -> bool:
         with self._lock:
-            if not self.desk.take(ask):
+            if not self.desk.take(ask, cancelled=True):
                 return ask.cancelled()
-            self._counters.cancelled += 1
             self._counters.aborted += 1
         ask.settle_cancelled()
         return True

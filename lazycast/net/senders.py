@@ -37,7 +37,8 @@ class Senders:
             if rank not in self._speaks_for.get(peer, ()):
                 raise WireError(f"rank {peer} sent {_name(message)} in the name of rank {rank}")
             if isinstance(message, Report):
-                self._check_report(peer, message)
+                if message.failure is not None:
+                    self._check_report(peer, message, message.failure)
             elif isinstance(message, Read) and message.who and unpacked(message.who) & ~self._members[peer]:
                 raise WireError(f"rank {peer} sent a read in the name of ranks that are not behind it")
         elif route == "host":
@@ -53,14 +54,12 @@ class Senders:
             if message.failure.rank != message.rank or message.failure.kind not in ("lost", "closed"):
                 raise WireError(f"rank {peer} sent {_name(message)} of rank {message.rank} that makes no sense")
 
-    def _check_report(self, peer: int, message: Report) -> None:
+    def _check_report(self, peer: int, message: Report, failure: Failure) -> None:
         """A rank reports what went wrong with itself; and, second hand, with an owner of its host, or the root's code.
 
         What is said of others the root compares with their own word: see `lazycast.core.ledger`.
         """
-        failure, rank = message.failure, message.rank
-        if failure is None:
-            return
+        rank = message.rank
         if message.whole:
             raise WireError(f"rank {peer} sent a failure in the name of many")
         if failure.kind in ENDS if failure.rank == rank else not self._second_hand(failure, rank):

@@ -245,7 +245,7 @@ class Counters:
         self._timings: dict[str, Tally] = {}
         #: What took how long (seconds), to be counted: in one step, since every cast notes half a dozen on each rank.
         self.noted: list[tuple[str, float]] = []
-        self._resolved_s: list[float] = []  # when calls got their values, to be counted
+        self.resolved_s: list[float] = []  # when calls got their values, to be counted
 
     def fold(self) -> None:
         """Count what has been noted."""
@@ -255,17 +255,9 @@ class Counters:
             if tally is None:
                 tally = self._timings[what] = Tally()
             tally.add(seconds)
-        resolved_s, self._resolved_s = self._resolved_s, []
+        resolved_s, self.resolved_s = self.resolved_s, []
         for now_s in resolved_s:
             self._rate.tick(now_s)
-
-    def resolve(self, now_s: float, seconds: float) -> None:
-        """Count a call that got a value, after so many seconds."""
-        self.resolved += 1
-        self._resolved_s.append(now_s)
-        self.noted.append(("total", seconds))
-        if len(self.noted) > _FOLD_AT:
-            self.fold()
 
     def qps(self, now_s: float) -> float:
         """Calls that got a value, per second."""

@@ -505,8 +505,8 @@ def test_an_interrupt_while_a_call_is_cancelled_leaves_no_future_that_never_ends
     lane = follower(FakeLink(1 << 20))
     take = lane.desk.take
 
-    def interrupted(ask: CastFuture[Any]) -> bool:
-        taken = take(ask)
+    def interrupted(ask: CastFuture[Any], *, cancelled: bool) -> bool:
+        taken = take(ask, cancelled=cancelled)
         signal.raise_signal(signal.SIGINT)
         return taken
 

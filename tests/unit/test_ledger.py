@@ -49,6 +49,20 @@ def test_a_report_counts_once() -> None:
     assert books.report(0, 1, None) == Verdict(1)
 
 
+@pytest.mark.parametrize("agree", [True, False])
+def test_a_report_that_says_that_a_cast_was_asked_for_books_that_too(agree: bool) -> None:
+    books = ledger(size=3)
+    books.sent(1, None, 100, agree=agree)
+    assert books.unread() == (1, 100)
+    books.report(0, 1, None)
+    books.report(1, 1, None, read=True)
+    assert not books.is_unread(1, 1)
+    assert books.is_unread(2, 1)
+    books.report(2, 1, None, read=True)
+    assert books.unread() == (0, 0)
+    assert (len(books), books.open_nbytes) == (0, 0)
+
+
 def test_without_agreement_there_is_no_verdict() -> None:
     books = ledger()
     books.sent(1, "k", 100, agree=False)
