@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import msgspec
 
@@ -39,7 +39,7 @@ from lazycast.watch.tracing.tracer import Named
 MAX_REASON = 500
 
 
-class Stages(NamedTuple):
+class Stages(msgspec.Struct, frozen=True):
     """What is left to run: `prepare` makes the value, or the hint with which `finish` does.
 
     With `helped` that is what helpers do, in the place of `prepare`: it gets the payload's bytes and their layout.
@@ -119,7 +119,10 @@ class Parts:
         """Do this rank's part; if it is the owner, share the result as `value`."""
         part = _Part(self, message, material, stages, value)
         began_s = time.thread_time()
-        result = part.run()
+        try:
+            result = Result(part.value())
+        except _Failed as exc:
+            result = exc.result
         if value is not None and not part.told:
             # Without a failure the verdict was one, and came before this part began.
             why = None if result.failure is not None else "the cast had failed already"
@@ -206,23 +209,22 @@ class Parts:
             kind = "untrusted"
         return Result(failure=self._performer.failure(kind, what, exc), cause=exc)
 
-    def watched(self, of: Named, fn: Callable[..., Any], *args: object) -> tuple[Result, float, float | None]:
-        """As `materialize`; return also for how long the interpreter was kept from others, if that was watched."""
-        if self._watching is None or not self._watching.due(name_of(fn)):
-            return *self.materialize(of, fn, *args), None
-        with Watch() as watch:
-            result, seconds = self.materialize(of, fn, *args)
-        return result, seconds, watch.held_s
-
-    def materialize(self, of: Named, fn: Callable[..., Any], *args: object) -> tuple[Result, float]:
-        """Call a stage; return also how long it took."""
+    def materialize(
+        self, of: Named, fn: Callable[..., Any], *args: object, watches: bool = False
+    ) -> tuple[Result, float, float | None]:
+        """Call a stage. Return also how long it took, and, if that was watched, how long it kept the interpreter."""
+        watch = Watch() if watches and self._watching is not None and self._watching.due(name_of(fn)) else None
         began_s = time.monotonic()
         if (within := self.within) is not None:
             fn = within(of, fn)
-        result = self._performer.materialize(fn, *args)
+        if watch is None:
+            result = self._performer.materialize(fn, *args)
+        else:
+            with watch:
+                result = self._performer.materialize(fn, *args)
         seconds = time.monotonic() - began_s
         self._took("materialize", began_s, of)
-        return result, seconds
+        return result, seconds, watch.held_s if watch is not None else None
 
 
 class _Failed(Exception):
@@ -245,28 +247,26 @@ class _Part:
         self.shared_nbytes = 0
         self.unshared: str | None = None
 
-    def run(self) -> Result:
-        try:
-            self._check_payload()
-            return Result(self._value())
-        except _Failed as exc:
-            return exc.result
-
-    def _value(self) -> Any:
-        prepare, finish, helped, _ = self._stages
+    def value(self) -> Any:
+        """Return what this rank gets. Raises _Failed."""
+        if self._message.fingerprint is not None:
+            self._check_payload(self._message.fingerprint)
+        prepare, finish, helped = self._stages.prepare, self._stages.finish, self._stages.helped
         if prepare is None and finish is None and helped is None:
             return self._payload()
         if prepare is None and helped is None:
             payload, hint = self._payload_and_hint()
         else:
-            hint, payload = self._taken(), MISSING
+            payload = MISSING
+            hint = self._taken() if self._material.shared is not None else MISSING
             if hint is MISSING and helped is not None:
                 hint, prepare = self._made_by(helped)
             if hint is MISSING:
                 assert prepare is not None
                 payload = self._payload()
                 hint = self._materialize(prepare, payload)
-                hint = self._share(hint)
+                if self._to_share is not None and not self.told:
+                    hint = self._share(self._to_share, hint)
             if finish is None:
                 return hint
             if payload is MISSING:
@@ -274,10 +274,10 @@ class _Part:
         assert finish is not None
         return self._materialize(finish, payload, hint)
 
-    def _check_payload(self) -> None:
+    def _check_payload(self, expected: bytes) -> None:
         """Where every rank brings its own payload, make sure that it is the root's."""
-        expected, own = self._message.fingerprint, self._material.own
-        if expected is None or own is None or own.of_root:
+        own = self._material.own
+        if own is None or own.of_root:
             return
         try:
             if own.payload is MISSING:
@@ -293,11 +293,11 @@ class _Part:
             raise _Failed(self._parts.failed("mismatch", "a replicated payload was refused", exc)) from exc
 
     def _taken(self) -> Any:
-        """Return what the owner has shared; MISSING if there is nothing, or nothing that can be used."""
-        shared = self._material.shared
-        if shared is None or shared[0].unshared is not None:
+        """Return what the owner has shared; MISSING if that cannot be used."""
+        assert self._material.shared is not None
+        value, body = self._material.shared
+        if value.unshared is not None:
             return MISSING
-        value, body = shared
         self._material.shared = None
         if value.failure is not None:
             raise _Failed(Result(failure=value.failure))
@@ -405,7 +405,7 @@ class _Part:
 
     def _materialize(self, fn: Callable[..., Any], *args: object) -> Any:
         cpu_s = time.thread_time()
-        result, seconds, held_s = self._parts.watched(self._message, fn, *args)
+        result, seconds, held_s = self._parts.materialize(self._message, fn, *args, watches=True)
         self.materialize_cpu_s += time.thread_time() - cpu_s
         self.materialize_s += seconds
         if held_s is not None:
@@ -414,8 +414,7 @@ class _Part:
             raise _Failed(result)
         return result.value
 
-    def _share(self, value: object) -> object:
-        if self._to_share is not None and not self.told:
-            self.told = True
-            self.shared_nbytes, self.unshared, value = self._parts.share(self._message, self._to_share, value)
+    def _share(self, message: Value, value: object) -> object:
+        self.told = True
+        self.shared_nbytes, self.unshared, value = self._parts.share(self._message, message, value)
         return value

@@ -18,7 +18,7 @@ import msgspec
 from lazycast.core import failures
 from lazycast.core.interrupts import Uninterrupted
 from lazycast.core.surroundings import apart
-from lazycast.core.workers import Workers, inside, unforked
+from lazycast.core.workers import Workers, unforked
 from lazycast.here import call_out, here
 from lazycast.materialize.cores import Cores, together
 from lazycast.materialize.each import place_of_failure
@@ -190,13 +190,14 @@ class Performer:
     ) -> None:
         with Uninterrupted():  # in a thread of a given executor, or of a caller
             outer, here.unwanted = here.unwanted, unwanted
+            here.roles.append((self._owner, "materializer"))  # as `inside` does
             try:
-                with inside(self._owner, "materializer"):
-                    result = part()
+                result = part()
             except BaseException as exc:  # a defect: what user code raises is in the result
                 result = Result(failure=self.failure("materialize", "lazycast itself failed", exc), cause=exc)
             finally:
                 here.unwanted = outer
+                here.roles.pop()
             done(result)
 
     def _submit(

@@ -285,7 +285,7 @@ class Sending:
             return Result()
         cpu_s = time.thread_time()
         first = fn.prepare if isinstance(fn, Staged) else fn
-        result, materialize_s, held_s = self._casts.making.parts.watched(call, first, payload)
+        result, materialize_s, held_s = self._casts.making.parts.materialize(call, first, payload, watches=True)
         cpu_s = time.thread_time() - cpu_s
         with self._lock:
             self.placing.spent(call.seq, Cost(cpu_s, materialize_s, cpu_s, held_s=held_s))

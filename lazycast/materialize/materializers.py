@@ -446,11 +446,11 @@ class Loader:
         if refused is not None:
             raise TrustError(refused)
         with self._lock:
-            loaded, code = self._loaded.get(ref.ident), self._codes.get(ref.ident)
-            whole = self._codes.get(_WHOLE + ref.ident)
-            self.hits += loaded is not None
-        if loaded is not None:
-            return loaded
+            loaded = self._loaded.get(ref.ident)
+            if loaded is not None:
+                self.hits += 1
+                return loaded
+            code, whole = self._codes.get(ref.ident), self._codes.get(_WHOLE + ref.ident)
         if code is not None:
             fn: Materializer = _unpickled(code, ref) if whole is None else pickle.loads(whole)
         elif ref.path is not None:

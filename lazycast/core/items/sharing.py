@@ -215,8 +215,7 @@ class Sharing:
         if result.failure is not None:
             return result
         numbers = numbers_of_new(message.items) if message.items else None
-        result, _ = self._parts.materialize(message, Some(each, part, len(items.makers), None, numbers), result.value)
-        return result
+        return self._parts.materialize(message, Some(each, part, len(items.makers), None, numbers), result.value)[0]
 
     def _payload(self, arrival: Arrival, material: Material) -> Result:
         message, body = arrival.message, material.body
@@ -310,7 +309,7 @@ class Sharing:
         with self._lock:
             items.let_go()
         if join is not list:
-            result, _ = self._parts.materialize(message, join, value)
+            result = self._parts.materialize(message, join, value)[0]
             if result.failure is not None:
                 return result
             value = result.value
