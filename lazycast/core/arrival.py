@@ -74,12 +74,6 @@ class Arrival(msgspec.Struct, eq=False, weakref=True):
         return ask is None or not ask.taken
 
     @property
-    def plain(self) -> bool:
-        """Whether there is nothing to do but to decode what was sent."""
-        message = self.message
-        return message.ref is None and message.finish is None and message.fingerprint is None
-
-    @property
     def _differs(self) -> bool:
         """Whether this rank's own payload is known not to be the root's."""
         own = self.own

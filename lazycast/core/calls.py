@@ -27,7 +27,7 @@ from lazycast.net.wire import Failure, Key
 class CallPhase(IntEnum):
     """How far a call of the root has come. What follows what, and nothing else does:
 
-    NEW → HELD | QUEUED       it has its place among the calls of its key; HELD: there is no room for it
+    NEW → HELD | QUEUED       it gets its place among the calls of its key; HELD: there is no room for it
     HELD → QUEUED             it has entered the queue, if only as a failure
     QUEUED → MAKING | READY   somebody has begun it; MAKING: its value, hint or items are being made on the root
     MAKING → READY            made, failed or withdrawn
@@ -97,23 +97,23 @@ class Calls:
         #: How many calls with a value have entered and are not sent.
         self.entered = 0
 
-    def add(self, call: Call) -> None:
-        """Give a new call its place among those of its key. It may wait for room before it enters."""
+    def hold(self, call: Call) -> None:
+        """Give a new call its place among those of its key. There is no room for it."""
+        assert call.phase is CallPhase.NEW, call.phase
+        call.phase = CallPhase.HELD
         self._lines.setdefault(call.key, deque()).append(call)
         self._unsent[call.ask.number] = call
 
     def enter(self, call: Call) -> None:
-        """Let a call that was added begin."""
+        """Let a call begin, in the place that it was given when it was held, or is given now."""
         assert call.phase <= CallPhase.HELD, call.phase
+        if call.phase is CallPhase.NEW:
+            self._lines.setdefault(call.key, deque()).append(call)
+            self._unsent[call.ask.number] = call
         call.phase = CallPhase.QUEUED
         self.new.append(call)
         call.takes_room = call.failure is None
         self.entered += call.takes_room
-
-    def hold(self, call: Call) -> None:
-        """There is no room for a call that was added."""
-        assert call.phase is CallPhase.NEW, call.phase
-        call.phase = CallPhase.HELD
 
     def make(self, call: Call) -> None:
         """The value of a call that was begun, or its hint, is being made."""

@@ -117,7 +117,7 @@ class Intake:
         if self._options.debug and refusal is None:
             with contextlib.suppress(Exception):  # of one that cannot be looked at nothing is known
                 as_called = mark(payload)
-        call: Call | None = None  # once it has its place in line
+        call: Call | None = None  # once it counts
         try:
             with Uninterrupted():  # what has begun must count, or the ranks would be out of step
                 with self._lock:
@@ -141,9 +141,8 @@ class Intake:
                     if counted is not None:
                         counted.append(True)
                     call = made
-                    self.calls.add(call)  # its place among the casts of its key, before it waits for anything
-                    waits = refusal is None and self._must_wait(call)
-                    if waits:
+                    waits = refusal is None and not self.window.has_room() and self._end.failure is None
+                    if waits:  # in its place among the casts of its key
                         refusal = self._hold_back(call)
                     if refusal is not None:
                         self._enter(call, refusal)
@@ -198,9 +197,7 @@ class Intake:
                 if bad is not None or self._engine.closing:
                     return
                 ask = self._desk.make_call(key, 1.0, time.monotonic(), "broadcast", booked=False)
-                call = Call(next(self.seqs), key, ask)
-                self.calls.add(call)
-                self._enter(call, exc)
+                self._enter(Call(next(self.seqs), key, ask), exc)
             self._clock.wake()
 
     def _enter(self, call: Call, refusal: BaseException | None) -> None:
@@ -256,10 +253,6 @@ class Intake:
         text = f"{self._desk.label(key, None)}: it would block: {held}; nothing was cast: come back later"
         return WouldBlockError(f"{text}, or await lazy.cast(...)", rank=self._group.rank)
 
-    def _must_wait(self, call: Call) -> bool:
-        """With the lock held."""
-        return not self.window.has_room() and self._end.failure is None and call.failure is None
-
     def _hold_back(self, call: Call) -> Exception | None:
         """With the lock held: a call is to wait while the slowest rank has too much unread; or is refused."""
         reentrant = self._engine.reentrant("broadcast_async() under back-pressure")
@@ -280,7 +273,7 @@ class Intake:
         ask = call.ask
         if not self.window.has_room():  # what was not sent when the call was made can be dropped now
             self._go_beyond(self._options.beyond)
-        if not self._must_wait(call):
+        if self.window.has_room() or self._end.failure is not None or call.failure is not None:
             return None
         if self._engine.closing:
             return ClosedError(f"{self._desk.label_of(ask)}: closed here before it was sent", rank=self._group.rank)

@@ -45,30 +45,6 @@ def _catch(number: int, frame: FrameType | None) -> None:
         raise
 
 
-def _put_aside() -> None:
-    global _seen, _found
-    now = tuple(map(_signal.getsignal, _NUMBERS))  # of all: it takes less time than to know of which
-    if now != _seen:
-        _found = [(number, handler) for number, handler in zip(_NUMBERS, now, strict=True) if callable(handler)]
-        _seen = now
-    for number, handler in _found:
-        if handler is not _catch:
-            _aside[number] = handler  # first: ours may be called as soon as it is there
-            _signal.signal(number, _catch)
-
-
-def _put_back() -> None:
-    # Signals wait no more: whatever is raised in here leaves ours where it was, and passing on.
-    try:
-        for number in list(_aside):
-            if _signal.getsignal(number) is _catch:
-                _signal.signal(number, _aside[number])
-    finally:
-        _raised.clear()
-        if _caught:
-            _deliver()
-
-
 def _deliver() -> None:
     if not _caught:
         return
@@ -108,7 +84,15 @@ class Uninterrupted:
         self._depth, self._defers, self._holds, self._roles = here.depth, here.defers, here.holds, len(here.roles)
         if here.main:
             if not here.holds:
-                _put_aside()
+                global _seen, _found
+                now = tuple(map(_signal.getsignal, _NUMBERS))  # of all: it takes less time than to know of which
+                if now != _seen:
+                    _found = [(n, handler) for n, handler in zip(_NUMBERS, now, strict=True) if callable(handler)]
+                    _seen = now
+                for number, handler in _found:
+                    if handler is not _catch:
+                        _aside[number] = handler  # first: ours may be called as soon as it is there
+                        _signal.signal(number, _catch)
             here.defers = here.holds = True  # in this order: nothing is raised in between
         here.depth += 1
 
@@ -123,5 +107,13 @@ class Uninterrupted:
             here.defers = False
             if self._holds:  # in user code that another one further out has called
                 _deliver()
-            else:
-                _put_back()
+                return
+            # Signals wait no more: whatever is raised in here leaves ours where it was, and passing on.
+            try:
+                for number in list(_aside):
+                    if _signal.getsignal(number) is _catch:
+                        _signal.signal(number, _aside[number])
+            finally:
+                _raised.clear()
+                if _caught:
+                    _deliver()

@@ -239,8 +239,8 @@ class Making:
             return
         if (spans := self._engine.spans) is not None:
             spans.began(arrival.message)
-        quick = self._is_quick(arrival)
-        if quick and arrival.plain:
+        quick, message = self._is_quick(arrival), arrival.message
+        if quick and message.ref is None and message.finish is None and message.fingerprint is None:
             self._outcome.done(arrival, self._plain_part(arrival))
         elif quick:  # no user code runs: neither marks nor workers are needed
             self._part_done(arrival, self._part(arrival))

@@ -15,11 +15,6 @@ from lazycast.net.wire import Failure, Key
 FAILED = Failure("refused", 0, "h", "no")
 
 
-def _enter(calls: Calls, call: Call) -> None:
-    calls.add(call)
-    calls.enter(call)
-
-
 def _call(seq: int, key: Key | None, failure: Failure | None = None) -> Call:
     owner: Any = SimpleNamespace(root=0)
     return Call(seq, key, CastFuture(owner, key, number=seq), failure=failure)
@@ -36,16 +31,30 @@ def _send(calls: Calls, *, has_room: bool = True) -> int | None:
 def test_calls_begin_in_the_order_they_were_made() -> None:
     calls = Calls()
     for seq, key in enumerate(("a", None, "a", "b")):
-        _enter(calls, _call(seq, key))
+        calls.enter(_call(seq, key))
     assert [call.seq for call in calls.new] == [0, 1, 2, 3]
     assert calls.entered == 4
+
+
+def test_a_call_that_is_held_has_its_place_and_does_not_begin() -> None:
+    calls = Calls()
+    held, later = _call(1, "a"), _call(2, "a")
+    calls.hold(held)
+    calls.enter(later)
+    calls.make_ready(later)
+    assert list(calls.new) == [later]
+    assert calls.first("a") is held
+    assert _send(calls) is None
+    calls.enter(held)
+    calls.make_ready(held)
+    assert [_send(calls), _send(calls)] == [1, 2]
 
 
 def test_a_slow_call_holds_up_its_own_key_only() -> None:
     calls = Calls()
     slow, same_key, other = _call(1, "a"), _call(2, "a"), _call(3, "b")
     for call in (slow, same_key, other):
-        _enter(calls, call)
+        calls.enter(call)
     calls.make_ready(same_key)
     assert _send(calls) is None
     calls.make_ready(other)
@@ -59,7 +68,7 @@ def test_without_room_only_failures_are_sent() -> None:
     calls = Calls()
     value, failed = _call(1, "a"), _call(2, "b", FAILED)
     for call in (failed, value):
-        _enter(calls, call)
+        calls.enter(call)
         calls.make_ready(call)
     assert _send(calls, has_room=False) == 2
     assert _send(calls, has_room=False) is None
@@ -71,8 +80,8 @@ def test_without_room_only_failures_are_sent() -> None:
 def test_the_call_of_an_ask_and_the_first_of_a_key_are_found_until_sent() -> None:
     calls = Calls()
     a, b = _call(1, "a"), _call(2, "a")
-    _enter(calls, a)
-    _enter(calls, b)
+    calls.enter(a)
+    calls.enter(b)
     assert calls.of(a.ask) is a
     assert calls.first("a") is a
     assert calls.first("nothing") is None
@@ -100,7 +109,7 @@ def test_per_key_in_order_and_everything_is_sent_in_the_end(steps: list[tuple[st
     for what, arg in steps:
         if what == "add":
             added.append(_call(len(added), arg))
-            _enter(calls, added[-1])
+            calls.enter(added[-1])
         elif what == "ready":
             waiting = [call for call in added if call.phase < CallPhase.READY]
             if waiting:

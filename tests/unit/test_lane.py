@@ -16,7 +16,6 @@ from lazycast.codec import pickling
 from lazycast.codec.fingerprint import fingerprint
 from lazycast.core import neighbours
 from lazycast.core.arrival import Arrival
-from lazycast.core.calls import Call
 from lazycast.core.follower import FollowerLane
 from lazycast.core.future import CastFuture
 from lazycast.core.performer import Group, Result
@@ -267,14 +266,14 @@ def test_an_interrupt_while_a_call_is_made_that_has_to_wait_for_room_leaves_its_
     group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     lane = RootLane(group, options(), FakeContext(link), place(0, 0, [[r] for r in range(SIZE)]), None)
     lane.start(timeout_s=1.0)
-    must_wait = lane.intake._must_wait
+    has_room = lane.intake.window.has_room
 
-    def interrupted(call: Call) -> bool:
-        monkeypatch.setattr(lane.intake, "_must_wait", must_wait)
+    def interrupted() -> bool:
+        monkeypatch.setattr(lane.intake.window, "has_room", has_room)
         signal.raise_signal(signal.SIGINT)
-        return True
+        return False
 
-    monkeypatch.setattr(lane.intake, "_must_wait", interrupted)
+    monkeypatch.setattr(lane.intake.window, "has_room", interrupted)
     try:
         with pytest.raises(KeyboardInterrupt):
             lane.call(1, None, None, 30.0)
@@ -451,7 +450,7 @@ def test_why_a_rank_is_silent_is_asked_of_the_kernel_without_the_lock(
         assert "known to the kernel" in lane.desk.situation(lane.desk.waits.waiting()[0]).text()
         assert "known to the kernel" in lane.engine.looks.dump()
         if isinstance(lane, RootLane):
-            monkeypatch.setattr(lane.intake, "_must_wait", lambda call: True)
+            monkeypatch.setattr(lane.intake.window, "has_room", lambda: False)
             with pytest.raises(CastTimeoutError, match="known to the kernel"):
                 lane.call(1, None, "held back", 0.01)
         assert locked
