@@ -1,6 +1,7 @@
 """The lane of a rank that is not the root: what the root says of its casts, and what it is told.
 
-Guarantees: the root learns what has been asked for in batches: at once when they may hold it back, else a little later.
+Guarantees: the root learns what has been asked for at once when that may hold it back, or when it was told of nothing
+for a while; else a little later, in batches.
 """
 
 from __future__ import annotations
@@ -91,7 +92,9 @@ class FollowerLane:
         self.casts = Casts(engine, group, options, policy, self.desk, self.near, code_for=None, react=self._react_to)
         self._reads = Reads(options.max_inflight, options.max_inflight_nbytes)
         in_turn = self._relay.is_near(topology.parent)
-        self.matching = Matching(engine, group, options, self.desk, self.casts, self._reads, reads_in_turn=in_turn)
+        self.matching = Matching(
+            engine, group, options, self.desk, self.casts, self._reads, self._tell_reads, reads_in_turn=in_turn
+        )
         self.call, self.next_call = self.matching.call, self.matching.next_call  # as of every lane
         self.when_come = self.matching.when_come
         self._placed: str | None = None
@@ -302,7 +305,7 @@ class FollowerLane:
     def _tell_reads(self, now_s: float) -> float | None:
         with self._lock:
             reads, next_s = self._reads.take(now_s), self._reads.due_s
-        for seqs in messages(reads):
+        for seqs in messages(reads) if reads else ():
             if self.engine.tracer is not None and self._relay.upwards is None:
                 self.casts.trace_said("read", seqs[0])
             self._relay.up(Read(self._group.rank, seqs))

@@ -38,6 +38,7 @@ class Matching:
 
     Args:
         reads: what the root is to be told of.
+        tell_reads: tells it what is due.
         reads_in_turn: whether who takes casts tells of reads itself.
     """
 
@@ -49,12 +50,13 @@ class Matching:
         desk: Desk,
         casts: Casts,
         reads: Reads,
+        tell_reads: Callable[[float], float | None],
         *,
         reads_in_turn: bool,
     ) -> None:
         self._engine, self._group, self._options, self._desk, self._casts = engine, group, options, desk, casts
         self._lock, self._end = engine.lock, casts.end
-        self._reads, self._reads_in_turn = reads, reads_in_turn
+        self._reads, self._tell_reads, self._reads_in_turn = reads, tell_reads, reads_in_turn
         self.mailbox: Mailbox[CastFuture[Any], Arrival] = Mailbox()
         self._pairings = Pairings()
         self._overdue: Failure | None = None  # a divergence that the others are told of with the next cast
@@ -196,6 +198,7 @@ class Matching:
         """With the lock held: return what came first of all that wait. What was dropped is passed over, and counts."""
         while (first := self.mailbox.first(keyed=keyed)) is not None and first.dropped:
             self._match(self._given_up_ask(first.message.key))
+            self._engine.clock.wake()  # it tells of that
         return first
 
     def give_up_next(self, key: Key | None, counted: list[bool] | None = None) -> None:
@@ -270,8 +273,8 @@ class Matching:
         reports_later = arrival.message.agree and arrival.local is None and arrival.final is None
         if not reports_later and not arrival.told_read and arrival.message.failure is None:
             arrival.told_read = True
-            sooner = self._reads.add(arrival.message.seq, arrival.message.nbytes, time.monotonic())
-            if sooner and not in_turn:
+            sooner, due_s = self._reads.add(arrival.message.seq, arrival.message.nbytes), self._reads.due_s
+            if sooner and not in_turn and due_s is not None and due_s > time.monotonic():  # else `_after_match` tells
                 self._engine.clock.wake()
 
     def _compare(self, here: Origin, root: Origin, arrival: Arrival) -> None:
@@ -299,6 +302,9 @@ class Matching:
             self._desk.settle(ask, result)
         else:
             self._casts.making.advance(arrival)
+        due_s = self._reads.due_s
+        if due_s is not None and due_s <= (now_s := time.monotonic()):
+            self._tell_reads(now_s)
 
     # What arrives
 

@@ -1,14 +1,16 @@
 """What a rank has asked for since it last told the root: plain data, no threads, no clock.
 
-Guarantees: the root is told at once when this may hold it back, else a little later, of many casts in one message.
+Guarantees: the root is told at once when this may hold it back, or when it has not been told for a while; else a little
+later, of many casts in one message.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-#: How long reads are gathered before the root is told, unless a quarter of its window, in casts or in bytes, is
-#: reached. Telling it of each small cast took a fifth of a follower's time.
+#: How long after the root has been told reads are gathered before it is told again, unless a quarter of its window, in
+#: casts or in bytes, is reached. Telling it of each small cast took a fifth of a follower's time.
 DELAY_S = 0.02
 _PER_MESSAGE = 2000  # of at most nine bytes each
 
@@ -24,14 +26,15 @@ class Reads:
         self._many_nbytes = max_inflight_nbytes // 4
         self._seqs: list[int] = []
         self._nbytes = 0
+        self.told_s = -math.inf  # when it was told last
         self.due_s: float | None = None  # when the root is to be told
 
-    def add(self, seq: int, nbytes: int, now_s: float) -> bool:
+    def add(self, seq: int, nbytes: int) -> bool:
         """Note that a cast has been asked for. True if the root is now to be told sooner than before."""
         self._seqs.append(seq)
         self._nbytes += nbytes
         many = len(self._seqs) >= self._many or self._nbytes >= self._many_nbytes
-        due_s = 0.0 if many else now_s + DELAY_S
+        due_s = 0.0 if many else self.told_s + DELAY_S
         if self.due_s is not None and due_s >= self.due_s:
             return False
         self.due_s = due_s
@@ -41,7 +44,7 @@ class Reads:
         """Return and forget what is noted, if the root is to be told of it by now."""
         if self.due_s is None or self.due_s > now_s:
             return []
-        seqs, self._seqs, self._nbytes, self.due_s = self._seqs, [], 0, None
+        seqs, self._seqs, self._nbytes, self.due_s, self.told_s = self._seqs, [], 0, None, now_s
         return seqs
 
     def __len__(self) -> int:

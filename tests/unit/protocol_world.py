@@ -11,6 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import ctypes
 import functools
+import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -270,6 +271,8 @@ class World:
             mesh: Any = FakeMesh(self, rank, host) if len(host) > 1 else None
             kind = RootLane if rank == case.root else FollowerLane
             lane = kind(group, options, FakeContext(self, rank), _placed(rank, case.root, hosts), mesh)
+            if isinstance(lane, FollowerLane):
+                lane._reads.told_s = math.inf  # what is read is told by `settle` alone: time must decide nothing
             relay: Relay = lane.near.relay
             relay.connect(lane.near._context, timeout_s=1.0, name="world")
             self.members.append(Member(lane, deque(script)))
@@ -404,6 +407,7 @@ class World:
                 if upwards is not None and upwards.combining.due_s is not None:
                     upwards.combining.due_s = 0.0
                 lane.work()
+                lane._reads.told_s = math.inf
             while steps := self.enabled():
                 self.do(steps[0])
 

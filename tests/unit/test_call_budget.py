@@ -48,7 +48,7 @@ def passed(options: dict[str, Any], materialize: Any) -> list[list[str]]:
         sys.setprofile(profile)
         for number in range(KNOWN + 20):
             if number >= KNOWN:
-                time.sleep(0.05)
+                time.sleep(0.05 if lazy.rank else 0.065)  # the others ask first
                 profile.called, profile.on = [], True
             lazy.broadcast(payload)
             if number >= KNOWN:
@@ -63,16 +63,17 @@ def passed(options: dict[str, Any], materialize: Any) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("options", "materialize", "root", "other"),
     [
-        ({"agree": False, "placement": "every"}, None, 64, 60),
-        ({}, None, 84, 68),
-        ({"placement": "every"}, length, 119, 103),
-        ({}, length, 160, 103),
+        ({"agree": False, "placement": "every"}, None, 54, 53),
+        ({}, None, 67, 58),
+        ({"placement": "every"}, length, 101, 87),
+        ({}, length, 145, 87),
     ],
     ids=["agree=False", "default", "materializer", "chosen"],
 )
 def test_a_small_cast_passes_few_functions(options: dict[str, Any], materialize: Any, root: int, other: int) -> None:
     counted = launch(passed, ranks=2, args=(options, materialize), timeout_s=60)
     for rank, (casts, budget) in enumerate(zip(counted, (root, other), strict=True)):
-        # On a busy machine most casts also see what was before them, or come before they are asked for.
-        fewest = min((cast for cast in casts if "lazycast.core.future:settle" in cast), key=len)
+        # On a busy machine most casts also see what was before them, and some have come before they are asked for.
+        whole = {"lazycast.core.future:settle", "lazycast.core.follower:_on_cast" if rank else "lazycast.api:broadcast"}
+        fewest = min((cast for cast in casts if whole <= set(cast)), key=len)
         assert len(fewest) <= budget, f"rank {rank} passes {len(fewest)}: {Counter(fewest).most_common()}"

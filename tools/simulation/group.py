@@ -215,7 +215,7 @@ class Group:
         self._valued[seq][rank] = self._machines.now_s
         if self._plan.agree:
             self._up(rank, Report(rank, seq, rank != ROOT, cost=Cost(took_s, took_s)))
-        elif rank != ROOT and self._reads[rank].add(seq, self._plan.nbytes, self._machines.now_s):
+        elif rank != ROOT and self._reads[rank].add(seq, self._plan.nbytes):
             due_s = self._reads[rank].due_s
             assert due_s is not None
             self._machines.at(max(due_s, self._machines.now_s), functools.partial(self._tell_reads, rank))
