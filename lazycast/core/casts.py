@@ -37,6 +37,7 @@ class Casts:
 
     Args:
         code_for: see `Making`.
+        report: takes what this rank says of its part.
         react: to the news that a rank closed or was lost. Without the lock.
     """
 
@@ -50,10 +51,12 @@ class Casts:
         near: Neighbours,
         *,
         code_for: Callable[[str], bytes] | None,
+        report: Callable[[Report], None],
         react: Callable[[Gone], None],
     ) -> None:
         self._engine, self._group, self._options, self._desk, self._near = engine, group, options, desk, near
         self._lock, self._counters, self._relay, self._react = engine.lock, engine.counters, near.relay, react
+        self._report = report
         self.end = End()
         self.keeping: Keeping | None = None  # where values are remembered
         if options.memo is not None:
@@ -85,7 +88,7 @@ class Casts:
         if not message.agree:
             self.conclude(arrival, result)
             if self._options.placement == "auto" and (message.ref is not None or message.finish is not None):
-                self._relay.up(Report(self._group.rank, message.seq, False, result.failure, arrival.cost))
+                self._report(Report(self._group.rank, message.seq, False, result.failure, arrival.cost))
             return
         if message.keep and self.keeping is not None:
             self.keeping.put_down(arrival, result)
@@ -104,7 +107,7 @@ class Casts:
             kept_nbytes = sum([one.taken_nbytes for _, one in arrival.kept]) if arrival.kept else 0
         if self._engine.tracer is not None and self._relay.upwards is None:
             self.trace_said("report", message.seq)
-        self._relay.up(Report(self._group.rank, message.seq, read, result.failure, arrival.cost, kept_nbytes))
+        self._report(Report(self._group.rank, message.seq, read, result.failure, arrival.cost, kept_nbytes))
         if verdict is not None:
             self.conclude(arrival, Result(failure=verdict, cause=result.cause if result.failure is not None else None))
 
@@ -140,7 +143,7 @@ class Casts:
         with self._lock:
             read = arrival.ask is not None
             arrival.told_read |= read
-        self._relay.up(Report(self._group.rank, arrival.message.seq, read))
+        self._report(Report(self._group.rank, arrival.message.seq, read))
 
     def conclude(self, arrival: Arrival, result: Result) -> None:
         """This is what a cast comes to."""
@@ -176,7 +179,7 @@ class Casts:
         """The time of a call is over here: if its cast is to be everybody's or nobody's, it will be nobody's."""
         # Without an arrival there is nothing to report on yet: whoever brings it finds `ask.late`.
         if arrival is not None and arrival.message.agree and ask.late is not None:
-            self._relay.up(Report(self._group.rank, arrival.message.seq, False, ask.late))
+            self._report(Report(self._group.rank, arrival.message.seq, False, ask.late))
 
     def trace_said(self, kind: str, seq: int) -> None:
         """Note when a message goes to the root, if its clock is another one: see `RootLane._trace_heard`."""

@@ -70,10 +70,10 @@ class Clock:
         except RuntimeError:
             return  # it is open already
 
-    def work_here(self, work: Callable[[], object]) -> None:
+    def work_here(self, work: Callable[[], bool]) -> None:
         """There is something to do: do `work` in this thread, unless the engine's is at it. Call it `Uninterrupted`.
 
-        What `work` leaves undone is the engine's: whoever leaves something wakes it.
+        What `work` leaves undone is the engine's: it says whether there may be more.
 
         It saves a small cast two changes of threads, which take as long as all the rest of the root's work on it.
         """
@@ -81,12 +81,14 @@ class Clock:
             self.wake()
             return
         try:
-            work()
+            more = work()
         except BaseException as exc:
             self._tell_failure(exc)
             raise
         finally:
             self._working.release()
+        if more:
+            self.wake()
 
     def work_at_last(self, work: Callable[[], object], timeout_s: float) -> bool:
         """Do `work` in this thread, after what the engine's is at; return False if that takes longer than allowed."""

@@ -89,7 +89,17 @@ class FollowerLane:
         self.near = Neighbours(engine, group, options, context, topology, mesh, self)
         self._relay = self.near.relay
         policy = policy_of(options, same_program=group.same_program)
-        self.casts = Casts(engine, group, options, policy, self.desk, self.near, code_for=None, react=self._react_to)
+        self.casts = Casts(
+            engine,
+            group,
+            options,
+            policy,
+            self.desk,
+            self.near,
+            code_for=None,
+            report=self._relay.up,
+            react=self._react_to,
+        )
         self._reads = Reads(options.max_inflight, options.max_inflight_nbytes)
         in_turn = self._relay.is_near(topology.parent)
         self.matching = Matching(

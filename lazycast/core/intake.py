@@ -82,8 +82,7 @@ class Intake:
             unkeyed=lambda: desk.unkeyed,
             wake=engine.clock.wake,
         )
-        #: For a caller who waits for its call: do what is queued, but not all that others have queued before it.
-        self.work_a_little: Callable[[], None] = engine.clock.wake
+        self.work_one: Callable[[], bool] = bool  # see `Sending`
 
     # Making a call
 
@@ -151,7 +150,7 @@ class Intake:
                 if waits or refusal is not None or not here:
                     self._clock.wake()
                 else:
-                    self._clock.work_here(self.work_a_little)
+                    self._clock.work_here(self.work_one)
             if waits and refusal is None:
                 refusal = self._wait_and_enter(call)
         except BaseException as exc:

@@ -65,7 +65,8 @@ class Ledger:
             return
         entry.unread &= ~who
         self._slowest = None
-        self._forget_if_done(seq, entry)
+        if not entry.unread:
+            self._forget_if_done(seq, entry)
 
     def report(
         self,
@@ -108,7 +109,8 @@ class Ledger:
             verdict = Verdict(seq, failure)
             if failure is not None:
                 self._free(seq)
-        self._forget_if_done(seq, entry)
+        if not entry.unread or entry.hearsay:
+            self._forget_if_done(seq, entry)
         return verdict
 
     def _credible(self, entry: _Entry, rank: int, failure: Failure) -> Failure | None:

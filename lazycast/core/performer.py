@@ -6,6 +6,7 @@ Guarantees: every part that is handed in is followed by its `done`, once, also i
 from __future__ import annotations
 
 import concurrent.futures
+import contextvars
 import functools
 import threading
 import time
@@ -17,7 +18,6 @@ import msgspec
 
 from lazycast.core import failures
 from lazycast.core.interrupts import Uninterrupted
-from lazycast.core.surroundings import apart
 from lazycast.core.workers import Workers, unforked
 from lazycast.here import call_out, here
 from lazycast.materialize.cores import Cores, together
@@ -112,7 +112,7 @@ class Performer:
         """Call a materializer, or a stage of one, in this thread and a context of its own."""
         try:
             with unforked():
-                value = call_out(apart, fn, *args)
+                value = call_out(contextvars.Context().run, fn, *args)
             if isinstance(value, CoroutineType):
                 value.close()
                 raise TypeError(COROUTINE)

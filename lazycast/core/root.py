@@ -79,14 +79,22 @@ class RootLane:
         self._relay = self.near.relay
         policy = policy_of(options, same_program=group.same_program)
         self.casts = Casts(
-            engine, group, options, policy, self.desk, self.near, code_for=self._code_for, react=self._react_to
+            engine,
+            group,
+            options,
+            policy,
+            self.desk,
+            self.near,
+            code_for=self._code_for,
+            report=self._on_report,
+            react=self._react_to,
         )
         self.intake = Intake(engine, group, options, policy, self.desk, self.casts, self._relay)
         self._memos = Book(options.kept_nbytes(group.size), range(group.size)) if options.memo is not None else None
         self.sending = Sending(
             engine, group, options, policy, self.desk, self.casts, self.intake, self.near, self._memos
         )
-        self.intake.work_a_little = self.sending.work_a_little
+        self.intake.work_one = self.sending.work_one
         self._ledger, self._inquiries, self._placing = self.intake.ledger, self.intake.inquiries, self.sending.placing
         self.call, self.has_room, self.when_room = self.intake.call, self.intake.has_room, self.intake.when_room
         self.count_missed, self.cancel = self.intake.count_missed, self.intake.cancel  # as of every lane

@@ -49,7 +49,6 @@ from lazycast.net.wire import Cast, Code, Cost, Drop, Failure, Verdict
 from lazycast.options import HELPERS, OWNED, Options
 from lazycast.tracebacks import describe
 
-_STEPS_HERE = 4
 #: A payload up to this size is encoded before `auto` has the root materialize, in case that the value does not travel;
 #: of a larger one a fingerprint is taken, once values of its kind have travelled (bytes).
 _SPARE_NBYTES = 64 << 10
@@ -114,15 +113,8 @@ class Sending:
             )
         return next_s
 
-    def work_a_little(self) -> None:
-        """For a caller who waits for its call: begin it, send it. What others have queued before it takes no longer."""
-        for _ in range(_STEPS_HERE):
-            if not self.work_one() or not (self._calls.new or self._calls.sendable):
-                return
-        self._clock.wake()
-
     def work_one(self) -> bool:
-        """Begin or send a call, or tell that one was taken back; return whether there was one."""
+        """Begin a call, and send it if it can be, or tell that one was taken back; return whether there may be more."""
         calls = self._calls
         with self._lock:
             new = calls.new.popleft() if calls.new else None
@@ -132,12 +124,11 @@ class Sending:
                 self._begin_call(new)
             except BaseException as exc:  # MemoryError, and whatever a callable's own code raises
                 self._spoil(new, exc)
-            if calls.new or not calls.sendable:
-                return True
-            with self._lock:  # it is the only one, so its turn may have come
-                call = self._next_to_send() if calls.sendable else None
-            if call is not None:
-                self._send(call)
+            if not calls.new and calls.sendable:
+                with self._lock:  # it is the only one, so its turn may have come
+                    call = self._next_to_send() if calls.sendable else None
+                if call is not None:
+                    self._send(call)
         elif call is not None:
             self._send(call)
         elif self._recalled:
@@ -146,7 +137,7 @@ class Sending:
             self._tell_dropped()
         else:
             return False
-        return True
+        return bool(calls.new or calls.sendable or self._recalled or self._dropped)
 
     def _tell_recalled(self, arrival: Arrival, verdict: Verdict) -> None:
         """Tell the ranks of a cast that the root has taken back. It has gone out."""

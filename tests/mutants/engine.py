@@ -185,7 +185,7 @@ MUTANTS = (
     Mutant(
         "casts-given-up-untold",
         _CASTS,
-        "        self._relay.up(Report(self._group.rank, arrival.message.seq, read))\n",
+        "        self._report(Report(self._group.rank, arrival.message.seq, read))\n",
         "",
         "a rank that has been told of a cast always reports on it",
     ),
