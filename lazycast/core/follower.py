@@ -158,7 +158,10 @@ class FollowerLane:
         if isinstance(message, Cast):
             self._on_cast(message, body)
         elif isinstance(message, Verdict):
-            self._on_any_verdict(message)
+            if message.failure is None:
+                self.casts.obey(message)
+            else:
+                self._on_failed(message, message.failure)
         elif isinstance(message, Drop):
             self._on_drop(message)
         elif isinstance(message, (Value, Pass)):
@@ -173,9 +176,9 @@ class FollowerLane:
         elif isinstance(message, Gone):
             self.casts.gone(message)
 
-    def _on_any_verdict(self, message: Verdict) -> None:
-        failure = message.failure
-        if failure is not None and failure.kind == "withdrawn":  # it comes after its cast
+    def _on_failed(self, message: Verdict, failure: Failure) -> None:
+        """A cast has failed, or was withdrawn."""
+        if failure.kind == "withdrawn":  # it comes after its cast
             with self._lock:
                 arrival = self.casts.agreeing.pop(message.seq, None) or self._unfinished(message.seq)
                 self._counters.aborted += failure.rank == self._group.root  # else every rank has given it up
@@ -186,7 +189,7 @@ class FollowerLane:
         with self._lock:
             end = self.casts.end.failure
             comes = end is None or end.kind != "lost"  # after a loss no cast is taken
-            if message.seq not in self.casts.agreeing and failure is not None and comes:
+            if message.seq not in self.casts.agreeing and comes:
                 # The news that a rank has gone can overtake a cast on its way out.
                 self._early_verdicts[message.seq] = message
         self.casts.obey(message)

@@ -442,8 +442,7 @@ class Loader:
         """
         if ref.ident.startswith(_REGISTERED):
             return _registered_part(ref)
-        refused = self._policy.objection(ref.name, ref.path)
-        if refused is not None:
+        if self._policy.paths is not None and (refused := self._policy.objection(ref.name, ref.path)) is not None:
             raise TrustError(refused)
         with self._lock:
             loaded = self._loaded.get(ref.ident)

@@ -79,8 +79,8 @@ MUTANTS = (
     Mutant(
         "materializers-loaded-unasked",
         _MATERIALIZERS,
-        "refused = self._policy.objection(ref.name, ref.path)",
-        "refused = None",
+        "(refused := self._policy.objection(ref.name, ref.path)) is not None",
+        "False",
         "with trust='data' or allow=, nothing else is imported because somebody names it",
     ),
     Mutant(
