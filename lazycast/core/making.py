@@ -289,7 +289,8 @@ class Making:
         # The verdict was a failure and came first, or nobody will look.
         if body is None or (ask is not None and ask.taken):
             return Result()
-        return self.parts.decode(message, body, message.nbytes, Layout(message.stream_nbytes, message.frames))
+        layout = Layout(message.stream_nbytes, message.frames)
+        return self.parts.decode(message, body, message.nbytes, layout, plain=True)
 
     def _part(self, arrival: Arrival) -> Result:
         message = arrival.message

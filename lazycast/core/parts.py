@@ -187,14 +187,19 @@ class Parts:
         self._took("share", began_s, of)
         return nbytes, None, value
 
-    def decode(self, of: Cast, body: memoryview, nbytes: int, layout: Layout) -> Result:
-        """Rebuild an object that has arrived."""
+    def decode(self, of: Cast, body: memoryview, nbytes: int, layout: Layout, *, plain: bool = False) -> Result:
+        """Rebuild an object that has arrived. What is `plain` runs nobody's code: see `Codec.is_plain`."""
         began_s = time.monotonic()
         try:
             if body.nbytes != nbytes:
                 raise self.short(nbytes)
-            with unforked():
-                value = self.codec.decode(body.toreadonly() if self._readonly else body, layout)
+            if self._readonly:
+                body = body.toreadonly()
+            if plain:
+                value = self.codec.decode(body, layout)
+            else:
+                with unforked():
+                    value = self.codec.decode(body, layout)
         except BaseException as exc:
             return self.failed("decode", "what arrived could not be decoded", exc)
         self._took("decode", began_s, of)
