@@ -84,26 +84,18 @@ class FollowerLane:
         self.engine = engine = Engine(group, options) if engine is None else engine
         self._group, self._options = group, options
         self._lock, self._counters = engine.lock, engine.counters
-        self.desk = Desk(engine, group, options, self)
+        self.desk = desk = Desk(engine, group, options, self)
         engine.lanes.append(self)
-        self.near = Neighbours(engine, group, options, context, topology, mesh, self)
-        self._relay = self.near.relay
+        self.near = near = Neighbours(engine, group, options, context, topology, mesh, self)
+        self._relay = near.relay
         policy = policy_of(options, same_program=group.same_program)
         self.casts = Casts(
-            engine,
-            group,
-            options,
-            policy,
-            self.desk,
-            self.near,
-            code_for=None,
-            report=self._relay.up,
-            react=self._react_to,
+            engine, group, options, policy, desk, near, code_for=None, report=self._relay.up, react=self._react_to
         )
         self._reads = Reads(options.max_inflight, options.max_inflight_nbytes)
         in_turn = self._relay.is_near(topology.parent)
         self.matching = Matching(
-            engine, group, options, self.desk, self.casts, self._reads, self._tell_reads, reads_in_turn=in_turn
+            engine, group, options, desk, self.casts, self._reads, self._tell_reads, reads_in_turn=in_turn
         )
         self.call, self.next_call = self.matching.call, self.matching.next_call  # as of every lane
         self.when_come = self.matching.when_come

@@ -22,7 +22,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -34,6 +34,7 @@ from lazycast.tracebacks import log
 
 if TYPE_CHECKING:
     from lazycast.core.arrival import Arrival
+    from lazycast.core.desk import Desk
     from lazycast.core.spans import Traced
 
 V = TypeVar("V")
@@ -65,24 +66,6 @@ class Inquiry(msgspec.Struct, eq=False):
     relayed: set[int] = msgspec.field(default_factory=set)  # the ranks that have passed it on
 
 
-class Owner(Protocol):
-    """Whose books a call is on: a desk."""
-
-    root: int
-
-    def label(self, key: Key | None, seq: int | None, nth: int | None = None) -> str:
-        """Name a call."""
-
-    def withdraw(self, call: CastFuture[Any]) -> bool:
-        """`CastFuture.cancel`, of one that has not been settled."""
-
-    def run_callback(self, fn: Callable[[], None]) -> None:
-        """Have a user's callback called."""
-
-    def guard_result(self) -> None:
-        """Refuse to wait where that would be for itself."""
-
-
 class CastFuture(concurrent.futures.Future[V]):
     """What `LazyBroadcast.broadcast_async` returns.
 
@@ -111,7 +94,7 @@ class CastFuture(concurrent.futures.Future[V]):
 
     def __init__(
         self,
-        owner: Owner,
+        desk: Desk,
         key: Key | None = None,
         timeout_s: float = math.inf,
         number: int = 0,
@@ -121,9 +104,9 @@ class CastFuture(concurrent.futures.Future[V]):
     ) -> None:
         self._waiters: list[Any] = []
         self._done_callbacks: list[Any] = []
-        self._owner = owner
+        self._desk = desk  # whose books it is on
         #: The rank whose cast it is.
-        self.root = owner.root
+        self.root = desk.root
         self.key, self.timeout_s, self.since_s, self.operation = key, timeout_s, since_s, operation
         self.number = number  # of this rank's calls, from 1; 0: it was handed over, and has not been made
         self.nth = nth  # of the calls without a key; 0 with one
@@ -142,7 +125,7 @@ class CastFuture(concurrent.futures.Future[V]):
             return condition
 
     def __repr__(self) -> str:
-        return f"<CastFuture {self._owner.label(self.key, None, self.nth or None)} {self._state.lower()}>"
+        return f"<CastFuture {self._desk.label(self.key, None, self.nth or None)} {self._state.lower()}>"
 
     def cancel(self) -> bool:
         """Give up this cast.
@@ -156,7 +139,7 @@ class CastFuture(concurrent.futures.Future[V]):
             return self.cancelled()
         if not self.number:
             return self._follows is not None and self._follows.cancel()
-        return self._owner.withdraw(self)
+        return self._desk.withdraw(self)
 
     def done(self) -> bool:
         """Whether it has been settled.
@@ -209,7 +192,7 @@ class CastFuture(concurrent.futures.Future[V]):
     def _wait(self, timeout: float | None) -> None:
         # At a gate, not at the base class's condition: whoever wakes there needs a second lock, which the thread that
         # woke it still holds. That costs 10 µs and often another switch of threads, for each blocking call.
-        self._owner.guard_result()
+        self._desk.guard_result()
         end_s = math.inf if timeout is None else time.monotonic() + max(0.0, timeout)
         while True:
             if self._gate.acquire(timeout=max(0.0, min(_LOOK_AGAIN_S, end_s - time.monotonic()))):
@@ -232,7 +215,7 @@ class CastFuture(concurrent.futures.Future[V]):
             _call(fn, self)
         else:
             # The base class keeps callbacks for good: one that led back here would keep the value until a collection.
-            run = self._owner.run_callback
+            run = self._desk.run_callback
             self._when_done(lambda future: run(lambda: _call(fn, future)))
 
     def _when_done(self, fn: Callable[[concurrent.futures.Future[V]], object]) -> None:

@@ -63,10 +63,10 @@ def passed(options: dict[str, Any], materialize: Any) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("options", "materialize", "root", "other"),
     [
-        ({"agree": False, "placement": "every"}, None, 54, 53),
-        ({}, None, 67, 58),
-        ({"placement": "every"}, length, 101, 87),
-        ({}, length, 145, 87),
+        ({"agree": False, "placement": "every"}, None, 53, 51),
+        ({}, None, 62, 55),
+        ({"placement": "every"}, length, 95, 83),
+        ({}, length, 140, 83),
     ],
     ids=["agree=False", "default", "materializer", "chosen"],
 )

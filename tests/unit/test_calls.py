@@ -16,8 +16,8 @@ FAILED = Failure("refused", 0, "h", "no")
 
 
 def _call(seq: int, key: Key | None, failure: Failure | None = None) -> Call:
-    owner: Any = SimpleNamespace(root=0)
-    return Call(seq, key, CastFuture(owner, key, number=seq), failure=failure)
+    desk: Any = SimpleNamespace(root=0)
+    return Call(seq, key, CastFuture(desk, key, number=seq), failure=failure)
 
 
 def _send(calls: Calls, *, has_room: bool = True) -> int | None:

@@ -31,7 +31,8 @@ class Engine:
         self.reentrant = False
         self.withdraw_result: bool | None = True
         self.run_callback = self.callbacks.append
-        self.future: CastFuture[Any] = CastFuture(self, number=3)
+        desk: Any = self
+        self.future: CastFuture[Any] = CastFuture(desk, number=3)
 
     def label(self, key: Key | None, seq: int | None, nth: int | None = None) -> str:
         return "cast #3"
@@ -170,7 +171,8 @@ def test_cancelling_what_is_done_does_nothing(engine: Engine, end: str) -> None:
 
 @pytest.mark.parametrize("end", ENDS)
 def test_one_that_was_handed_over_ends_as_its_call_and_holds_it_no_more(engine: Engine, end: str) -> None:
-    handed_over: CastFuture[Any] = CastFuture(engine)
+    desk: Any = engine
+    handed_over: CastFuture[Any] = CastFuture(desk)
     assert not handed_over.cancel()
     handed_over.follow(engine.future)
     ENDS[end](engine.future)
@@ -181,7 +183,8 @@ def test_one_that_was_handed_over_ends_as_its_call_and_holds_it_no_more(engine: 
 
 
 def test_cancelling_one_that_was_handed_over_cancels_its_call(engine: Engine) -> None:
-    handed_over: CastFuture[Any] = CastFuture(engine)
+    desk: Any = engine
+    handed_over: CastFuture[Any] = CastFuture(desk)
     handed_over.follow(engine.future)
     assert handed_over.cancel()
     assert handed_over.cancelled()

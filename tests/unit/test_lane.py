@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -517,6 +518,25 @@ def test_an_interrupt_while_a_call_is_cancelled_leaves_no_future_that_never_ends
         assert future.cancelled()
     finally:
         monkeypatch.undo()
+        lane.engine.close(0.0)
+
+
+def test_a_trace_says_how_a_call_ends_that_is_cancelled_or_fails() -> None:
+    lane = follower(FakeLink(1 << 20))
+    traced: list[tuple[str, int]] = []
+    tracer: Any = SimpleNamespace(
+        took=lambda what, *_, call=0, **__: traced.append((what, call)),
+        happened=lambda what, *_, call=0, **__: traced.append((what, call)),
+        stop=lambda: None,
+    )
+    lane.engine.tracer = tracer
+    try:
+        assert lane.call(None, None, None, 30.0).cancel()
+        assert traced == [("total", 1)]
+        lane.call(None, None, None, 30.0)
+        lane.desk.settle_error(lane.desk.waits.waiting()[0], ClosedError("given up here"))
+        assert traced[1:] == [("total", 2), ("failed", 2)]
+    finally:
         lane.engine.close(0.0)
 
 

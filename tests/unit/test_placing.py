@@ -50,8 +50,8 @@ def options_of(placement: str = "auto", **changes: Any) -> Options:
 
 
 def call(seq: int, materialize: Any = decode) -> Call:
-    owner: Any = SimpleNamespace(root=ROOT)
-    return Call(seq, None, CastFuture(owner, number=seq, since_s=time.monotonic()), materialize)
+    desk: Any = SimpleNamespace(root=ROOT)
+    return Call(seq, None, CastFuture(desk, number=seq, since_s=time.monotonic()), materialize)
 
 
 def only(subject: Placing) -> Standing:

@@ -70,7 +70,8 @@ class Cast:
         self.reentrant = False
         self.run_callback = self.callbacks.append
         self.on_withdraw: Callable[[], bool] = self.settle_cancelled
-        self.future: CastFuture[Any] = CastFuture(self, number=1)
+        desk: Any = self
+        self.future: CastFuture[Any] = CastFuture(desk, number=1)
 
     def label(self, key: Key | None, seq: int | None, nth: int | None = None) -> str:
         return "a cast"
