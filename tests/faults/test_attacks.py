@@ -245,16 +245,16 @@ def blames(folder: str) -> list[str]:
     """A rank reports that another failed, was lost, or has closed, which has done its part; of each second cast."""
     seen, ready = [], Path(folder, "ready")
     with LazyBroadcast(timeout_s=30) as lazy:
-        relay: Any = lazy._lane.near.relay
-        honest = relay.up
+        casts: Any = lazy._lane.casts
+        honest = casts._report
 
-        def lies(message: wire.AnyMessage) -> None:
-            if isinstance(message, wire.Report) and message.failure is None and message.seq % 2:
+        def lies(message: wire.Report) -> None:
+            if message.failure is None and message.seq % 2:
                 message = msgspec.structs.replace(message, failure=failed(*BLAMED[message.seq // 2]))
             honest(message)
 
         if lazy.rank == ATTACKER:
-            relay.up = lies
+            casts._report = lies
             ready.touch()
         while not ready.exists():  # its report on a cast may go out before it asks for that
             time.sleep(0.01)
