@@ -8,7 +8,6 @@ import os
 import sys
 from typing import Any
 
-from . import processors, segments
 from .admission import (
     IDLE,
     POLL,
@@ -20,8 +19,11 @@ from .admission import (
     is_of_a_kind_that_defers,
     open_desk,
 )
+from .processors import METHOD as INIT
+from .processors import TOKENIZER, helpers_wanted, work_in_helpers
 from .requests import DIFFUSION, around, install_requests
 from .scheduler import METHOD, meet, replacement
+from .segments import keep_segments, wanted_nbytes
 
 logger = logging.getLogger("lazycast")
 
@@ -40,15 +42,18 @@ def plugin() -> None:
 
     Raises: ValueError for an ADMISSION that is neither, or a PROCESSORS or SEGMENTS that is no number.
     """
-    wanted = processors.helpers_wanted(), segments.wanted_nbytes()
-    if any(wanted) and (processors.TOKENIZER in sys.modules or not any(name in sys.modules for name in _OTHERS)):
+    wanted = helpers_wanted(), wanted_nbytes()
+    if any(wanted) and _may_tokenize():
         hooks: Any = importlib.import_module("sglang.srt.plugins.hook_registry")
-        hooks.HookRegistry.register(
-            f"{processors.TOKENIZER}.TokenizerManager.{processors.METHOD}", _tokenizing, hooks.HookType.AFTER
-        )
+        hooks.HookRegistry.register(f"{TOKENIZER}.TokenizerManager.{INIT}", _tokenizing, hooks.HookType.AFTER)
     module = sys.modules.get(_SCHEDULER)
     if module is not None:
         _hook_scheduler(module)
+
+
+def _may_tokenize() -> bool:
+    """Whether this process has a tokenizer, or may import it later."""
+    return TOKENIZER in sys.modules or ("sglang" in sys.modules and not any(name in sys.modules for name in _OTHERS))
 
 
 def _hook_scheduler(module: Any) -> None:
@@ -87,8 +92,8 @@ def _is_deferred(cls: type) -> bool:
 
 
 def _tokenizing(result: None, manager: Any, *args: Any, **kwargs: Any) -> None:
-    processors.work_in_helpers(manager)
-    segments.keep_segments()
+    work_in_helpers(manager)
+    keep_segments()
 
 
 def _meeting(result: None, scheduler: Any, *args: Any, **kwargs: Any) -> None:
