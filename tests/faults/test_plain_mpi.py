@@ -18,7 +18,9 @@ from lazycast import LazyBroadcast
 folder = pathlib.Path(sys.argv[1])
 with LazyBroadcast(backend="mpi", timeout_s=30) as lazy:
     lazy.broadcast(bytes(1 << 20))
-    (folder / f"{lazy.rank}").write_text(str(os.getpid()))
+    part = folder.parent / f"part {lazy.rank}"
+    part.write_text(str(os.getpid()))
+    part.rename(folder / f"{lazy.rank}")
     while len(list(folder.iterdir())) < lazy.size:
         time.sleep(0.01)
     if lazy.rank == 1:

@@ -328,7 +328,9 @@ def main(folder: Path, number: int) -> None:
         os.dup2(err.fileno(), 1)
     faulthandler.dump_traceback_later(40, file=sys.__stderr__)
     rank = Rank(folder, number)
-    (folder / f"pid.{number}").write_text(str(os.getpid()))
+    part = folder / f"part.{number}"  # whoever sees the name reads the whole number
+    part.write_text(str(os.getpid()))
+    part.rename(folder / f"pid.{number}")
     live(rank)
 
 

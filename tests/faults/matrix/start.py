@@ -135,7 +135,10 @@ def _thaw(it: Combination, pids: Sequence[int]) -> Then | None:
 
 def watch(folder: Path, pids: Sequence[int], then: Then | None) -> None:
     """Wait for processes to end; do what is to be done when ranks have seen the fault; after the limit kill all."""
-    waiting = {os.pidfd_open(pid): pid for pid in pids}
+    waiting = set()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # it has ended before it could be watched
+            waiting.add(os.pidfd_open(pid))
     until_s = time.monotonic() + LIMIT_S
     poller = select.poll()
     for pidfd in waiting:
@@ -145,7 +148,7 @@ def watch(folder: Path, pids: Sequence[int], then: Then | None) -> None:
             for pidfd, _ in poller.poll(20):
                 poller.unregister(pidfd)
                 os.close(pidfd)
-                del waiting[pidfd]
+                waiting.remove(pidfd)
             if then is not None and all((folder / f"saw.{rank}").exists() for rank in then.ranks):
                 then.act()
                 then = None
@@ -190,12 +193,11 @@ def _under_mpirun(it: Combination, folder: Path) -> dict[int, int]:
     pids = []
     until_s = time.monotonic() + LIMIT_S
     while len(pids) < it.size and time.monotonic() < until_s:
-        pids = [int(path.read_text() or 0) for path in sorted(folder.glob("pid.*"))]
+        pids = [int(path.read_text()) for path in sorted(folder.glob("pid.*"))]
         time.sleep(0.02)
     assert len(pids) == it.size, (folder / "mpirun").read_text()
     try:
-        with contextlib.suppress(ProcessLookupError):  # of ranks that have ended before they could be watched
-            watch(folder, pids, _thaw(it, pids))
+        watch(folder, pids, _thaw(it, pids))
         process.wait(LIMIT_S)
     finally:
         with contextlib.suppress(ProcessLookupError):
