@@ -22,7 +22,6 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any
 
 import msgspec
 
@@ -35,9 +34,10 @@ from ._torch_dialling import Card, Dialling, Late, Lost
 from ._torch_pipe import TCPPipe
 
 try:
-    import torch
     import torch.distributed as dist
     from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+    from ._torch_tree import Broken, Tree, until
 except ImportError as exc:
     raise BackendUnavailableError(
         "the torch backend needs torch: pip install 'lazycast[torch]' (or torch as your platform wants it)"
@@ -46,12 +46,8 @@ except ImportError as exc:
 if not dist.is_available():
     raise BackendUnavailableError("this build of torch has no torch.distributed; install one that does")
 
-_ROUND_TAG = 3
+_SAYS_WHY_S = 0.2  # what a rank that has hung up gets to say why, before it counts as lost
 _ANSWER_S = 30.0  # what the machine of another rank gets to answer a call
-
-
-def _until(deadline_s: float) -> timedelta:
-    return timedelta(seconds=max(0.001, deadline_s - time.monotonic()))
 
 
 def _why_no_gloo() -> str | None:
@@ -84,108 +80,124 @@ def _host_of(store: Store) -> str | None:
     return store.host if isinstance(store, TCPStore) else None
 
 
+class _Failure(msgspec.Struct):
+    """Why the construction came to nothing."""
+
+    text: str
+    ranks: list[int]  # whose fault it is
+    late: bool
+
+
 class _TorchContext(Context):
-    """Keys of one generation in the group's store, and gloo's connections between all ranks until there is a link."""
+    """Keys of one generation in the group's store, and gloo's connections along a tree until there is a link."""
 
     def __init__(self, rank: int, size: int, store: Store, generation: int) -> None:
         self._rank, self._size = rank, size
         self._store = PrefixStore(f"lazycast/{generation}", store)
         self._rounds = 0
-        self._group: Any = None  # a ProcessGroupGloo, from the end of the first exchange on
+        self._tree: Tree | None = None  # from the first round on
         self._no_gloo: str | None = None  # why there is none
         self._store_host = _host_of(store)
 
     def exchange(self, blob: bytes, *, timeout_s: float) -> list[bytes]:
-        self._rounds += 1
         deadline_s = time.monotonic() + timeout_s
-        if self._rounds == 1:
-            blobs = self._swap("1", blob, deadline_s, timeout_s)
+        if self._rounds == 0:
             self._meet(deadline_s, timeout_s)
-            return blobs
-        return self._swap(str(self._rounds), blob, deadline_s, timeout_s)
-
-    def _swap(self, name: str, blob: bytes, deadline_s: float, timeout_s: float) -> list[bytes]:
-        """Put a blob into the store, and get everybody's."""
-        keys = [f"{name}/{rank}" for rank in range(self._size)]
-        try:
-            self._store.set(keys[self._rank], blob)  # type: ignore[arg-type]  # it takes bytes, its stub does not
-        except RuntimeError as exc:
-            raise BackendError(f"the group's store failed during the handshake: {exc}") from exc
-        if self._group is not None:
-            self._pass_round(keys, deadline_s, timeout_s)
-        blobs = []
-        for key in keys:
-            try:
-                self._store.wait([key], _until(deadline_s))
-                blobs.append(self._store.get(key))
-            except RuntimeError as exc:
-                missing = self._missing(keys)
-                if not missing or time.monotonic() < deadline_s:
-                    raise BackendError(f"the group's store failed during the handshake: {exc}") from exc
-                raise self._too_late(missing, timeout_s) from exc
-        return blobs
-
-    def _missing(self, keys: Sequence[str]) -> list[int]:
-        try:
-            return [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-        except RuntimeError:  # the store has gone
-            return []
-
-    def _too_late(self, missing: Sequence[int], timeout_s: float) -> CastTimeoutError:
-        return CastTimeoutError(
-            f"lazycast handshake over the torch store: rank {', '.join(map(str, missing))} (group-local) did "
-            f"not come within {timeout_s:g} s; every rank of the group must construct its object, in the same "
-            "order",
-            rank=missing[0],
-            missing=missing,
-        )
+        return self._swap(blob, deadline_s, timeout_s)
 
     def _meet(self, deadline_s: float, timeout_s: float) -> None:
-        """Connect with all ranks. All have come: whoever does not connect has died, or is frozen."""
-        said = self._swap("interface", (_why_no_gloo() or "").encode(), deadline_s, timeout_s)
+        """Connect with some ranks. All have come to the store: who does not connect has died, or is frozen.
+
+        A round follows: who let go of its connections at once would reset some that others are making.
+        """
+        said = self._gather((_why_no_gloo() or "").encode(), deadline_s, timeout_s)
         unable = [f"on rank {rank}: {why.decode()}" for rank, why in enumerate(said) if why]
         if unable:
             self._no_gloo = "; ".join(unable[:3])
             return
-        store = PrefixStore("gloo", self._store)
+        self._tree = Tree(self._rank, self._size)
         try:
-            self._group = dist.ProcessGroupGloo(store, self._rank, self._size, _until(deadline_s))
+            self._tree.connect(self._store, deadline_s)
         except RuntimeError as exc:
-            kind = BackendError if time.monotonic() < deadline_s else CastTimeoutError
-            raise kind(f"gloo could not connect the ranks within {timeout_s:g} s: {exc}") from exc
-        # Who let go of its group at once would reset connections that others are making.
-        self._pass_round([], deadline_s, timeout_s)
+            text = f"gloo could not connect the ranks within {timeout_s:g} s: {exc}"
+            raise self._failure(_Failure(text, [], late=time.monotonic() >= deadline_s)) from exc
 
-    def _pass_round(self, keys: Sequence[str], deadline_s: float, timeout_s: float) -> None:
-        """Wait until all have come here. Raises at once if one has died, or let go of its group."""
-        peers = [peer for peer in range(self._size) if peer != self._rank]
-        token = torch.zeros(1, dtype=torch.uint8)
-        works: list[tuple[int, Any]] = []
-        peer = self._rank
+    def _swap(self, blob: bytes, deadline_s: float, timeout_s: float) -> list[bytes]:
+        """Get everybody's blob: along the tree, or where there is none through the store."""
+        if self._tree is None:
+            return self._gather(blob, deadline_s, timeout_s)
+        keys = self._come(b"")
         try:
-            # Each statement may raise, about the peer of the moment.
-            for peer in peers:
-                works.append((peer, self._group.recv([torch.empty_like(token)], peer, _ROUND_TAG)))  # noqa: PERF401
-            for peer in peers:
-                works.append((peer, self._group.send([token], peer, _ROUND_TAG)))  # noqa: PERF401
-            for peer, work in works:  # noqa: B007
-                work.wait(_until(deadline_s))
-        except RuntimeError as exc:
+            return self._tree.swap(blob, deadline_s)
+        except Broken as exc:
             if time.monotonic() >= deadline_s or "Timed out waiting" in str(exc):  # gloo's clock may be a little ahead
-                raise self._too_late(self._missing(keys) or [peer], timeout_s) from exc
-            raise self._lost(peer, str(exc).splitlines()[0]) from exc
+                raise self._too_late(self._missing(keys) or [exc.peer], timeout_s) from exc
+            raise self._lost(exc.peer, str(exc)) from exc
 
-    def _lost(self, peer: int, why: str) -> BackendError:
-        """Name the rank that was lost first: those that have seen it let go, and look lost to others."""
-        with contextlib.suppress(RuntimeError):  # the store has gone with it
-            peer = int(self._store.compare_set("lost", "", str(peer)))
-        return BackendError(f"rank {peer} (group-local) was lost during the handshake: {why}", rank=peer)
+    def _gather(self, blob: bytes, deadline_s: float, timeout_s: float) -> list[bytes]:
+        """Get everybody's blob through the store. Rank 0 collects them, and makes one value of them for all."""
+        keys = self._come(blob)
+        table = f"{self._rounds}/all"
+        try:
+            if self._rank == 0:
+                self._store.wait(keys, until(deadline_s))
+                self._store.set(table, msgspec.msgpack.encode(self._store.multi_get(keys)))  # type: ignore[arg-type]
+            self._store.wait([table], until(deadline_s))
+            return msgspec.msgpack.decode(self._store.get(table), type=list[bytes])
+        except RuntimeError as exc:
+            missing = self._missing(keys)
+            if missing is None or time.monotonic() < deadline_s:
+                raise BackendError(f"the group's store failed during the handshake: {exc}") from exc
+            raise self._too_late(missing or [0], timeout_s) from exc
+
+    def _come(self, blob: bytes) -> list[str]:
+        """Begin a round: put a blob into the store, and return where those of all ranks are."""
+        self._rounds += 1
+        keys = [f"{self._rounds}/{rank}" for rank in range(self._size)]
+        try:
+            self._store.set(keys[self._rank], blob)  # type: ignore[arg-type]  # it takes bytes, its stub does not
+        except RuntimeError as exc:
+            raise BackendError(f"the group's store failed during the handshake: {exc}") from exc
+        return keys
+
+    def _missing(self, keys: Sequence[str]) -> list[int] | None:
+        """Return who has not come; None if the store has gone."""
+        try:
+            return [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+        except RuntimeError:
+            return None
+
+    def _too_late(self, missing: list[int], timeout_s: float) -> LazycastError:
+        text = (
+            f"lazycast handshake over the torch store: rank {', '.join(map(str, missing))} (group-local) did "
+            f"not come within {timeout_s:g} s; every rank of the group must construct its object, in the same order"
+        )
+        return self._failure(_Failure(text, missing, late=True))
+
+    def _lost(self, peer: int, why: str) -> LazycastError:
+        # Gloo hangs up on all when the time of one is over, and that one says so a moment later.
+        with contextlib.suppress(RuntimeError):
+            self._store.wait(["failed"], timedelta(seconds=_SAYS_WHY_S))
+        text = f"rank {peer} (group-local) was lost during the handshake: {why}"
+        return self._failure(_Failure(text, [peer], late=False))
+
+    def _failure(self, failure: _Failure) -> LazycastError:
+        """Return what has failed first: those that have seen it let go, and look lost to others."""
+        try:
+            said = self._store.compare_set("failed", "", msgspec.json.encode(failure).decode())
+            failure = msgspec.json.decode(said, type=_Failure)
+        except RuntimeError:  # with who serves it, who may be the first, while others that let go are named
+            failure.text = f"the group's store was lost, and with it the process that serves it; then {failure.text}"
+        rank = failure.ranks[0] if failure.ranks else None
+        if failure.late:
+            return CastTimeoutError(failure.text, rank=rank, missing=failure.ranks)
+        return BackendError(failure.text, rank=rank)
 
     def connect(self, neighbours: Sequence[int], sink: Sink, *, timeout_s: float) -> Link:
         deadline_s = time.monotonic() + timeout_s
         pipes: dict[int, Pipe] = {}
         try:
-            if self._group is None and self._no_gloo is None:
+            if self._rounds == 0:
                 self._meet(deadline_s, timeout_s)
             with _naming_the_rank(self._rank):
                 for peer, sock in self._dial(neighbours, deadline_s, timeout_s).items():
@@ -197,7 +209,7 @@ class _TorchContext(Context):
                 pipe.close()
             raise
         finally:
-            self._group = None
+            self.close()
 
     def _dial(self, neighbours: Sequence[int], deadline_s: float, timeout_s: float) -> dict[int, socket.socket]:
         """Return a connection to each neighbour. A rank without any takes part, and opens nothing."""
@@ -210,25 +222,25 @@ class _TorchContext(Context):
                     card = dialling.card
                 except OSError as exc:  # which is everybody's error
                     card.refused = str(exc)
-            said = self._swap("card", msgspec.msgpack.encode(card), deadline_s, timeout_s)
+            said = self._swap(msgspec.msgpack.encode(card), deadline_s, timeout_s)
             cards = [msgspec.msgpack.decode(blob, type=Card) for blob in said]
             self._check_cards(cards)
             if dialling is not None:
                 left_s = deadline_s - time.monotonic()
                 failed = dialling.call(cards, time.monotonic() + min(_ANSWER_S, left_s / 2))  # then all are told
-            said = self._swap("called", msgspec.msgpack.encode(failed), deadline_s, timeout_s)
+            said = self._swap(msgspec.msgpack.encode(failed), deadline_s, timeout_s)
             self._check_calls([msgspec.msgpack.decode(blob, type=dict[int, str]) for blob in said])
             found: dict[int, socket.socket] = {}
             try:
                 if dialling is not None:
                     found = dialling.finish(deadline_s)
                 # Whoever fails now hangs up on ranks that are through, and would look lost to them.
-                self._swap("connected", b"", deadline_s, timeout_s)
+                self._swap(b"", deadline_s, timeout_s)
             except BaseException as exc:
                 for sock in found.values():
                     sock.close()
                 if isinstance(exc, Late):
-                    raise self._too_late(exc.peers, timeout_s) from exc
+                    raise self._too_late(list(exc.peers), timeout_s) from exc
                 if isinstance(exc, Lost):
                     raise self._lost(exc.peer, str(exc)) from exc
                 raise
@@ -260,7 +272,9 @@ class _TorchContext(Context):
 
     def close(self) -> None:
         """Let go of the connections. The keys of a generation are small and never read again."""
-        self._group = None
+        if self._tree is not None:
+            self._tree.close()
+            self._tree = None
 
 
 class TorchBackend(Backend):

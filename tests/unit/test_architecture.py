@@ -137,7 +137,7 @@ def test_a_backend_knows_one_native_library_at_most() -> None:
 
 
 def test_a_backend_moves_bytes_and_knows_nothing_of_casts() -> None:
-    offered = {"lazycast.net.backend", "lazycast.net.threaded_link"}
+    offered = {"lazycast.net.backend", "lazycast.net.threaded_link", "lazycast.net.tree"}
     for path in [*BACKENDS]:
         ours = {name for name in _imports(path) if name.startswith("lazycast.") and _wing_of(name) is not None}
         assert all(any(name.startswith(module) for module in offered) for name in ours), (path, ours)
