@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -72,8 +73,9 @@ def content(found: shared_memory.SharedMemory) -> bytes:
     return bytes(found.buf)
 
 
-def in_child(run: Callable[[], None]) -> int:
-    """Run something in a forked process; return what `waitpid` says of it."""
+@contextlib.contextmanager
+def forked(run: Callable[[], None]) -> Iterator[int]:
+    """Run something in a forked process, which ends with the block at the latest."""
     pid = os.fork()
     if not pid:
         try:
@@ -81,7 +83,19 @@ def in_child(run: Callable[[], None]) -> int:
             os._exit(0)
         finally:
             os._exit(1)
-    return os.waitpid(pid, 0)[1]
+    try:
+        yield pid
+    finally:
+        with contextlib.suppress(ChildProcessError):  # the block has waited for it
+            if not os.waitpid(pid, os.WNOHANG)[0]:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+
+def in_child(run: Callable[[], None]) -> int:
+    """Run something in a forked process; return what `waitpid` says of it."""
+    with forked(run) as pid:
+        return os.waitpid(pid, 0)[1]
 
 
 def test_memory_is_used_again_when_nobody_sees_it(kept: Segments) -> None:
@@ -119,21 +133,23 @@ def test_each_sight_of_it_keeps_it(kept: Segments) -> None:
 def test_a_process_that_is_killed_gives_it_back(kept: Segments) -> None:
     taken = send(kept, N, 1)
     reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
+
+    def child() -> None:
         fd = os.open(f"/dev/shm/{taken.name}", os.O_RDWR)
         mapped = mmap.mmap(fd, N, access=mmap.ACCESS_COPY)
         os.close(fd)
         os.write(writer, mapped[:1])
         signal.pause()
-    assert os.read(reader, 1) == b"\1"
-    taken.unlink()
-    send(kept, N, 2).unlink()
-    assert kept.used_again == 0
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    send(kept, N, 3).unlink()
-    assert kept.used_again == 1
+
+    with forked(child) as pid:
+        assert os.read(reader, 1) == b"\1"
+        taken.unlink()
+        send(kept, N, 2).unlink()
+        assert kept.used_again == 0
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        send(kept, N, 3).unlink()
+        assert kept.used_again == 1
     os.close(reader)
     os.close(writer)
 
@@ -259,22 +275,16 @@ def test_a_fork_has_nothing_of_it(kept: Segments) -> None:
         os.write(writer, b"x")
         os.read(done, 1)
 
-    pid = os.fork()
-    if not pid:
-        try:
-            child()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    assert os.read(reader, 1) == b"x"
-    (path,) = named(os.getpid())
-    inode = path.stat().st_ino
-    assert f" {inode} " in Path("/proc/self/maps").read_text()
-    assert f" {inode} " not in Path(f"/proc/{pid}/maps").read_text()
-    assert inode not in [os.stat(fd).st_ino for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.exists()]
-    for fd in (end, done, reader, writer):
-        os.close(fd)
-    assert os.waitpid(pid, 0)[1] == 0
+    with forked(child) as pid:
+        assert os.read(reader, 1) == b"x"
+        (path,) = named(os.getpid())
+        inode = path.stat().st_ino
+        assert f" {inode} " in Path("/proc/self/maps").read_text()
+        assert f" {inode} " not in Path(f"/proc/{pid}/maps").read_text()
+        assert inode not in [os.stat(fd).st_ino for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.exists()]
+        for fd in (end, done, reader, writer):
+            os.close(fd)
+        assert os.waitpid(pid, 0)[1] == 0
     taken.unlink()
     receive(send(kept, N, 2)).close()
     assert kept.used_again == 1
