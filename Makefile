@@ -9,7 +9,7 @@ RANKS  ?= 4
 TORCH  := torch==2.13.0
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo doctor docs docs-outputs docs-words quick test test-most test-all test-faults docs/faults.md test-pythons test-sglang package check format bench bench-published bench-qps bench-sglang bench-sglang-loop bench-sglang-images soak soak-local soak-torch soak-mpi trace-picture clean
+.PHONY: demo doctor docs docs-outputs docs-words quick test test-most test-all test-faults docs/faults.md test-pythons fetch-sglang test-sglang package check format bench bench-published bench-qps bench-sglang bench-sglang-loop bench-sglang-images soak soak-local soak-torch soak-mpi trace-picture clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -74,8 +74,8 @@ soak: $(NEEDED)
 soak-local soak-torch soak-mpi: soak-%:
 	$(MAKE) --no-print-directory soak BACKEND=$*
 
-# A process more than there are cores: many tests wait for ranks more than they compute. JOBS=0: one after another.
-JOBS   ?= $(shell expr $$(nproc) + 1)
+# Two processes more than there are cores: many tests wait for ranks more than they compute. JOBS=0: one after another.
+JOBS   ?= $(shell expr $$(nproc) + 2)
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist worksteal
 
 test: $(VENV)/.dev
@@ -128,7 +128,11 @@ test-faults: $(VENV)/.dev
 docs/faults.md: $(VENV)/.dev
 	$(BIN)/python -m tests.faults.matrix --out docs/faults.md
 
-# The adapter against the real SGLang, in environments of their own: 2.5 GB each in the user's cache folder, made once.
+# What the next one needs, into the user's cache folder: 2.5 GB for each release, once.
+fetch-sglang:
+	$(PYTHON) tests/sglang/environment.py --fetch 0.5.9 0.5.23
+
+# The adapter against the real SGLang, in environments of their own.
 test-sglang: | $(BIN)/python
 	$(BIN)/python tests/sglang/run.py $(PYTEST_ARGS)
 

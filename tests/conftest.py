@@ -44,14 +44,24 @@ def _shared() -> Path:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes long comes first: the other processes of `-n` do not wait for the last of it."""
-    items.sort(key=lambda item: not _takes_long(item))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes long comes first, dealt to all processes of `-n`: none of them waits for the last of it."""
+    usual_s = float(config.getini("timeout"))
+    long = sorted((item for item in items if _limit_s(item) > usual_s), key=_limit_s, reverse=True)
+    others = [item for item in items if _limit_s(item) <= usual_s]
+    processes = config.workerinput["workercount"] if hasattr(config, "workerinput") else 1
+    share = -(-len(items) // processes)  # `worksteal` begins with equal parts of the whole, one after another
+    items[:] = []
+    for process in range(processes):
+        items += long[process::processes]
+        left = max(0, (process + 1) * share - len(items))
+        items += others[:left]
+        del others[:left]
 
 
-def _takes_long(item: pytest.Item) -> bool:
+def _limit_s(item: pytest.Item) -> float:
     own = item.get_closest_marker("timeout")  # whoever has more time than others takes it
-    return own is not None and own.args[0] > float(item.config.getini("timeout"))
+    return float(own.args[0]) if own is not None else 0.0
 
 
 @pytest.hookimpl(trylast=True)

@@ -353,7 +353,7 @@ def churns(casts: int) -> None:
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("casts", [800, pytest.param(20_000, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("casts", [800, pytest.param(20_000, marks=[pytest.mark.exhaustive, pytest.mark.long])])
 def test_no_value_changes_and_nothing_grows_in_many_casts(casts: int) -> None:
     launch(churns, ranks=3, args=(casts,), timeout_s=180)
 

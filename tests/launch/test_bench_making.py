@@ -36,6 +36,7 @@ def test_a_chat_is_remembered_exactly_as_the_policy_says(tmp_path: Path) -> None
 
 
 @pytest.mark.exhaustive
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("warm_python")
 def test_all_rows_are_measured(tmp_path: Path) -> None:

@@ -34,7 +34,10 @@ def soak(
 @pytest.mark.parametrize(
     "backend",
     # CI soaks on each for longer.
-    [pytest.param(backend, marks=SELDOM) for backend in ("local", "torch", "mpi")],
+    [
+        pytest.param("local", marks=SELDOM),
+        *(pytest.param(it, marks=[SELDOM, pytest.mark.long]) for it in ("torch", "mpi")),
+    ],
 )
 def test_ten_seconds_of_it(backend: str, tmp_path: Path) -> None:
     code, said, text = soak(tmp_path, "--minutes", "0.16", "--seed", "6", backend=backend)

@@ -1,6 +1,7 @@
 """Virtual environments with a real release of SGLang, on a machine without a GPU.
 
-    python tests/sglang/environment.py RELEASE...    prints the interpreter of each, one a line
+    python tests/sglang/environment.py RELEASE...            prints the interpreter of each, one a line
+    python tests/sglang/environment.py --fetch RELEASE...    only installs what is pinned
 
 What is pinned is some 2.5 GB, so it is installed once per user and set of pins, into the user's cache folder. Beside
 the checkout there is a thin environment that borrows those packages and adds this lazycast, editable, with its entry
@@ -89,13 +90,16 @@ def borrow(release: str) -> Path:
 
 
 def main(releases: list[str]) -> int:
+    make = borrow
+    if releases[:1] == ["--fetch"]:
+        make, releases = fetch, releases[1:]
     unknown = [release for release in releases if release not in RELEASES]
     if unknown or not releases:
         print(f"name some of {', '.join(RELEASES)}; got {' '.join(unknown) or 'nothing'}", file=sys.stderr)
         return 2
     try:
         for release in releases:
-            print(borrow(release), flush=True)
+            print(make(release), flush=True)
     except (OSError, subprocess.CalledProcessError) as exc:
         print(f"no environment for SGLang: {exc}", file=sys.stderr)
         return 1
