@@ -115,10 +115,10 @@ def a_long_wait_is_logged_once_with_whom_it_waits_for(rank: Rank) -> None:
     rank.meet()
     with (
         rank.executor() as executor,
-        rank.lazy(executor=executor, placement="every", warn_after_s=0.3) as lazy,
+        rank.lazy(executor=executor, placement="every", warn_after_s=TOLD_S) as lazy,
         Records(lazy) as records,
     ):
-        raises(CastTimeoutError, "", lambda: lazy.broadcast("x", materialize=Held(rank.last), timeout_s=1.5))
+        raises(CastTimeoutError, "", lambda: lazy.broadcast("x", materialize=Held(rank.last), timeout_s=TOLD_S + 1))
         waits = [text for text in records.texts if "still waiting after" in text]
         same(len(waits), 1, "warnings")
         check(f"missing: rank {rank.last}" in waits[0], waits[0])
