@@ -241,7 +241,7 @@ def a_time_out_while_agreeing_names_the_slow_rank(rank: Rank) -> None:
         slow = rank.rank == rank.last
         held = executor.submit(lambda: slow and gate.wait(TIMEOUT_S))
         rank.meet()
-        raises(CastTimeoutError, rf"missing: rank {rank.last}\b", lambda: lazy.broadcast("x", timeout_s=1.0))
+        raises(CastTimeoutError, rf"missing: rank {rank.last}\b", lambda: lazy.broadcast("x", timeout_s=TOLD_S))
         rank.meet()
         gate.set()
         held.result()
