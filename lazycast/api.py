@@ -26,7 +26,7 @@ from lazycast.net.backend import Backend
 from lazycast.net.wire import Key
 from lazycast.options import Auto, Helpers, Memo, Options, Shard, Tuning, check, debug_wanted, flat, refuse_old, shown
 from lazycast.start import construction, discovery, lifetime
-from lazycast.tracebacks import forget_frames
+from lazycast.tracebacks import forget_frames, left
 from lazycast.watch.group_stats import GroupStats
 from lazycast.watch.stats import Stats
 from lazycast.watch.tracing.tracer import Tracer
@@ -251,7 +251,8 @@ class LazyBroadcast(Generic[P, V]):
                 self._engine.clock.wake()
             raise
         finally:
-            forget_frames()
+            if left.frames:
+                forget_frames()
         try:
             return future.result(limit_s + _GRACE_S)
         except concurrent.futures.TimeoutError as exc:

@@ -7,6 +7,7 @@ work, from a finalizer that the collector runs say, can tell that it does, and w
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Collection
 from typing import Any
@@ -35,6 +36,9 @@ class _Here(threading.local):
 here = _Here()
 
 
+#: How a forked child ends that user code has let come back (as `sysexits.h` has it: a defect of software).
+_EXIT_SOFTWARE = 70
+
 #: Signals whose handlers wait, and what runs them: `lazycast.core.interrupts` says so.
 _put_off: Collection[int] = ()
 _deliver: Callable[[], object] = int  # nothing, until then
@@ -51,9 +55,21 @@ def own_thread() -> None:
     here.depth = 1
 
 
+def end_forked(parent: int, exc: BaseException | None) -> None:
+    """End a process that user code has forked and let come back: it must not go on in the place of its parent.
+
+    In the main thread the child is the user's own, and may come back to the user's program.
+    """
+    code = exc.code if isinstance(exc, SystemExit) else _EXIT_SOFTWARE
+    if not isinstance(exc, SystemExit):
+        text = f"lazycast: process {os.getpid()}, forked by user code in a thread of process {parent}"
+        os.write(2, f"{text}, came back from it and is ended here; let it end by os._exit()\n".encode())
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
 def call_out(fn: Callable[..., Any], *args: object) -> Any:
     """Call user code in the middle of lazycast's own work: no lock is held."""
-    before = here.depth, here.defers
+    before, pid, main = (here.depth, here.defers), os.getpid(), here.main  # a fork makes any thread the main one
     here.depth, here.defers = 0, False
     try:
         if _put_off and here.main:
@@ -61,6 +77,8 @@ def call_out(fn: Callable[..., Any], *args: object) -> Any:
         return fn(*args)
     finally:  # no context: an interrupt could keep its end from being run
         here.depth, here.defers = before
+        if os.getpid() != pid and not main:
+            end_forked(pid, sys.exc_info()[1])
 
 
 def cancelled() -> bool:

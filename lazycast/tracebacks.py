@@ -67,20 +67,25 @@ def forget_our_locals(exc: BaseException) -> None:
             tb = tb.tb_next
         link = link.__cause__ or link.__context__
     frame: FrameType | None = sys._getframe(1)
-    left = _left.__dict__.setdefault("frames", [])
     while frame is not None and _is_ours(frame):
-        left.append(frame)
+        left.frames.append(frame)
         frame = frame.f_back
 
 
 def forget_frames() -> None:
     """Do the same with the frames that ran then, now that they have returned."""
-    frames = _left.__dict__.pop("frames", ())
+    frames, left.frames = left.frames, []
     for frame in frames:
         _clear(frame)
 
 
-_left = threading.local()
+class _Left(threading.local):
+    def __init__(self) -> None:
+        self.frames: list[FrameType] = []
+
+
+#: What `forget_frames` has to do in this thread. Who passes with every cast looks here before the call.
+left = _Left()
 
 
 def _is_ours(frame: FrameType) -> bool:

@@ -103,6 +103,7 @@ class Desk:
         self._engine, self._group, self._options, self.role = engine, group, options, role
         self._lock, self._counters, self._clock = engine.lock, engine.counters, engine.clock
         self._inquires = inquires
+        self.forked = False  # this process is a child of the one that made it
         self.run_callback, self.guard_result = engine.run_callback, engine.guard_result
         self.root = group.root  # whose casts these are
         self.is_root = group.rank == group.root  # whether they are this rank's

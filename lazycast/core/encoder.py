@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from msgspec.structs import astuple
 
 from lazycast.codec import pickling
 from lazycast.codec.trust import Policy
@@ -71,7 +72,7 @@ class Encoder:
         each = False
         codes: list[tuple[Code, Room]] = []
         if call.materialize is not None:
-            ref, finish, fresh = self.shipper.ship(call.materialize, prepared=call.prepared)
+            ref, finish, fresh = astuple(self.shipper.ship(call.materialize, prepared=call.prepared))
             each = call.placement in OWNED and self._is_shared(call)
             if each:
                 join, more = self.shipper.ship_join(call.materialize)

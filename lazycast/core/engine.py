@@ -26,7 +26,7 @@ from lazycast.core.interrupts import Uninterrupted
 from lazycast.core.looks import Looks
 from lazycast.core.performer import Group, Performer
 from lazycast.core.spans import Spans
-from lazycast.core.workers import Workers, inside, role_of, unforked
+from lazycast.core.workers import Workers, inside, role_of
 from lazycast.errors import ClosedError, ReentrantCallError
 from lazycast.here import call_out, here
 from lazycast.net.wire import Failure, Gone, Key
@@ -140,9 +140,7 @@ class Engine:
             raise reentrant
 
     def guard_result(self) -> None:
-        """The same for `CastFuture.result`."""
-        if not here.depth and not here.roles and not self.forked:
-            return
+        """The same for `CastFuture.result`, which has seen that there may be one."""
         in_the_middle = self.in_the_middle("result()")
         if in_the_middle is not None:
             raise in_the_middle
@@ -174,7 +172,7 @@ class Engine:
         """Have a user's callback called, on the thread of callbacks."""
 
         def task() -> None:
-            with inside(self, "callback"), unforked():
+            with inside(self, "callback"):
                 call_out(fn)
 
         self.callbacks.submit(task)
@@ -294,5 +292,6 @@ class Engine:
         self.forked = True
         self.tracer = None  # it closes its file itself
         for lane in self.lanes:
+            lane.desk.forked = True
             lane.close_after_fork()
         self.performer.close_after_fork()

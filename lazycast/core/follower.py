@@ -25,7 +25,7 @@ from lazycast.core.neighbours import Neighbours
 from lazycast.core.parts import MAX_REASON
 from lazycast.core.performer import Group, Result
 from lazycast.core.queries import Queries
-from lazycast.core.reads import Reads, messages
+from lazycast.core.reads import SEQS_PER_READ, Reads
 from lazycast.core.seen import Counted, Rows, Seen
 from lazycast.core.situation import Phase, Situation
 from lazycast.net.backend import Context
@@ -310,10 +310,10 @@ class FollowerLane:
     def _tell_reads(self, now_s: float) -> float | None:
         with self._lock:
             reads, next_s = self._reads.take(now_s), self._reads.due_s
-        for seqs in messages(reads) if reads else ():
+        for start in range(0, len(reads), SEQS_PER_READ):
             if self.engine.tracer is not None and self._relay.upwards is None:
-                self.casts.trace_said("read", seqs[0])
-            self._relay.up(Read(self._group.rank, seqs))
+                self.casts.trace_said("read", reads[start])
+            self._relay.up(Read(self._group.rank, reads[start : start + SEQS_PER_READ]))
         return next_s
 
     def is_decided(self, ask: CastFuture[Any]) -> bool:

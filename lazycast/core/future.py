@@ -28,6 +28,7 @@ import msgspec
 
 from lazycast.core.interrupts import Uninterrupted
 from lazycast.core.waits import Plan
+from lazycast.here import here
 from lazycast.missing import MISSING
 from lazycast.net.wire import Failure, Key, Origin, Status
 from lazycast.tracebacks import log
@@ -192,7 +193,9 @@ class CastFuture(concurrent.futures.Future[V]):
     def _wait(self, timeout: float | None) -> None:
         # At a gate, not at the base class's condition: whoever wakes there needs a second lock, which the thread that
         # woke it still holds. That costs 10 µs and often another switch of threads, for each blocking call.
-        self._desk.guard_result()
+        desk = self._desk
+        if here.depth or here.roles or desk.forked:
+            desk.guard_result()
         end_s = math.inf if timeout is None else time.monotonic() + max(0.0, timeout)
         while True:
             if self._gate.acquire(timeout=max(0.0, min(_LOOK_AGAIN_S, end_s - time.monotonic()))):

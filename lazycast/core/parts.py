@@ -240,17 +240,21 @@ class _Failed(Exception):
         self.result = result
 
 
-class _Part:
+class _Part(msgspec.Struct, eq=False):
     """One run."""
 
-    def __init__(self, parts: Parts, message: Cast, material: Material, stages: Stages, to_share: Value | None) -> None:
-        self._parts, self._message, self._material, self._stages = parts, message, material, stages
-        self._to_share = to_share
-        self.told = False
-        self.materialize_s = self.materialize_cpu_s = self.helper_cpu_s = 0.0
-        self.held_s: float | None = None
-        self.shared_nbytes = 0
-        self.unshared: str | None = None
+    _parts: Parts
+    _message: Cast
+    _material: Material
+    _stages: Stages
+    _to_share: Value | None
+    told: bool = False
+    materialize_s: float = 0.0
+    materialize_cpu_s: float = 0.0
+    helper_cpu_s: float = 0.0
+    held_s: float | None = None
+    shared_nbytes: int = 0
+    unshared: str | None = None
 
     def value(self) -> Any:
         """Return what this rank gets. Raises _Failed."""

@@ -18,7 +18,7 @@ import msgspec
 
 from lazycast.core import failures
 from lazycast.core.interrupts import Uninterrupted
-from lazycast.core.workers import Workers, unforked
+from lazycast.core.workers import Workers
 from lazycast.here import call_out, here
 from lazycast.materialize.cores import Cores, together
 from lazycast.materialize.each import place_of_failure
@@ -111,8 +111,7 @@ class Performer:
     def materialize(self, fn: Callable[..., Any], *args: object) -> Result:
         """Call a materializer, or a stage of one, in this thread and a context of its own."""
         try:
-            with unforked():
-                value = call_out(contextvars.Context().run, fn, *args)
+            value = call_out(contextvars.Context().run, fn, *args)
             if isinstance(value, CoroutineType):
                 value.close()
                 raise TypeError(COROUTINE)

@@ -7,12 +7,11 @@ later, of many casts in one message.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 #: How long after the root has been told reads are gathered before it is told again, unless a quarter of its window, in
 #: casts or in bytes, is reached. Telling it of each small cast took a fifth of a follower's time.
 DELAY_S = 0.02
-_PER_MESSAGE = 2000  # of at most nine bytes each
+SEQS_PER_READ = 2000  # in one message, of at most nine bytes each
 
 
 class Reads:
@@ -49,9 +48,3 @@ class Reads:
 
     def __len__(self) -> int:
         return len(self._seqs)
-
-
-def messages(seqs: list[int]) -> Iterator[list[int]]:
-    """Divide what is to be told into what one message holds."""
-    for start in range(0, len(seqs), _PER_MESSAGE):
-        yield seqs[start : start + _PER_MESSAGE]

@@ -62,6 +62,8 @@ class RootLane:
         engine: of an object whose other lanes are there; None: this is the only one.
     """
 
+    on_turn = None
+
     def __init__(
         self,
         group: Group,
@@ -131,9 +133,6 @@ class RootLane:
         return True if self._coming is None else self._coming.when_come(wake)
 
     # Messages
-
-    def on_turn(self) -> float | None:
-        return None
 
     def on_neighbour_gone(self, peer: int, reason: str | None) -> None:
         self.casts.neighbour_gone(peer, reason)

@@ -28,9 +28,10 @@ def lanes(group: Group, options: Options, channels: Channels) -> list[RootLane |
 def start(found: list[RootLane | FollowerLane], channels: Channels, *, name: str, timeout_s: float) -> None:
     """Connect all trees, and begin. Collective."""
     deadline_s = time.monotonic() + timeout_s
+    turns = [lane.on_turn for lane in found if lane.on_turn is not None]
 
     def turn() -> float | None:
-        return min((due_s for lane in found if (due_s := lane.on_turn()) is not None), default=None)
+        return min((due_s for turn in turns if (due_s := turn()) is not None), default=None)
 
     for lane in found:
         lane.near.listen()

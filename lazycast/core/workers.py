@@ -19,22 +19,16 @@ import queue
 import threading
 from collections.abc import Callable
 
-from lazycast.here import here, own_thread
-from lazycast.tracebacks import forget_frames, log
+from lazycast.here import end_forked, here, own_thread
+from lazycast.tracebacks import forget_frames, left, log
 
 logger = logging.getLogger("lazycast")
 
 Task = Callable[[], object]
 
-#: How a forked child ends that user code has let come back (as `sysexits.h` has it: a defect of software).
-_EXIT_SOFTWARE = 70
-
 
 class unforked:
-    """End a process that user code has forked here and let come back: it must not go on in the place of its parent.
-
-    In the main thread the child is the user's own, and may come back to the user's program.
-    """
+    """Where user code may run that is not called by `call_out`: a process that it forks here, `end_forked` ends."""
 
     __slots__ = ("_main", "_pid")
 
@@ -43,13 +37,8 @@ class unforked:
         self._main = here.main  # before a fork, which makes any thread the main one
 
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
-        if os.getpid() == self._pid or self._main:
-            return
-        code = exc.code if isinstance(exc, SystemExit) else _EXIT_SOFTWARE
-        if not isinstance(exc, SystemExit):
-            text = f"lazycast: process {os.getpid()}, forked by user code in a thread of process {self._pid}"
-            os.write(2, f"{text}, came back from it and is ended here; let it end by os._exit()\n".encode())
-        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+        if os.getpid() != self._pid and not self._main:
+            end_forked(self._pid, exc)
 
 
 class inside:  # a class, since a generator made into a context takes 2 µs longer, and every cast passes here
@@ -132,7 +121,8 @@ class Workers:
                 task = heapq.heappop(self._tasks)[2]
             self._run(task)
             del task  # what it holds must not live until the next one comes
-            forget_frames()
+            if left.frames:
+                forget_frames()
 
     def stop(self, timeout_s: float = 1.0) -> None:
         """End the threads after what is queued; wait for them up to `timeout_s`."""

@@ -22,9 +22,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from types import BuiltinMethodType, FunctionType, MethodType
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import cloudpickle
+import msgspec
 
 from lazycast.codec.diagnose import describe_unpicklable
 from lazycast.codec.pickling import CannotEncode
@@ -53,7 +54,7 @@ class CodeMissing(Exception):
         self.ident = ident
 
 
-class Shipped(NamedTuple):
+class Shipped(msgspec.Struct):
     """How a materializer travels: what a cast says of it, and the code to send before it (name and bytes)."""
 
     ref: MaterializerRef | None

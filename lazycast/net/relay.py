@@ -64,8 +64,9 @@ class Receiver(Protocol):
         """Learn that a rank sends no more: closed (None) or lost (why)."""
         ...
 
-    def on_turn(self) -> float | None:
-        """Do what is due, on the thread that receives from this host; return when to be called again, or None."""
+    @property
+    def on_turn(self) -> Callable[[], float | None] | None:
+        """Does what is due, on the thread that receives from this host; returns when to be called again, or None."""
         ...
 
 

@@ -7,7 +7,6 @@ from tests.mutants.mutant import Mutant
 _CALLS = "lazycast/core/calls.py"
 _LEDGER = "lazycast/core/ledger.py"
 _MAILBOX = "lazycast/core/mailbox.py"
-_READS = "lazycast/core/reads.py"
 _WINDOW = "lazycast/core/window.py"
 _WAITS = "lazycast/core/waits.py"
 _AWAITED = "lazycast/core/awaited.py"
@@ -58,9 +57,9 @@ MUTANTS = (
     ),
     Mutant(
         "reads-one-dropped",
-        _READS,
-        "yield seqs[start : start + _PER_MESSAGE]",
-        "yield seqs[start : start + _PER_MESSAGE - 1]",
+        _FOLLOWER,
+        "reads[start : start + SEQS_PER_READ]",
+        "reads[start : start + SEQS_PER_READ - 1]",
         "every read reaches the root, also of a long backlog",
     ),
     Mutant(
@@ -115,7 +114,7 @@ MUTANTS = (
     Mutant(
         "follower-reads-dropped",
         _FOLLOWER,
-        "self._relay.up(Read(self._group.rank, seqs))",
+        "self._relay.up(Read(self._group.rank, reads[start : start + SEQS_PER_READ]))",
         "pass",
         "what has been read does not hold the root back any more",
     ),

@@ -63,10 +63,10 @@ def passed(options: dict[str, Any], materialize: Any) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("options", "materialize", "root", "other"),
     [
-        ({"agree": False, "placement": "every"}, None, 53, 51),
-        ({}, None, 62, 55),
-        ({"placement": "every"}, length, 95, 83),
-        ({}, length, 140, 83),
+        ({"agree": False, "placement": "every"}, None, 50, 46),
+        ({}, None, 58, 51),
+        ({"placement": "every"}, length, 86, 75),
+        ({}, length, 131, 75),
     ],
     ids=["agree=False", "default", "materializer", "chosen"],
 )

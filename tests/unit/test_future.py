@@ -43,6 +43,8 @@ class Engine:
             self.future.settle_cancelled()
         return bool(self.withdraw_result)
 
+    forked = True  # or whatever else is a reason to ask the one below
+
     def guard_result(self) -> None:
         if self.reentrant:
             raise RuntimeError("reentrant")

@@ -72,7 +72,7 @@ def _before_it_begins(frame: FrameType) -> bool:
 
     What comes there may as well have come before the call: whoever makes it cannot know, nor can we.
     """
-    if frame.f_code not in FACE:
+    if frame.f_code not in FACE or frame.f_lineno is None:  # a step of the compiler's own, between two lines
         return False
     lines = sorted({line for *_, line in frame.f_code.co_lines() if line is not None})
     return frame.f_lineno <= lines[2]  # of the definition, `counted` and `try`

@@ -37,6 +37,7 @@ from lazycast.net.wire import (
     Need,
     Pass,
     Query,
+    Read,
     Report,
     Silence,
     Status,
@@ -100,6 +101,20 @@ def test_a_rank_reports_on_a_cast_that_fails_before_its_part_begins() -> None:
         lane.on_message(Code(2, "sha256:unknown", failure=Failure("encode", 0, "h", "no code")), memoryview(b""))
         with pytest.raises(MaterializeError, match="it failed"):
             lane.call(None, None, None, 30.0).result(30)
+    finally:
+        lane.engine.close(0.0)
+
+
+def test_reads_that_one_message_does_not_hold_are_told_in_several() -> None:
+    link = FakeLink(1 << 20)
+    lane = follower(link)
+    try:
+        for seq in range(4500):
+            lane._reads.add(seq, 1)
+        lane.work()
+        told = [message.seqs for _, message, _ in link.messages() if isinstance(message, Read)]
+        assert [len(seqs) for seqs in told] == [2000, 2000, 500]
+        assert [seq for seqs in told for seq in seqs] == list(range(4500))
     finally:
         lane.engine.close(0.0)
 

@@ -17,6 +17,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pytest
+from msgspec.structs import astuple
 
 from lazycast.codec.pickling import CannotEncode
 from lazycast.materialize import bycode, materializers
@@ -96,7 +97,7 @@ BY_VALUE: dict[str, Any] = {
 
 def _shipped(shipper: Shipper, fn: Any) -> tuple[MaterializerRef, bytes | None]:
     """What travels of a materializer in one stage."""
-    ref, finish, codes = shipper.ship(fn)
+    ref, finish, codes = astuple(shipper.ship(fn))
     assert ref is not None
     assert finish is None
     assert [ident for ident, _ in codes] in ([], [ref.ident])
@@ -202,9 +203,9 @@ def test_functions_of_main_travel_as_code(run_python: Callable[..., str], tmp_pa
         @classmethod
         def from_dict(cls, payload): return cls.__name__, f(payload)
     assert import_path(f) is None and import_path(Made.from_dict) is None and import_path(Made) is None
-    ref, _, [(_, code)] = Shipper().ship(Made.from_dict)
-    assert ref.path is None
-    open(sys.argv[1], "wb").write(code)
+    shipped = Shipper().ship(Made.from_dict)
+    assert shipped.ref.path is None
+    open(sys.argv[1], "wb").write(shipped.codes[0][1])
     """
     run_python(textwrap.dedent(sender), str(code_file))
     loader = Loader()
@@ -495,7 +496,7 @@ def test_two_stages_travel_each_by_the_shortest_way() -> None:
     shipper, loader = Shipper(), Loader()
     local = 3
     staged: Staged[int, int, int] = Staged(operator.neg, lambda payload, hint: payload * hint * local)
-    ref, finish, codes = shipper.ship(staged)
+    ref, finish, codes = astuple(shipper.ship(staged))
     assert ref is not None
     assert ref.path is not None
     assert len(codes) == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lazycast.core.reads import DELAY_S, Reads, messages
+from lazycast.core.reads import DELAY_S, Reads
 
 
 def test_reads_are_gathered_for_a_while_and_told_together() -> None:
@@ -45,11 +45,3 @@ def test_the_count_of_bytes_begins_anew() -> None:
     reads.take(6.0)
     reads.add(2, 1)
     assert reads.due_s == 6.0 + DELAY_S
-
-
-def test_more_than_a_message_holds_is_divided() -> None:
-    seqs = list(range(4500))
-    parts = list(messages(seqs))
-    assert [len(part) for part in parts] == [2000, 2000, 500]
-    assert [seq for part in parts for seq in part] == seqs
-    assert list(messages([])) == []

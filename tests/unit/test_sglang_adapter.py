@@ -76,6 +76,8 @@ class Cast:
     def label(self, key: Key | None, seq: int | None, nth: int | None = None) -> str:
         return "a cast"
 
+    forked = True  # or whatever else is a reason to ask the one below
+
     def guard_result(self) -> None:
         if self.reentrant:
             raise ReentrantCallError("in a callback")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lazycast.core.ledger import Ledger
-from lazycast.core.reads import Reads, messages
+from lazycast.core.reads import SEQS_PER_READ, Reads
 from lazycast.net import wire
 from lazycast.net.combining import Combining
 from lazycast.net.members import unpacked
@@ -224,7 +224,8 @@ class Group:
 
     def _tell_reads(self, rank: int) -> None:
         if not self._dead(rank):
-            for seqs in messages(self._reads[rank].take(self._machines.now_s)):
+            reads = self._reads[rank].take(self._machines.now_s)
+            for seqs in (reads[start : start + SEQS_PER_READ] for start in range(0, len(reads), SEQS_PER_READ)):
                 self._up(rank, Read(rank, seqs))
 
     def _up(self, rank: int, message: Report | Read) -> None:

@@ -120,8 +120,7 @@ class _Worker:
         failure: Failure | None = None
         if init:
             try:
-                with unforked():
-                    call_out(apart, self._unpickled(init))
+                call_out(apart, self._unpickled(init))
             except BaseException as exc:  # SystemExit too: it is not for this thread
                 failure = self._failure("materialize", "init raised", exc)
         return msgspec.msgpack.encode(failure)
@@ -234,8 +233,7 @@ class _Worker:
         here.unwanted = lambda: self._cancelled[0] == job.number
         began_s, cpu_s = time.monotonic(), time.thread_time()
         try:
-            with unforked():
-                value = call_out(apart, self._some(job, fn), payload)
+            value = call_out(apart, self._some(job, fn), payload)
             if isinstance(value, CoroutineType):
                 value.close()
                 raise TypeError(COROUTINE)

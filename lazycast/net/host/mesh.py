@@ -39,7 +39,7 @@ from lazycast.net.host.arena import Arena, Slot
 from lazycast.net.host.memory import PAGE
 from lazycast.net.host.processes import pid_behind
 from lazycast.net.host.views import Views
-from lazycast.tracebacks import forget_frames, log
+from lazycast.tracebacks import forget_frames, left, log
 
 logger = logging.getLogger("lazycast")
 
@@ -131,7 +131,7 @@ class Mesh:
         self._serving = self._left_to_thread = False
         self._release_lock = threading.Lock()
 
-    def start(self, sink: HostSink, name: str, turn: Callable[[], float | None] = lambda: None) -> None:
+    def start(self, sink: HostSink, name: str, turn: Callable[[], float | None] | None = None) -> None:
         """Begin to receive.
 
         `turn` is called, by the thread that receives, whenever it has taken what has come; it returns when to be called
@@ -235,7 +235,7 @@ class Mesh:
 
     # The thread
 
-    def _run(self, sink: HostSink, turn: Callable[[], float | None]) -> None:
+    def _run(self, sink: HostSink, turn: Callable[[], float | None] | None) -> None:
         own_thread()
         try:
             self._serve(sink, turn)
@@ -246,7 +246,7 @@ class Mesh:
             if release:
                 self._release()
 
-    def _serve(self, sink: HostSink, turn: Callable[[], float | None]) -> None:
+    def _serve(self, sink: HostSink, turn: Callable[[], float | None] | None) -> None:
         poller = self._poller
         poller.register(self._wake_fd, select.EPOLLIN)
         by_fd = {peer.sock.fileno(): peer for peer in self._peers.values()}
@@ -268,8 +268,9 @@ class Mesh:
                     poller.modify(fd, select.EPOLLIN)
                 if events & ~select.EPOLLOUT and not self._receive(peer, buffer, sink):
                     poller.unregister(fd)
-                forget_frames()
-            due_s = turn()
+                if left.frames:
+                    forget_frames()
+            due_s = turn() if turn is not None else None
 
     def _receive(self, peer: _Peer, buffer: bytearray, sink: HostSink) -> bool:
         """Take one packet; return whether more may come."""
