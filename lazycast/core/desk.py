@@ -32,6 +32,7 @@ from lazycast.missing import MISSING
 from lazycast.net.wire import Failure, Key
 from lazycast.options import Options
 from lazycast.tracebacks import describe, log
+from lazycast.watch.stats import FOLD_AT
 from lazycast.watch.tracing.tracer import Named, Tracer
 
 logger = logging.getLogger("lazycast")
@@ -285,6 +286,8 @@ class Desk:
             counters.resolved += 1
             counters.resolved_s.append(now_s)
             counters.noted.append(("total", now_s - ask.since_s))
+        if len(counters.noted) > FOLD_AT:
+            counters.fold()
         ask.arrival = None  # the two would keep each other, and the value, until the next collection
         ask.payload = MISSING
         self.waits.live.pop(ask, None)

@@ -13,7 +13,6 @@ from msgspec.structs import astuple
 
 from lazycast.codec import pickling
 from lazycast.codec.trust import Policy
-from lazycast.core.arrival import Own
 from lazycast.core.calls import Call
 from lazycast.core.memo.book import Book, ident_by_bytes, ident_by_key
 from lazycast.core.memo.items import Planner, items_to_plan
@@ -21,7 +20,7 @@ from lazycast.core.memo.store import Kept, Store
 from lazycast.core.workers import unforked
 from lazycast.materialize.each import Each
 from lazycast.materialize.materializers import Shipper
-from lazycast.materialize.staged import Staged, each_of
+from lazycast.materialize.staged import each_of
 from lazycast.missing import MISSING
 from lazycast.net.host.mesh import INLINE_NBYTES
 from lazycast.net.relay import Relay, Room
@@ -57,6 +56,7 @@ class Encoder:
     ) -> None:
         self._relay = relay
         self.codec = policy.codec
+        self._encode, self._decode = unforked(policy.codec.encode), unforked(policy.codec.decode)
         self.shipper = Shipper(policy)
         self._seqs = seqs
         self._agree = agree
@@ -84,13 +84,11 @@ class Encoder:
         if ident is not None and (again := self._known(call, ident)) is not None:
             return again, Room(memoryview(b"")), codes
         staged = finish is not None and call.prepared
-        encode = self.codec.encode
         if call.mark is not None and not call.prepared:
             encoded = pickling.Encoded()  # every rank has its own
         else:
-            with unforked():
-                what = call.hint if call.mark is not None else (call.payload, call.hint)
-                encoded = encode(what if staged else call.payload)
+            what = call.hint if call.mark is not None else (call.payload, call.hint)
+            encoded = self._encode(what if staged else call.payload)
         keep = 0
         if call.memo and not items and self._book is not None:
             if ident is None:
@@ -157,13 +155,13 @@ class Encoder:
             return False
         return each_of(call.materialize) is not None
 
+    @unforked
     def _ident_by_key(self, call: Call, ref: MaterializerRef | None, finish: MaterializerRef | None) -> bytes | None:
         """What names the value of a call, if the user says what does."""
         if self._memo is None or self._memo.key is None:
             return None
-        with unforked():
-            turns = self.shipper.turns(call.materialize, ref, finish)
-            return ident_by_key(self._memo, call.payload, ref, finish, turns)
+        turns = self.shipper.turns(call.materialize, ref, finish)
+        return ident_by_key(self._memo, call.payload, ref, finish, turns)
 
     def _known(self, call: Call, ident: bytes) -> Cast | None:
         """What to say in place of casting what every rank remembers."""
@@ -196,8 +194,7 @@ class Encoder:
         """Make sure that what was encoded can be rebuilt, here at least. Raises whatever decoding raises."""
         if not cast.stream_nbytes:
             return
-        with unforked():
-            self.codec.decode(room.view, pickling.Layout(cast.stream_nbytes, cast.frames))
+        self._decode(room.view, pickling.Layout(cast.stream_nbytes, cast.frames))
 
     def _next_turn(self) -> int:
         self._turn += 1
@@ -219,8 +216,7 @@ class Encoder:
         """The same of the results of items: a list of how each is laid out, and its bytes. Raises `MemoryError`."""
         bodies = [np.frombuffer(one.body(), np.uint8) for one in kept]
         layouts = [(one.layout.stream_nbytes, one.layout.frames) for one in kept]
-        with unforked():
-            encoded = self.codec.encode([(*layout, body) for layout, body in zip(layouts, bodies, strict=True)])
+        encoded = self._encode([(*layout, body) for layout, body in zip(layouts, bodies, strict=True)])
         layout = encoded.layout
         code = Code(next(self._seqs), ident, encoded.nbytes, stream_nbytes=layout.stream_nbytes, frames=layout.frames)
         return code, laid_out(encoded, self._relay)
@@ -229,13 +225,3 @@ class Encoder:
         room = self._relay.room(len(code))
         pickling.copy(room.view, code)
         return Code(next(self._seqs), ident, len(code)), room
-
-
-def own_of(call: Call) -> Own:
-    """What the root has for its own part, taken off the call."""
-    fn, payload = call.materialize, call.payload
-    call.payload = call.materialize = None
-    if isinstance(fn, Staged):
-        first = None if call.prepared else fn.prepare
-        return Own(payload, True, first, fn.finish, call.hint)
-    return Own(payload, True, fn)

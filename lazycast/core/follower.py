@@ -94,6 +94,7 @@ class FollowerLane:
         )
         self._reads = Reads(options.max_inflight, options.max_inflight_nbytes)
         in_turn = self._relay.is_near(topology.parent)
+        self.on_turn = self._tell_reads if self._relay.upwards is None else self._tell_all_reads
         self.matching = Matching(
             engine, group, options, desk, self.casts, self._reads, self._tell_reads, reads_in_turn=in_turn
         )
@@ -221,15 +222,15 @@ class FollowerLane:
         with self._lock:
             if self.casts.end.failure is not None and self.casts.end.failure.kind == "lost":
                 return  # the call that it is for has failed, or will: it must not meet the next one with its key
+            self._counters.casts += 1
             if message.failure is None:
-                self._counters.cast(message.placement)
+                self._counters.placements[message.placement] += 1
                 self._placed = message.placement
                 if self._has_root_clock:
                     self._counters.noted.append(("transfer", arrival.arrived_s - message.sent_s))
                     if (tracer := self.engine.tracer) is not None:
                         tracer.took("transfer", message.sent_s, arrival.arrived_s, message)
             else:
-                self._counters.cast(None)
                 self._counters.aborted += message.failure.kind == "withdrawn"
             if self._figures_due_s is None:
                 self._figures_due_s = arrival.arrived_s + self._figures_every_s
@@ -286,18 +287,8 @@ class FollowerLane:
 
     # Time
 
-    def on_turn(self) -> float | None:
-        if (upwards := self._relay.upwards) is not None:
-            now_s = time.monotonic()
-            return _sooner(self._tell_reads(now_s), upwards.tell_reads(now_s))
-        return self._tell_reads(time.monotonic()) if self._reads.due_s is not None else None
-
     def work(self) -> float | None:
-        now_s = time.monotonic()
-        due_s = _sooner(self._tell_reads(now_s), self._tell_figures(now_s))
-        if (upwards := self._relay.upwards) is not None:
-            due_s = _sooner(due_s, upwards.tell_reads(now_s))
-        return self.near.beat_beside(due_s)
+        return self.near.beat_beside(_sooner(self.on_turn(), self._tell_figures(time.monotonic())))
 
     def _tell_figures(self, now_s: float) -> float | None:
         with self._lock:
@@ -307,9 +298,16 @@ class FollowerLane:
         self._relay.up(figures.of(self.engine.looks.stats()))
         return None
 
-    def _tell_reads(self, now_s: float) -> float | None:
+    def _tell_all_reads(self) -> float | None:
+        """Tell the root of those of the ranks below, too."""
+        assert self._relay.upwards is not None
+        return _sooner(self._tell_reads(), self._relay.upwards.tell_reads(time.monotonic()))
+
+    def _tell_reads(self) -> float | None:
+        if self._reads.due_s is None:
+            return None
         with self._lock:
-            reads, next_s = self._reads.take(now_s), self._reads.due_s
+            reads, next_s = self._reads.take(time.monotonic()), self._reads.due_s
         for start in range(0, len(reads), SEQS_PER_READ):
             if self.engine.tracer is not None and self._relay.upwards is None:
                 self.casts.trace_said("read", reads[start])

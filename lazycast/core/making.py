@@ -241,7 +241,16 @@ class Making:
             spans.began(arrival.message)
         quick, message = self._is_quick(arrival), arrival.message
         if quick and message.ref is None and message.finish is None and message.fingerprint is None:
-            self._outcome.done(arrival, self._plain_part(arrival))
+            with self._lock:
+                body, ask, arrival.body = arrival.body, arrival.ask, None
+            # The verdict was a failure and came first, or nobody will look.
+            if body is None or (ask is not None and ask.taken):
+                result = Result()
+            else:
+                layout = Layout(message.stream_nbytes, message.frames)
+                result = self.parts.decode(message, body, message.nbytes, layout, plain=True)
+            del body  # whoever gets the value is alone with its memory
+            self._outcome.done(arrival, result)
         elif quick:  # no user code runs: neither marks nor workers are needed
             self._part_done(arrival, self._part(arrival))
         else:
@@ -280,18 +289,6 @@ class Making:
             body, layout = arrival.body, Layout(message.stream_nbytes, message.frames)
         return layout.stream_nbytes <= INLINE_NBYTES and (not body or self._policy.codec.is_plain(body, layout))
 
-    def _plain_part(self, arrival: Arrival) -> Result:
-        """The part of a cast whose value is what was sent: of most casts that are small, so the shortest way."""
-        message = arrival.message
-        with self._lock:
-            body, arrival.body = arrival.body, None
-            ask = arrival.ask
-        # The verdict was a failure and came first, or nobody will look.
-        if body is None or (ask is not None and ask.taken):
-            return Result()
-        layout = Layout(message.stream_nbytes, message.frames)
-        return self.parts.decode(message, body, message.nbytes, layout, plain=True)
-
     def _part(self, arrival: Arrival) -> Result:
         message = arrival.message
         owner = arrival.owner == self._group.rank
@@ -299,7 +296,7 @@ class Making:
             if owner:
                 self.decline(arrival)
             return Result()
-        if not arrival.wanted:  # nobody here will look at it: nothing to object
+        if (ask := arrival.ask) is not None and ask.taken:  # nobody here will look at it: nothing to object
             if not owner:
                 return Result()
             if message.fingerprint is not None:  # and there is no payload to work on either

@@ -50,7 +50,7 @@ class Matching:
         desk: Desk,
         casts: Casts,
         reads: Reads,
-        tell_reads: Callable[[float], float | None],
+        tell_reads: Callable[[], float | None],
         *,
         reads_in_turn: bool,
     ) -> None:
@@ -303,8 +303,8 @@ class Matching:
         else:
             self._casts.making.advance(arrival)
         due_s = self._reads.due_s
-        if due_s is not None and due_s <= (now_s := time.monotonic()):
-            self._tell_reads(now_s)
+        if due_s is not None and due_s <= time.monotonic():
+            self._tell_reads()
 
     # What arrives
 

@@ -80,6 +80,7 @@ class Parts:
         self._watching = Watching() if watches else None
         self.within: Callable[[Any, Callable[..., Any]], Callable[..., Any]] | None = None  # what follows materializers
         self.codec = policy.codec
+        self._encode, self._decode = unforked(policy.codec.encode), unforked(policy.codec.decode)
         self.loader = Loader(policy)
 
     def stages(self, arrival: Arrival) -> Stages:
@@ -153,8 +154,7 @@ class Parts:
 
     def encode(self, payload: object) -> tuple[memoryview, Layout]:
         """Put a payload that nobody has sent into a form in which a helper gets it."""
-        with unforked():
-            encoded = self.codec.encode(payload)
+        encoded = self._encode(payload)
         room = laid_out(encoded, self._relay, host=True)
         return room.view[: encoded.nbytes], encoded.layout
 
@@ -170,8 +170,7 @@ class Parts:
         """
         began_s = time.monotonic()
         try:
-            with unforked():
-                encoded = self.codec.encode(value)
+            encoded = self._encode(value)
             room = laid_out(encoded, self._relay, host=True)
             if encoded.cut:
                 value = as_it_arrives(encoded, self.codec)
@@ -195,11 +194,7 @@ class Parts:
                 raise self.short(nbytes)
             if self._readonly:
                 body = body.toreadonly()
-            if plain:
-                value = self.codec.decode(body, layout)
-            else:
-                with unforked():
-                    value = self.codec.decode(body, layout)
+            value = (self.codec.decode if plain else self._decode)(body, layout)
         except BaseException as exc:
             return self.failed("decode", "what arrived could not be decoded", exc)
         self._took("decode", began_s, of)

@@ -77,7 +77,8 @@ class _Once:
         self.started = True
         task, self._task = self._task, None
         assert task is not None, "an executor runs what it is given once"
-        task()
+        with Uninterrupted():  # unlike our own threads, this one may be interrupted, and is not always at our work
+            task()
         del task
         forget_frames()
 
@@ -140,7 +141,8 @@ class Performer:
         says whether anybody still waits for it. A given executor keeps an order of its own, whatever the `priority`.
         """
         if here:
-            self._do(part, done, unwanted)
+            with Uninterrupted():
+                self._do(part, done, unwanted)
             return
         task = functools.partial(self._work_on, seq, part, done, unwanted)
         self._waiting.add(seq)
@@ -187,17 +189,16 @@ class Performer:
     def _do(
         self, part: Callable[[], Result], done: Callable[[Result], None], unwanted: Callable[[], bool] | None
     ) -> None:
-        with Uninterrupted():  # in a thread of a given executor, or of a caller
-            outer, here.unwanted = here.unwanted, unwanted
-            here.roles.append((self._owner, "materializer"))  # as `inside` does
-            try:
-                result = part()
-            except BaseException as exc:  # a defect: what user code raises is in the result
-                result = Result(failure=self.failure("materialize", "lazycast itself failed", exc), cause=exc)
-            finally:
-                here.unwanted = outer
-                here.roles.pop()
-            done(result)
+        outer, here.unwanted = here.unwanted, unwanted
+        here.roles.append((self._owner, "materializer"))  # as `inside` does
+        try:
+            result = part()
+        except BaseException as exc:  # a defect: what user code raises is in the result
+            result = Result(failure=self.failure("materialize", "lazycast itself failed", exc), cause=exc)
+        finally:
+            here.unwanted = outer
+            here.roles.pop()
+        done(result)
 
     def _submit(
         self,

@@ -22,12 +22,12 @@ from lazycast.codec.fingerprint import approximate_nbytes, fingerprint
 from lazycast.codec.pickling import CannotEncode
 from lazycast.codec.trust import Policy
 from lazycast.codec.untouched import mark
-from lazycast.core.arrival import Arrival
+from lazycast.core.arrival import Arrival, Own
 from lazycast.core.calls import Call, CallPhase
 from lazycast.core.casts import Casts
 from lazycast.core.desk import Desk
 from lazycast.core.dump import named
-from lazycast.core.encoder import Encoded, Encoder, own_of
+from lazycast.core.encoder import Encoded, Encoder
 from lazycast.core.engine import Engine
 from lazycast.core.failures import clip
 from lazycast.core.intake import Intake
@@ -115,29 +115,38 @@ class Sending:
 
     def work_one(self) -> bool:
         """Begin a call, and send it if it can be, or tell that one was taken back; return whether there may be more."""
-        calls = self._calls
+        calls, ledger = self._calls, self._ledger
         with self._lock:
             new = calls.new.popleft() if calls.new else None
-            call = self._next_to_send() if new is None and calls.sendable else None
         if new is not None:
             try:
                 self._begin_call(new)
             except BaseException as exc:  # MemoryError, and whatever a callable's own code raises
                 self._spoil(new, exc)
-            if not calls.new and calls.sendable:
-                with self._lock:  # it is the only one, so its turn may have come
-                    call = self._next_to_send() if calls.sendable else None
-                if call is not None:
-                    self._send(call)
-        elif call is not None:
+        call = None
+        if calls.sendable and not calls.new:  # all that have entered have begun, so that the first of them goes first
+            with self._lock:
+                end, most_nbytes = self._casts.end.failure, self._options.max_inflight_nbytes
+                has_room = ledger.open_nbytes < most_nbytes or self._intake.window.has_room_for_bytes()
+                call = calls.next_to_send(has_room=has_room or end is not None)
+                if call is not None and call.failure is None and (end is not None or call.ask.taken):
+                    call.failure = end or self._too_late(call)
+        if call is not None:
             self._send(call)
-        elif self._recalled:
+        elif new is None and self._recalled:
             self._tell_recalled(*self._recalled[0])
-        elif self._dropped:
+        elif new is None and self._dropped:
             self._tell_dropped()
-        else:
+        elif new is None:
             return False
         return bool(calls.new or calls.sendable or self._recalled or self._dropped)
+
+    def _too_late(self, call: Call) -> Failure:
+        """With the lock held: return why a call that has ended here has no value."""
+        if self._engine.closing:
+            return self._casts.said("closed", "the root had closed its object when this call's turn came")
+        text = f"the root's call had waited {call.ask.timeout_s:g} s when its turn came"
+        return call.ask.late or self._casts.said("timeout", text)
 
     def _tell_recalled(self, arrival: Arrival, verdict: Verdict) -> None:
         """Tell the ranks of a cast that the root has taken back. It has gone out."""
@@ -153,21 +162,6 @@ class Sending:
         with self._lock:
             self._recalled.popleft()
             self._intake.freed()
-
-    def _next_to_send(self) -> Call | None:
-        """With the lock held: take the call whose turn has come, if there is room for it."""
-        end, ledger = self._casts.end.failure, self._ledger
-        has_room = ledger.open_nbytes < self._options.max_inflight_nbytes or self._intake.window.has_room_for_bytes()
-        call = self._calls.next_to_send(has_room=has_room or end is not None)
-        if call is not None and call.failure is None and end is not None:
-            call.failure = end
-        elif call is not None and call.failure is None and call.ask.taken:
-            if self._engine.closing:
-                call.failure = self._casts.said("closed", "the root had closed its object when this call's turn came")
-            else:
-                text = f"the root's call had waited {call.ask.timeout_s:g} s when its turn came"
-                call.failure = call.ask.late or self._casts.said("timeout", text)
-        return call
 
     def _tell_dropped(self) -> None:
         self._relay.down(Drop(self._dropped[0]))
@@ -358,7 +352,12 @@ class Sending:
                 self._memos.decided(call.seq, good=False)
             self._send_failure(call, call.failure)
             return
-        own = own_of(call)
+        fn, own = call.materialize, Own(call.payload, True)  # what the root has for its own part
+        if isinstance(fn, Staged):
+            own.prepare, own.finish, own.hint = None if call.prepared else fn.prepare, fn.finish, call.hint
+        else:
+            own.prepare = fn
+        call.payload = call.materialize = None
         # Helpers get what was encoded, as other ranks do.
         helped = self._engine.maker is not None and cast.placement == HELPERS and cast.ref is not None
         arrival = Arrival(cast, room.view if helped else None, ask=call.ask, own=own, had=call.had)
@@ -484,8 +483,11 @@ class Sending:
         message = arrival.message
         if call.ask.traced is not None:
             call.ask.traced.cast = message
-        self._counters.cast(None if message.failure is not None else message.placement)
-        self._counters.aborted += message.failure is not None and message.failure.kind == "withdrawn"
+        self._counters.casts += 1
+        if message.failure is None:
+            self._counters.placements[message.placement] += 1
+        else:
+            self._counters.aborted += message.failure.kind == "withdrawn"
         self._calls.sent(call)
         if self._desk.gates.closed:
             self._desk.gates.open()

@@ -147,7 +147,8 @@ class SoloLane:
                 operation = "broadcast" if here else "broadcast_async"
                 ask = self.desk.make_call(key, timeout_s, time.monotonic(), operation)
                 helped = self._place(ask, fn, nbytes)
-                self._counters.cast(HELPERS if helped else "every")
+                self._counters.casts += 1
+                self._counters.placements[HELPERS if helped else "every"] += 1
             if fn is None:
                 self._settle(ask, Result(payload))
             else:
@@ -305,8 +306,7 @@ class SoloLane:
         try:
             shipped = self._shipper.ship(fn)
             assert shipped.ref is not None
-            with unforked():
-                encoded = codec.encode(payload)
+            encoded = unforked(codec.encode)(payload)
             body = allocate(encoded.nbytes)
             encoded.write_into(body)
             ref, layout = shipped.ref, encoded.layout
@@ -317,8 +317,8 @@ class SoloLane:
                 cost = Cost(made.cpu_s, made.seconds, made.cpu_s, made.nbytes)
                 self.engine.took("materialize", made.ended_s - made.seconds, of, helper=made.helper)
                 view = made.room.view
-                with unforked():
-                    return codec.decode(view.toreadonly() if self._options.values == "readonly" else view, made.layout)
+                view = view.toreadonly() if self._options.values == "readonly" else view
+                return unforked(codec.decode)(view, made.layout)
 
             each = each_of(fn) if not chosen else None  # what is chosen is made by one
             what = "what helpers made could not be taken"

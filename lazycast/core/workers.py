@@ -12,33 +12,40 @@ Guarantees:
 
 from __future__ import annotations
 
+import functools
 import heapq
 import logging
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 from lazycast.here import end_forked, here, own_thread
 from lazycast.tracebacks import forget_frames, left, log
 
 logger = logging.getLogger("lazycast")
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 Task = Callable[[], object]
 
 
-class unforked:
-    """Where user code may run that is not called by `call_out`: a process that it forks here, `end_forked` ends."""
+def unforked(fn: Callable[P, T]) -> Callable[P, T]:
+    """Wrap what runs user code without `call_out`: a process that it has forked is ended where it would return."""
 
-    __slots__ = ("_main", "_pid")
+    @functools.wraps(fn)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        pid, main = os.getpid(), here.main  # before a fork, which makes any thread the main one
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            if os.getpid() != pid and not main:
+                end_forked(pid, sys.exc_info()[1])
 
-    def __enter__(self) -> None:
-        self._pid = os.getpid()
-        self._main = here.main  # before a fork, which makes any thread the main one
-
-    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
-        if os.getpid() != self._pid and not self._main:
-            end_forked(self._pid, exc)
+    return guarded
 
 
 class inside:  # a class, since a generator made into a context takes 2 µs longer, and every cast passes here

@@ -178,13 +178,9 @@ class _HostileShipper(Shipper):
         return self._said
 
 
-class _HostileCodec:
-    """Sends a bomb, whatever it is given."""
-
-    decode, is_plain = staticmethod(pickling.decode), staticmethod(pickling.is_plain)
-
-    def encode(self, obj: object) -> Encoded:
-        return pickling.encode(Bomb())
+def _a_bomb(obj: object) -> Encoded:
+    """Encode something harmful, whatever is given."""
+    return pickling.encode(Bomb())
 
 
 def _hostile_refs() -> dict[str, tuple[MaterializerRef, list[tuple[str, bytes]]]]:
@@ -242,12 +238,12 @@ def a_hostile_payload_runs_nothing_and_is_told(rank: Rank) -> None:
     ):
         for materialize in (None, BRIGHTEN):
             with rank.lazy(materialize, placement="every", **options) as lazy:
-                honest = _lane_of(lazy).sending.encoder.codec if lazy.is_root else None
+                honest = _lane_of(lazy).sending.encoder._encode if lazy.is_root else None
                 if lazy.is_root:
-                    _lane_of(lazy).sending.encoder.codec = _HostileCodec()
+                    _lane_of(lazy).sending.encoder._encode = _a_bomb
                 raises(kind, pattern, partial(lazy.broadcast, _payload(3)))
                 if lazy.is_root:
-                    _lane_of(lazy).sending.encoder.codec = honest
+                    _lane_of(lazy).sending.encoder._encode = honest
                 same(len(lazy.broadcast(_payload(3))), len(_payload(3)) + (materialize is not None), "the next cast")
                 same(harmed, [], str(options))
                 rank.meet()
@@ -260,17 +256,10 @@ def a_hostile_owner_runs_nothing_and_every_rank_makes_its_own(rank: Rank) -> Non
     options: dict[str, Any]
     for options in ({"trust": "data"}, {"allow": ALLOW}):
         with rank.lazy(BRIGHTEN, placement="shard", **options) as lazy:
-            _lane_of(lazy).casts.making.parts.codec = _HostileOwner(_lane_of(lazy).casts.making._policy.codec)
+            _lane_of(lazy).casts.making.parts._encode = _a_bomb  # it takes nobody else's
             for _ in range(2 * rank.size):
                 same(lazy.broadcast(_payload(3)), brighten(_payload(3)), str(options))
             same(harmed, [], str(options))
-
-
-class _HostileOwner(_HostileCodec):
-    """Shares a bomb, but takes nobody else's."""
-
-    def __init__(self, honest: Any) -> None:
-        self.decode, self.is_plain = honest.decode, honest.is_plain
 
 
 @behaviour()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -185,8 +186,8 @@ def nbytes_text(nbytes: int) -> str:
     return f"{nbytes} bytes"
 
 
-#: How much is noted at most before it is counted.
-_FOLD_AT = 1000
+#: How much is noted before whoever ends a call counts it, if nobody has looked.
+FOLD_AT = 1000
 
 
 class Rate:
@@ -237,7 +238,7 @@ class Counters:
     blocking: int = 0
     unshared: int = 0
     unshared_reason: str | None = None
-    placements: dict[str, int] = field(default_factory=dict)
+    placements: Counter[str] = field(default_factory=Counter)  # of the casts that bring more than a failure
     failed: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -263,14 +264,6 @@ class Counters:
         """Calls that got a value, per second."""
         self.fold()
         return self._rate.per_s(now_s)
-
-    def cast(self, placement: str | None) -> None:
-        """Count a cast that was sent or has arrived; one that brings only a failure has no placement."""
-        self.casts += 1
-        if placement is not None:
-            self.placements[placement] = self.placements.get(placement, 0) + 1
-        if len(self.noted) > _FOLD_AT:
-            self.fold()
 
     def count_failure(self, exc: BaseException) -> None:
         """Count a call that failed."""

@@ -63,10 +63,10 @@ def passed(options: dict[str, Any], materialize: Any) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("options", "materialize", "root", "other"),
     [
-        ({"agree": False, "placement": "every"}, None, 50, 46),
-        ({}, None, 58, 51),
-        ({"placement": "every"}, length, 86, 75),
-        ({}, length, 131, 75),
+        ({"agree": False, "placement": "every"}, None, 46, 43),
+        ({}, None, 54, 49),
+        ({"placement": "every"}, length, 79, 70),
+        ({}, length, 124, 70),
     ],
     ids=["agree=False", "default", "materializer", "chosen"],
 )

@@ -47,7 +47,7 @@ METHODS: dict[str, Callable[[Lazy, CastFuture[Any]], object]] = {
 # Where it happens: what is replaced, of which object.
 PLACES: dict[str, Callable[[Any], tuple[Any, str]]] = {
     "the lane's lock": lambda lane: (lane.desk, "make_call"),
-    "the lane's lock, anywhere": lambda lane: (lane.engine.counters, "cast"),
+    "the books": lambda lane: (lane.intake.calls, "sent") if lane.desk.is_root else (lane.matching, "arrive"),
     "taking a call off": lambda lane: (lane.desk, "take"),
     "a peer's lock": lambda lane: (lane.near.relay._mesh, "_put"),
     "the arena's lock": lambda lane: (lane.near.relay._mesh._arena, "_reclaim"),

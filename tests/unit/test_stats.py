@@ -40,14 +40,6 @@ def test_counters_count_failures_by_class_and_share_nothing() -> None:
     assert Counters().failed == {}
 
 
-def test_casts_are_counted_by_placement_but_failures() -> None:
-    counters = Counters()
-    for placement in ("shard", "every", "shard", None):
-        counters.cast(placement)
-    assert counters.casts == 4
-    assert counters.placements == {"shard": 2, "every": 1}
-
-
 def test_the_docstring_explains_every_field() -> None:
     text = Stats.__doc__ or ""
     for field in dataclasses.fields(Stats):

@@ -107,6 +107,7 @@ class _Worker:
     def __init__(self, work: Talk, config: Config, cancelled: list[int]) -> None:
         self._work, self._config, self._cancelled = work, config, cancelled
         self._policy = policy_for(config.trust, config.allow, same_program=config.same_program)
+        self._encode, self._decode = unforked(self._policy.codec.encode), unforked(self._policy.codec.decode)
         self._loader = Loader(self._policy)
         self._trusted: dict[str, Any] = {}  # the leader's own: code, and once that is loaded, what it was of
         self._program = program.Program(config.program)
@@ -225,8 +226,7 @@ class _Worker:
         try:
             if self._policy.paths is None and program.names(body[: _opening(job)]):
                 self._program.bring()
-            with unforked():
-                payload = self._policy.codec.decode(body.toreadonly() if self._config.readonly else body, layout)
+            payload = self._decode(body.toreadonly() if self._config.readonly else body, layout)
             del body
         except BaseException as exc:
             return raised("decode", "what arrived could not be decoded", exc)
@@ -245,8 +245,7 @@ class _Worker:
         seconds, cpu_s = time.monotonic() - began_s, time.thread_time() - cpu_s
         count = value[0] if job.part is not None and value is not None else 0
         try:
-            with unforked():
-                encoded = self._policy.codec.encode(value)
+            encoded = self._encode(value)
         except BaseException as exc:
             return raised("encode", f"what materializer {name!r} made cannot leave its process", exc)
         pieces: list[tuple[int, int, int]] | None = None if encoded.nbytes <= talk.INLINE_NBYTES else []

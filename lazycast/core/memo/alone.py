@@ -32,6 +32,7 @@ class Memory:
         self.planner = Planner(memo, self._book, store, codec)
         self.by_key = memo.key is not None
 
+    @unforked
     def look(
         self, shipped: Shipped, turns: tuple[int, int], payload: object, seq: int, *, readonly: bool
     ) -> tuple[bytes, Any]:
@@ -39,21 +40,20 @@ class Memory:
 
         Raises: whatever the user's key, or encoding the payload, raises.
         """
-        with unforked():
-            if self._memo.key is not None:
-                ident = ident_by_key(self._memo, payload, shipped.ref, shipped.finish, turns)
-            else:
-                ident = ident_by_bytes(self._codec.encode(payload), shipped.ref, shipped.finish, turns)
-            number = self._book.look(ident, seq)
-            if not number:
-                return ident, MISSING
-            try:
-                kept = self._store.get(number)
-                value = self._value_of(kept, readonly=readonly)
-            except BaseException as exc:  # no memory, or a value's own code: it is made again
-                self._store.unkept = describe(exc)[:_MAX_REASON]
-                self._decided(seq, good=False, lost=True)
-                return ident, MISSING
+        if self._memo.key is not None:
+            ident = ident_by_key(self._memo, payload, shipped.ref, shipped.finish, turns)
+        else:
+            ident = ident_by_bytes(self._codec.encode(payload), shipped.ref, shipped.finish, turns)
+        number = self._book.look(ident, seq)
+        if not number:
+            return ident, MISSING
+        try:
+            kept = self._store.get(number)
+            value = self._value_of(kept, readonly=readonly)
+        except BaseException as exc:  # no memory, or a value's own code: it is made again
+            self._store.unkept = describe(exc)[:_MAX_REASON]
+            self._decided(seq, good=False, lost=True)
+            return ident, MISSING
         self._store.count(kept)
         self._decided(seq, good=True)
         return ident, value
@@ -74,11 +74,11 @@ class Memory:
         self._book.reported(seq, 1 << self._rank, nbytes)
         self._decided(seq, good=result.failure is None)
 
+    @unforked
     def had(self, plan: Plan, seq: int, *, readonly: bool) -> list[Any] | None:
         """Return the results of items that are had again. None: one cannot be; then all are to be made."""
         try:
-            with unforked():
-                had = [self._value_of(kept, readonly=readonly) for kept in plan.had]
+            had = [self._value_of(kept, readonly=readonly) for kept in plan.had]
         except BaseException as exc:  # as in `look`
             self._store.unkept = describe(exc)[:_MAX_REASON]
             self._decided(seq, good=False, lost=True)

@@ -31,13 +31,13 @@ class Plan(NamedTuple):
     had: list[Kept]
 
 
+@unforked
 def items_to_plan(each: Each[Any, Any, Any, Any], payload: Any) -> list[Any] | None:
     """Take a payload apart. None: it cannot be, and whoever is to make the value says why; or there are too many."""
     try:
-        with unforked():
-            items = items_of(each, payload)
-            count = len(items)  # as whoever makes them counts: going through all may never end
-            return [items[index] for index in range(count)] if count <= MOST_ITEMS else None
+        items = items_of(each, payload)
+        count = len(items)  # as whoever makes them counts: going through all may never end
+        return [items[index] for index in range(count)] if count <= MOST_ITEMS else None
     except Exception:
         return None
 
@@ -48,6 +48,7 @@ class Planner:
     def __init__(self, memo: Memo, book: Book, store: Store, codec: Codec) -> None:
         self._memo, self._book, self._store, self._codec = memo, book, store, codec
 
+    @unforked
     def plan(
         self,
         ref: MaterializerRef | None,
@@ -65,15 +66,13 @@ class Planner:
         if items is None:
             return None
         try:
-            with unforked():
-                idents = [] if self._memo.key is not None else [self._by_bytes(item, ref, turns) for item in items]
+            idents = [] if self._memo.key is not None else [self._by_bytes(item, ref, turns) for item in items]
         except Exception:
             return None
         if not 0 < len(items) <= MOST_ITEMS:
             return None
         if self._memo.key is not None:
-            with unforked():
-                idents = [ident_by_key(self._memo, item, ref, None, turns, item=True) for item in items]
+            idents = [ident_by_key(self._memo, item, ref, None, turns, item=True) for item in items]
         plan = Plan([], [], [])
         for item, ident in zip(items, idents, strict=True):
             if (again := self._again(ident, seq)) is not None:

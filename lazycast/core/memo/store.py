@@ -87,17 +87,17 @@ class Store:
         self._hits, self._saved_s = 0, 0.0
         self.unkept: str | None = None  # why a value could not be kept, last
 
+    @unforked
     def written(self, codec: Codec, value: object, took_s: float) -> Kept:
         """Write down a value that took so long to make, and make sure that it can be read.
 
         Raises: MemoryError, CannotEncode, and whatever the value's own code raises.
         """
-        with unforked():
-            encoded = codec.encode(value)
-            kept = self.put(encoded, took_s)
-            body = kept.body()
-            if not codec.is_plain(body, kept.layout):
-                codec.decode(body, kept.layout)
+        encoded = codec.encode(value)
+        kept = self.put(encoded, took_s)
+        body = kept.body()
+        if not codec.is_plain(body, kept.layout):
+            codec.decode(body, kept.layout)
         return kept
 
     def put(self, encoded: Encoded, took_s: float) -> Kept:
