@@ -33,7 +33,7 @@ from ._mpi_inbox import Inbox
 
 logger = logging.getLogger("lazycast")
 
-TAG_MEETING, TAG_HEAD, TAG_BODY = 1, 2, 3
+TAG_MEETING, TAG_HEAD, TAG_BODY, TAG_FAILURE = 1, 2, 3, 4
 _PREFIX = struct.Struct("<IQ")  # bytes of the header (0: a farewell), bytes of the body
 _INLINE_NBYTES = 32 << 10  # header and body together; a body beyond travels as a second message, uncopied
 _MAX_COUNT = 2**31 - 1  # elements in one message; more needs MPI 4

@@ -14,10 +14,11 @@ Assumptions: `MPI_THREAD_MULTIPLE`, which is checked. Plain `mpirun` ends the wh
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from lazycast.errors import BackendError, BackendUnavailableError, CastTimeoutError
 from lazycast.net.backend import Backend, Context, Link, Sink
@@ -26,6 +27,8 @@ try:
     from mpi4py import MPI
 
     from ._mpi_progress import TAG_MEETING, MPILink, Pace, abandon, names_of
+    from ._mpi_tree import Failed, Tree
+    from ._mpi_verdict import Verdict
 except (ImportError, RuntimeError) as exc:  # RuntimeError: mpi4py is there and finds no MPI library
     _import_error: Exception | None = exc
 else:
@@ -86,6 +89,7 @@ class MPIContext(Context):
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
         self._pid = os.getpid()
+        self._tree = Tree(comm)
         self._link: MPILink | None = None
         self._usable = True  # and nothing of ours is left under way in this communicator
         self._closed = False
@@ -93,14 +97,14 @@ class MPIContext(Context):
     def exchange(self, blob: bytes, *, timeout_s: float) -> list[bytes]:
         if len(blob) > _MAX_BLOB_NBYTES:
             raise ValueError(f"a blob has at most {_MAX_BLOB_NBYTES} bytes, not {len(blob)}")
-        others = [peer for peer in range(self._comm.size) if peer != self._comm.rank]
-        blobs = self._meet(others, blob, timeout_s, "MPI exchange")
-        return [blobs.get(peer, blob) for peer in range(self._comm.size)]
+        with self._meeting("MPI exchange"):
+            return self._tree.swap(blob, timeout_s)
 
     def connect(self, neighbours: Sequence[int], sink: Sink, *, timeout_s: float) -> Link:
         if self._link is not None:
             raise BackendError("MPI connect: a context connects once")
-        self._meet(neighbours, b"", timeout_s, "MPI connect")
+        with self._meeting("MPI connect"):
+            _Greeting(self._comm, neighbours).swap(timeout_s)
         self._link = MPILink(self._comm, neighbours, sink)
         return self._link
 
@@ -110,76 +114,73 @@ class MPIContext(Context):
         if self._closed or os.getpid() != self._pid or MPI.Is_finalized():
             return
         self._closed = True
-        if self._usable and (self._link is None or self._link.clean):
+        if self._usable and not self._tree.disturbed and (self._link is None or self._link.clean):
             try:
                 self._comm.Free()
             except MPI.Exception as exc:
                 logger.debug("lazycast: a communicator could not be freed: %s", exc)
 
-    def _meet(self, peers: Sequence[int], blob: bytes, timeout_s: float, doing: str) -> dict[int, bytes]:
+    @contextlib.contextmanager
+    def _meeting(self, doing: str) -> Iterator[None]:
+        """Translate why a meeting failed. What it leaves behind would answer the next one, so that there is none."""
         if self._closed or not self._usable:
             raise BackendError(f"{doing}: this context is closed, or a meeting in it has failed before")
-        self._usable = False  # until it went well: what a failed meeting leaves behind would answer the next one
-        blobs = _Meeting(self._comm, peers).swap(blob, timeout_s, doing)
+        self._usable = False  # until it went well
+        try:
+            yield
+        except Failed as exc:
+            verdict, size = exc.verdict, self._comm.size
+            if verdict.lost is not None:
+                message = f"{doing}: MPI failed with rank {verdict.lost}: {verdict.why}"
+                raise BackendError(message, rank=verdict.lost) from exc
+            who = f"{names_of(verdict.missing)} of {size}" if verdict.missing else "what the ranks sent"
+            message = f"{doing}: {who} did not come within {verdict.limit_s:g} s"
+            raise CastTimeoutError(message, rank=min(verdict.missing, default=None), missing=verdict.missing) from exc
         self._usable = True
-        return blobs
 
 
-class _Meeting:
-    """Send a blob to each of some ranks and receive one from each.
-
-    Not an MPI collective, since only point-to-point messages tell who is missing. All pairs at once are cheap enough
-    for what happens a few times in an object's life.
-    """
+class _Greeting:
+    """Swap an empty message with each of some ranks, directly: they are those that a rank will talk to."""
 
     def __init__(self, comm: MPI.Intracomm, peers: Sequence[int]) -> None:
         self._comm = comm
-        self._buffers = {peer: bytearray(_MAX_BLOB_NBYTES) for peer in peers}
-        self._receives: dict[int, MPI.Request] = {}
-        self._sends: dict[int, MPI.Request] = {}
-        self._blobs: dict[int, bytes] = {}
-        self._asked: int | None = None  # the rank that MPI was called about last
+        self._peers = peers
+        self._requests: list[tuple[int, MPI.Request]] = []
+        self._asked = comm.rank  # the rank that MPI was called about last
 
-    def swap(self, blob: bytes, timeout_s: float, doing: str) -> dict[int, bytes]:
+    def swap(self, timeout_s: float) -> None:
+        """Raises: Failed."""
         deadline_s, pace = time.monotonic() + timeout_s, Pace()
         try:
-            self._post(blob)
-            while missing := self._receives.keys() | self._sends.keys():
+            self._post()
+            while self._requests:
                 if self._test():
                     pace.reset()
                 elif time.monotonic() > deadline_s:
-                    message = f"{doing}: {names_of(missing)} of {self._comm.size} did not come within {timeout_s:g} s"
-                    raise CastTimeoutError(message, rank=min(missing), missing=missing)
+                    raise Failed(Verdict(sorted({peer for peer, _ in self._requests}), timeout_s))
                 else:
                     time.sleep(pace.nap_s())
         except BaseException as exc:  # any, since MPI still holds the buffers
-            abandon([*self._receives.values(), *self._sends.values()])
+            abandon([request for _, request in self._requests])
             if isinstance(exc, MPI.Exception):
-                raise BackendError(f"{doing}: MPI failed with rank {self._asked}: {exc}", rank=self._asked) from exc
+                raise Failed(Verdict([], timeout_s, self._asked, str(exc))) from exc
             raise
-        return self._blobs
 
-    def _post(self, blob: bytes) -> None:
-        for peer, buffer in self._buffers.items():
+    def _post(self) -> None:
+        for peer in self._peers:
             self._asked = peer
-            self._receives[peer] = self._comm.Irecv([buffer, MPI.BYTE], source=peer, tag=TAG_MEETING)
-        for peer in self._buffers:
+            self._requests.append((peer, self._comm.Irecv([bytearray(), MPI.BYTE], source=peer, tag=TAG_MEETING)))
+        for peer in self._peers:
             self._asked = peer
-            self._sends[peer] = self._comm.Isend([blob, MPI.BYTE], dest=peer, tag=TAG_MEETING)
+            self._requests.append((peer, self._comm.Isend([b"", MPI.BYTE], dest=peer, tag=TAG_MEETING)))
 
     def _test(self) -> bool:
         """Take note of what has completed; return whether that was anything."""
-        status, before = MPI.Status(), len(self._receives) + len(self._sends)
-        for peer, request in list(self._receives.items()):
-            self._asked = peer
-            if request.Test(status):
-                self._blobs[peer] = bytes(self._buffers[peer][: status.Get_count(MPI.BYTE)])
-                del self._receives[peer]
-        for peer, request in list(self._sends.items()):
-            self._asked = peer
+        before = list(self._requests)
+        for self._asked, request in before:
             if request.Test():
-                del self._sends[peer]
-        return len(self._receives) + len(self._sends) < before
+                self._requests.remove((self._asked, request))
+        return len(self._requests) < len(before)
 
 
 def _check_mpi() -> None:
