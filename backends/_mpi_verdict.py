@@ -7,8 +7,8 @@ Guarantees:
 
 * The first whose time is over ends the round for all, in its words. Who has answered, or whose blob the leader has, is
   not named as missing.
-* If rank 0 is silent rank 1 leads, then rank 2. Once these three are silent they are named, and nobody else: who else is
-  missing was not found out.
+* If rank 0 is silent the one in the middle leads, then the last one: one host that is missing has not all of them. If
+  all three are silent, each rank whose time is over leads for itself.
 * MPI's word that a rank is lost is a verdict at once, and nobody is asked.
 * A rank that comes when the verdict has been given hears it, and fails as the others did.
 * Bounded: a leader has `SILENT_S` to say something, and `LONGEST_S` to come to a verdict. It waits while answers come,
@@ -24,7 +24,6 @@ import msgspec
 
 SILENT_S = 0.5
 LONGEST_S = 2.0
-_LEADERS = 3
 
 Kind = Literal["late", "ask", "here", "verdict"]
 
@@ -58,8 +57,11 @@ class Inquiry:
         self._rank, self._number, self._limit_s = rank, number, limit_s
         self._others = [other for other in range(size) if other != rank]
         self._due_s = now_s + limit_s  # when this rank acts, if it hears nothing
-        self._turn = -1  # whose turn it is to lead: nobody's as long as nobody's time is over
-        self._asked = False  # by whose turn it is
+        leaders = [0, size // 2, size - 1, rank]
+        self._leaders = leaders[: leaders.index(rank) + 1]  # nobody needs another one than itself
+        self._turn = -1  # which of them is to lead: nobody as long as this rank's time is not over
+        self._begun = False  # whether anybody's time is over
+        self._asked = False  # by the one whose turn it is, or by another one
         self._leads_until_s: float | None = None
         self._answered = {rank}
 
@@ -72,7 +74,7 @@ class Inquiry:
         if self.verdict is not None or now_s < self._due_s:
             return []
         if self._leads_until_s is None:
-            return self._turn_to(self._turn + 1, now_s)
+            return self._next(now_s)
         missing = [other for other in self._others if other not in self._answered and other not in came]
         return self._end(Verdict(missing, self._limit_s), None)
 
@@ -86,12 +88,14 @@ class Inquiry:
             self._answered.add(source)
             self._wait_for_answers(now_s)
             return []
-        if self._turn < 0:
-            self._limit_s = word.limit_s
+        if not self._begun:
+            self._begun, self._limit_s = True, word.limit_s
         if word.kind == "late":
             return [] if self._asked else self._lead(now_s)
         if self._leads_until_s is None:
-            self._turn, self._asked = source, True
+            self._asked = True
+            if source in self._leaders:
+                self._turn = self._leaders.index(source)
             self._due_s = now_s + LONGEST_S + SILENT_S
         return [(source, self._word("here"))]
 
@@ -99,19 +103,19 @@ class Inquiry:
         """Take MPI's word that it has failed with a rank."""
         return [] if self.verdict is not None else self._end(Verdict([], self._limit_s, rank, why), None)
 
-    def _turn_to(self, turn: int, now_s: float) -> Letters:
-        if turn == self._rank:
+    def _next(self, now_s: float) -> Letters:
+        """Turn to the next leader: the time is over, or the one before is silent."""
+        self._begun, self._asked = True, False
+        self._turn += 1
+        leader = self._leaders[self._turn]
+        if leader == self._rank:
             return self._lead(now_s)
-        if turn >= _LEADERS:
-            return self._end(Verdict(list(range(_LEADERS)), self._limit_s), None)
-        self._turn, self._asked = turn, False
         self._due_s = now_s + SILENT_S
-        return [(turn, self._word("late"))]
+        return [(leader, self._word("late"))]
 
     def _lead(self, now_s: float) -> Letters:
         if self._leads_until_s is not None:
             return []
-        self._turn = self._rank
         self._leads_until_s = now_s + LONGEST_S
         self._wait_for_answers(now_s)
         return [(other, self._word("ask")) for other in self._others]
