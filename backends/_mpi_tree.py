@@ -5,9 +5,9 @@ Guarantees:
 * A rank talks to its parent and its children alone, with one message each way: 2(n - 1) in a round. The length is
   asked of MPI (`Improbe`), so that tables have the size they have.
 * Nobody is through with a round before all have come to it: what rank 0 sends down has something of everybody.
-* Why a round failed is found out between all ranks (`_mpi_verdict`). This waits at most some `SILENT_S` longer than the
-  time of the first whose time is over, or `LONGEST_S` while answers come; a round that all have come to in the meantime
-  ends well.
+* Why a round failed is found out between all ranks (`_mpi_verdict`). That takes `SILENT_S` from when the first rank's
+  time is over; as much again for each leader that has not come; and up to `LONGEST_S` while answers come. A round that
+  all have come to in the meantime ends well.
 * Nothing blocks inside MPI, and what MPI still holds when a round fails is kept for it.
 """
 
@@ -26,6 +26,8 @@ from lazycast.net.tree import children, parent
 from ._mpi_progress import TAG_FAILURE, TAG_MEETING, Pace, abandon
 from ._mpi_verdict import Inquiry, Letters, Verdict, Word
 
+#: Children per rank; more than a cast's tree has, since here what takes time is that ranks wake one after another.
+FANOUT = 8
 _LAST_WORDS_S = 0.2  # what a verdict gets to be on its way: MPI may have to connect first
 
 
@@ -108,8 +110,8 @@ class _Swap:
         self._comm = comm
         self.table = {comm.rank: blob}  # grows as those below come, until that of all is here
         self.asked = comm.rank  # the rank that MPI was called about last
-        self._children = children(comm.rank, size=comm.size, root=0)
-        self._parent = parent(comm.rank, size=comm.size, root=0)
+        self._children = children(comm.rank, size=comm.size, root=0, fanout=FANOUT)
+        self._parent = parent(comm.rank, size=comm.size, root=0, fanout=FANOUT)
         self._below = len(self._children)  # how many of their tables are not here
         self._awaited = set(self._children)  # whose table has not begun to come
         self._gone_up = False
@@ -156,8 +158,9 @@ class _Swap:
             while self._begin(MPI.ANY_SOURCE, TAG_FAILURE, self._hearing):
                 pass
         except MPI.Exception:  # somebody is lost: this asks who
-            for self.asked in range(self._comm.size):
-                self._comm.Iprobe(self.asked, TAG_FAILURE)
+            for peer in range(self._comm.size):
+                self.asked = peer
+                self._comm.Iprobe(peer, TAG_FAILURE)
             self.asked = self._comm.rank
             raise
         heard = self._complete(self._hearing)

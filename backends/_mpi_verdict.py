@@ -1,7 +1,7 @@
 """Why a round of MPI's ranks comes to nothing: what a rank says and hears about it, without MPI and without a clock.
 
-A rank whose time is over asks a leader, rank 0, to find out who is missing. The leader asks all others directly, for who
-is missing may be anywhere in the tree; those that wait in the round answer; and it tells all the verdict.
+A rank whose time is over asks a leader, rank 0, to find out who is missing. The leader asks all others directly, for
+who is missing may be anywhere in the tree; those that wait in the round answer; and it tells all the verdict.
 
 Guarantees:
 
@@ -22,8 +22,8 @@ from typing import Literal
 
 import msgspec
 
-SILENT_S = 0.5
-LONGEST_S = 2.0
+SILENT_S = 1.0
+LONGEST_S = 3.0
 
 Kind = Literal["late", "ask", "here", "verdict"]
 

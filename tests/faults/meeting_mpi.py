@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 
+from lazycast.backends import _mpi_tree
 from lazycast.backends.mpi import MPIBackend
 from lazycast.errors import BackendError, CastTimeoutError
 from lazycast.net.backend import Context
@@ -88,13 +89,14 @@ def absence(missing: set[int], hasty: int | None) -> str:
 def death(victim: int) -> str:
     context = MPIBackend().open(timeout_s=FOREVER_S)
     context.exchange(b"", timeout_s=FOREVER_S)
-    if RANK == victim:
+    if victim == RANK:
         time.sleep(0.3)  # most wait by now
         os.kill(os.getpid(), signal.SIGKILL)
     return outcome(context, FOREVER_S)
 
 
 def main(folder: Path, victim: int | None) -> None:
+    _mpi_tree.FANOUT = 2  # so that few ranks are a deep tree
     if victim is None:
         lines = [rounds(), *(f"{sorted(missing)}: {absence(missing, hasty)}" for missing, hasty in absences())]
     else:

@@ -40,7 +40,8 @@ def test_all_name_those_who_did_not_come_and_nobody_else(tmp_path: Path, ranks: 
     assert all(other == first for other in others), (first, others)
     assert first[0] == "went well"
     for line in first[1:]:
-        found = re.fullmatch(r"\[(.*)\]: (\d+) \[(.*)\] MPI exchange: ranks? (.*) of (\d) did not come within 0.1 s", line)
+        text = r"\[(.*)\]: (\d+) \[(.*)\] MPI exchange: ranks? (.*) of (\d) did not come within 0.1 s"
+        found = re.fullmatch(text, line)
         assert found is not None, line
         assert found[1] == found[3] == found[4], line
         assert (found[1].split(", ")[0], found[5]) == (found[2], str(ranks)), line
