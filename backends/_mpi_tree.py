@@ -66,6 +66,7 @@ class Tree:
             try:
                 self._wait(swap, timeout_s)
             finally:
+                self.disturbed = self.disturbed or swap.said
                 swap.abandon()
         return [swap.table[rank] for rank in range(self._comm.size)]
 
@@ -98,8 +99,10 @@ class Tree:
             self.disturbed = True
             if word.round > self._round:
                 self._early.append((source, word))
-            elif word.round == self._round:  # others are of a round that ended well in the end
+            elif word.round == self._round:
                 swap.say(inquiry.hear(source, word, time.monotonic()))
+            elif word.kind == "ask":  # about a round that went well here: this rank is not who is missing there
+                swap.say([(source, Word(word.round, "here"))])
         return bool(words)
 
 
@@ -119,6 +122,7 @@ class _Swap:
         self._sends: list[tuple[int, MPI.Request]] = []
         self._hearing: list[_Incoming] = []
         self._saying: list[MPI.Request] = []
+        self.said = False  # whether another rank was told anything
 
     @property
     def done(self) -> bool:
@@ -168,6 +172,7 @@ class _Swap:
 
     def say(self, letters: Letters) -> None:
         for peer, word in letters:
+            self.said = True
             try:
                 data = msgspec.msgpack.encode(word)
                 self._saying.append(self._comm.Isend([data, MPI.BYTE], dest=peer, tag=TAG_FAILURE))

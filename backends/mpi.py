@@ -95,6 +95,10 @@ class MPIContext(Context):
         self._closed = False
 
     def exchange(self, blob: bytes, *, timeout_s: float) -> list[bytes]:
+        """As any context does, and once a rank's time is over all find out together who is missing.
+
+        Blocking: that takes a second, some more for ranks that lead and are missing, and 15 at the very most.
+        """
         if len(blob) > _MAX_BLOB_NBYTES:
             raise ValueError(f"a blob has at most {_MAX_BLOB_NBYTES} bytes, not {len(blob)}")
         with self._meeting("MPI exchange"):
