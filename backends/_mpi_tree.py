@@ -28,6 +28,7 @@ from ._mpi_verdict import Inquiry, Letters, Verdict, Word
 
 #: Children per rank; more than a cast's tree has, since here what takes time is that ranks wake one after another.
 FANOUT = 8
+_STALL_S = 0.1  # beyond the longest nap: this process was not run, and others on its machine hardly were
 _LAST_WORDS_S = 0.2  # what a verdict gets to be on its way: MPI may have to connect first
 
 
@@ -71,10 +72,11 @@ class Tree:
         return [swap.table[rank] for rank in range(self._comm.size)]
 
     def _wait(self, swap: _Swap, timeout_s: float) -> None:
-        pace, now_s = Pace(), time.monotonic()
-        inquiry = Inquiry(self._comm.rank, self._comm.size, self._round, limit_s=timeout_s, now_s=now_s)
+        pace, seen_s = Pace(), time.monotonic()
+        inquiry = Inquiry(self._comm.rank, self._comm.size, self._round, limit_s=timeout_s, now_s=seen_s)
         early, self._early = self._early, []
-        moved = self._hear(early, swap, inquiry)
+        moved = self._hear(early, swap, inquiry, seen_s)
+        stalled_s = 0.0  # which is no silence of others
         cause: MPI.Exception | None = None
         while True:
             if inquiry.verdict is not None:
@@ -84,23 +86,27 @@ class Tree:
                 pace.reset()
             else:
                 time.sleep(pace.nap_s())
+            before_s, seen_s = seen_s, time.monotonic()
+            if inquiry.begun:
+                stalled_s += max(0.0, seen_s - before_s - _STALL_S)
+            now_s = seen_s - stalled_s
             try:
                 moved = swap.step()
                 if swap.done:
                     return
-                moved = self._hear(swap.words(), swap, inquiry) or moved
+                moved = self._hear(swap.words(), swap, inquiry, now_s) or moved
             except MPI.Exception as exc:
                 cause = exc
                 swap.say(inquiry.lose(swap.asked, str(exc)))
-            swap.say(inquiry.look(swap.table, time.monotonic()))
+            swap.say(inquiry.look(swap.table, now_s))
 
-    def _hear(self, words: Collection[tuple[int, Word]], swap: _Swap, inquiry: Inquiry) -> bool:
+    def _hear(self, words: Collection[tuple[int, Word]], swap: _Swap, inquiry: Inquiry, now_s: float) -> bool:
         for source, word in words:
             self.disturbed = True
             if word.round > self._round:
                 self._early.append((source, word))
             elif word.round == self._round:
-                swap.say(inquiry.hear(source, word, time.monotonic()))
+                swap.say(inquiry.hear(source, word, now_s))
             elif word.kind == "ask":  # about a round that went well here: this rank is not who is missing there
                 swap.say([(source, Word(word.round, "here"))])
         return bool(words)

@@ -60,7 +60,7 @@ class Inquiry:
         leaders = [0, size // 2, size - 1, rank]
         self._leaders = leaders[: leaders.index(rank) + 1]  # nobody needs another one than itself
         self._turn = -1  # which of them is to lead: nobody as long as this rank's time is not over
-        self._begun = False  # whether anybody's time is over
+        self.begun = False  # whether anybody's time is over
         self._asked = False  # by the one whose turn it is, or by another one
         self._leads_until_s: float | None = None
         self._answered = {rank}
@@ -88,8 +88,8 @@ class Inquiry:
             self._answered.add(source)
             self._wait_for_answers(now_s)
             return []
-        if not self._begun:
-            self._begun, self._limit_s = True, word.limit_s
+        if not self.begun:
+            self.begun, self._limit_s = True, word.limit_s
         if word.kind == "late":
             return [] if self._asked else self._lead(now_s)
         if self._leads_until_s is None:
@@ -105,7 +105,7 @@ class Inquiry:
 
     def _next(self, now_s: float) -> Letters:
         """Turn to the next leader: the time is over, or the one before is silent."""
-        self._begun, self._asked = True, False
+        self.begun, self._asked = True, False
         self._turn += 1
         leader = self._leaders[self._turn]
         if leader == self._rank:
