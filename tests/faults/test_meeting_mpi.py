@@ -25,7 +25,7 @@ def lines(folder: Path, command: list[str], ranks: int, *victim: int) -> list[li
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=80,
+        timeout=230,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)},
     )
@@ -34,7 +34,9 @@ def lines(folder: Path, command: list[str], ranks: int, *victim: int) -> list[li
     return [file.read_text().splitlines() for file in files]
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(4, marks=SELDOM), 7])
+@SELDOM
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("ranks", [pytest.param(4, marks=pytest.mark.long), 7])
 def test_all_name_those_who_did_not_come_and_nobody_else(tmp_path: Path, ranks: int) -> None:
     first, *others = lines(tmp_path, mpirun(ranks), ranks)
     assert all(other == first for other in others), (first, others)
