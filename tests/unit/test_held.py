@@ -13,7 +13,7 @@ import pytest
 from lazycast.materialize.held import Watch, Watching
 
 _DATA = bytes(range(256)) * 12_000
-_CPU_S = 0.2
+_CPU_S = 0.1
 
 
 def holds() -> None:
@@ -31,10 +31,21 @@ def frees() -> None:
 
 
 def held_s(fn: Callable[[], None]) -> float:
+    """Return the least of five: what else this machine does, and the one that it may be a guest of, only adds."""
+    return min(map(_once, [fn] * 5))
+
+
+def _once(fn: Callable[[], None]) -> float:
     with Watch() as watch:
         fn()
     assert watch.held_s is not None
     return watch.held_s
+
+
+def _beyond_queue(fn: Callable[[], None]) -> float:
+    """Return what is left of it without the time in which this thread waited for a core."""
+    queued_s = _queued_s()
+    return _once(fn) - (_queued_s() - queued_s)
 
 
 def _queued_s() -> float:
@@ -58,14 +69,12 @@ def test_what_another_thread_computes_is_not_the_calls() -> None:
     other = threading.Thread(target=count)
     other.start()
     try:
-        queued_s = _queued_s()
-        waits = held_s(lambda: time.sleep(_CPU_S))
-        queued_s = _queued_s() - queued_s
+        # A thread that waits for a core may hold the lock meanwhile: on a busy machine nobody can tell.
+        waits = min(_beyond_queue(lambda: time.sleep(_CPU_S)) for _ in range(5))
     finally:
         over.set()
         other.join()
-    # A thread that waits for a core may hold the lock meanwhile: on a busy machine nobody can tell.
-    assert waits - queued_s < _CPU_S / 4
+    assert waits < _CPU_S / 4
 
 
 def test_a_watch_leaves_no_thread_also_if_the_call_raises() -> None:
