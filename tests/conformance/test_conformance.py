@@ -51,7 +51,7 @@ def _run_one(name: str, shared_memory: bool | str) -> list[Outcome]:
     ids=[f"{name}-{size}-{'shared' if shared else 'network'}" for shared, size, name in CASES],
 )
 def test_behaviour(shared_memory: bool | str, size: int, name: str) -> None:
-    seen = launch(_run_one, ranks=size, backend="threads", args=(name, shared_memory), timeout_s=110)
+    seen = launch(_run_one, ranks=size, backend="threads", args=(name, shared_memory), timeout_s=200)
     for rank, outcomes in enumerate(seen):
         assert [outcome.name for outcome in outcomes] == [name]
         assert outcomes[0].passed, f"seen by rank {rank}:\n" + "\n".join(e for e in outcomes[0].errors if e)

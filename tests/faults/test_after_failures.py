@@ -141,7 +141,7 @@ def _left_over(placement: str) -> list[str]:
 
 @pytest.mark.parametrize("placement", ["every", "shard", "root"])
 def test_a_failed_call_is_freed_without_the_collector(placement: str) -> None:
-    assert launch(_left_over, ranks=2, args=(placement,), timeout_s=100) == [[], []]
+    assert launch(_left_over, ranks=2, args=(placement,), timeout_s=200) == [[], []]
 
 
 def _refuse_many() -> list[str]:
@@ -160,7 +160,7 @@ def _refuse_many() -> list[str]:
 
 
 def test_what_failed_makes_room_for_what_comes() -> None:
-    assert launch(_refuse_many, ranks=2, timeout_s=100) == [["MaterializeError"] * 100] * 2
+    assert launch(_refuse_many, ranks=2, timeout_s=200) == [["MaterializeError"] * 100] * 2
 
 
 def _odd_errors() -> list[str]:
@@ -175,7 +175,7 @@ def _odd_errors() -> list[str]:
 
 
 def test_exceptions_that_bite_are_told_like_others() -> None:
-    for without_words, after_many in launch(_odd_errors, ranks=2, timeout_s=60):
+    for without_words, after_many in launch(_odd_errors, ranks=2, timeout_s=200):
         assert "Unspeakable: <its text cannot be had: SystemExit>" in without_words
         assert "ValueError: 99999" in after_many
 
@@ -192,7 +192,7 @@ def _fork_in_a_materializer() -> tuple[int, list[int]]:
 
 
 def test_a_child_that_comes_back_from_a_materializer_ends(capfd: pytest.CaptureFixture[str]) -> None:
-    assert launch(_fork_in_a_materializer, ranks=2, timeout_s=60) == [(True, [70])] * 2
+    assert launch(_fork_in_a_materializer, ranks=2, timeout_s=200) == [(True, [70])] * 2
     assert len(re.findall("came back from it and is ended here", capfd.readouterr().err)) == 2
 
 
@@ -209,5 +209,5 @@ def _behind_a_long_one() -> str:
 
 
 def test_a_time_out_names_the_cast_that_holds_the_worker() -> None:
-    told = launch(_behind_a_long_one, ranks=2, timeout_s=60)
+    told = launch(_behind_a_long_one, ranks=2, timeout_s=200)
     assert any(re.search(r"waits for a worker of rank \d, held by cast #1 for \d", text) for text in told), told

@@ -133,7 +133,7 @@ def wait_for_the_loss(lazy: LazyBroadcast[Any, Any]) -> None:
 def test_a_rank_that_sends_what_it_may_not_is_lost_and_the_others_go_on(hosts: str, tmp_path: Path) -> None:
     for n, _ in ALL:
         (tmp_path / str(n)).mkdir()
-    results = launch(attacked, ranks=3, args=(hosts, str(tmp_path)), timeout_s=100)
+    results = launch(attacked, ranks=3, args=(hosts, str(tmp_path)), timeout_s=200)
     for name in HEADERS:
         for messages in (results[0][name], results[1][name]):
             assert len(messages) == 1, (name, results)
@@ -196,7 +196,7 @@ def attacked_from_above(hosts: str, folder: str) -> dict[str, list[str]]:
 def test_a_root_that_sends_what_it_may_not_is_lost_and_the_others_go_on(hosts: str, tmp_path: Path) -> None:
     for n, _ in enumerate(FROM_ABOVE):
         (tmp_path / str(n)).mkdir()
-    results = launch(attacked_from_above, ranks=3, args=(hosts, str(tmp_path)), timeout_s=100)
+    results = launch(attacked_from_above, ranks=3, args=(hosts, str(tmp_path)), timeout_s=200)
     for rank in (1, 2):
         assert len(results[rank]) >= len(FROM_ABOVE) - (hosts == "aaa"), results
         for name, messages in results[rank].items():
@@ -230,7 +230,7 @@ def accused(folder: str) -> list[str]:
 
 
 def test_who_says_that_another_was_lost_is_named_or_not_believed(tmp_path: Path) -> None:
-    for rank, seen in enumerate(launch(accused, ranks=3, args=(str(tmp_path),), timeout_s=90)[:ATTACKER]):
+    for rank, seen in enumerate(launch(accused, ranks=3, args=(str(tmp_path),), timeout_s=200)[:ATTACKER]):
         assert seen[0].startswith(f"{ATTACKER}: "), (rank, seen)
         assert f"was lost; so says rank {ATTACKER}" in seen[0], (rank, seen)
         assert seen[1:] == ["usable"] * 2, (rank, seen)
@@ -269,7 +269,7 @@ def blames(folder: str) -> list[str]:
 
 
 def test_nobody_is_blamed_for_what_another_rank_says(tmp_path: Path) -> None:
-    for rank, seen in enumerate(launch(blames, ranks=3, args=(str(tmp_path),), timeout_s=90)[:ATTACKER]):
+    for rank, seen in enumerate(launch(blames, ranks=3, args=(str(tmp_path),), timeout_s=200)[:ATTACKER]):
         for (kind, _), text in zip(BLAMED, seen, strict=True):
             assert not text.startswith(("PeerLostError", "ClosedError", "a value")), (rank, kind, seen)
             assert text.startswith(("RemoteError 2: ", "CastTimeoutError")), (rank, kind, seen)
@@ -301,7 +301,7 @@ def resident_kb() -> int:
 
 
 def test_a_flood_of_junk_ends_the_rank_that_sends_it() -> None:
-    assert launch(floods, ranks=3, timeout_s=60)[:ATTACKER] == [str(ATTACKER)] * 2
+    assert launch(floods, ranks=3, timeout_s=200)[:ATTACKER] == [str(ATTACKER)] * 2
 
 
 # Strangers that call while the ranks construct
@@ -379,7 +379,7 @@ def test_strangers_that_call_all_the_time_keep_no_rank_out(tmp_path: Path) -> No
     thread = threading.Thread(target=strangers)
     thread.start()
     try:
-        results = launch(constructs_among_strangers, ranks=3, args=(str(tmp_path),), timeout_s=80)
+        results = launch(constructs_among_strangers, ranks=3, args=(str(tmp_path),), timeout_s=200)
     finally:
         over.set()
         thread.join()
@@ -435,7 +435,7 @@ def kinds(found: list[str]) -> list[str]:
 @pytest.mark.cold
 @pytest.mark.parametrize("backend", ["local", pytest.param("torch", marks=pytest.mark.exhaustive)])
 def test_a_program_that_is_started_inherits_nothing(backend: str) -> None:
-    for before, after in launch(runs_another_program, ranks=3, backend=backend, timeout_s=60):
+    for before, after in launch(runs_another_program, ranks=3, backend=backend, timeout_s=200):
         assert after == before
 
 
@@ -455,7 +455,7 @@ def listens() -> list[str]:
 
 
 def test_the_local_backend_opens_no_port_of_any_kind() -> None:
-    assert launch(listens, ranks=4, timeout_s=60) == [[]] * 4
+    assert launch(listens, ranks=4, timeout_s=200) == [[]] * 4
 
 
 def tries_to_open_up_its_memory() -> list[str]:
@@ -491,7 +491,7 @@ def is_arena(fd: int) -> bool:
 
 
 def test_memory_between_ranks_can_neither_be_resized_nor_written_to_by_readers() -> None:
-    assert launch(tries_to_open_up_its_memory, ranks=2, timeout_s=60)[0] == ["shrink", "grow", "write", "map", "seal"]
+    assert launch(tries_to_open_up_its_memory, ranks=2, timeout_s=200)[0] == ["shrink", "grow", "write", "map", "seal"]
 
 
 def test_the_rendezvous_is_the_owners_alone() -> None:

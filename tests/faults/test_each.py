@@ -34,7 +34,7 @@ def _dies_once(marker: str) -> tuple[Any, int]:
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_items_of_a_helper_that_dies_go_to_another(ranks: int, tmp_path: Path) -> None:
-    found = launch(_dies_once, ranks=ranks, backend="threads", args=(str(tmp_path / "marker"),), timeout_s=100)
+    found = launch(_dies_once, ranks=ranks, backend="threads", args=(str(tmp_path / "marker"),), timeout_s=200)
     assert found == [([""], 1), *[([""], 0)] * (ranks - 1)]
 
 
@@ -48,7 +48,7 @@ def _kills_each() -> str:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_an_item_that_kills_two_helpers_is_an_error_that_names_it(ranks: int) -> None:
-    for text in launch(_kills_each, ranks=ranks, backend="threads", timeout_s=100):
+    for text in launch(_kills_each, ranks=ranks, backend="threads", timeout_s=200):
         assert "materializer 'Each(crash_or)' was not done: helper" in text
         assert text.count("was killed by SIGSEGV at item 1 or soon after") == 2
 
@@ -64,7 +64,7 @@ def _overruns() -> str:
 
 
 def test_the_limit_is_that_of_an_item() -> None:
-    for text in launch(_overruns, ranks=2, backend="threads", timeout_s=100):
+    for text in launch(_overruns, ranks=2, backend="threads", timeout_s=200):
         assert "was not done at item" in text
         assert "it had taken longer than limit_s=4, and helper 0 was ended" in text
 
@@ -89,7 +89,7 @@ def _survives(folder: str) -> None:
 
 def test_a_rank_that_dies_with_its_items_fails_the_cast_on_the_others(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="rank 1"):
-        launch(_survives, ranks=3, args=(str(tmp_path),), timeout_s=100)
+        launch(_survives, ranks=3, args=(str(tmp_path),), timeout_s=200)
     for rank in (0, 2):
         until = time.monotonic() + LIMIT_S
         said = tmp_path / f"survivor {rank}"

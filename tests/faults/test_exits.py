@@ -35,7 +35,7 @@ def run(scenario: str, backend: str, *, script: Path = SCENARIOS, **env: Any) ->
         results = []
         try:
             for process in ranks:
-                stdout, stderr = process.communicate(timeout=110)
+                stdout, stderr = process.communicate(timeout=200)
                 events = [json.loads(line) for line in stdout.splitlines() if line.startswith("{")]
                 assert "Traceback" not in stderr, stderr
                 results.append((process.returncode, events))

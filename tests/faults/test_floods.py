@@ -26,7 +26,7 @@ def check(results: list[dict[str, Any]], kinds: floods.Floods) -> None:
 
 def test_floods_take_no_memory_and_the_others_go_on(tmp_path: Path) -> None:
     kinds = UNANSWERED | ANSWERED
-    check(launch(reading, ranks=3, args=(str(tmp_path),), timeout_s=100), kinds)
+    check(launch(reading, ranks=3, args=(str(tmp_path),), timeout_s=200), kinds)
 
 
 def reading(folder: str) -> Any:
@@ -37,7 +37,7 @@ def reading(folder: str) -> Any:
     "name", [name if n == 0 else pytest.param(name, marks=pytest.mark.exhaustive) for n, name in enumerate(ANSWERED)]
 )
 def test_who_asks_and_never_reads_the_answers_holds_up_nobody(name: str, tmp_path: Path) -> None:
-    check(launch(deaf, ranks=3, args=(name, str(tmp_path)), timeout_s=100), {name: ANSWERED[name]})
+    check(launch(deaf, ranks=3, args=(name, str(tmp_path)), timeout_s=200), {name: ANSWERED[name]})
 
 
 def deaf(name: str, folder: str) -> Any:

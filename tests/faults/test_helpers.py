@@ -30,7 +30,7 @@ def lazy_of(fn: Any, *, helpers: Helpers = Helpers(1), **options: Any) -> LazyBr
 
 def on_threads(fn: Callable[..., Any], *args: Any, ranks: int = 2) -> list[Any]:
     """Run on ranks that are threads of this process: helpers are processes all the same."""
-    return launch(fn, ranks=ranks, backend="threads", args=args, timeout_s=100)
+    return launch(fn, ranks=ranks, backend="threads", args=args, timeout_s=200)
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -347,7 +347,7 @@ print(lazy.broadcast(1)["pid"], flush=True)
 
 def test_an_interpreter_that_exits_without_close_leaves_no_helper() -> None:
     program = helped.start_program("-c", _EXIT)
-    said, errors = program.communicate(timeout=100)
+    said, errors = program.communicate(timeout=200)
     assert (program.returncode, errors) == (0, "")
     assert gone(int(said))
 

@@ -23,11 +23,11 @@ def weighed(every: Iterable[Combination], few: Iterable[Combination], some: Iter
     return [it if it in here else pytest.param(it, marks=SELDOM if it in there else LONG) for it in every]
 
 
-def judge(it: Combination, run: Callable[[], start.Seen]) -> None:
-    """Run a combination; again if its fault came too late, as on a busy machine, and for no other reason."""
+def judge(it: Combination, run: Callable[[int], start.Seen]) -> None:
+    """Run a combination; with more patience if its fault, or an answer, came too late, and for no other reason."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            verdict.check(it, run())
+            verdict.check(it, run(attempt))
         except verdict.TooLate as exc:
             if attempt == ATTEMPTS:
                 raise
@@ -51,9 +51,9 @@ def net() -> Iterator[Network]:
 
 @pytest.mark.parametrize("it", weighed(every(), few(), some()), ids=lambda it: it.id)
 def test_every_survivor_is_told_and_has_nothing_left_over(it: Combination, zygotes: start.Zygotes) -> None:
-    judge(it, lambda: start.run(it, zygotes))
+    judge(it, lambda patience: start.run(it, zygotes, patience=patience))
 
 
 @pytest.mark.parametrize("it", weighed(CASES, (CASES[-2],), CASES[2::4]), ids=lambda it: it.id)
 def test_over_a_wire_every_survivor_is_told(it: Combination, net: Network) -> None:
-    judge(it, lambda: net.run(it))
+    judge(it, lambda patience: net.run(it, patience=patience))

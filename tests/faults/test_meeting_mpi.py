@@ -35,7 +35,7 @@ def lines(folder: Path, command: list[str], ranks: int, *victim: int) -> list[li
 
 
 @SELDOM
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("ranks", [pytest.param(4, marks=pytest.mark.long), 7])
 def test_all_name_those_who_did_not_come_and_nobody_else(tmp_path: Path, ranks: int) -> None:
     first, *others = lines(tmp_path, mpirun(ranks), ranks)

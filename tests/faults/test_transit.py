@@ -98,7 +98,7 @@ def test_a_death_in_the_middle_of_a_body_is_told_at_once(backend: str, victim: i
 
 
 @pytest.mark.cold
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.exhaustive  # needs root
 @pytest.mark.parametrize("victim", [0, 1], ids=["who sends", "who receives"])
 def test_a_death_is_told_where_sockets_hold_less_than_a_body(victim: int, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def _cast(size: int) -> list[str]:
 
 @pytest.mark.parametrize("size", [10, 1 << 18], ids=["small", "large"])
 def test_every_rank_makes_what_does_not_travel(size: int) -> None:
-    assert launch(_cast, ranks=2, args=(size,), timeout_s=100) == [[], []]
+    assert launch(_cast, ranks=2, args=(size,), timeout_s=200) == [[], []]
 
 
 def _spoil(payload: Any) -> Any:
@@ -78,7 +78,7 @@ def _cast_spoiled() -> list[str]:
 
 def test_a_payload_that_was_changed_is_not_sent_in_place_of_a_value() -> None:
     """Whatever `auto` chose by then: the right value, or, on all ranks, an error that says why there is none."""
-    root, other = launch(_cast_spoiled, ranks=2, timeout_s=100)
+    root, other = launch(_cast_spoiled, ranks=2, timeout_s=200)
     assert len(root) == len(other) <= 1
     for text in (*root, *other):
         assert text.startswith("50: ")

@@ -42,7 +42,7 @@ def find() -> str:
 
 def _run(url: str, *options: str) -> tuple[str, str]:
     with tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True) as profile:
-        done = run([find(), *_OFFLINE, f"--user-data-dir={profile}", *options, url], timeout_s=60)
+        done = run([find(), *_OFFLINE, f"--user-data-dir={profile}", *options, url], timeout_s=200)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 

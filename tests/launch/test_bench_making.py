@@ -22,7 +22,6 @@ def measured(tmp_path: Path, *options: str, backend: str) -> tuple[dict[str, obj
     return json.loads((tmp_path / f"making-{backend}.json").read_text()), done.stdout
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.usefixtures("warm_python")
 def test_a_chat_is_remembered_exactly_as_the_policy_says(tmp_path: Path) -> None:
     said, shown = measured(tmp_path, "--rows", "chat", "--chat", "150", backend="local")
@@ -37,7 +36,7 @@ def test_a_chat_is_remembered_exactly_as_the_policy_says(tmp_path: Path) -> None
 
 @pytest.mark.exhaustive
 @pytest.mark.long
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 @pytest.mark.usefixtures("warm_python")
 def test_all_rows_are_measured(tmp_path: Path) -> None:
     said, _ = measured(tmp_path, "--seconds", "0.2", "--chat", "20", backend="torch")

@@ -22,11 +22,10 @@ QUICK = ["--seconds", "0.1", "--rounds", "1", "--concurrency", "2", "--workloads
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(100)
 @pytest.mark.usefixtures("warm_python")
 def test_bench_qps(tmp_path: Path) -> None:
     options = ["qps", "--backend", "torch", "--ranks", "2", *QUICK, "--out", str(tmp_path)]
-    done = run([sys.executable, "-m", "lazycast", "bench", *options], timeout_s=90, COLUMNS="200", NO_COLOR="1")
+    done = run([sys.executable, "-m", "lazycast", "bench", *options], timeout_s=200, COLUMNS="200", NO_COLOR="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"qps-torch.{e}" for e in ("json", "md", "png")]
 
@@ -63,7 +62,6 @@ def test_bench_qps(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(100)
 def test_options_may_stand_before_the_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--ranks", "2", "--backend", "local", "--no-figures", "--out", str(tmp_path)]
     rate = ["--rate", "50", "--ways", "itself,raw-all,lazycast-auto"]
@@ -106,7 +104,7 @@ def _faulty(folder: Path) -> str:
 
 
 def test_a_wrong_value_ends_the_run_on_every_rank(tmp_path: Path) -> None:
-    messages = launch(_faulty, ranks=2, args=(tmp_path,), timeout_s=60)
+    messages = launch(_faulty, ranks=2, args=(tmp_path,), timeout_s=200)
     assert messages == ["rank 1: faulty: request 4 has got another value than its payload makes"] * 2
 
 
@@ -131,4 +129,4 @@ def test_importing_it_brings_in_no_framework() -> None:
     code = (
         f"import sys, lazycast.tools.bench.qps.session, lazycast.tools.cli.bench; print({heavy!r} & set(sys.modules))"
     )
-    assert run([sys.executable, "-c", code], timeout_s=60).stdout == "set()\n"
+    assert run([sys.executable, "-c", code], timeout_s=200).stdout == "set()\n"

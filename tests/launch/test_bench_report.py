@@ -173,7 +173,6 @@ def test_a_narrow_window_scrolls_tables_and_nothing_else(folder: Path, tmp_path:
     assert {svg["box"][0] for svg in others} == {46 * 16}  # not so small that nobody can read it
 
 
-@pytest.mark.timeout(120)
 def test_the_published_page_is_laid_out_and_silent(tmp_path: Path) -> None:
     browser.find()
     page = tmp_path / "report.html"
@@ -190,7 +189,6 @@ def check_published(page: Path) -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(120)
 def test_the_published_runs_make_a_page(tmp_path: Path) -> None:
     browser.find()
     page = tmp_path / "report.html"
@@ -204,7 +202,7 @@ def test_the_published_runs_make_a_page(tmp_path: Path) -> None:
         "--html",
         str(page),
     ]
-    done = run(command, timeout_s=60)
+    done = run(command, timeout_s=200)
     assert done.returncode == 0, done.stderr
     said = [line.split("%  ")[-1] for line in done.stderr.splitlines()]
     assert {"drawing bench-torch.json", "drawing qps-torch.json"} <= set(said)
@@ -212,7 +210,6 @@ def test_the_published_runs_make_a_page(tmp_path: Path) -> None:
     check_published(page)
 
 
-@pytest.mark.timeout(120)
 def test_the_browser_would_tell(tmp_path: Path) -> None:
     """That a script, a picture from elsewhere and an error are seen, and refused by the page's own policy."""
     browser.find()

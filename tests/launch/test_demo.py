@@ -45,7 +45,7 @@ def python(*arguments: str) -> Ended:
         start_new_session=True,
     )
     try:
-        out, err = process.communicate(timeout=110)
+        out, err = process.communicate(timeout=200)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

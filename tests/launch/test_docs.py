@@ -78,6 +78,6 @@ def test_block_runs(block: Block, tmp_path: Path) -> None:
         if launcher == "mpirun":  # test machines have few cores and, in containers, only root
             options = ["--allow-run-as-root", "--oversubscribe", *options]
         command = [warm.torchrun() if launcher == "torchrun" else str(BIN / launcher), *options]
-    done = run([*command, str(program)], timeout_s=100, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    done = run([*command, str(program)], timeout_s=200, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.strip(), "a block shows something"

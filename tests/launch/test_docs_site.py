@@ -69,7 +69,7 @@ def served(folder: Path) -> Iterator[str]:
             thread.join()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_every_page_is_there_and_fetches_nothing_from_elsewhere(site: Path) -> None:
     beside = {Path("changelog.html"), Path("contributing.html"), Path("benchmarks/report.html")}
     written = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
@@ -80,7 +80,7 @@ def test_every_page_is_there_and_fetches_nothing_from_elsewhere(site: Path) -> N
         assert found is None, (path, found)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_the_reference_has_every_public_name(site: Path) -> None:
     import lazycast
 
@@ -89,7 +89,7 @@ def test_the_reference_has_every_public_name(site: Path) -> None:
     assert set(lazycast.__all__) - named - {"__version__"} == set()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_it_works_in_a_browser(site: Path) -> None:
     browser.find()
     with served(site) as address:

@@ -44,7 +44,7 @@ def by_name(said: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def examined(command: list[str], code: int, **env: str) -> dict[str, Any]:
     """Run a doctor that prints JSON, check its exit code, and return what it said."""
-    done = run([*command, "--json"], timeout_s=110, **env)
+    done = run([*command, "--json"], timeout_s=200, **env)
     assert done.returncode == code, done.stdout + done.stderr
     assert "a call failed" not in done.stderr, "what fails on purpose is not told"
     said: dict[str, Any] = json.loads(done.stdout)  # and nothing else is on standard output
@@ -101,7 +101,7 @@ def test_under_mpirun() -> None:
 
 @pytest.mark.exhaustive
 def test_as_text_it_casts_nothing_if_told_so() -> None:
-    done = run([*torchrun(2), *DOCTOR, "--no-self-test"], timeout_s=110, COLUMNS="120")
+    done = run([*torchrun(2), *DOCTOR, "--no-self-test"], timeout_s=200, COLUMNS="120")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == f"lazycast {__version__}: 2 ranks, started by torchrun"
@@ -168,7 +168,7 @@ def local_job(folder: Path, code: int, *ranks: list[str], before: dict[int, list
         for rank, arguments in enumerate(ranks)
     ]
     try:
-        out, *others = [process.communicate(timeout=90)[0] for process in processes]
+        out, *others = [process.communicate(timeout=200)[0] for process in processes]
     finally:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
@@ -261,7 +261,7 @@ def test_an_mpi_that_is_not_the_launchers(tmp_path: Path) -> None:
 
 @pytest.mark.exhaustive
 def test_a_gloo_interface_that_does_not_exist() -> None:
-    done = run([*torchrun(2), *DOCTOR, "--json", "--timeout-s", "10"], timeout_s=110, GLOO_SOCKET_IFNAME="no-such0")
+    done = run([*torchrun(2), *DOCTOR, "--json", "--timeout-s", "10"], timeout_s=200, GLOO_SOCKET_IFNAME="no-such0")
     assert done.returncode == 1, done.stdout + done.stderr
     findings = by_name(json.loads(done.stdout))
     assert findings["gloo interface"]["verdict"] == "problem"
@@ -310,7 +310,7 @@ def test_a_killed_rank_is_named_before_torchrun_ends_the_others(tmp_path: Path) 
 def test_an_mpi_that_waits_for_a_rank_that_does_not_come(tmp_path: Path) -> None:
     """mpi4py starts MPI without letting go of the interpreter, so a child process has to say so."""
     script = wrapped(tmp_path, "if rank == 1: time.sleep(100)")
-    done = run([*mpirun(2), *script, "--json", "--timeout-s", "5"], timeout_s=110)
+    done = run([*mpirun(2), *script, "--json", "--timeout-s", "5"], timeout_s=200)
     assert done.returncode != 0
     said = json.loads(done.stdout)
     assert by_name(said)["job"]["found"].startswith("rank 0 could not start MPI, within 5 s or before it was ended")

@@ -48,7 +48,7 @@ def error_of(lazy: LazyBroadcast[Any, Any], payload: Any, kind: Any, fn: Any, **
 
 
 def on_threads(fn: Callable[..., Any], *args: Any, ranks: int = 2) -> list[Any]:
-    return launch(fn, ranks=ranks, backend="threads", args=args, timeout_s=100)
+    return launch(fn, ranks=ranks, backend="threads", args=args, timeout_s=200)
 
 
 # Against a loop
@@ -74,7 +74,7 @@ def _random_casts(placement: Any, seed: int, root: int, agree: bool, values: str
 @pytest.mark.parametrize(("ranks", "seed"), [(2, 1), (4, 2)])
 def test_what_comes_is_what_a_loop_makes(placement: Any, ranks: int, seed: int) -> None:
     args = placement, seed, seed % ranks, seed % 2 == 0, ("copy", "readonly", "private")[seed] if seed < 2 else "copy"
-    assert launch(_random_casts, ranks=ranks, args=args, timeout_s=100) == [12] * ranks
+    assert launch(_random_casts, ranks=ranks, args=args, timeout_s=200) == [12] * ranks
 
 
 def test_one_rank_with_helpers_gets_what_a_loop_makes() -> None:
@@ -104,7 +104,7 @@ def _waits_for_items(folder: str) -> str:
 
 
 def test_who_waits_says_whose_items_are_missing(tmp_path: Path) -> None:
-    for text in launch(_waits_for_items, ranks=3, args=(str(tmp_path),), timeout_s=100):
+    for text in launch(_waits_for_items, ranks=3, args=(str(tmp_path),), timeout_s=200):
         assert re.search(r"rank [02] makes items of it for this host; missing: rank [02]", text), text
 
 
@@ -143,7 +143,7 @@ def _two_hosts(placement: Any) -> list[Any]:
 
 @pytest.mark.parametrize("placement", SHARED, ids=NAMES)
 def test_each_host_makes_all_items(placement: Any) -> None:
-    found = launch(_two_hosts, ranks=4, args=(placement,), timeout_s=100)
+    found = launch(_two_hosts, ranks=4, args=(placement,), timeout_s=200)
     makers = [{by for by, _ in made} for _, made in found]
     assert all([n for _, n in made] == list(range(9)) for _, made in found)
     assert makers[0] == makers[1]
@@ -232,7 +232,7 @@ def _join_raises(placement: Any) -> str:
 
 @pytest.mark.parametrize("placement", SHARED, ids=NAMES)
 def test_a_join_that_raises_on_one_rank_fails_the_cast_on_all(placement: Any) -> None:
-    for text in launch(_join_raises, ranks=2, args=(placement,), timeout_s=100):
+    for text in launch(_join_raises, ranks=2, args=(placement,), timeout_s=200):
         assert "materializer 'raises_on_one_rank' raised on rank 1" in text
 
 
@@ -242,7 +242,7 @@ def _unsure_split(placement: Any) -> str:
 
 
 def test_a_split_that_finds_other_items_elsewhere_is_an_error() -> None:
-    for text in launch(_unsure_split, ranks=2, args=("shard",), timeout_s=100):
+    for text in launch(_unsure_split, ranks=2, args=("shard",), timeout_s=200):
         assert "split has found 2 and 3 items in one payload" in text
 
 
@@ -252,7 +252,7 @@ def _unshared() -> tuple[list[int], int]:
 
 
 def test_results_that_do_not_pickle_are_made_where_they_are_wanted() -> None:
-    for numbers, unshared in launch(_unshared, ranks=2, timeout_s=100):
+    for numbers, unshared in launch(_unshared, ranks=2, timeout_s=200):
         assert numbers == list(range(6))
         assert unshared == 1
 
@@ -305,7 +305,7 @@ def _trusting_less(placement: Any) -> list[Any]:
 
 @pytest.mark.parametrize("placement", SHARED, ids=NAMES)
 def test_with_trust_in_data_it_travels_by_its_name(placement: Any) -> None:
-    assert launch(_trusting_less, ranks=2, args=(placement,), timeout_s=100) == [[1.75, 1.0]] * 2
+    assert launch(_trusting_less, ranks=2, args=(placement,), timeout_s=200) == [[1.75, 1.0]] * 2
 
 
 def _remembered(placement: Any) -> tuple[list[Any], int]:
@@ -318,7 +318,7 @@ def _remembered(placement: Any) -> tuple[list[Any], int]:
 
 @pytest.mark.parametrize("placement", SHARED, ids=NAMES)
 def test_the_value_of_a_payload_that_comes_again_is_not_made_again(placement: Any) -> None:
-    for found, hits in launch(_remembered, ranks=2, args=(placement,), timeout_s=100):
+    for found, hits in launch(_remembered, ranks=2, args=(placement,), timeout_s=200):
         assert found[0] == found[1] == found[2]
         assert hits == 2 * 5 + 4, "each item counts"
 
@@ -332,7 +332,7 @@ def _code(placement: Any) -> list[Any]:
 
 @pytest.mark.parametrize("placement", SHARED, ids=NAMES)
 def test_its_functions_travel_as_code(placement: Any) -> None:
-    assert launch(_code, ranks=3, args=(placement,), timeout_s=100) == [[(10, [11, 12, 13])] * 2] * 3
+    assert launch(_code, ranks=3, args=(placement,), timeout_s=200) == [[(10, [11, 12, 13])] * 2] * 3
 
 
 def _given_up() -> Any:
@@ -359,7 +359,7 @@ def _many(placement: Any) -> int:
 
 @pytest.mark.parametrize("placement", SHARED, ids=NAMES)
 def test_many_at_once(placement: Any) -> None:
-    assert launch(_many, ranks=3, args=(placement,), timeout_s=100) == [40] * 3
+    assert launch(_many, ranks=3, args=(placement,), timeout_s=200) == [40] * 3
 
 
 def _storm(placement: Any, seed: int, agree: bool) -> None:
@@ -425,7 +425,7 @@ def _items_of(placement: Any, apart: bool) -> list[Any]:
     ),
 )
 def test_items_are_shared_on_each_backend(backend: str, placement: Any, apart: bool) -> None:
-    found = launch(_items_of, ranks=2, backend=backend, args=(placement, apart), timeout_s=100)
+    found = launch(_items_of, ranks=2, backend=backend, args=(placement, apart), timeout_s=200)
     ranks = {pid for pid, *_ in found}
     for pid, hosts, made, bad, makers in found:
         assert hosts == (2 if apart else 1)

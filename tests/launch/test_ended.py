@@ -88,7 +88,7 @@ def wait_until_ranks_run(process: subprocess.Popen[str], mark: str) -> None:
 def test_nothing_is_left(name: str, told: str, tmp_path: Path) -> None:
     with started(name, tmp_path) as (process, folder, mark):
         process.send_signal(TOLD[told])
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=200)
         assert process.returncode == 128 + TOLD[told], (out, err)
         assert "Traceback" not in err, err
         assert [path.name for path in folder.iterdir()] == []
@@ -102,7 +102,7 @@ def test_ctrl_c_again_and_again_leaves_nothing_either(name: str, tmp_path: Path)
         while process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
             time.sleep(0.01)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=200)
         assert process.returncode == 128 + signal.SIGINT, (out, err)
         assert "Traceback" not in err, err
         assert [path.name for path in folder.iterdir()] == []
@@ -114,6 +114,6 @@ def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with started("demo", tmp_path) as (process, folder, _):
         process.send_signal(signal.SIGHUP)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=200)
         assert process.returncode == 0, (out, err)
         assert [path.name for path in folder.iterdir()] == []

@@ -22,6 +22,6 @@ COMMANDS = {
 
 @pytest.mark.parametrize("backend", COMMANDS)
 def test_groups_of_some_ranks(backend: str) -> None:
-    done = run(COMMANDS[backend](), timeout_s=100)
+    done = run(COMMANDS[backend](), timeout_s=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(done.stdout.splitlines()) == [f"rank {n} fine" for n in range(4)], done.stdout + done.stderr

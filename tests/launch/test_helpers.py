@@ -44,7 +44,7 @@ def lazy_of(fn: Any, *, helpers: Helpers = Helpers(1), **options: Any) -> LazyBr
 
 
 def on_threads(fn: Callable[..., Any], *args: Any, ranks: int = 2) -> list[Any]:
-    return launch(fn, ranks=ranks, backend="threads", args=args, timeout_s=100)
+    return launch(fn, ranks=ranks, backend="threads", args=args, timeout_s=200)
 
 
 def value_of(lazy: LazyBroadcast[Any, Any], payload: Any, **more: Any) -> Any:
@@ -67,7 +67,7 @@ def _made(root: int, shared_memory: bool | str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("backend", ["local", "torch", "mpi"])
 def test_helpers_of_the_leader_make_what_its_host_gets(backend: str) -> None:
-    results = launch(_made, ranks=3, backend=backend, args=(1, "auto"), timeout_s=100)
+    results = launch(_made, ranks=3, backend=backend, args=(1, "auto"), timeout_s=200)
     pids = [said["pid"] for *_, said in results]
     for rank, (*values, said) in enumerate(results):
         assert [value.get("payload") for value in values] == [1, "text", None]
@@ -77,7 +77,7 @@ def test_helpers_of_the_leader_make_what_its_host_gets(backend: str) -> None:
 
 
 def test_ranks_that_share_no_memory_have_helpers_of_their_own() -> None:
-    results = launch(_made, ranks=2, args=(0, False), timeout_s=100)
+    results = launch(_made, ranks=2, args=(0, False), timeout_s=200)
     for *values, said in results:
         assert {value["parent"] for value in values} == {said["pid"]}
         assert said["helpers"] == 1
@@ -96,7 +96,7 @@ def _two_hosts() -> tuple[int, Any, Any]:
 
 
 def test_each_host_makes_its_own() -> None:
-    results = launch(_two_hosts, ranks=4, timeout_s=100)
+    results = launch(_two_hosts, ranks=4, timeout_s=200)
     pids = [pid for pid, _, _ in results]
     for rank, (_, made, again) in enumerate(results):
         assert (made[0], again[0]) == (pids[rank // 2 * 2],) * 2
@@ -114,7 +114,7 @@ def _staged() -> list[Any]:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_of_two_stages_a_helper_runs_the_first(ranks: int) -> None:
-    for pid, small, large in launch(_staged, ranks=ranks, timeout_s=100):
+    for pid, small, large in launch(_staged, ranks=ranks, timeout_s=200):
         assert (small["pid"], large["pid"]) == (pid, pid)
         assert small["hint"]["pid"] == large["hint"]["pid"] != pid
         assert (small["hint"]["sum"], small["after"]) == (20.0, 30.0)
@@ -182,7 +182,7 @@ def _data() -> list[Any]:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_what_is_registered_gets_to_helpers(ranks: int) -> None:
-    for found in launch(_data, ranks=ranks, timeout_s=100):
+    for found in launch(_data, ranks=ranks, timeout_s=200):
         assert [value["sum"] for value in found] == [3.0, 100_000.0, -1.0]
         assert os.getpid() not in {value["by"] for value in found}
 
@@ -362,7 +362,7 @@ def test_a_helper_has_what_its_leader_has_but_for_what_makes_a_rank(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MINE", "yes")
-    found = launch(_surroundings, ranks=2, timeout_s=100)[0]
+    found = launch(_surroundings, ranks=2, timeout_s=200)[0]
     none_of_a_rank = dict.fromkeys(("RANK", "LAZYCAST_RANK", "LAZYCAST_RENDEZVOUS"))
     expected = {**none_of_a_rank, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MINE": "yes"}
     assert found["env"] == expected
@@ -419,7 +419,7 @@ with tempfile.TemporaryDirectory() as folder:
 """
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, env=env, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, env=env, check=False
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -544,7 +544,7 @@ def _chosen(fn: Any, least: int, most: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_what_holds_the_lock_comes_to_be_made_by_helpers(ranks: int) -> None:
-    found = launch(_chosen, ranks=ranks, args=(helped.computes, 20, 400), timeout_s=100)
+    found = launch(_chosen, ranks=ranks, args=(helped.computes, 20, 400), timeout_s=200)
     own = {said["pid"] for said in found}
     assert found[0]["made"][0] in own, "nothing was known yet"
     standing, stats = found[0]["standing"], found[0]["stats"]
@@ -560,7 +560,7 @@ def test_what_holds_the_lock_comes_to_be_made_by_helpers(ranks: int) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_what_is_cheap_stays_with_the_ranks(ranks: int) -> None:
-    found = launch(_chosen, ranks=ranks, args=(helped.is_cheap, 60, 60), timeout_s=100)
+    found = launch(_chosen, ranks=ranks, args=(helped.is_cheap, 60, 60), timeout_s=200)
     standing, stats = found[0]["standing"], found[0]["stats"]
     assert standing.placement != "helpers", standing
     assert stats.placements.get("helpers", 0) < 20, stats.placements
@@ -589,7 +589,7 @@ def _does_not_travel() -> tuple[list[bool], Any]:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_choice_of_helpers_fails_no_value_that_does_not_pickle(ranks: int) -> None:
-    found = launch(_does_not_travel, ranks=ranks, timeout_s=100)
+    found = launch(_does_not_travel, ranks=ranks, timeout_s=200)
     for locks, stats in found:
         assert locks == [True] * 3
         assert stats.placements == {"helpers": 3}
@@ -621,7 +621,7 @@ def test_a_choice_of_helpers_that_cannot_begin_any_more_fails_nothing(ranks: int
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho no such thing >&2\nexit 3\n")
     broken.chmod(0o755)
-    for (first, own), stats, values in launch(_die_for_good, ranks=ranks, args=(str(broken),), timeout_s=100):
+    for (first, own), stats, values in launch(_die_for_good, ranks=ranks, args=(str(broken),), timeout_s=200):
         assert values == [own] * 3 != [first] * 3
         assert stats.failed == {}
         if ranks == 1:
@@ -638,5 +638,5 @@ def _crashes() -> str:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_what_kills_the_helpers_that_were_chosen_is_an_error_on_every_rank(ranks: int) -> None:
-    for said in launch(_crashes, ranks=ranks, timeout_s=100):
+    for said in launch(_crashes, ranks=ranks, timeout_s=200):
         assert "SIGSEGV" in said

@@ -39,7 +39,7 @@ def who() -> tuple[int, int]:
 def test_ranks_find_their_group_whatever_another_launcher_left(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PMIX_RANK", "0")  # as inside srun or mpirun
     monkeypatch.setenv("WORLD_SIZE", "7")
-    assert launch(who, ranks=2, backend=backend, timeout_s=60) == [(0, 2), (1, 2)]
+    assert launch(who, ranks=2, backend=backend, timeout_s=200) == [(0, 2), (1, 2)]
 
 
 def dies(code: int) -> Any:
@@ -52,7 +52,7 @@ def dies(code: int) -> Any:
 
 def test_a_rank_that_dies_is_named_before_those_that_failed_because_of_it() -> None:
     with pytest.raises(LaunchError, match="rank 1 ended with exit code 7"):
-        launch(dies, ranks=3, args=(7,), timeout_s=60)
+        launch(dies, ranks=3, args=(7,), timeout_s=200)
 
 
 def the_last_one_dies() -> None:
@@ -63,7 +63,7 @@ def the_last_one_dies() -> None:
 
 def test_the_last_rank_is_missed_though_the_others_go_on() -> None:
     with pytest.raises(LaunchError, match="rank 2 was killed by signal 9"):
-        launch(the_last_one_dies, ranks=3, timeout_s=90)
+        launch(the_last_one_dies, ranks=3, timeout_s=200)
 
 
 def test_what_cannot_be_sent_is_named() -> None:
@@ -71,7 +71,7 @@ def test_what_cannot_be_sent_is_named() -> None:
     with pytest.raises(EncodeError, match="captured variable 'lock'"):
         launch(lambda: lock, ranks=2)
     with pytest.raises(LaunchError, match="result of the launched function, a lock, does not pickle"):
-        launch(lambda: __import__("threading").Lock(), ranks=1, timeout_s=60)
+        launch(lambda: __import__("threading").Lock(), ranks=1, timeout_s=200)
 
 
 def test_a_time_limit_ends_all_ranks() -> None:
@@ -92,7 +92,7 @@ def test_modules_beside_the_script_are_found(tmp_path: Path, monkeypatch: pytest
     monkeypatch.syspath_prepend(str(tmp_path))
     import beside  # type: ignore[import-not-found]
 
-    assert launch(beside.answer, ranks=2, timeout_s=60) == [42, 42]
+    assert launch(beside.answer, ranks=2, timeout_s=200) == [42, 42]
 
 
 def only_the_root_can_import(folder: str, close_at_once: bool) -> Any:
@@ -118,7 +118,7 @@ def only_the_root_can_import(folder: str, close_at_once: bool) -> Any:
 @pytest.mark.parametrize("close_at_once", [False, True])
 def test_code_that_only_the_root_can_import_is_fetched_or_said_to_be_gone(tmp_path: Path, close_at_once: bool) -> None:
     (tmp_path / "rootonly.py").write_text("FACTOR = 2\n\n\ndef double(n):\n    return FACTOR * n\n")
-    root, *others = launch(only_the_root_can_import, ranks=3, args=(str(tmp_path), close_at_once), timeout_s=60)
+    root, *others = launch(only_the_root_can_import, ranks=3, args=(str(tmp_path), close_at_once), timeout_s=200)
     assert root == 40
     if close_at_once:
         assert all("rank 0 (" in said and "has closed" in said for said in others), others
@@ -147,7 +147,7 @@ def lacks_memory() -> Any:
 
 
 def test_a_rank_without_memory_fails_the_cast_by_name_and_still_passes_it_on() -> None:
-    assert launch(lacks_memory, ranks=5, timeout_s=80) == [499999500000] * 5  # rank 1 passes on to rank 4
+    assert launch(lacks_memory, ranks=5, timeout_s=200) == [499999500000] * 5  # rank 1 passes on to rank 4
 
 
 def forks() -> Any:
@@ -169,7 +169,7 @@ def forks() -> Any:
 
 
 def test_a_forked_child_is_refused_without_waiting() -> None:
-    assert launch(forks, ranks=2, timeout_s=60) == [(0, "x"), (0, "x")]
+    assert launch(forks, ranks=2, timeout_s=200) == [(0, "x"), (0, "x")]
 
 
 def interrupts(payload: object) -> object:

@@ -27,7 +27,7 @@ def launched(launcher: str) -> list[str]:
 
 @pytest.mark.parametrize("launcher", ["torchrun", pytest.param("mpirun", marks=pytest.mark.exhaustive)])
 def test_aborts_a_damaged_photo_and_a_slow_rank_are_the_same_for_all(launcher: str) -> None:
-    done = run([*launched(launcher), str(ROOT / "examples/loop/service.py")], timeout_s=110, GLOO_SOCKET_IFNAME="lo")
+    done = run([*launched(launcher), str(ROOT / "examples/loop/service.py")], timeout_s=200, GLOO_SOCKET_IFNAME="lo")
     assert done.returncode == 0, done.stdout + done.stderr
     said = {int(rank): (int(developed), endings.split()) for rank, developed, endings in SERVICE.findall(done.stdout)}
     assert sorted(said) == [0, 1, 2, 3], done.stdout
@@ -48,7 +48,7 @@ def test_aborts_a_damaged_photo_and_a_slow_rank_are_the_same_for_all(launcher: s
 @pytest.mark.exhaustive
 def test_a_receive_path_takes_up_what_every_rank_has() -> None:
     script = str(ROOT / "examples/loop/receive_path.py")
-    done = run([warm.torchrun(), "--nproc_per_node", "2", script, "1"], timeout_s=110, GLOO_SOCKET_IFNAME="lo")
+    done = run([warm.torchrun(), "--nproc_per_node", "2", script, "1"], timeout_s=200, GLOO_SOCKET_IFNAME="lo")
     assert done.returncode == 0, done.stdout + done.stderr
     assert {(what, path) for what, path, *_ in STEP.findall(done.stdout)} == {
         (what, path) for what in ("1 KiB", "images") for path in ("lazycast", "broadcast_object_list")
@@ -57,7 +57,7 @@ def test_a_receive_path_takes_up_what_every_rank_has() -> None:
 
 @pytest.mark.parametrize("clients", [200, pytest.param(1000, marks=pytest.mark.exhaustive)])
 def test_a_front_serves_many_clients_while_the_other_ranks_loop(clients: int) -> None:
-    done = run([warm.python(), str(ROOT / "examples/loop/front.py"), "--clients", str(clients)], timeout_s=110)
+    done = run([warm.python(), str(ROOT / "examples/loop/front.py"), "--clients", str(clients)], timeout_s=200)
     assert done.returncode == 0, done.stdout + done.stderr
     answers = re.findall(rf"^rank (\d): \{{'answers': {clients}, 'kinds': 2", done.stdout, re.MULTILINE)
     assert answers == ["0", "1", "2"], done.stdout

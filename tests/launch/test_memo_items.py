@@ -58,7 +58,7 @@ def _albums(placement: Any, hosts: int) -> Any:
     ),
 )
 def test_only_what_is_new_is_made(backend: str, placement: Any, hosts: int) -> None:
-    found = launch(_albums, ranks=3, backend=backend, args=(placement, hosts), timeout_s=100)
+    found = launch(_albums, ranks=3, backend=backend, args=(placement, hosts), timeout_s=200)
     ranks = {pid for _, pid, *_ in found}
     for of_hosts, _, (first, second, third), hits, values in found:
         assert of_hosts == hosts
@@ -72,7 +72,7 @@ def test_only_what_is_new_is_made(backend: str, placement: Any, hosts: int) -> N
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_helpers_of_a_rank_make_what_is_new(ranks: int) -> None:
-    for *_, hits, values in launch(_albums, ranks=ranks, args=(Helpers(2), 1), timeout_s=100):
+    for *_, hits, values in launch(_albums, ranks=ranks, args=(Helpers(2), 1), timeout_s=200):
         assert (hits, values) == (8 + 7 + 3 + 2, 10)
 
 
@@ -102,7 +102,7 @@ def _random_albums(placement: Any, seed: int, values: str) -> int:
 @pytest.mark.parametrize("values", ["private", *(pytest.param(it, marks=SELDOM) for it in ("readonly", "copy"))])
 @pytest.mark.parametrize("placement", SHARED, ids=NAMES)
 def test_random_requests_get_what_a_loop_makes(placement: Any, values: str) -> None:
-    hits = launch(_random_albums, ranks=2, args=(placement, 5, values), timeout_s=100)
+    hits = launch(_random_albums, ranks=2, args=(placement, 5, values), timeout_s=200)
     assert hits[0] == hits[1] > 20
 
 
@@ -115,4 +115,4 @@ def _by_name(placement: Any) -> Any:
 
 @pytest.mark.parametrize("placement", SHARED, ids=NAMES)
 def test_with_trust_in_data_items_are_remembered_too(placement: Any) -> None:
-    assert launch(_by_name, ranks=2, args=(placement,), timeout_s=100) == [([[1, 0.5], [0.5, 0.25, 1]], 2)] * 2
+    assert launch(_by_name, ranks=2, args=(placement,), timeout_s=200) == [([[1, 0.5], [0.5, 0.25, 1]], 2)] * 2

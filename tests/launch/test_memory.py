@@ -99,7 +99,7 @@ def cases(backend: str) -> Iterator[Any]:
 
 @pytest.mark.cold
 @pytest.mark.exhaustive
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("backend", ["local", "torch"])
 def test_a_cast_takes_no_more_private_memory_than_is_promised(backend: str, tmp_path: Path) -> None:
     by_rank = launch(needs, ranks=RANKS, backend=backend, args=(tmp_path, backend), timeout_s=220)
@@ -133,7 +133,7 @@ def arena_sizes(folder: Path) -> list[int]:
 
 @pytest.mark.exhaustive
 def test_the_arena_is_as_large_as_what_is_in_use_at_a_time(tmp_path: Path) -> None:
-    root, *others = launch(arena_sizes, ranks=RANKS, backend="local", args=(tmp_path,), timeout_s=110)
+    root, *others = launch(arena_sizes, ranks=RANKS, backend="local", args=(tmp_path,), timeout_s=200)
     unused, one, three, closed = root
     assert unused == closed == 0
     assert NBYTES <= one <= NBYTES + MIB

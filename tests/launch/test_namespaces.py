@@ -57,7 +57,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_the_roots_wire_carries_each_payload_once(tmp_path: Path) -> None:
     need()
     script = tmp_path / "rank.py"

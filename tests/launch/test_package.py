@@ -145,7 +145,7 @@ def test_the_wheel_runs_from_where_it_was_unpacked(wheel: Path, tmp_path: Path) 
     )
     script = tmp_path / "script.py"
     script.write_text(code)
-    done = run([sys.executable, str(script), str(tmp_path)], timeout_s=60, PYTHONPATH=str(tmp_path / "site"))
+    done = run([sys.executable, str(script), str(tmp_path)], timeout_s=200, PYTHONPATH=str(tmp_path / "site"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [__version__, "local", "mpi", "torch", "lazycast.backends.local", "[4,", "4]"]
 

@@ -25,7 +25,7 @@ COMMANDS = {
     "how",
     [pytest.param(how, marks=pytest.mark.exhaustive) if how in ("torchrun", "mpirun-m") else how for how in COMMANDS],
 )
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_script_has_its_classes_once_whatever_travels(how: str) -> None:
     done = run(COMMANDS[how], timeout_s=120, GLOO_SOCKET_IFNAME="lo")
     assert done.returncode == 0, done.stdout + done.stderr

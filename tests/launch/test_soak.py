@@ -30,7 +30,7 @@ def soak(
     return done.returncode, said, done.stdout + done.stderr
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     "backend",
     # CI soaks on each for longer.
@@ -50,7 +50,7 @@ def test_ten_seconds_of_it(backend: str, tmp_path: Path) -> None:
     assert {"MaterializeError", "RemoteError", "cancelled"} <= set(said["endings"])
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("backend", [pytest.param(backend, marks=SELDOM) for backend in ("local", "torch", "mpi")])
 def test_a_death_is_told_to_all(backend: str, tmp_path: Path) -> None:
     code, said, text = soak(tmp_path, "--seed", "6", "--job", "1", backend=backend)
@@ -59,7 +59,7 @@ def test_a_death_is_told_to_all(backend: str, tmp_path: Path) -> None:
     assert said["endings"]["PeerLostError"] >= 3
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("plant", "finding", "says"),
     [

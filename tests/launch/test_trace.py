@@ -48,7 +48,7 @@ def _phases(merged: list[Event], pid: int) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("backend", ["local", pytest.param("torch", marks=pytest.mark.exhaustive)])
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_every_cast_is_seen_on_every_rank(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,7 +87,7 @@ def test_every_cast_is_seen_on_every_rank(
     assert keys == {**{n + 1: f"k{n}" for n in range(CASTS)}, CASTS + 1: None}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_the_picture_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,7 +129,7 @@ def _with_a_clock_of_its_own() -> None:
                 time.sleep(0.005)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_clocks_that_are_said_to_differ_are_found_to_be_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +160,7 @@ def _with_a_clock_of_each_host() -> None:
             lazy.broadcast(n)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_the_clock_of_a_rank_that_another_one_speaks_for_is_found_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +195,7 @@ def _with_a_death() -> None:
             lazy.broadcast("never", key="never")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_a_killed_rank_leaves_what_it_had_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAZYCAST_TRACE", str(tmp_path))
     with pytest.raises(LaunchError, match="rank 1"):

@@ -40,7 +40,7 @@ def crosses_once() -> tuple[int, int, tuple[tuple[int, ...], ...]]:
 
 @pytest.mark.parametrize("backend", ["local", "torch", pytest.param("mpi", marks=pytest.mark.exhaustive)])
 def test_a_payload_crosses_between_hosts_once(backend: str) -> None:
-    results = launch(crosses_once, ranks=4, backend=backend, timeout_s=100)
+    results = launch(crosses_once, ranks=4, backend=backend, timeout_s=200)
     for rank, (nbytes, sent, hosts) in enumerate(results):
         assert hosts == ((0, 1), (2, 3))
         if rank == 1:  # the root, and so the leader of its host
@@ -80,7 +80,7 @@ def waits_for_one() -> tuple[Any, ...]:
 
 
 def test_who_speaks_for_others_is_not_named_for_them() -> None:
-    assert launch(waits_for_one, ranks=3, backend="local", timeout_s=100) == [(0, (2,), True, 2)] * 3
+    assert launch(waits_for_one, ranks=3, backend="local", timeout_s=200) == [(0, (2,), True, 2)] * 3
 
 
 def late_on_one(payload: str) -> str:
@@ -114,7 +114,7 @@ def waits_late() -> list[tuple[Any, ...]]:
 
 
 def test_who_has_reported_after_the_roll_call_is_not_named() -> None:
-    assert launch(waits_late, ranks=3, backend="local", timeout_s=100) == [[(0, (2,))] * 2] * 3
+    assert launch(waits_late, ranks=3, backend="local", timeout_s=200) == [[(0, (2,))] * 2] * 3
 
 
 def is_idle() -> int:
@@ -129,4 +129,4 @@ def is_idle() -> int:
     "backend", ["local", *(pytest.param(it, marks=pytest.mark.exhaustive) for it in ("torch", "mpi"))]
 )
 def test_a_group_may_be_idle_for_longer_than_its_calls_may_take(backend: str) -> None:
-    assert launch(is_idle, ranks=2, backend=backend, timeout_s=60) == [2, 2]
+    assert launch(is_idle, ranks=2, backend=backend, timeout_s=200) == [2, 2]

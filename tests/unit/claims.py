@@ -42,7 +42,7 @@ def ranks(body: Callable[[LazyBroadcast[Any, Any]], Any], *args: Any, size: int 
         with LazyBroadcast(*args, **{"timeout_s": 30, **options}) as lazy:
             return body(lazy)
 
-    return launch(rank, ranks=size, backend="threads", timeout_s=50)
+    return launch(rank, ranks=size, backend="threads", timeout_s=200)
 
 
 def rooted(lazy: LazyBroadcast[Any, Any], payload: Any) -> Any:

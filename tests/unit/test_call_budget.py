@@ -71,7 +71,7 @@ def passed(options: dict[str, Any], materialize: Any) -> list[list[str]]:
     ids=["agree=False", "default", "materializer", "chosen"],
 )
 def test_a_small_cast_passes_few_functions(options: dict[str, Any], materialize: Any, root: int, other: int) -> None:
-    counted = launch(passed, ranks=2, args=(options, materialize), timeout_s=60)
+    counted = launch(passed, ranks=2, args=(options, materialize), timeout_s=200)
     for rank, (casts, budget) in enumerate(zip(counted, (root, other), strict=True)):
         # On a busy machine most casts also see what was before them, and some have come before they are asked for.
         whole = {"lazycast.core.future:settle", "lazycast.core.follower:_on_cast" if rank else "lazycast.api:broadcast"}

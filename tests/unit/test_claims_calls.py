@@ -113,7 +113,7 @@ def other_options() -> None:
             number = first.rank
             return caught(lambda: LazyBroadcast(placement="every" if number == 1 else "shard", timeout_s=20))
 
-    said = launch(rank, ranks=3, backend="threads", timeout_s=50)
+    said = launch(rank, ranks=3, backend="threads", timeout_s=200)
     assert [type(exc) for exc in said] == [ConfigMismatchError] * 3
     assert all("every" in str(exc) and "shard" in str(exc) for exc in said)
 

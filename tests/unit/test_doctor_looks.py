@@ -261,13 +261,13 @@ def test_a_watch_speaks_when_the_launcher_ends_the_process() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.terminate()
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=200)
     assert (process.returncode, out) == (1, "said: the launcher ended this job while rank 0 was sleeping\n")
 
 
 def test_a_watch_ends_what_takes_too_long_and_shows_where_it_was() -> None:
     process = child(WATCHED.format(limit_s=0.3))
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert (process.returncode, out) == (1, "ready\nsaid: rank 0 was still sleeping after 0.3 s\n")
     assert "most recent call first" in err
 
@@ -299,7 +299,7 @@ print("over")
 
 def test_a_guard_speaks_for_a_process_that_keeps_the_lock() -> None:
     process = child(GUARDED.format(limit_s=0.5, hangs=True))
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=200)
     assert (process.returncode, out) == (-signal.SIGKILL, "it hangs: \u00d7\n")
 
 
@@ -308,13 +308,13 @@ def test_a_guard_speaks_for_a_process_that_is_killed() -> None:
     assert process.stderr is not None
     assert process.stderr.readline() == "ready\n"
     process.kill()
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=200)
     assert out == "it hangs: \u00d7\n"
 
 
 def test_a_guard_is_silent_when_all_goes_well() -> None:
     process = child(GUARDED.format(limit_s=60, hangs=False))
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert (process.returncode, out, err) == (0, "over\n", "")
 
 

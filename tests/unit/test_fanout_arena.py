@@ -230,7 +230,7 @@ kept, zz = value(3, 2 * PAGE), value(4, 3)
 
 
 def test_values_may_live_to_the_very_end_of_a_process() -> None:
-    done = subprocess.run([sys.executable, "-X", "dev", "-c", AT_EXIT], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-X", "dev", "-c", AT_EXIT], capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

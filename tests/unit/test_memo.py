@@ -76,7 +76,7 @@ def with_a_lock(payload: Any) -> Any:
 
 
 def on_threads(fn: Callable[..., Any], *args: Any, ranks: int = 3) -> list[Any]:
-    return launch(fn, ranks=ranks, backend="threads", args=args, timeout_s=100)
+    return launch(fn, ranks=ranks, backend="threads", args=args, timeout_s=200)
 
 
 def lazy_of(fn: Any = make, *, memo: Memo = Memo(64 * MIB), **options: Any) -> LazyBroadcast[Any, Any]:  # noqa: B008
@@ -658,7 +658,7 @@ def _named_again() -> list[Any]:
 
 
 def test_a_name_that_is_registered_again_is_another_materializer() -> None:
-    assert launch(_named_again, ranks=1, backend="threads", timeout_s=60) == [["one", "one", "two", "two", 2]]
+    assert launch(_named_again, ranks=1, backend="threads", timeout_s=200) == [["one", "one", "two", "two", 2]]
 
 
 def test_memory_is_given_back_when_the_object_is_closed() -> None:

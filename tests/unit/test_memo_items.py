@@ -57,7 +57,7 @@ def with_a_lock(item: int) -> Any:
 
 
 def on_threads(fn: Callable[..., Any], *args: Any, ranks: int = 3) -> list[Any]:
-    return launch(fn, ranks=ranks, backend="threads", args=args, timeout_s=100)
+    return launch(fn, ranks=ranks, backend="threads", args=args, timeout_s=200)
 
 
 def lazy_of(fn: Any, memo: Memo = Memo(64 * MIB), **options: Any) -> LazyBroadcast[Any, Any]:  # noqa: B008

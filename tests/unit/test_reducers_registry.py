@@ -148,7 +148,7 @@ print([n for n in loaded() if "torch" in n])
 
 
 def test_reducers_come_with_their_libraries_even_when_those_come_late() -> None:
-    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "[] ['lazycast.codec.reducers.builtin_bytes', 'lazycast.codec.reducers.numpy_arrays']",

@@ -353,7 +353,7 @@ def test_nothing_is_left(how: str) -> None:
     if how == "killed":
         assert len(named(pid)) == 1
         os.killpg(pid, signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=200)
     assert said == ""
     end_s = time.monotonic() + 60
     while named(pid):

@@ -228,4 +228,4 @@ TestArenas = Arenas.TestCase
 TestMailboxes = Mailboxes.TestCase
 TestArenas.settings = TestMailboxes.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
 # Seconds of processor time, which are minutes on a busy machine.
-TestArenas.pytestmark = TestMailboxes.pytestmark = [pytest.mark.timeout(300)]
+TestArenas.pytestmark = TestMailboxes.pytestmark = [pytest.mark.timeout(400)]

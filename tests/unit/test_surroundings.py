@@ -35,7 +35,7 @@ def test_a_materializer_runs_as_in_a_new_thread(ranks: int, mode: str) -> None:
             return [lazy.broadcast(n, key=n) for n in range(2)] + [lazy.broadcast_async(2, key=2).result(30)]
 
     assert (
-        launch(rank, ranks=ranks, backend="threads", timeout_s=60)
+        launch(rank, ranks=ranks, backend="threads", timeout_s=200)
         == [[(True, False, False, "cpu", n) for n in range(3)]] * ranks
     )
 
@@ -81,5 +81,5 @@ def test_a_tensor_has_a_history_on_all_ranks_or_on_none(
             return found
 
     shared = ranks > 1 and placement in ("shard", "root")
-    seen = launch(rank, ranks=ranks, backend="threads", timeout_s=60)
+    seen = launch(rank, ranks=ranks, backend="threads", timeout_s=200)
     assert seen == [[(True, shared, [0.0, 1.0, 2.0])] * ranks] * ranks

@@ -124,7 +124,7 @@ def test_callers_that_are_killed_before_they_have_said_all_harm_nobody() -> None
             sock.connect(str(parent))
             if said:
                 socket.send_fds(sock, [said], [0, 1, 2])
-    done = subprocess.run([warm.python(), "-c", "print('still there')"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([warm.python(), "-c", "print('still there')"], capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout) == (0, "still there\n")
 
 

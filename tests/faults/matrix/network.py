@@ -31,9 +31,9 @@ class Network:
         for zygote in self._zygotes:  # no host's ranks wait for another host's process that still imports torch
             zygote.codes()
 
-    def run(self, it: Combination) -> Seen:
+    def run(self, it: Combination, *, patience: int = 1) -> Seen:
         cut = it.fault == "cut"
-        with start.folder_for(it.spec()) as folder:
+        with start.folder_for({**it.spec(), "patience": patience}) as folder:
             pids = [pid for host, zygote in enumerate(self._zygotes) for pid in zygote.fork(folder, self._ranks(host))]
             if cut:
                 self._cut(it, folder)

@@ -50,7 +50,7 @@ class Rank:
         self.blocker = max(rank for rank in range(1, self.size) if rank != self.victim)
         #: Whether things are as before after a while.
         self.passes = self.fault in ("freeze", "cut")
-        self.timeout_s = TIMEOUT_S if self.passes else LONG_S
+        self.timeout_s = TIMEOUT_S * self.spec["patience"] if self.passes else LONG_S
         self._said = (folder / f"said.{number}").open("a")
 
     def say(self, event: str, **facts: Any) -> None:

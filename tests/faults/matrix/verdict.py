@@ -150,9 +150,12 @@ def _check_cut(outcome: Event, rank: int, about: str) -> None:
 
 def _check_named(outcome: Event, whom: set[str], about: str) -> None:
     """A time-out must lack one of these."""
-    missing = _missing(outcome)
-    if not missing & whom and any(f"rank {rank} has not answered" in outcome["message"] for rank in missing):
-        raise TooLate(f"who knew more has not answered in time: {about}")
+    missing, text = _missing(outcome), outcome["message"]
+    if not missing & whom:
+        if any(f"rank {rank} has not answered" in text for rank in missing):
+            raise TooLate(f"who knew more has not answered in time: {about}")
+        if "the root has not made this call" in text:
+            raise TooLate(f"the root was not run in time to make its call: {about}")
     assert missing & whom, about
 
 
