@@ -136,3 +136,10 @@ def test_a_leader_that_goes_silent_after_it_has_asked_is_followed_by_the_next() 
     verdict = Verdict([0], 0.3)
     word = Word(1, "verdict", verdict=verdict)
     assert inquiry.look({1}, asked_s + SILENT_S) == [(0, word), (2, word)]
+
+
+def test_without_rank_0_one_other_asks_for_all_of_them() -> None:
+    played = Played(32, limits_s=dict.fromkeys(range(32), 0.3), come_s={0: AGES_S})
+    played.run(20.0)
+    assert {tuple(verdict.missing) for verdict in played.verdicts()} == {(0,)}
+    assert played.said < 6 * 32  # each for itself they ask 31 times 31
