@@ -139,7 +139,9 @@ def _left_over(placement: str) -> list[str]:
     return left
 
 
-@pytest.mark.parametrize("placement", ["every", "shard", "root"])
+@pytest.mark.parametrize(
+    "placement", ["shard", *(pytest.param(it, marks=pytest.mark.exhaustive) for it in ("every", "root"))]
+)
 def test_a_failed_call_is_freed_without_the_collector(placement: str) -> None:
     assert launch(_left_over, ranks=2, args=(placement,), timeout_s=200) == [[], []]
 

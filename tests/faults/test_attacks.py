@@ -357,6 +357,7 @@ def addresses_of_children() -> list[str]:
     return found
 
 
+@pytest.mark.exhaustive
 @pytest.mark.cold  # the ranks are this process's children
 def test_strangers_that_call_all_the_time_keep_no_rank_out(tmp_path: Path) -> None:
     over = threading.Event()

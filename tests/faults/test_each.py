@@ -15,6 +15,7 @@ from tests import helped
 
 pytestmark = pytest.mark.usefixtures("warm_python")  # for ranks: helpers are interpreters of their own
 LIMIT_S = 60.0
+SELDOM = pytest.mark.exhaustive
 
 
 def lazy_of(fn: Any, placement: Any) -> LazyBroadcast[Any, Any]:
@@ -32,7 +33,7 @@ def _dies_once(marker: str) -> tuple[Any, int]:
         return value_of(lazy, [""]), lazy.stats().helpers_lost
 
 
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=SELDOM), 3])
 def test_items_of_a_helper_that_dies_go_to_another(ranks: int, tmp_path: Path) -> None:
     found = launch(_dies_once, ranks=ranks, backend="threads", args=(str(tmp_path / "marker"),), timeout_s=200)
     assert found == [([""], 1), *[([""], 0)] * (ranks - 1)]
@@ -46,7 +47,7 @@ def _kills_each() -> str:
         return str(caught.value)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=SELDOM), 2])
 def test_an_item_that_kills_two_helpers_is_an_error_that_names_it(ranks: int) -> None:
     for text in launch(_kills_each, ranks=ranks, backend="threads", timeout_s=200):
         assert "materializer 'Each(crash_or)' was not done: helper" in text

@@ -88,7 +88,7 @@ def test_a_death_is_told_although_a_forked_child_lives(backend: str, shared: str
     ("backend", "shared", "victim"),
     [
         ("local", "auto", 2),
-        ("local", "off", 1),
+        pytest.param("local", "off", 1, marks=pytest.mark.exhaustive),
         pytest.param("local", "off", 4, marks=pytest.mark.exhaustive),
         pytest.param("torch", "off", 1, marks=pytest.mark.exhaustive),
     ],

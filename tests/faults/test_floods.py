@@ -24,6 +24,7 @@ def check(results: list[dict[str, Any]], kinds: floods.Floods) -> None:
             assert casts > 1, (name, rank, results)
 
 
+@pytest.mark.exhaustive
 def test_floods_take_no_memory_and_the_others_go_on(tmp_path: Path) -> None:
     kinds = UNANSWERED | ANSWERED
     check(launch(reading, ranks=3, args=(str(tmp_path),), timeout_s=200), kinds)

@@ -22,6 +22,8 @@ from tests import helped
 from tests.children import of_this_process
 
 LIMIT_S = 60.0  # whoever runs into it has found a hang
+#: A rank that is alone loses helpers in the conformance suite too.
+RANKS = [pytest.param(1, marks=pytest.mark.exhaustive), 2]
 
 
 def lazy_of(fn: Any, *, helpers: Helpers = Helpers(1), **options: Any) -> LazyBroadcast[Any, Any]:  # noqa: B008
@@ -68,7 +70,7 @@ def _crashes() -> tuple[str, Any, int]:
         return text, after["payload"], lazy.stats().helpers_lost
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_a_payload_that_crashes_two_helpers_is_an_error_on_every_rank(ranks: int) -> None:
     for rank, (text, after, lost) in enumerate(on_threads(_crashes, ranks=ranks)):
         assert "materializer 'crash_or' was not done: helper 0" in text
@@ -269,6 +271,7 @@ def _under_fire(kills: int) -> tuple[list[Any], int]:
         return wrong, casts
 
 
+@pytest.mark.exhaustive
 def test_no_cast_is_lost_while_helpers_are_killed_one_after_another() -> None:
     (wrong, casts), (other_wrong, other_casts) = on_threads(_under_fire, 5)
     assert (wrong, other_wrong) == ([], [])
@@ -298,7 +301,7 @@ launch(test_helpers._alive_until_killed, ranks=int(sys.argv[1]), args=(sys.argv[
 """
 
 
-@pytest.mark.parametrize("what", ["idle", "busy"])
+@pytest.mark.parametrize("what", [pytest.param("idle", marks=pytest.mark.exhaustive), "busy"])
 @pytest.mark.parametrize("victim", ["leader", "follower", "job"])
 def test_no_helper_outlives_its_leader_or_its_job(tmp_path: Path, victim: str, what: str) -> None:
     job = helped.start_program("-c", _JOB, "2", str(tmp_path), what)

@@ -49,7 +49,8 @@ def test_all_name_those_who_did_not_come_and_nobody_else(tmp_path: Path, ranks: 
         assert (found[1].split(", ")[0], found[5]) == (found[2], str(ranks)), line
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=SELDOM), 1, pytest.param(6, marks=SELDOM)])
+@SELDOM
+@pytest.mark.parametrize("victim", [0, 1, 6])
 def test_all_learn_of_a_death_while_they_wait(tmp_path: Path, victim: int) -> None:
     found = lines(tmp_path, mpirun(7, "--with-ft", "ulfm"), 7, victim)
     for (line,) in found:

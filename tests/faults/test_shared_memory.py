@@ -481,9 +481,8 @@ def started(
 @pytest.mark.parametrize(
     ("backend", "victim"),
     [
-        ("local", 0),
         ("local", 1),
-        *(pytest.param(*it, marks=pytest.mark.exhaustive) for it in (("local", 2), ("torch", 1))),
+        *(pytest.param(*it, marks=pytest.mark.exhaustive) for it in (("local", 0), ("local", 2), ("torch", 1))),
     ],
 )
 def test_nothing_is_left_of_a_killed_rank_and_what_the_others_hold_lasts(backend: str, victim: int) -> None:

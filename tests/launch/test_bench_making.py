@@ -22,6 +22,7 @@ def measured(tmp_path: Path, *options: str, backend: str) -> tuple[dict[str, obj
     return json.loads((tmp_path / f"making-{backend}.json").read_text()), done.stdout
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("warm_python")
 def test_a_chat_is_remembered_exactly_as_the_policy_says(tmp_path: Path) -> None:
     said, shown = measured(tmp_path, "--rows", "chat", "--chat", "150", backend="local")

@@ -103,6 +103,7 @@ def _faulty(folder: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.exhaustive
 def test_a_wrong_value_ends_the_run_on_every_rank(tmp_path: Path) -> None:
     messages = launch(_faulty, ranks=2, args=(tmp_path,), timeout_s=200)
     assert messages == ["rank 1: faulty: request 4 has got another value than its payload makes"] * 2

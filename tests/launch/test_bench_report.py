@@ -210,6 +210,7 @@ def test_the_published_runs_make_a_page(tmp_path: Path) -> None:
     check_published(page)
 
 
+@pytest.mark.exhaustive
 def test_the_browser_would_tell(tmp_path: Path) -> None:
     """That a script, a picture from elsewhere and an error are seen, and refused by the page's own policy."""
     browser.find()

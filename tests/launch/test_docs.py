@@ -53,7 +53,6 @@ OFTEN = (
     "docs/concepts.md",
     "docs/index.md",
     "docs/quick-start.md",
-    "docs/tutorial.md",
     "docs/backends.md:1",
     "docs/errors.md",
     "docs/how-to/mpirun.md",

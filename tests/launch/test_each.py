@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("warm_python")  # for ranks: helpers are in
 LIMIT_S = 60.0
 SHARED: list[Any] = ["shard", Helpers(2)]
 NAMES = ["shard", "helpers"]
+SELDOM = pytest.mark.exhaustive
 
 
 def lazy_of(fn: Any, placement: Any, **options: Any) -> LazyBroadcast[Any, Any]:
@@ -71,7 +72,7 @@ def _random_casts(placement: Any, seed: int, root: int, agree: bool, values: str
 
 
 @pytest.mark.parametrize("placement", ["shard", Helpers(2), "every", "root", "auto"], ids=str)
-@pytest.mark.parametrize(("ranks", "seed"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(("ranks", "seed"), [(2, 1), pytest.param(4, 2, marks=SELDOM)])
 def test_what_comes_is_what_a_loop_makes(placement: Any, ranks: int, seed: int) -> None:
     args = placement, seed, seed % ranks, seed % 2 == 0, ("copy", "readonly", "private")[seed] if seed < 2 else "copy"
     assert launch(_random_casts, ranks=ranks, args=args, timeout_s=200) == [12] * ranks
@@ -141,7 +142,7 @@ def _two_hosts(placement: Any) -> list[Any]:
         return [os.getpid(), value_of(lazy, [np.full(40_000, n) for n in range(9)])]
 
 
-@pytest.mark.parametrize("placement", SHARED, ids=NAMES)
+@pytest.mark.parametrize("placement", ["shard", pytest.param(Helpers(2), marks=SELDOM)], ids=NAMES)
 def test_each_host_makes_all_items(placement: Any) -> None:
     found = launch(_two_hosts, ranks=4, args=(placement,), timeout_s=200)
     makers = [{by for by, _ in made} for _, made in found]
@@ -230,7 +231,7 @@ def _join_raises(placement: Any) -> str:
         return text
 
 
-@pytest.mark.parametrize("placement", SHARED, ids=NAMES)
+@pytest.mark.parametrize("placement", [pytest.param("shard", marks=SELDOM), Helpers(2)], ids=NAMES)
 def test_a_join_that_raises_on_one_rank_fails_the_cast_on_all(placement: Any) -> None:
     for text in launch(_join_raises, ranks=2, args=(placement,), timeout_s=200):
         assert "materializer 'raises_on_one_rank' raised on rank 1" in text
@@ -303,7 +304,7 @@ def _trusting_less(placement: Any) -> list[Any]:
         return [found, value_of(lazy, [1], materialize=each)]
 
 
-@pytest.mark.parametrize("placement", SHARED, ids=NAMES)
+@pytest.mark.parametrize("placement", ["shard", pytest.param(Helpers(2), marks=SELDOM)], ids=NAMES)
 def test_with_trust_in_data_it_travels_by_its_name(placement: Any) -> None:
     assert launch(_trusting_less, ranks=2, args=(placement,), timeout_s=200) == [[1.75, 1.0]] * 2
 
@@ -330,7 +331,7 @@ def _code(placement: Any) -> list[Any]:
         return [value_of(lazy, {"items": [1, 2, 3]}, materialize=each) for _ in range(2)]
 
 
-@pytest.mark.parametrize("placement", SHARED, ids=NAMES)
+@pytest.mark.parametrize("placement", [pytest.param("shard", marks=SELDOM), Helpers(2)], ids=NAMES)
 def test_its_functions_travel_as_code(placement: Any) -> None:
     assert launch(_code, ranks=3, args=(placement,), timeout_s=200) == [[(10, [11, 12, 13])] * 2] * 3
 
@@ -357,7 +358,7 @@ def _many(placement: Any) -> int:
         return len(futures)
 
 
-@pytest.mark.parametrize("placement", SHARED, ids=NAMES)
+@pytest.mark.parametrize("placement", [pytest.param("shard", marks=SELDOM), Helpers(2)], ids=NAMES)
 def test_many_at_once(placement: Any) -> None:
     assert launch(_many, ranks=3, args=(placement,), timeout_s=200) == [40] * 3
 
@@ -392,7 +393,7 @@ def _storm(placement: Any, seed: int, agree: bool) -> None:
         assert value_of(lazy, [1], materialize=Each(helped.inverse), key="the last") == [1]
 
 
-@pytest.mark.parametrize("agree", [True, False])
+@pytest.mark.parametrize("agree", [pytest.param(True, marks=SELDOM), False])
 @pytest.mark.parametrize("placement", SHARED, ids=NAMES)
 def test_casts_that_fail_are_withdrawn_and_not_wanted_leave_others_alone(placement: Any, agree: bool) -> None:
     for seed in (1, 2, 3):

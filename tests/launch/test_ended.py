@@ -109,6 +109,7 @@ def test_ctrl_c_again_and_again_leaves_nothing_either(name: str, tmp_path: Path)
         assert running(mark) == []
 
 
+@pytest.mark.exhaustive
 def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
     """As under `nohup`."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -127,6 +127,7 @@ def _killed(tmp_path: Path, seconds: float, every_s: float) -> int:
     return killed
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(400)
 def test_no_request_is_lost_while_helpers_are_killed(tmp_path: Path) -> None:
     assert _killed(tmp_path, 2.0, 0.5) >= 1
@@ -139,11 +140,8 @@ def test_no_request_is_lost_in_a_minute_in_which_a_helper_is_killed_each_second(
     assert _killed(tmp_path, 60.0, 1.0) > 20
 
 
-@pytest.mark.parametrize(
-    "name",
-    # Two ranks under torchrun also serve the burst below.
-    [name if name == "local-3" else pytest.param(name, marks=pytest.mark.exhaustive) for name in COMMANDS],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_request_ends_as_it_should_on_every_rank(name: str, tmp_path: Path) -> None:
     ranks = int(name.rpartition("-")[2])
     rows = {row["way"]: row for row in serve(name, tmp_path)}
@@ -154,6 +152,7 @@ def test_every_request_ends_as_it_should_on_every_rank(name: str, tmp_path: Path
         check(row, ranks)
 
 
+@pytest.mark.exhaustive
 def test_a_burst_beyond_max_inflight_waits_and_nothing_is_lost(tmp_path: Path) -> None:
     (row,) = serve("torch-2", tmp_path, "--multimodal=lazycast", "--max-inflight=1", "--max-batch=2")
     check(row, 2)

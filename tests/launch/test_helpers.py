@@ -37,6 +37,8 @@ from tests import helped
 pytestmark = pytest.mark.usefixtures("warm_python")  # for ranks: helpers are interpreters of their own
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60.0
+#: A rank that is alone has helpers in the conformance suite too.
+RANKS = [pytest.param(1, marks=pytest.mark.exhaustive), 2]
 
 
 def lazy_of(fn: Any, *, helpers: Helpers = Helpers(1), **options: Any) -> LazyBroadcast[Any, Any]:  # noqa: B008
@@ -65,7 +67,7 @@ def _made(root: int, shared_memory: bool | str) -> list[dict[str, Any]]:
         return [*found, {"pid": os.getpid(), "helpers": stats.helpers, "hosts": stats.hosts}]
 
 
-@pytest.mark.parametrize("backend", ["local", "torch", "mpi"])
+@pytest.mark.parametrize("backend", ["local", "torch", pytest.param("mpi", marks=pytest.mark.exhaustive)])
 def test_helpers_of_the_leader_make_what_its_host_gets(backend: str) -> None:
     results = launch(_made, ranks=3, backend=backend, args=(1, "auto"), timeout_s=200)
     pids = [said["pid"] for *_, said in results]
@@ -112,7 +114,7 @@ def _staged() -> list[Any]:
         return [os.getpid(), *(value_of(lazy, np.full(n, 2.0)) for n in (10, 100_000))]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_of_two_stages_a_helper_runs_the_first(ranks: int) -> None:
     for pid, small, large in launch(_staged, ranks=ranks, timeout_s=200):
         assert (small["pid"], large["pid"]) == (pid, pid)
@@ -180,7 +182,7 @@ def _data() -> list[Any]:
         return found
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_what_is_registered_gets_to_helpers(ranks: int) -> None:
     for found in launch(_data, ranks=ranks, timeout_s=200):
         assert [value["sum"] for value in found] == [3.0, 100_000.0, -1.0]
@@ -212,7 +214,7 @@ def _no_value() -> list[str]:
         return str(caught.value).splitlines()
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_a_value_that_cannot_leave_its_helper_is_an_error_that_says_which_part(ranks: int) -> None:
     for text, *_ in on_threads(_no_value, ranks=ranks):
         assert "what materializer 'unpicklable' made cannot leave its process in helper 0 on rank 0" in text
@@ -273,7 +275,7 @@ def _no_beginning_of_a_late_leader() -> str:
     return _no_beginning(Helpers(1, init=helped.begin_never), 3.0)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_an_init_that_fails_fails_the_construction_on_every_rank(ranks: int) -> None:
     for text in on_threads(_no_beginning, Helpers(2, init=helped.fail_to_begin), LIMIT_S, ranks=ranks):
         assert re.search(r"its helpers could not begin: init raised in helper [01] on rank 0", text)
@@ -374,6 +376,7 @@ def test_a_helper_has_what_its_leader_has_but_for_what_makes_a_rank(
     assert said.err.splitlines() == ["[helper 0 of rank 0] in two lines", "[helper 0 of rank 0] of errors"]
 
 
+@pytest.mark.exhaustive
 def test_with_more_helpers_than_cores_the_figure_is_said(caplog: pytest.LogCaptureFixture) -> None:
     count = len(os.sched_getaffinity(0)) + 1
     with caplog.at_level(logging.WARNING, "lazycast"), lazy_of(helped.who, helpers=Helpers(count)) as lazy:
@@ -425,7 +428,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 @pytest.mark.cold  # the program is what the interpreter was started with
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_classes_of_the_program_are_the_same_in_helpers_and_on_ranks(tmp_path: Path, ranks: int) -> None:
     program = tmp_path / "program.py"
     program.write_text(_PROGRAM + '\nif __name__ == "__main__":\n    run()\n')
@@ -458,6 +461,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.cold  # the program is what the interpreter was started with
 def test_functions_of_the_program_are_not_mistaken_for_names_of_what_starts_a_helper(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
@@ -465,6 +469,7 @@ def test_functions_of_the_program_are_not_mistaken_for_names_of_what_starts_a_he
     assert _launched(program, 1) == (0, "[[2, 3, 4]]\n", "")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.cold
 def test_a_program_that_is_not_guarded_is_told_so(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
@@ -500,6 +505,7 @@ def test_helpers_are_seen_in_dumps_figures_and_traces(tmp_path: Path) -> None:
     assert set(tracks) <= {"helper 0", "helper 1"}
 
 
+@pytest.mark.exhaustive
 def test_helpers_are_counted_for_prometheus() -> None:
     import prometheus_client
 
@@ -542,7 +548,7 @@ def _chosen(fn: Any, least: int, most: int) -> dict[str, Any]:
         return {"pid": os.getpid(), "made": made, "stats": stats, "standing": standing}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_what_holds_the_lock_comes_to_be_made_by_helpers(ranks: int) -> None:
     found = launch(_chosen, ranks=ranks, args=(helped.computes, 20, 400), timeout_s=200)
     own = {said["pid"] for said in found}
@@ -558,7 +564,7 @@ def test_what_holds_the_lock_comes_to_be_made_by_helpers(ranks: int) -> None:
         assert [pid for pid in said["made"] if pid not in own] == by_helpers
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_what_is_cheap_stays_with_the_ranks(ranks: int) -> None:
     found = launch(_chosen, ranks=ranks, args=(helped.is_cheap, 60, 60), timeout_s=200)
     standing, stats = found[0]["standing"], found[0]["stats"]
@@ -587,7 +593,7 @@ def _does_not_travel() -> tuple[list[bool], Any]:
         return [hasattr(value, "acquire") for value in values], lazy.stats()
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_a_choice_of_helpers_fails_no_value_that_does_not_pickle(ranks: int) -> None:
     found = launch(_does_not_travel, ranks=ranks, timeout_s=200)
     for locks, stats in found:
@@ -616,7 +622,7 @@ def _die_for_good(broken: str) -> tuple[list[int], Any, list[int]]:
         return [first, os.getpid()], lazy.stats(), values
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", RANKS)
 def test_a_choice_of_helpers_that_cannot_begin_any_more_fails_nothing(ranks: int, tmp_path: Path) -> None:
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho no such thing >&2\nexit 3\n")
@@ -636,7 +642,8 @@ def _crashes() -> str:
         return str(caught.value)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("ranks", RANKS)
 def test_what_kills_the_helpers_that_were_chosen_is_an_error_on_every_rank(ranks: int) -> None:
     for said in launch(_crashes, ranks=ranks, timeout_s=200):
         assert "SIGSEGV" in said

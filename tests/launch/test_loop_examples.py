@@ -25,7 +25,8 @@ def launched(launcher: str) -> list[str]:
     return [warm.torchrun(), "--nproc_per_node", "4"]
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("mpirun", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("launcher", ["torchrun", "mpirun"])
 def test_aborts_a_damaged_photo_and_a_slow_rank_are_the_same_for_all(launcher: str) -> None:
     done = run([*launched(launcher), str(ROOT / "examples/loop/service.py")], timeout_s=200, GLOO_SOCKET_IFNAME="lo")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -70,7 +70,7 @@ def test_only_what_is_new_is_made(backend: str, placement: Any, hosts: int) -> N
         assert values == 8 + 1 + 1
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=SELDOM), 2])
 def test_helpers_of_a_rank_make_what_is_new(ranks: int) -> None:
     for *_, hits, values in launch(_albums, ranks=ranks, args=(Helpers(2), 1), timeout_s=200):
         assert (hits, values) == (8 + 7 + 3 + 2, 10)
@@ -113,6 +113,6 @@ def _by_name(placement: Any) -> Any:
         return found, lazy.stats().memo_hits
 
 
-@pytest.mark.parametrize("placement", SHARED, ids=NAMES)
+@pytest.mark.parametrize("placement", ["shard", pytest.param(Helpers(2), marks=SELDOM)], ids=NAMES)
 def test_with_trust_in_data_items_are_remembered_too(placement: Any) -> None:
     assert launch(_by_name, ranks=2, args=(placement,), timeout_s=200) == [([[1, 0.5], [0.5, 0.25, 1]], 2)] * 2

@@ -133,6 +133,7 @@ def test_the_entry_points(wheel: Path) -> None:
             assert {f"{module}.py", f"{module}/__init__.py"} & set(files), target
 
 
+@pytest.mark.exhaustive
 def test_the_wheel_runs_from_where_it_was_unpacked(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")

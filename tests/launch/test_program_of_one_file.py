@@ -23,7 +23,10 @@ COMMANDS = {
 
 @pytest.mark.parametrize(
     "how",
-    [pytest.param(how, marks=pytest.mark.exhaustive) if how in ("torchrun", "mpirun-m") else how for how in COMMANDS],
+    [
+        pytest.param(how, marks=pytest.mark.exhaustive) if how in ("torchrun", "mpirun-m", "standard-input") else how
+        for how in COMMANDS
+    ],
 )
 @pytest.mark.timeout(400)
 def test_a_script_has_its_classes_once_whatever_travels(how: str) -> None:

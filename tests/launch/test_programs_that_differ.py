@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 from .command import run
 
 BIN = Path(sys.executable).parent
@@ -78,16 +80,19 @@ def test_two_programs(tmp_path: Path) -> None:
     _both_see_the_same([*MPIRUN, "-n", "1", sys.executable, str(one), ":", "-n", "1", sys.executable, str(other)])
 
 
+@pytest.mark.exhaustive
 def test_a_program_that_is_no_file() -> None:
     _both_see_the_same([*MPIRUN, "-n", "2", sys.executable, "-c", CLASSES + CASTS + "cast()\n"])
 
 
+@pytest.mark.exhaustive
 def test_a_spawned_child_and_its_parent(tmp_path: Path) -> None:
     program = tmp_path / "spawns.py"
     program.write_text(CLASSES + CASTS + SPAWNED)
     _both_see_the_same([sys.executable, str(program)])
 
 
+@pytest.mark.exhaustive
 def test_a_function_that_only_the_root_has(tmp_path: Path) -> None:
     program = tmp_path / "conditional.py"
     program.write_text(CONDITIONAL)

@@ -44,6 +44,7 @@ def passes(only: str, timeout_s: float) -> None:
     assert "a call failed" not in done.stderr, "the suite fails on purpose, and keeps it to itself"
 
 
+@pytest.mark.exhaustive
 def test_it_keeps_the_contract() -> None:
     passes("contract.", 100)
 

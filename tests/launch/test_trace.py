@@ -47,7 +47,8 @@ def _phases(merged: list[Event], pid: int) -> dict[str, list[int]]:
     return {name: sorted(seqs) for name, seqs in found.items()}
 
 
-@pytest.mark.parametrize("backend", ["local", pytest.param("torch", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("backend", ["local", "torch"])
 @pytest.mark.timeout(400)
 def test_every_cast_is_seen_on_every_rank(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -129,6 +130,7 @@ def _with_a_clock_of_its_own() -> None:
                 time.sleep(0.005)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(400)
 def test_clocks_that_are_said_to_differ_are_found_to_be_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -160,6 +162,7 @@ def _with_a_clock_of_each_host() -> None:
             lazy.broadcast(n)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(400)
 def test_the_clock_of_a_rank_that_another_one_speaks_for_is_found_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

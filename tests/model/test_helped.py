@@ -110,6 +110,7 @@ def _many() -> int:
     return int(os.environ.get("LAZYCAST_MODEL_CASTS", "50000"))
 
 
+@pytest.mark.exhaustive
 def test_it_finds_what_is_remembered_and_overwritten(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="in place of"):
         check("8/0", 1, tmp_path, planted=True, timeout_s=110)  # its first world alone

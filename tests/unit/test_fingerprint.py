@@ -262,7 +262,7 @@ def layouts(one: np.ndarray) -> dict[str, np.ndarray]:
 SHAPES = [(1_500_000,), (1000, 1237), (640, 481, 3), (3, 640, 488), (70, 3, 64, 65), (1, 999, 1, 1200)]
 
 
-DTYPES = ["u1", "<f2", ">f4", "f8", "c16", "V3"]
+DTYPES = ["u1", "c16", ">f4", "f8", "<f2", "V3"]
 
 
 @pytest.mark.parametrize(
