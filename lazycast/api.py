@@ -248,7 +248,7 @@ class LazyBroadcast(Generic[P, V]):
             if not counted and not self._engine.closed.is_set():
                 # One step: more interrupts may come.
                 self._engine.handed.waiting.append((self._engine.count_missed, (key, exc, root)))
-                self._engine.clock.wake()
+                self._engine.thread.wake()
             raise
         finally:
             if left.frames:
@@ -298,7 +298,7 @@ class LazyBroadcast(Generic[P, V]):
         except BaseException as exc:
             if not counted and not self._engine.closed.is_set():  # as above
                 self._engine.handed.waiting.append((self._engine.count_missed, (key, exc, root)))
-                self._engine.clock.wake()
+                self._engine.thread.wake()
             raise
         finally:
             forget_frames()
@@ -366,7 +366,7 @@ class LazyBroadcast(Generic[P, V]):
                     counted=counted,
                 )
             else:
-                future = lane.desk.call_later(payload, materialize, key, limit_s, refusal, priority=priority)
+                future = lane.asks.call_later(payload, materialize, key, limit_s, refusal, priority=priority)
                 counted.append(True)
                 if blocking:
                     raise in_the_middle
@@ -405,7 +405,7 @@ class LazyBroadcast(Generic[P, V]):
             except BaseException as exc:
                 if not counted and not self._engine.closed.is_set():
                     self._engine.handed.waiting.append((self._engine.count_missed, (key, exc, root)))
-                    self._engine.clock.wake()
+                    self._engine.thread.wake()
                 raise
             finally:
                 forget_frames()
@@ -514,7 +514,7 @@ class LazyBroadcast(Generic[P, V]):
         Collective: no. Blocking: never. Threads: safe.
         """
         self._engine.refuse_after_fork()
-        return self._lane.desk.ready()
+        return self._lane.asks.ready()
 
     def discard(self, key: Key, *, root: int | None = None) -> None:
         """Say that this rank will not ask for the next cast with `key`; with `roots="any"` of that `root`.
@@ -529,7 +529,7 @@ class LazyBroadcast(Generic[P, V]):
         except BaseException:
             if not counted and not self._engine.closed.is_set():  # as a call does
                 self._engine.handed.waiting.append((self._engine.discard_of, (root, key)))
-                self._engine.clock.wake()
+                self._engine.thread.wake()
             raise
         finally:
             forget_frames()

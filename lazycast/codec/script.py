@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from lazycast import clocks
+from lazycast import clock_id
 
 _MAIN = "__main__"
 #: What a child that multiprocessing has spawned calls its parent's program.
@@ -33,7 +33,7 @@ def ident() -> str:
     with contextlib.suppress(OSError):
         if isinstance(file, str):
             return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    return f"process {os.getpid()} of {clocks.ident()}"  # ranks that are threads of it run one program
+    return f"process {os.getpid()} of {clock_id.ident()}"  # ranks that are threads of it run one program
 
 
 def has_file() -> bool:

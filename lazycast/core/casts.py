@@ -17,7 +17,7 @@ import msgspec
 
 from lazycast.codec.trust import Policy
 from lazycast.core.arrival import Arrival
-from lazycast.core.desk import Desk
+from lazycast.core.asks import Asks
 from lazycast.core.engine import Engine
 from lazycast.core.future import CastFuture
 from lazycast.core.making import End, Making
@@ -47,14 +47,14 @@ class Casts:
         group: Group,
         options: Options,
         policy: Policy,
-        desk: Desk,
+        asks: Asks,
         near: Neighbours,
         *,
         code_for: Callable[[str], bytes] | None,
         report: Callable[[Report], None],
         react: Callable[[Gone], None],
     ) -> None:
-        self._engine, self._group, self._options, self._desk, self._near = engine, group, options, desk, near
+        self._engine, self._group, self._options, self._asks, self._near = engine, group, options, asks, near
         self._lock, self._counters, self._relay, self._react = engine.lock, engine.counters, near.relay, react
         self._report = report
         self.end = End()
@@ -164,9 +164,9 @@ class Casts:
             arrival.final = result if ask is None else SPENT
             if ask is None:
                 return
-            settles = result.failure is None and self._desk.take(ask)
+            settles = result.failure is None and self._asks.take(ask)
         if result.failure is not None:
-            self._desk.settle(ask, result)
+            self._asks.settle(ask, result)
         elif settles:
             ask.settle(result.value)
 
@@ -240,7 +240,7 @@ class Casts:
                 self.end.failure = failure
             failure = self.end.failure  # a loss outranks what ends because of it
             # What a cast came to may be handed over just now, by another thread: that call has its value.
-            asks = [ask for ask in self._desk.waits.waiting() if ask.arrival is None or ask.arrival.final is None]
+            asks = [ask for ask in self._asks.waits.waiting() if ask.arrival is None or ask.arrival.final is None]
             parked = self.making.unpark()
             if failure.kind == "closed":  # what has arrived and needs nobody's word still gets done
                 asks = [ask for ask in asks if ask.arrival is None or ask.arrival.message.agree]
@@ -249,11 +249,11 @@ class Casts:
             self.agreeing.clear()
             if failure.kind == "lost":
                 self.making.awaited.clear()
-            self._desk.gates.open()
+            self._asks.gates.open()
         for arrival in parked:  # the code they wait for will not come
             self.conclude(arrival, Result(failure=failure))
         for ask in asks:
-            self._desk.settle(ask, Result(failure=failure))
+            self._asks.settle(ask, Result(failure=failure))
 
     def failed(self, exc: BaseException) -> None:
         """The engine of this rank has failed: nobody is to wait for it any more."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from lazycast.core.desk import Desk
+from lazycast.core.asks import Asks
 from lazycast.core.engine import Engine, Taken
 from lazycast.core.interrupts import Uninterrupted
 from lazycast.net.wire import Failure
@@ -29,7 +29,7 @@ class Source(Protocol):
         """Return when that came which is to be taken first (monotonic seconds); None if nothing waits."""
 
     @property
-    def desk(self) -> Desk:
+    def asks(self) -> Asks:
         """Whose gates open when something has changed."""
 
     def next_call(
@@ -60,7 +60,7 @@ class Coming:
                 first, over = self._first(keyed=keyed), self._is_over()
                 if first is None and not over and left_s > 0:
                     for source in self._sources:
-                        source.desk.gates.wake(wake)
+                        source.asks.gates.wake(wake)
             if first is not None:
                 first.next_call(taken, 0.0, timeout_s, keyed=keyed, looks=True)
                 if taken:
@@ -82,7 +82,7 @@ class Coming:
             if self._first(keyed=False) is not None or self._is_over():
                 return True
             for source in self._sources:
-                source.desk.gates.wake(wake)
+                source.asks.gates.wake(wake)
             return False
 
     def _first(self, *, keyed: bool) -> Source | None:

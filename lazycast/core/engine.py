@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lazycast.core.clock import Clock
+from lazycast.core.engine_thread import EngineThread
 from lazycast.core.future import CastFuture
 from lazycast.core.handover import Handover
 from lazycast.core.helpers.maker import Maker
@@ -70,8 +70,8 @@ class Engine:
         self.forked = False
         self.performer = Performer(self, group, options.executor, f"lazycast-{name}-work")
         self.callbacks = Workers(1, f"lazycast-{name}-callback")
-        self.clock = Clock(self.lock, name=f"lazycast-{name}-engine")
-        self.handed = Handover(self, self.clock.wake, self.closed)
+        self.thread = EngineThread(self.lock, name=f"lazycast-{name}-engine")
+        self.handed = Handover(self, self.thread.wake, self.closed)
         self.looks = Looks(self)
 
     # Its lanes
@@ -181,13 +181,13 @@ class Engine:
         """Something has changed that somebody may wait for, of any root."""
         with Uninterrupted(), self.lock:
             for lane in self.lanes:
-                lane.desk.gates.open()
+                lane.asks.gates.open()
 
     def forget_waker(self, wake: Callable[[], None]) -> None:
         """Whoever was to be woken waits no more."""
         with Uninterrupted(), self.lock:
             for lane in self.lanes:
-                lane.desk.gates.forget(wake)
+                lane.asks.gates.forget(wake)
 
     # Counting
 
@@ -215,7 +215,7 @@ class Engine:
         """With the lock held: count a call that failed, and have the engine's thread log it."""
         self.counters.count_failure(exc)
         self.notices.failed(exc, time.monotonic(), key=key, seq=seq)
-        self.clock.wake()
+        self.thread.wake()
 
     # Helpers
 
@@ -255,7 +255,7 @@ class Engine:
                 self.closed.wait(timeout_s)
                 return
             for lane in self.lanes:  # one that had nothing to wait for cannot have later: no calls are made any more
-                while (gate := lane.desk.idle_gate()) is not None and (left_s := deadline_s - time.monotonic()) > 0:
+                while (gate := lane.asks.idle_gate()) is not None and (left_s := deadline_s - time.monotonic()) > 0:
                     gate.acquire(timeout=left_s)
         finally:  # an interrupt of the waiting must not leave the object half closed
             if first:
@@ -267,12 +267,12 @@ class Engine:
                 for lane in self.lanes:
                     lane.hear_losses()
                 for lane in self.lanes:
-                    lane.desk.fail_what_waits(timeout_s)
+                    lane.asks.fail_what_waits(timeout_s)
             with contextlib.ExitStack() as farewells:  # whatever becomes of one, the others get theirs
                 for lane in reversed(self.lanes):
                     farewells.callback(self._disconnect, lane, deadline_s)
         finally:
-            self.clock.stop()
+            self.thread.stop()
             self.performer.stop()
             self.callbacks.stop()
             if (tracer := self.tracer) is not None:
@@ -292,6 +292,6 @@ class Engine:
         self.forked = True
         self.tracer = None  # it closes its file itself
         for lane in self.lanes:
-            lane.desk.forked = True
+            lane.asks.forked = True
             lane.close_after_fork()
         self.performer.close_after_fork()

@@ -12,19 +12,19 @@ from collections.abc import Callable
 from typing import Any
 
 from lazycast.codec.trust import policy_of
-from lazycast.core import failures, figures
+from lazycast.core import failures, stats_reports
 from lazycast.core.arrival import Arrival
+from lazycast.core.asks import Asks
 from lazycast.core.casts import SPENT, Casts
-from lazycast.core.desk import Desk
 from lazycast.core.divergence import SHOWN_CALLS, made
 from lazycast.core.dump import named
 from lazycast.core.engine import Engine
 from lazycast.core.future import CastFuture
+from lazycast.core.inquiry.asking import Queries
 from lazycast.core.matching import Matching
 from lazycast.core.neighbours import Neighbours
-from lazycast.core.parts import MAX_REASON
+from lazycast.core.own_part import MAX_REASON
 from lazycast.core.performer import Group, Result
-from lazycast.core.queries import Queries
 from lazycast.core.reads import SEQS_PER_READ, Reads
 from lazycast.core.seen import Counted, Rows, Seen
 from lazycast.core.situation import Phase, Situation
@@ -55,7 +55,7 @@ logger = logging.getLogger("lazycast")
 
 #: How long after a cast the root is told what this rank has counted. While nothing is cast nothing is told. In large
 #: groups it is longer: the root gets that many of these messages in a second at most.
-FIGURES_EVERY_S, _MOST_FIGURES_PER_S = 2.0, 32
+STATS_EVERY_S, _MOST_STATS_PER_S = 2.0, 32
 _SHOWN_UNASKED = 8  # casts, in a message
 
 
@@ -84,28 +84,28 @@ class FollowerLane:
         self.engine = engine = Engine(group, options) if engine is None else engine
         self._group, self._options = group, options
         self._lock, self._counters = engine.lock, engine.counters
-        self.desk = desk = Desk(engine, group, options, self)
+        self.asks = asks = Asks(engine, group, options, self)
         engine.lanes.append(self)
         self.near = near = Neighbours(engine, group, options, context, topology, mesh, self)
         self._relay = near.relay
         policy = policy_of(options, same_program=group.same_program)
         self.casts = Casts(
-            engine, group, options, policy, desk, near, code_for=None, report=self._relay.up, react=self._react_to
+            engine, group, options, policy, asks, near, code_for=None, report=self._relay.up, react=self._react_to
         )
         self._reads = Reads(options.max_inflight, options.max_inflight_nbytes)
         in_turn = self._relay.is_near(topology.parent)
         self.on_turn = self._tell_reads if self._relay.upwards is None else self._tell_all_reads
         self.matching = Matching(
-            engine, group, options, desk, self.casts, self._reads, self._tell_reads, reads_in_turn=in_turn
+            engine, group, options, asks, self.casts, self._reads, self._tell_reads, reads_in_turn=in_turn
         )
         self.call, self.next_call = self.matching.call, self.matching.next_call  # as of every lane
         self.when_come = self.matching.when_come
         self._placed: str | None = None
         self._has_root_clock = group.clock_of(group.rank) == group.clock_of(group.root)
         self._queries = Queries(group.rank, group.root)
-        self._figures_every_s = max(FIGURES_EVERY_S, group.size / _MOST_FIGURES_PER_S)
+        self._stats_every_s = max(STATS_EVERY_S, group.size / _MOST_STATS_PER_S)
         self._early_verdicts: dict[int, Verdict] = {}  # verdicts whose cast has not come
-        self._figures_due_s: float | None = None  # when the root is to be told what has been counted
+        self._stats_due_s: float | None = None  # when the root is to be told what has been counted
 
     def start(self, *, timeout_s: float) -> None:
         """Connect and begin. Collective."""
@@ -129,7 +129,7 @@ class FollowerLane:
 
     def cancel(self, ask: CastFuture[Any]) -> bool:
         with self._lock:
-            if not self.desk.take(ask, cancelled=True):
+            if not self.asks.take(ask, cancelled=True):
                 return ask.cancelled()
         ask.settle_cancelled()
         return True
@@ -203,7 +203,7 @@ class FollowerLane:
 
     def _unfinished(self, seq: int) -> Arrival | None:
         """With the lock held: a cast without agreement that is not done. It looks at all of them."""
-        asked = [ask.arrival for ask in self.desk.waits.live if ask.arrival is not None]
+        asked = [ask.arrival for ask in self.asks.waits.live if ask.arrival is not None]
         found = (arrival for arrival in (*asked, *self.matching.mailbox.arrivals()) if arrival.message.seq == seq)
         return self.casts.making.owned.get(seq) or next(found, None)
 
@@ -232,9 +232,9 @@ class FollowerLane:
                         tracer.took("transfer", message.sent_s, arrival.arrived_s, message)
             else:
                 self._counters.aborted += message.failure.kind == "withdrawn"
-            if self._figures_due_s is None:
-                self._figures_due_s = arrival.arrived_s + self._figures_every_s
-                self.engine.clock.wake()
+            if self._stats_due_s is None:
+                self._stats_due_s = arrival.arrived_s + self._stats_every_s
+                self.engine.thread.wake()
             early = self._early_verdicts.pop(message.seq, None) if self._early_verdicts else None
             if message.placement in OWNED:
                 self.casts.making.admit(arrival)
@@ -259,14 +259,14 @@ class FollowerLane:
             self.casts.give_up(arrival)
         elif result is not None:
             if ask is not None:
-                self.desk.settle(ask, result)
+                self.asks.settle(ask, result)
         else:
             self.casts.making.advance(arrival)
 
     def _on_code(self, message: Code, body: memoryview) -> None:
         failure = message.failure
         if failure is None and body.nbytes != message.nbytes:
-            short = self.casts.making.parts.short(message.nbytes)
+            short = self.casts.making.own_part.short(message.nbytes)
             what = "the code of a materializer, or a value that is had again, could not be taken"
             failure = self.engine.performer.failure("decode", what, short)
         if again_seq(message.ident) is not None:
@@ -288,14 +288,14 @@ class FollowerLane:
     # Time
 
     def work(self) -> float | None:
-        return self.near.beat_beside(_sooner(self.on_turn(), self._tell_figures(time.monotonic())))
+        return self.near.beat_beside(_sooner(self.on_turn(), self._report_stats(time.monotonic())))
 
-    def _tell_figures(self, now_s: float) -> float | None:
+    def _report_stats(self, now_s: float) -> float | None:
         with self._lock:
-            if self._figures_due_s is None or self._figures_due_s > now_s:
-                return self._figures_due_s
-            self._figures_due_s = None
-        self._relay.up(figures.of(self.engine.looks.stats()))
+            if self._stats_due_s is None or self._stats_due_s > now_s:
+                return self._stats_due_s
+            self._stats_due_s = None
+        self._relay.up(stats_reports.of(self.engine.looks.stats()))
         return None
 
     def _tell_all_reads(self) -> float | None:
@@ -342,7 +342,7 @@ class FollowerLane:
         self.casts.failed(exc)
 
     def follow(self, within: Callable[[Any, Callable[..., Any]], Callable[..., Any]] | None) -> None:
-        self.casts.making.parts.within = within
+        self.casts.making.own_part.within = within
 
     def hear_losses(self) -> None:
         self.casts.hear_losses()
@@ -351,7 +351,7 @@ class FollowerLane:
         if self._options.debug:
             self._tell_unasked()
         if self._counters.casts:
-            self._relay.up(figures.of(self.engine.looks.stats()))  # the last word on this rank's casts
+            self._relay.up(stats_reports.of(self.engine.looks.stats()))  # the last word on this rank's casts
         self.casts.disconnect(timeout_s)
 
     def _tell_unasked(self) -> None:

@@ -35,7 +35,7 @@ from lazycast.tracebacks import log
 
 if TYPE_CHECKING:
     from lazycast.core.arrival import Arrival
-    from lazycast.core.desk import Desk
+    from lazycast.core.asks import Asks
     from lazycast.core.spans import Traced
 
 V = TypeVar("V")
@@ -95,7 +95,7 @@ class CastFuture(concurrent.futures.Future[V]):
 
     def __init__(
         self,
-        desk: Desk,
+        asks: Asks,
         key: Key | None = None,
         timeout_s: float = math.inf,
         number: int = 0,
@@ -105,9 +105,9 @@ class CastFuture(concurrent.futures.Future[V]):
     ) -> None:
         self._waiters: list[Any] = []
         self._done_callbacks: list[Any] = []
-        self._desk = desk  # whose books it is on
+        self._asks = asks  # whose books it is on
         #: The rank whose cast it is.
-        self.root = desk.root
+        self.root = asks.root
         self.key, self.timeout_s, self.since_s, self.operation = key, timeout_s, since_s, operation
         self.number = number  # of this rank's calls, from 1; 0: it was handed over, and has not been made
         self.nth = nth  # of the calls without a key; 0 with one
@@ -126,7 +126,7 @@ class CastFuture(concurrent.futures.Future[V]):
             return condition
 
     def __repr__(self) -> str:
-        return f"<CastFuture {self._desk.label(self.key, None, self.nth or None)} {self._state.lower()}>"
+        return f"<CastFuture {self._asks.label(self.key, None, self.nth or None)} {self._state.lower()}>"
 
     def cancel(self) -> bool:
         """Give up this cast.
@@ -140,7 +140,7 @@ class CastFuture(concurrent.futures.Future[V]):
             return self.cancelled()
         if not self.number:
             return self._follows is not None and self._follows.cancel()
-        return self._desk.withdraw(self)
+        return self._asks.withdraw(self)
 
     def done(self) -> bool:
         """Whether it has been settled.
@@ -193,9 +193,9 @@ class CastFuture(concurrent.futures.Future[V]):
     def _wait(self, timeout: float | None) -> None:
         # At a gate, not at the base class's condition: whoever wakes there needs a second lock, which the thread that
         # woke it still holds. That costs 10 µs and often another switch of threads, for each blocking call.
-        desk = self._desk
-        if here.depth or here.roles or desk.forked:
-            desk.guard_result()
+        asks = self._asks
+        if here.depth or here.roles or asks.forked:
+            asks.guard_result()
         end_s = math.inf if timeout is None else time.monotonic() + max(0.0, timeout)
         while True:
             if self._gate.acquire(timeout=max(0.0, min(_LOOK_AGAIN_S, end_s - time.monotonic()))):
@@ -218,7 +218,7 @@ class CastFuture(concurrent.futures.Future[V]):
             _call(fn, self)
         else:
             # The base class keeps callbacks for good: one that led back here would keep the value until a collection.
-            run = self._desk.run_callback
+            run = self._asks.run_callback
             self._when_done(lambda future: run(lambda: _call(fn, future)))
 
     def _when_done(self, fn: Callable[[concurrent.futures.Future[V]], object]) -> None:

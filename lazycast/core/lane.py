@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from lazycast.core.desk import Desk
+from lazycast.core.asks import Asks
 from lazycast.core.engine import Taken
 from lazycast.core.future import CastFuture
 from lazycast.core.seen import Counted, Rows, Seen
@@ -15,7 +15,7 @@ from lazycast.net.wire import Key
 class Lane(Protocol):
     """See the module's text. An object has one lane, or, where every rank is a root, one for each."""
 
-    desk: Desk
+    asks: Asks
 
     # Calls
 

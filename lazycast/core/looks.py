@@ -65,7 +65,7 @@ class Looks:
                 name=engine.name,
                 rank=engine.rank,
                 size=engine.group.size,
-                root=own.desk.root,
+                root=own.asks.root,
                 age_s=now_s - counters.since_s,
                 qps=counters.qps(now_s),
                 placement=placement,
@@ -74,7 +74,7 @@ class Looks:
                 standings=counts[lanes.index(own)].standings,
                 casts=counters.casts,
                 asked=counters.asked,
-                pending=sum(len(lane.desk.waits) for lane in lanes),
+                pending=sum(len(lane.asks.waits) for lane in lanes),
                 unasked=sum(count.unasked for count in counts),
                 resolved=counters.resolved,
                 cancelled=counters.cancelled,
@@ -164,7 +164,7 @@ class Looks:
     def _sections(self, rows: list[Rows]) -> dict[str, Callable[[], Sequence[Row] | None]]:
         engine = self._engine
         own = rows[engine.lanes.index(engine.own)]
-        desks = [lane.desk for lane in engine.lanes]
+        books = [lane.asks for lane in engine.lanes]
         more: dict[str, Callable[[], Sequence[Row] | None]] = {}
         if engine.maker is not None:
             more["helpers"] = engine.maker.pool.lines
@@ -172,7 +172,7 @@ class Looks:
             more["memo"] = lambda: self._of_all([one.memo for one in rows if one.memo is not None])
         return {
             "state": lambda: self._state(rows, own),
-            "calls that wait": lambda: self._of_all([desk.rows for desk in desks]),
+            "calls that wait": lambda: self._of_all([asks.rows for asks in books]),
             "queue": lambda: self._of_all([one.queue for one in rows]),
             "books": lambda: self._of_all([one.books for one in rows]),
             "mailbox": lambda: self._of_all([one.mailbox for one in rows]),
@@ -180,7 +180,7 @@ class Looks:
             "shared memory": own.leases,
             "links": own.links,
             **more,
-            "threads": lambda: [engine.clock.state(), *engine.performer.state(), engine.callbacks.state()],
+            "threads": lambda: [engine.thread.state(), *engine.performer.state(), engine.callbacks.state()],
             "counters": lambda: [engine.counters.text()],
             "bytes": lambda: [
                 "sent to other hosts {}, received {}, {} of it from this host".format(
@@ -193,7 +193,7 @@ class Looks:
         """What is seen in all lanes; with several, each row says which root's casts it is about."""
         if len(looks) == 1:
             return list(looks[0]())
-        roots = [lane.desk.root for lane in self._engine.lanes]
+        roots = [lane.asks.root for lane in self._engine.lanes]
         return [_prefixed(f"root {root}: ", row) for root, look in zip(roots, looks, strict=True) for row in look()]
 
     def _state(self, rows: list[Rows], own: Rows) -> list[Row]:

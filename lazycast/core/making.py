@@ -27,7 +27,7 @@ from lazycast.core.items.sharing import Sharing
 from lazycast.core.memo.items import numbers_of_new
 from lazycast.core.memo.keeping import Keeping
 from lazycast.core.neighbours import Neighbours
-from lazycast.core.parts import Parts, Stages
+from lazycast.core.own_part import OwnPart, Stages
 from lazycast.core.performer import Group, Result
 from lazycast.core.succession import heir, sharers
 from lazycast.materialize.materializers import CodeMissing
@@ -87,7 +87,7 @@ class Making:
         self._engine, self._group, self._options, self._policy = engine, group, options, policy
         self._lock, self._performer, self._relay = engine.lock, engine.performer, near.relay
         self._topology, self._outcome, self._end = near.topology, outcome, end
-        self.parts = Parts(
+        self.own_part = OwnPart(
             group.rank,
             engine.performer,
             near.relay,
@@ -102,7 +102,7 @@ class Making:
             near.topology.host,
             engine.lock,
             engine.performer,
-            self.parts,
+            self.own_part,
             by_helper=self._part_by_helper,
             began=self._began,
             ended=outcome.done,
@@ -110,7 +110,7 @@ class Making:
             unshared=self._count_unshared,
             keeping=keeping,
         )
-        self._code_for = code_for if code_for is not None else self.parts.loader.code
+        self._code_for = code_for if code_for is not None else self.own_part.loader.code
         self._parked: dict[str, list[Arrival]] = {}  # by materializer: casts that wait for its code
         self.awaited = Awaited(group.rank)
         #: By seq: casts without agreement that this rank makes for others too, whether or not it wants them itself.
@@ -248,7 +248,7 @@ class Making:
                 result = Result()
             else:
                 layout = Layout(message.stream_nbytes, message.frames)
-                result = self.parts.decode(message, body, message.nbytes, layout, plain=True)
+                result = self.own_part.decode(message, body, message.nbytes, layout, plain=True)
             del body  # whoever gets the value is alone with its memory
             self._outcome.done(arrival, result)
         elif quick:  # no user code runs: neither marks nor workers are needed
@@ -307,22 +307,24 @@ class Making:
             if maker is not None and self._is_helped(arrival):
                 unwanted = functools.partial(arrival.unwanted, self._group.rank)
                 made_by = functools.partial(self._made_by_helper, maker, arrival, unwanted)
-                instead = functools.partial(self.parts.first_stage, message, arrival.own) if self.parts.chosen else None
-                stages = Stages(None, self.parts.finish(arrival), made_by, instead)
+                instead = (
+                    functools.partial(self.own_part.first_stage, message, arrival.own) if self.own_part.chosen else None
+                )
+                stages = Stages(None, self.own_part.finish(arrival), made_by, instead)
             else:
-                stages = self.parts.stages(arrival)
+                stages = self.own_part.stages(arrival)
         except CodeMissing as exc:
             return Result(cause=exc)
         except BaseException as exc:
             name = next(ref.name for ref in (message.ref, message.finish) if ref is not None)
-            result = self.parts.failed("decode", f"materializer {name!r} could not be loaded", exc)
+            result = self.own_part.failed("decode", f"materializer {name!r} could not be loaded", exc)
             if owner:
-                self.parts.tell(self._value(arrival, result.failure))
+                self.own_part.tell(self._value(arrival, result.failure))
             return result
         with self._lock:
             material = arrival.take()
         try:
-            result, cost = self.parts.run(message, material, stages, self._value(arrival) if owner else None)
+            result, cost = self.own_part.run(message, material, stages, self._value(arrival) if owner else None)
         except CodeMissing as exc:  # of a helper
             with self._lock:
                 arrival.put_back(material)
@@ -368,14 +370,14 @@ class Making:
         rank = self._group.rank
         if arrival.owner == rank:
             text = "the cast had failed before its owner began"
-            self.parts.tell(self._value(arrival, Failure("refused", rank, self._group.hosts[rank], text)))
+            self.own_part.tell(self._value(arrival, Failure("refused", rank, self._group.hosts[rank], text)))
 
     def _pass_on(self, arrival: Arrival) -> None:
         """This rank was to materialize what it has no payload for: the next one of its host does."""
         seq, rank = arrival.message.seq, self._group.rank
         to = self._heir(arrival.message, [*arrival.passed, rank])
         if to is None:  # nobody wants it; those who wait for news of it need not
-            self.parts.tell(self._value(arrival, Failure("withdrawn", rank, "", "no rank of this host wants it")))
+            self.own_part.tell(self._value(arrival, Failure("withdrawn", rank, "", "no rank of this host wants it")))
             return
         with self._lock:
             self.awaited.pass_on(arrival, to)
@@ -405,7 +407,7 @@ class Making:
         """Code has come, or, with a failure, will not: casts that have waited for it go on, or fail."""
         if failure is None:
             assert code is not None
-            self.parts.loader.learn(ident, code)
+            self.own_part.loader.learn(ident, code)
         with self._lock:
             parked = self._parked.pop(ident, [])
         for arrival in parked:
@@ -455,7 +457,7 @@ class Making:
                 return
             arrival.begun = True
         if arrival.owner == self._group.rank:
-            self.parts.tell(self._value(arrival, failure))
+            self.own_part.tell(self._value(arrival, failure))
         self._outcome.done(arrival, Result(failure=failure))
 
     def unpark(self) -> list[Arrival]:
@@ -474,7 +476,7 @@ class Making:
     @property
     def loaded(self) -> tuple[int, int]:
         """How often a materializer was loaded already, and how often it had to be."""
-        return self.parts.loader.hits, self.parts.loader.loads
+        return self.own_part.loader.hits, self.own_part.loader.loads
 
     def lines(self) -> list[str]:
         """Lines of a dump: what waits for code, or for an owner."""

@@ -19,8 +19,8 @@ from lazycast.arguments import usable_key
 from lazycast.codec.fingerprint import fingerprint
 from lazycast.core import failures
 from lazycast.core.arrival import Arrival, Own
+from lazycast.core.asks import Asks
 from lazycast.core.casts import SPENT, Casts
-from lazycast.core.desk import Desk
 from lazycast.core.divergence import Pairings
 from lazycast.core.engine import Engine, Taken
 from lazycast.core.future import CastFuture
@@ -47,14 +47,14 @@ class Matching:
         engine: Engine,
         group: Group,
         options: Options,
-        desk: Desk,
+        asks: Asks,
         casts: Casts,
         reads: Reads,
         tell_reads: Callable[[], float | None],
         *,
         reads_in_turn: bool,
     ) -> None:
-        self._engine, self._group, self._options, self._desk, self._casts = engine, group, options, desk, casts
+        self._engine, self._group, self._options, self._asks, self._casts = engine, group, options, asks, casts
         self._lock, self._end = engine.lock, casts.end
         self._reads, self._tell_reads, self._reads_in_turn = reads, tell_reads, reads_in_turn
         self.mailbox: Mailbox[CastFuture[Any], Arrival] = Mailbox()
@@ -92,10 +92,10 @@ class Matching:
                     if counted is not None:
                         counted.append(True)
                     return given
-                if refused is None and key is not None and key in self._desk.pending:
-                    refused = self._desk.key_in_use(key)
+                if refused is None and key is not None and key in self._asks.pending:
+                    refused = self._asks.key_in_use(key)
                 now_s, operation = time.monotonic(), "broadcast" if here else "broadcast_async"
-                ask = self._desk.make_call(key, timeout_s, now_s, operation, booked=refused is None)
+                ask = self._asks.make_call(key, timeout_s, now_s, operation, booked=refused is None)
                 if refused is not None:
                     ask.taken = True
                 elif self._options.replicated:
@@ -109,7 +109,7 @@ class Matching:
             if arrival is not None:
                 self._after_match(ask, arrival, result)
             if hopeless is not None and refused is None:
-                self._desk.settle(ask, Result(failure=hopeless))
+                self._asks.settle(ask, Result(failure=hopeless))
         if refused is not None:
             try:
                 raise refused
@@ -134,7 +134,7 @@ class Matching:
                 return
             if not gate.acquire(timeout=left_s):
                 with Uninterrupted(), self._lock:
-                    self._desk.gates.unwatch(gate)
+                    self._asks.gates.unwatch(gate)
 
     def _take_first(
         self, taken: list[Taken], timeout_s: float, *, keyed: bool, wait: bool, looks: bool
@@ -152,14 +152,14 @@ class Matching:
                 label = f"lazycast {self._options.name!r}: next()"
                 raise failures.to_exception(end, label=label, rank=self._group.rank)
             if first is None:
-                return self._desk.gates.watch() if wait else None
-            ask = self._desk.make_call(first.message.key, timeout_s, time.monotonic(), "next")
+                return self._asks.gates.watch() if wait else None
+            ask = self._asks.make_call(first.message.key, timeout_s, time.monotonic(), "next")
             ask.origin = None  # whatever comes is what this call was meant for
             arrival, result = self._match(ask)
             hopeless = end if result is None and self._depends_on_end(arrival) else None
         self._after_match(ask, arrival, result)
         if hopeless is not None:
-            self._desk.settle(ask, Result(failure=hopeless))
+            self._asks.settle(ask, Result(failure=hopeless))
         taken.append((ask.key, ask))
         return None
 
@@ -184,7 +184,7 @@ class Matching:
         with Uninterrupted(), self._lock:
             if self.came_s(keyed=False) is not None or self._engine.closing or self._end.failure is not None:
                 return True
-            self._desk.gates.wake(wake)
+            self._asks.gates.wake(wake)
             return False
 
     def came_s(self, *, keyed: bool) -> float | None:
@@ -198,7 +198,7 @@ class Matching:
         """With the lock held: return what came first of all that wait. What was dropped is passed over, and counts."""
         while (first := self.mailbox.first(keyed=keyed)) is not None and first.dropped:
             self._match(self._given_up_ask(first.message.key))
-            self._engine.clock.wake()  # it tells of that
+            self._engine.thread.wake()  # it tells of that
         return first
 
     def give_up_next(self, key: Key | None, counted: list[bool] | None = None) -> None:
@@ -222,7 +222,7 @@ class Matching:
 
     def _given_up_ask(self, key: Key | None) -> CastFuture[Any]:
         """With the lock held: an ask that only consumes its arrival."""
-        ask = self._desk.make_call(key, 1.0, time.monotonic(), "discard", booked=False)
+        ask = self._asks.make_call(key, 1.0, time.monotonic(), "discard", booked=False)
         ask.taken = True
         return ask
 
@@ -275,7 +275,7 @@ class Matching:
             arrival.told_read = True
             sooner, due_s = self._reads.add(arrival.message.seq, arrival.message.nbytes), self._reads.due_s
             if sooner and not in_turn and due_s is not None and due_s > time.monotonic():  # else `_after_match` tells
-                self._engine.clock.wake()
+                self._engine.thread.wake()
 
     def _compare(self, here: Origin, root: Origin, arrival: Arrival) -> None:
         """With the lock held, in debug mode: find out whether a call and a cast were meant for each other."""
@@ -299,7 +299,7 @@ class Matching:
         if arrival is None:
             return
         if result is not None:
-            self._desk.settle(ask, result)
+            self._asks.settle(ask, result)
         else:
             self._casts.making.advance(arrival)
         due_s = self._reads.due_s
@@ -315,8 +315,8 @@ class Matching:
         ask = self.mailbox.arrive(arrival.message.key, arrival)
         if ask is not None:
             self._join(ask, arrival, in_turn=self._reads_in_turn)
-        elif self._desk.gates.closed:
-            self._desk.gates.open()
+        elif self._asks.gates.closed:
+            self._asks.gates.open()
         return ask
 
     def unasked(self) -> list[Arrival]:

@@ -15,7 +15,7 @@ from typing import Any
 from lazycast.core.engine import Engine
 from lazycast.core.failures import clip
 from lazycast.core.future import CastFuture
-from lazycast.core.parts import MAX_REASON
+from lazycast.core.own_part import MAX_REASON
 from lazycast.core.performer import Group
 from lazycast.core.situation import Situation, ago, silent_words
 from lazycast.net.backend import Context
@@ -58,7 +58,7 @@ class Neighbours:
             combining = Combining(
                 topology, options.max_inflight, options.max_inflight_nbytes, costs=options.placement == "auto"
             )
-        self.relay = Relay(topology, receiver, mesh, combining, engine.clock.wake)
+        self.relay = Relay(topology, receiver, mesh, combining, engine.thread.wake)
         self._heartbeat: Heartbeat | None = None  # once it has begun to connect to other hosts
 
     def listen(self) -> None:
@@ -70,7 +70,7 @@ class Neighbours:
         """Connect and begin. Collective."""
         self.listen()
         self.relay.connect(self._context, timeout_s=timeout_s, name=self._engine.name)
-        self._engine.clock.start()
+        self._engine.thread.start()
 
     def close(self, timeout_s: float) -> None:
         """Say farewell and let go of all that is connected."""

@@ -15,21 +15,21 @@ from typing import Any
 
 from lazycast.arguments import usable_key
 from lazycast.codec.trust import policy_of
+from lazycast.core.admission import Admission
 from lazycast.core.arrival import Arrival
+from lazycast.core.asks import Asks
 from lazycast.core.casts import Casts
 from lazycast.core.coming import Coming
-from lazycast.core.desk import Desk
 from lazycast.core.engine import Engine, Taken, nothing_comes
-from lazycast.core.figures import Reported
 from lazycast.core.follower import FollowerLane
 from lazycast.core.future import CastFuture
-from lazycast.core.intake import Intake
 from lazycast.core.memo.book import Book
 from lazycast.core.neighbours import Neighbours
 from lazycast.core.performer import Group
 from lazycast.core.seen import Counted, Rows, Seen
 from lazycast.core.sending import Sending
 from lazycast.core.situation import Phase, Situation
+from lazycast.core.stats_reports import Reported
 from lazycast.net.backend import Context
 from lazycast.net.host.mesh import Mesh
 from lazycast.net.members import unpacked
@@ -75,7 +75,7 @@ class RootLane:
     ) -> None:
         self.engine = engine = Engine(group, options) if engine is None else engine
         self._group, self._options, self._lock = group, options, engine.lock
-        self.desk = Desk(engine, group, options, self)
+        self.asks = Asks(engine, group, options, self)
         engine.lanes.append(self)
         self.near = Neighbours(engine, group, options, context, topology, mesh, self)
         self._relay = self.near.relay
@@ -85,21 +85,29 @@ class RootLane:
             group,
             options,
             policy,
-            self.desk,
+            self.asks,
             self.near,
             code_for=self._code_for,
             report=self._on_report,
             react=self._react_to,
         )
-        self.intake = Intake(engine, group, options, policy, self.desk, self.casts, self._relay)
+        self.admission = Admission(engine, group, options, policy, self.asks, self.casts, self._relay)
         self._memos = Book(options.kept_nbytes(group.size), range(group.size)) if options.memo is not None else None
         self.sending = Sending(
-            engine, group, options, policy, self.desk, self.casts, self.intake, self.near, self._memos
+            engine, group, options, policy, self.asks, self.casts, self.admission, self.near, self._memos
         )
-        self.intake.work_one = self.sending.work_one
-        self._ledger, self._inquiries, self._placing = self.intake.ledger, self.intake.inquiries, self.sending.placing
-        self.call, self.has_room, self.when_room = self.intake.call, self.intake.has_room, self.intake.when_room
-        self.count_missed, self.cancel = self.intake.count_missed, self.intake.cancel  # as of every lane
+        self.admission.work_one = self.sending.work_one
+        self._ledger, self._inquiries, self._placing = (
+            self.admission.ledger,
+            self.admission.inquiries,
+            self.sending.placing,
+        )
+        self.call, self.has_room, self.when_room = (
+            self.admission.call,
+            self.admission.has_room,
+            self.admission.when_room,
+        )
+        self.count_missed, self.cancel = self.admission.count_missed, self.admission.cancel  # as of every lane
         self._reported = Reported()
         self._without_code: deque[Failure] = deque(maxlen=100)
 
@@ -110,7 +118,7 @@ class RootLane:
     def discard(self, key: Key, counted: list[bool] | None = None) -> None:
         usable, bad = usable_key(key)  # one that was interrupted may not have been looked at
         if bad is None and usable is not None:
-            self.desk.cancel_key(usable)
+            self.asks.cancel_key(usable)
 
     def _code_for(self, ident: str) -> bytes:
         return self.sending.encoder.shipper.code_for(ident)
@@ -147,8 +155,8 @@ class RootLane:
             with self._lock:
                 for seq in message.seqs:
                     self._ledger.read(who, seq)
-                if self.desk.gates.closed or self.desk.held:
-                    self.intake.freed()
+                if self.asks.gates.closed or self.asks.held:
+                    self.admission.freed()
         elif isinstance(message, (Value, Pass)):
             self.casts.making.hear(message, body)
         elif isinstance(message, Need):
@@ -180,11 +188,11 @@ class RootLane:
                 self._memos.reported(message.seq, who, message.kept)
             known = message.failure is not None and message.failure in self._without_code
             verdict = self._ledger.report(message.rank, message.seq, message.failure, known=known, who=who, read=read)
-            if read and (self.desk.gates.closed or self.desk.held):
-                self.intake.freed()
+            if read and (self.asks.gates.closed or self.asks.held):
+                self.admission.freed()
         if verdict is not None:
             self._relay.down(verdict)
-            if self.desk.noted_ready is not None and verdict.failure is None:
+            if self.asks.noted_ready is not None and verdict.failure is None:
                 self._note_ready(verdict.seq)
             if self._memos is not None:
                 self._settle_memo(self._memos, verdict)
@@ -205,8 +213,8 @@ class RootLane:
         """Every rank has this cast, and is told so before anything that is sent from now on."""
         with self._lock:
             arrival = self.casts.agreeing.get(seq)
-            if arrival is not None and arrival.message.key is not None and self.desk.noted_ready is not None:
-                self.desk.noted_ready.append(arrival.message.key)
+            if arrival is not None and arrival.message.key is not None and self.asks.noted_ready is not None:
+                self.asks.noted_ready.append(arrival.message.key)
 
     def _on_need(self, message: Need) -> None:
         what = "a materializer's code could not be sent"
@@ -229,7 +237,7 @@ class RootLane:
         except Exception as exc:  # whatever a callable's own code raises: the rank that asks is not to blame
             failure = self.engine.performer.failure("encode", what, exc)
             self._without_code.append(failure)  # what the ranks that wait for it will report
-            self._relay.down(Code(next(self.intake.seqs), message.ident, failure=failure))
+            self._relay.down(Code(next(self.admission.seqs), message.ident, failure=failure))
         else:
             self._relay.down(code, room)
 
@@ -247,8 +255,8 @@ class RootLane:
             # After a loss ranks close because of it.
             failure = self.casts.end.failure if self.casts.end.failure.kind == "lost" else message.failure
             verdicts = [verdict for rank in cut_off for verdict in self._ledger.gone(rank, failure)]
-            self.desk.gates.open()
-        self.engine.clock.wake()
+            self.asks.gates.open()
+        self.engine.thread.wake()
         for verdict in verdicts:
             self._relay.down(verdict)
             if self._memos is not None:
@@ -282,13 +290,13 @@ class RootLane:
     # The end
 
     def busy(self) -> bool:
-        return self.intake.calls.pending or bool(self.intake.recalled)
+        return self.admission.calls.pending or bool(self.admission.recalled)
 
     def engine_failed(self, exc: BaseException) -> None:
         self.casts.failed(exc)
 
     def follow(self, within: Callable[[Any, Callable[..., Any]], Callable[..., Any]] | None) -> None:
-        self.casts.making.parts.within = within
+        self.casts.making.own_part.within = within
 
     def hear_losses(self) -> None:
         self.casts.hear_losses()
@@ -316,7 +324,7 @@ class RootLane:
         if arrival is not None:
             return self.casts.phase(arrival) or self._inquiries.agreement(arrival.message.seq)
         phase, missing, answered = self._inquiries.before_sending(ask)
-        call = self.intake.calls.of(ask)
+        call = self.admission.calls.of(ask)
         held = self.engine.performer.holders(call.seq) if call is not None else ""
         return f"{phase}; it waits for {held}" if held else phase, missing, answered
 
@@ -324,7 +332,7 @@ class RootLane:
         return self.near.worded(situation)
 
     def named(self, ask: CastFuture[Any]) -> Named | None:
-        return ask.arrival.message if ask.arrival is not None else self.intake.calls.of(ask)
+        return ask.arrival.message if ask.arrival is not None else self.admission.calls.of(ask)
 
     def _trace_heard(self, rank: int, kind: str, seq: int) -> None:
         """Note when a message of another clock came: with its sender's note it tells how far apart the two are."""
@@ -345,7 +353,7 @@ class RootLane:
             self.sending.placed,
             self.near.nbytes(),
             self.casts.ended(),
-            self.intake.calls.lines,
+            self.admission.calls.lines,
             self._ledger.lines,
             casts=self.casts.lines,
             leases=self._relay.leases,

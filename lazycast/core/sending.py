@@ -22,21 +22,21 @@ from lazycast.codec.fingerprint import approximate_nbytes, fingerprint
 from lazycast.codec.pickling import CannotEncode
 from lazycast.codec.trust import Policy
 from lazycast.codec.untouched import mark
+from lazycast.core.admission import Admission
 from lazycast.core.arrival import Arrival, Own
+from lazycast.core.asks import Asks
 from lazycast.core.calls import Call, CallPhase
 from lazycast.core.casts import Casts
-from lazycast.core.desk import Desk
 from lazycast.core.dump import named
 from lazycast.core.encoder import Encoded, Encoder
 from lazycast.core.engine import Engine
 from lazycast.core.failures import clip
-from lazycast.core.intake import Intake
 from lazycast.core.lagging import Lagging
 from lazycast.core.memo.book import Book
 from lazycast.core.memo.items import items_to_plan
 from lazycast.core.memo.store import Kept
 from lazycast.core.neighbours import Neighbours
-from lazycast.core.parts import MAX_REASON
+from lazycast.core.own_part import MAX_REASON
 from lazycast.core.performer import Group, Result
 from lazycast.core.placing import Placing, place_name
 from lazycast.materialize.each import Each
@@ -58,7 +58,7 @@ class Sending:
     """See the module's text. What comes back of a cast is for `RootLane`.
 
     Args:
-        intake: whose calls are sent.
+        admission: whose calls are sent.
         casts: what becomes of them here.
         memos: what all ranks remember, if they do.
     """
@@ -69,24 +69,24 @@ class Sending:
         group: Group,
         options: Options,
         policy: Policy,
-        desk: Desk,
+        asks: Asks,
         casts: Casts,
-        intake: Intake,
+        admission: Admission,
         near: Neighbours,
         memos: Book | None,
     ) -> None:
         self._engine, self._group, self._options = engine, group, options
-        self._desk, self._casts, self._intake, self._relay, self._memos = desk, casts, intake, near.relay, memos
+        self._asks, self._casts, self._admission, self._relay, self._memos = asks, casts, admission, near.relay, memos
         self._lock, self._counters, self._performer = engine.lock, engine.counters, engine.performer
-        self._clock, self._calls, self._ledger = engine.clock, intake.calls, intake.ledger
-        self._recalled, self._dropped = intake.recalled, intake.dropped
+        self._thread, self._calls, self._ledger = engine.thread, admission.calls, admission.ledger
+        self._recalled, self._dropped = admission.recalled, admission.dropped
         store = casts.keeping.store if casts.keeping is not None else None
         self.encoder = Encoder(
-            near.relay, policy, intake.seqs, agree=options.agree, memo=options.memo, book=memos, store=store
+            near.relay, policy, admission.seqs, agree=options.agree, memo=options.memo, book=memos, store=store
         )
         self.placed = options.placement, "nothing has been cast"
         self.placing = Placing(group, near.topology, options, engine.has_helpers)
-        self._lagging = Lagging(intake.ledger, options.warn_after_s)
+        self._lagging = Lagging(admission.ledger, options.warn_after_s)
 
     # In turn
 
@@ -94,7 +94,7 @@ class Sending:
         """Engine thread: do what is queued; return when to come back at the latest."""
         while self.work_one():
             pass
-        due_s = self._intake.inquiries.work()  # besides, a new call, a value or a read will wake us
+        due_s = self._admission.inquiries.work()  # besides, a new call, a value or a read will wake us
         if not self._ledger.entries:
             return due_s
         lags_s = self._name_lagging(time.monotonic())
@@ -127,7 +127,7 @@ class Sending:
         if calls.sendable and not calls.new:  # all that have entered have begun, so that the first of them goes first
             with self._lock:
                 end, most_nbytes = self._casts.end.failure, self._options.max_inflight_nbytes
-                has_room = ledger.open_nbytes < most_nbytes or self._intake.window.has_room_for_bytes()
+                has_room = ledger.open_nbytes < most_nbytes or self._admission.window.has_room_for_bytes()
                 call = calls.next_to_send(has_room=has_room or end is not None)
                 if call is not None and call.failure is None and (end is not None or call.ask.taken):
                     call.failure = end or self._too_late(call)
@@ -161,7 +161,7 @@ class Sending:
         self._casts.give_up(arrival)
         with self._lock:
             self._recalled.popleft()
-            self._intake.freed()
+            self._admission.freed()
 
     def _tell_dropped(self) -> None:
         self._relay.down(Drop(self._dropped[0]))
@@ -176,7 +176,7 @@ class Sending:
     def tell_recalled(self, timeout_s: float) -> None:
         """Tell the ranks of all casts that were taken back, or dropped: who was told so here was told the truth."""
         if self._recalled or self._dropped:
-            self._clock.work_at_last(self._tell_all_recalled, timeout_s)
+            self._thread.work_at_last(self._tell_all_recalled, timeout_s)
 
     # Beginning
 
@@ -211,7 +211,7 @@ class Sending:
             if call.failure is None:
                 call.measured = chosen
                 if chosen:
-                    self.placed = self.placing.place(call, nbytes, len(self._desk.waits) - 1)
+                    self.placed = self.placing.place(call, nbytes, len(self._asks.waits) - 1)
                     doubtful = self.placed[0] == "root" and self.placing.doubts(call)
                 else:
                     self.placed = self.placing.given if fn is not None else self.placing.plain
@@ -254,7 +254,7 @@ class Sending:
                     return
                 call.items = result.value
                 self._calls.make_ready(call)
-            self._clock.wake()
+            self._thread.wake()
 
         unwanted = functools.partial(self._given_up, call)
         self._performer.run(split, done, splits=True, seq=call.seq, priority=call.priority, unwanted=unwanted)
@@ -270,7 +270,7 @@ class Sending:
             return Result()
         cpu_s = time.thread_time()
         first = fn.prepare if isinstance(fn, Staged) else fn
-        result, materialize_s, held_s = self._casts.making.parts.materialize(call, first, payload, watches=True)
+        result, materialize_s, held_s = self._casts.making.own_part.materialize(call, first, payload, watches=True)
         cpu_s = time.thread_time() - cpu_s
         with self._lock:
             self.placing.spent(call.seq, Cost(cpu_s, materialize_s, cpu_s, held_s=held_s))
@@ -288,7 +288,7 @@ class Sending:
             if result.failure is not None and call.failure is None:
                 call.failure, call.cause = result.failure, result.cause
             self._calls.make_ready(call)
-        self._clock.wake()
+        self._thread.wake()
 
     def _look_at(self, call: Call) -> int:
         """Take the fingerprint of a replicated payload; return about how large a payload is, if that matters."""
@@ -476,8 +476,8 @@ class Sending:
         if not call.ask.taken:
             call.ask.arrival = arrival
         elif late is not None and late.kind == "withdrawn":
-            self._intake.recall(arrival, late)
-            self._clock.wake()
+            self._admission.recall(arrival, late)
+            self._thread.wake()
         elif arrival.message.agree:
             arrival.objection = late
         message = arrival.message
@@ -489,5 +489,5 @@ class Sending:
         else:
             self._counters.aborted += message.failure.kind == "withdrawn"
         self._calls.sent(call)
-        if self._desk.gates.closed:
-            self._desk.gates.open()
+        if self._asks.gates.closed:
+            self._asks.gates.open()

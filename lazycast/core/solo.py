@@ -16,7 +16,7 @@ from lazycast.codec.fingerprint import approximate_nbytes
 from lazycast.codec.pickling import allocate
 from lazycast.codec.trust import policy_of
 from lazycast.core.arrival import Arrival
-from lazycast.core.desk import Desk
+from lazycast.core.asks import Asks
 from lazycast.core.engine import Engine, Taken, nothing_comes
 from lazycast.core.failures import clip
 from lazycast.core.future import CastFuture
@@ -28,7 +28,7 @@ from lazycast.core.items.gathering import PARTS_PER_HELPER
 from lazycast.core.memo.alone import Memory
 from lazycast.core.memo.items import Plan, items_to_plan, numbers_of_new
 from lazycast.core.memo.store import NOTHING, Store
-from lazycast.core.parts import MAX_REASON
+from lazycast.core.own_part import MAX_REASON
 from lazycast.core.performer import Group, Result
 from lazycast.core.placing import Placing, place_name
 from lazycast.core.seen import Counted, Rows, Seen
@@ -73,7 +73,7 @@ class SoloLane:
         self.engine = engine = Engine(group, options)
         self._group, self._options = group, options
         self._lock, self._counters, self._performer = engine.lock, engine.counters, engine.performer
-        self.desk = Desk(engine, group, options, self, inquires=False)
+        self.asks = Asks(engine, group, options, self, inquires=False)
         engine.lanes.append(self)
         self._policy = policy_of(options, same_program=group.same_program)
         self._shipper = Shipper(self._policy)
@@ -107,7 +107,7 @@ class SoloLane:
 
     def start(self, *, timeout_s: float) -> None:
         """Begin."""
-        self.engine.clock.start()
+        self.engine.thread.start()
 
     def call(
         self,
@@ -131,21 +131,21 @@ class SoloLane:
                 del refusal  # it leads to its traceback, and that to this frame: it would lead back to it
         fn: Any = materialize if materialize is not None else self._options.materialize
         if payload is MISSING:
-            raise TypeError(f"{self.desk.label(key, None)}: broadcast() needs a payload on the root")
+            raise TypeError(f"{self.asks.label(key, None)}: broadcast() needs a payload on the root")
         wrong = unusable(fn) if fn is not None else None
         if wrong is not None:
-            raise TypeError(f"{self.desk.label(key, None)}: {wrong}")
+            raise TypeError(f"{self.asks.label(key, None)}: {wrong}")
         refused = objection(fn, self._policy) if fn is not None else None
         if refused is not None:
-            raise TrustError(f"{self.desk.label(key, None)}: {refused}", rank=self._group.rank)
+            raise TrustError(f"{self.asks.label(key, None)}: {refused}", rank=self._group.rank)
         with Uninterrupted():  # but for the materializer
             nbytes = self._size_of(payload) if self._placing is not None else 0
             with self._lock:
                 self.engine.refuse_if_closed()
-                if key is not None and key in self.desk.pending:
-                    raise self.desk.key_in_use(key)
+                if key is not None and key in self.asks.pending:
+                    raise self.asks.key_in_use(key)
                 operation = "broadcast" if here else "broadcast_async"
-                ask = self.desk.make_call(key, timeout_s, time.monotonic(), operation)
+                ask = self.asks.make_call(key, timeout_s, time.monotonic(), operation)
                 helped = self._place(ask, fn, nbytes)
                 self._counters.casts += 1
                 self._counters.placements[HELPERS if helped else "every"] += 1
@@ -183,7 +183,7 @@ class SoloLane:
             return False
         if self._placing is not None:
             call = _Placed(ask.number, place_name(fn), fn)
-            self._placed = self._placing.place(call, nbytes, len(self.desk.waits) - 1)
+            self._placed = self._placing.place(call, nbytes, len(self.asks.waits) - 1)
         return self._placed[0] == HELPERS
 
     def _learn(self, ask: CastFuture[Any], result: Result, cost: Cost | None) -> Result:
@@ -380,9 +380,9 @@ class SoloLane:
     def _settle(self, ask: CastFuture[Any], result: Result) -> None:
         if result.failure is None and ask.key is not None:
             with self._lock:
-                if self.desk.noted_ready is not None and not ask.taken:
-                    self.desk.noted_ready.append(ask.key)
-        self.desk.settle(ask, result)
+                if self.asks.noted_ready is not None and not ask.taken:
+                    self.asks.noted_ready.append(ask.key)
+        self.asks.settle(ask, result)
 
     def when_come(self, wake: Callable[[], None]) -> bool:
         return True
@@ -399,14 +399,14 @@ class SoloLane:
     def discard(self, key: Key, counted: list[bool] | None = None) -> None:
         usable, bad = usable_key(key)  # one that was interrupted may not have been looked at
         if bad is None and usable is not None:
-            self.desk.cancel_key(usable)
+            self.asks.cancel_key(usable)
 
     def count_missed(self, key: Key | None, exc: BaseException) -> None:
         """There is nobody to be out of step with."""
 
     def cancel(self, ask: CastFuture[Any]) -> bool:
         with self._lock:
-            if not self.desk.take(ask, cancelled=True):
+            if not self.asks.take(ask, cancelled=True):
                 return ask.cancelled()
             self._counters.aborted += 1
         ask.settle_cancelled()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from lazycast import clocks
+from lazycast import clock_id
 from lazycast.codec import script
 from lazycast.errors import ConfigMismatchError
 from lazycast.materialize import cores
@@ -34,7 +34,7 @@ class Hello(msgspec.Struct, frozen=True):
     options: dict[str, str]
     cores: Cores
     error: str | None = None
-    clock: str = ""  # of `clocks.ident`
+    clock: str = ""  # of `clock_id.ident`
     ident: str = ""  # of one construction; the object has its root's
     program: str = ""  # of `script.ident`
 
@@ -56,7 +56,7 @@ def hello(rank: int, options: dict[str, object], error: Exception | None) -> Hel
         said,
         mine,
         text,
-        clock=clocks.ident(),
+        clock=clock_id.ident(),
         ident=secrets.token_hex(8),
         program=script.ident(),
     )

@@ -207,7 +207,7 @@ def a_loop_that_gives_up_waiting_leaves_nothing_behind(rank: Rank) -> None:
     with rank.lazy() as lazy:
         if not lazy.is_root:
             asyncio.run(impatient(lazy))
-            same(lazy._lane.desk.gates.closed, [], "who is to be woken")
+            same(lazy._lane.asks.gates.closed, [], "who is to be woken")
         rank.meet()
     with rank.lazy(replicated=True) as lazy:
         if not lazy.is_root:

@@ -188,7 +188,7 @@ def what_is_given_back_wakes_who_waits_for_another_root(rank: Rank) -> None:
             waits = threading.Thread(target=lambda: got.append(lazy.next(timeout_s=TIMEOUT_S, root=0)))
             waits.start()
             lane: Any = lazy._engine.of(0)
-            wait_until(lambda: bool(lane.desk.gates.closed), "the other thread waits")
+            wait_until(lambda: bool(lane.asks.gates.closed), "the other thread waits")
             lazy._engine.given_back.append(came)  # as an interrupt does
             lazy._engine.tell_changed()
             waits.join(TIMEOUT_S / 2)
@@ -209,7 +209,7 @@ def what_is_given_back_wakes_who_waits_for_another_root(rank: Rank) -> None:
         else:
             asyncio.run(take(50))
             lanes: Any = lazy._engine.lanes
-            same([len(one.desk.gates.closed) for one in lanes], [0] * rank.size, "who is to be woken, by root")
+            same([len(one.asks.gates.closed) for one in lanes], [0] * rank.size, "who is to be woken, by root")
         rank.meet()
 
 

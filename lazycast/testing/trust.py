@@ -256,7 +256,7 @@ def a_hostile_owner_runs_nothing_and_every_rank_makes_its_own(rank: Rank) -> Non
     options: dict[str, Any]
     for options in ({"trust": "data"}, {"allow": ALLOW}):
         with rank.lazy(BRIGHTEN, placement="shard", **options) as lazy:
-            _lane_of(lazy).casts.making.parts._encode = _a_bomb  # it takes nobody else's
+            _lane_of(lazy).casts.making.own_part._encode = _a_bomb  # it takes nobody else's
             for _ in range(2 * rank.size):
                 same(lazy.broadcast(_payload(3)), brighten(_payload(3)), str(options))
             same(harmed, [], str(options))

@@ -97,7 +97,7 @@ class Spans:
 
     def around(self, lane: Lane) -> Callable[..., CastFuture[Any]]:
         """Return what makes a call as `call` of a lane does, and notes how it ends."""
-        call, is_root, about = lane.call, lane.desk.is_root, {**self._about, "lazycast.root": lane.desk.root}
+        call, is_root, about = lane.call, lane.asks.is_root, {**self._about, "lazycast.root": lane.asks.root}
 
         def made(
             payload: object, materialize: Callable[[Any], Any] | None, key: Any, *more: Any, **options: Any

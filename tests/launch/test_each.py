@@ -19,7 +19,7 @@ import pytest
 
 from lazycast import Each, Helpers, LazyBroadcast, Memo, Staged, launch, register_materializer
 from lazycast.core.making import Making
-from lazycast.core.parts import Parts
+from lazycast.core.own_part import OwnPart
 from lazycast.errors import CastTimeoutError, EncodeError, MaterializeError, RemoteError, TrustError
 from tests import helped
 from tests.cells import cells
@@ -205,7 +205,7 @@ def _both_fail() -> list[str]:
 def test_two_ranks_that_fail_at_once_end_the_cast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each hears of the other's failure before it is done with its own."""
     heard = {rank: threading.Event() for rank in range(2)}
-    hear, tell = Making.hear, Parts.tell
+    hear, tell = Making.hear, OwnPart.tell
 
     def hears(self: Any, message: Any, body: memoryview) -> None:
         hear(self, message, body)
@@ -218,7 +218,7 @@ def test_two_ranks_that_fail_at_once_end_the_cast(monkeypatch: pytest.MonkeyPatc
             assert heard[1 - message.rank].wait(LIMIT_S / 2)
 
     monkeypatch.setattr(Making, "hear", hears)
-    monkeypatch.setattr(Parts, "tell", tells)
+    monkeypatch.setattr(OwnPart, "tell", tells)
     for text, *after in on_threads(_both_fail):
         assert "ValueError: item" in text
         assert after == ["1.0", "0.5"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lazycast import LaunchError, LazyBroadcast, PeerLostError, Tuning, clocks, launch
+from lazycast import LaunchError, LazyBroadcast, PeerLostError, Tuning, clock_id, launch
 from lazycast.net.backend import Backend
 from lazycast.start.discovery import resolve
 from lazycast.tools import cli
@@ -117,7 +117,7 @@ def test_the_picture_of_a_run(
 
 def _with_a_clock_of_its_own() -> None:
     backend: Backend = resolve("auto")
-    clocks.ident = lambda: f"clock of rank {backend.rank}"  # type: ignore[assignment]
+    clock_id.ident = lambda: f"clock of rank {backend.rank}"  # type: ignore[assignment]
     # Without agreement the root is ahead, and may close before it hears what others have read. In a window of eight it
     # has to hear of most.
     tuning = Tuning(max_inflight=8)
@@ -156,7 +156,7 @@ def _with_a_clock_of_each_host() -> None:
     backend: Backend = resolve("auto")
     host = str(min(backend.rank, 1))
     os.environ["LAZYCAST_HOST"] = host
-    clocks.ident = lambda: f"clock of host {host}"  # type: ignore[assignment]
+    clock_id.ident = lambda: f"clock of host {host}"  # type: ignore[assignment]
     with LazyBroadcast(name="job") as lazy:
         for n in range(20):
             lazy.broadcast(n)

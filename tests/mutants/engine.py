@@ -16,7 +16,7 @@ _SENDING = "lazycast/core/sending.py"
 _ROOT = "lazycast/core/root.py"
 _CASTS = "lazycast/core/casts.py"
 _MAKING = "lazycast/core/making.py"
-_DESK = "lazycast/core/desk.py"
+_ASKS = "lazycast/core/asks.py"
 _PLACING = "lazycast/core/placing.py"
 
 MUTANTS = (
@@ -210,22 +210,22 @@ MUTANTS = (
         "a cast that its owner leaves is materialized by the next rank of the host",
     ),
     Mutant(
-        "desk-settled-twice",
-        _DESK,
+        "asks-settled-twice",
+        _ASKS,
         "if ask.taken:\n            return False\n        ask.taken = True",
         "ask.taken = True",
         "a future is settled exactly once",
     ),
     Mutant(
-        "desk-closes-at-once",
-        _DESK,
+        "asks-closes-at-once",
+        _ASKS,
         "return self.gates.watch() if len(self.waits) or self.role.busy() else None",
         "return None",
         "close() waits for pending calls",
     ),
     Mutant(
-        "desk-late-untold",
-        _DESK,
+        "asks-late-untold",
+        _ASKS,
         "ask.late = failure",
         "ask.late = None",
         "the root's time-out is everybody's",

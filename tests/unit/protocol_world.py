@@ -330,7 +330,7 @@ class World:
 
     @staticmethod
     def _engine_has_work(lane: RootLane) -> bool:
-        return bool(lane.intake.calls.sendable or lane.intake.calls.new or lane.intake.recalled)
+        return bool(lane.admission.calls.sendable or lane.admission.calls.new or lane.admission.recalled)
 
     def do(self, step: Step) -> None:
         """Take a step."""
@@ -362,7 +362,7 @@ class World:
             if member.futures[-1].cancel():
                 member.given_up.add(len(member.futures) - 1)
         elif do.what == "time out":
-            for ask in list(lane.desk.waits.waiting()):
+            for ask in list(lane.asks.waits.waiting()):
                 self._time_out(member, ask)
         else:
             self._call(member, do)
@@ -376,8 +376,8 @@ class World:
     def _time_out(member: Member, ask: CastFuture[Any]) -> None:
         lane = member.lane
         if isinstance(lane, FollowerLane):
-            lane.desk.on_due(Stage.ASK, ask)
-        lane.desk.on_due(Stage.GIVE_UP, ask)
+            lane.asks.on_due(Stage.ASK, ask)
+        lane.asks.on_due(Stage.GIVE_UP, ask)
         member.given_up.update(index for index, future in enumerate(member.futures) if future is ask)
 
     def _call(self, member: Member, do: Do) -> None:

@@ -16,8 +16,8 @@ FAILED = Failure("refused", 0, "h", "no")
 
 
 def _call(seq: int, key: Key | None, failure: Failure | None = None) -> Call:
-    desk: Any = SimpleNamespace(root=0)
-    return Call(seq, key, CastFuture(desk, key, number=seq), failure=failure)
+    asks: Any = SimpleNamespace(root=0)
+    return Call(seq, key, CastFuture(asks, key, number=seq), failure=failure)
 
 
 def _send(calls: Calls, *, has_room: bool = True) -> int | None:

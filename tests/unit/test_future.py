@@ -21,7 +21,7 @@ WAIT_S = 10.0
 
 
 class Engine:
-    """What a future is given: a desk, but for its books."""
+    """What a future is given: the books on asks, but for what is on them."""
 
     root = 0
 
@@ -31,8 +31,8 @@ class Engine:
         self.reentrant = False
         self.withdraw_result: bool | None = True
         self.run_callback = self.callbacks.append
-        desk: Any = self
-        self.future: CastFuture[Any] = CastFuture(desk, number=3)
+        asks: Any = self
+        self.future: CastFuture[Any] = CastFuture(asks, number=3)
 
     def label(self, key: Key | None, seq: int | None, nth: int | None = None) -> str:
         return "cast #3"
@@ -173,8 +173,8 @@ def test_cancelling_what_is_done_does_nothing(engine: Engine, end: str) -> None:
 
 @pytest.mark.parametrize("end", ENDS)
 def test_one_that_was_handed_over_ends_as_its_call_and_holds_it_no_more(engine: Engine, end: str) -> None:
-    desk: Any = engine
-    handed_over: CastFuture[Any] = CastFuture(desk)
+    asks: Any = engine
+    handed_over: CastFuture[Any] = CastFuture(asks)
     assert not handed_over.cancel()
     handed_over.follow(engine.future)
     ENDS[end](engine.future)
@@ -185,8 +185,8 @@ def test_one_that_was_handed_over_ends_as_its_call_and_holds_it_no_more(engine: 
 
 
 def test_cancelling_one_that_was_handed_over_cancels_its_call(engine: Engine) -> None:
-    desk: Any = engine
-    handed_over: CastFuture[Any] = CastFuture(desk)
+    asks: Any = engine
+    handed_over: CastFuture[Any] = CastFuture(asks)
     handed_over.follow(engine.future)
     assert handed_over.cancel()
     assert handed_over.cancelled()

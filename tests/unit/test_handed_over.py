@@ -69,13 +69,13 @@ def test_a_signal_that_comes_before_a_materializer_does_not_wait_for_its_end() -
     try:
         with LazyBroadcast(slow, backend="local") as lazy:
             lane: Any = lazy._lane
-            make: Callable[..., Any] = lane.desk.make_call
+            make: Callable[..., Any] = lane.asks.make_call
 
             def made(*args: Any, **more: Any) -> Any:
                 os.kill(os.getpid(), signal.SIGALRM)
                 return make(*args, **more)
 
-            lane.desk.make_call = made
+            lane.asks.make_call = made
             began_s = time.monotonic()
             with pytest.raises(Alarm):
                 lazy.broadcast(1)

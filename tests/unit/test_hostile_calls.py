@@ -12,7 +12,7 @@ import pytest
 
 from lazycast import EncodeError, LazyBroadcast, RemoteError, register_materializer
 from lazycast.arguments import limit, usable_key
-from lazycast.core import desk
+from lazycast.core import asks
 from lazycast.options import exact
 from tests.unit.test_interrupted_calls import WAIT_S, Lazy, two_ranks
 
@@ -177,7 +177,7 @@ def test_whatever_is_raised_while_a_call_is_begun_or_encoded_is_its_failure(
         if where == "encode":
             monkeypatch.setattr(lane.sending.encoder, "encode", fails)
         elif where == "begin":
-            monkeypatch.setattr(lane.intake.calls, "make_ready", fails)
+            monkeypatch.setattr(lane.admission.calls, "make_ready", fails)
         else:
             monkeypatch.setattr("lazycast.net.wire.encode", fails)
         theirs = thread.submit(other.broadcast_async)
@@ -197,7 +197,7 @@ def test_an_exception_before_a_call_has_its_place_counts(rank: int, monkeypatch:
             monkeypatch.undo()
             raise RecursionError("too deep")
 
-        for holder, name in ((lazy._lane.desk, "make_call"), (desk, "CastFuture")):
+        for holder, name in ((lazy._lane.asks, "make_call"), (asks, "CastFuture")):
             monkeypatch.setattr(holder, name, fails)
             theirs = thread.submit(other.broadcast_async, 1)
             with pytest.raises(RecursionError, match="too deep"):

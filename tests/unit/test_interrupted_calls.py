@@ -182,14 +182,14 @@ def test_a_call_that_is_interrupted_while_it_is_held_back_counts(
     handlers: None, monkeypatch: pytest.MonkeyPatch, first: int, stride: int
 ) -> None:
     with two_ranks(0, max_inflight=1) as (lazy, other, thread):
-        held, watch = threading.Event(), lazy._lane.desk.gates.watch
+        held, watch = threading.Event(), lazy._lane.asks.gates.watch
 
         def watched() -> threading.Lock:
             gate = watch()
             held.set()
             return gate
 
-        monkeypatch.setattr(lazy._lane.desk.gates, "watch", watched)
+        monkeypatch.setattr(lazy._lane.asks.gates, "watch", watched)
 
         def read(at: int) -> tuple[object, object, object]:
             assert held.wait(WAIT_S)

@@ -219,12 +219,12 @@ def test_a_call_that_is_given_up_before_its_turn_is_told_with_the_reason(closing
     group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     lane = RootLane(group, options(), FakeContext(link), place(0, 0, [[rank] for rank in range(SIZE)]), None)
     lane.start(timeout_s=1.0)
-    lane.engine.clock.stop()  # the test does its work
+    lane.engine.thread.stop()  # the test does its work
     try:
         future = lane.call("payload", None, None, 30.0)
-        ask = lane.desk.waits.waiting()[0]
+        ask = lane.asks.waits.waiting()[0]
         lane.engine.closing = closing
-        lane.desk.settle_error(ask, ClosedError("given up here"))
+        lane.asks.settle_error(ask, ClosedError("given up here"))
         lane.work()
         cast = said(link, Cast)
         assert isinstance(cast, Cast)
@@ -268,8 +268,8 @@ def test_what_was_dropped_is_told_before_the_root_closes() -> None:
     group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     lane = RootLane(group, options(), FakeContext(link), place(0, 0, [[r] for r in range(SIZE)]), None)
     lane.start(timeout_s=1.0)
-    lane.engine.clock.stop()  # nobody else tells of it
-    lane.intake.dropped.append(7)
+    lane.engine.thread.stop()  # nobody else tells of it
+    lane.admission.dropped.append(7)
     lane.engine.close(1.0)
     assert said(link, Drop) == Drop(7)
 
@@ -282,14 +282,14 @@ def test_an_interrupt_while_a_call_is_made_that_has_to_wait_for_room_leaves_its_
     group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     lane = RootLane(group, options(), FakeContext(link), place(0, 0, [[r] for r in range(SIZE)]), None)
     lane.start(timeout_s=1.0)
-    has_room = lane.intake.window.has_room
+    has_room = lane.admission.window.has_room
 
     def interrupted() -> bool:
-        monkeypatch.setattr(lane.intake.window, "has_room", has_room)
+        monkeypatch.setattr(lane.admission.window, "has_room", has_room)
         signal.raise_signal(signal.SIGINT)
         return False
 
-    monkeypatch.setattr(lane.intake.window, "has_room", interrupted)
+    monkeypatch.setattr(lane.admission.window, "has_room", interrupted)
     try:
         with pytest.raises(KeyboardInterrupt):
             lane.call(1, None, None, 30.0)
@@ -347,7 +347,7 @@ def test_a_call_made_after_a_loss_names_it_though_somebody_closes_at_that_moment
     try:
         lane.on_message(Gone(VICTIM, Failure("lost", VICTIM, "h", "was lost")), memoryview(b""))
         with lane.engine.lock:  # as far as a call had come when the news of the root's end arrived
-            ask = lane.desk.make_call("later", 30.0, time.monotonic(), "broadcast")
+            ask = lane.asks.make_call("later", 30.0, time.monotonic(), "broadcast")
         lane.on_message(Gone(0, Failure("closed", 0, "h", "has closed")), memoryview(b""))
         error = ask.exception(5)
         assert isinstance(error, PeerLostError)
@@ -421,14 +421,14 @@ def test_a_call_of_a_follower_that_is_interrupted_counts_once_it_is_made(monkeyp
     """Half made, it would have its number but no place in line: the rank would be out of step from then on."""
     link = FakeLink(1 << 20)
     lane = follower(link)
-    add = lane.desk.waits.add
+    add = lane.asks.waits.add
 
     def interrupted(ask: CastFuture[Any]) -> bool:
-        monkeypatch.setattr(lane.desk.waits, "add", add)
+        monkeypatch.setattr(lane.asks.waits, "add", add)
         signal.raise_signal(signal.SIGINT)
         return add(ask)
 
-    monkeypatch.setattr(lane.desk.waits, "add", interrupted)
+    monkeypatch.setattr(lane.asks.waits, "add", interrupted)
     try:
         with pytest.raises(KeyboardInterrupt):
             lane.call(None, None, None, 30.0)
@@ -452,7 +452,7 @@ def test_why_a_rank_is_silent_is_asked_of_the_kernel_without_the_lock(
     link = FakeLink(1 << 20)
     lane = kind(group, options(), FakeContext(link), place(rank, 0, [[r] for r in range(SIZE)]), None)
     lane.start(timeout_s=1.0)
-    lane.engine.clock.stop()  # nobody else takes the lock
+    lane.engine.thread.stop()  # nobody else takes the lock
     locked: list[bool] = []
 
     def asked(pid: int | None) -> str:
@@ -463,10 +463,10 @@ def test_why_a_rank_is_silent_is_asked_of_the_kernel_without_the_lock(
     monkeypatch.setattr(lane.near, "silences", lambda ask: (Silence(VICTIM, 1.0),))
     try:
         lane.call(1, None, "waits", 60.0)
-        assert "known to the kernel" in lane.desk.situation(lane.desk.waits.waiting()[0]).text()
+        assert "known to the kernel" in lane.asks.situation(lane.asks.waits.waiting()[0]).text()
         assert "known to the kernel" in lane.engine.looks.dump()
         if isinstance(lane, RootLane):
-            monkeypatch.setattr(lane.intake.window, "has_room", lambda: False)
+            monkeypatch.setattr(lane.admission.window, "has_room", lambda: False)
             with pytest.raises(CastTimeoutError, match="known to the kernel"):
                 lane.call(1, None, "held back", 0.01)
         assert locked
@@ -494,11 +494,11 @@ def test_the_root_materializes_nothing_for_a_call_that_was_given_up_before_its_t
     where = place(0, 0, [[rank] for rank in range(SIZE)])
     lane = RootLane(group, dataclasses.replace(options(), placement="root"), FakeContext(link), where, None)
     lane.start(timeout_s=1.0)
-    lane.engine.clock.stop()  # the test does its work
+    lane.engine.thread.stop()  # the test does its work
     made: list[str] = []
     try:
         lane.call("given up", made.append, None, 30.0)
-        lane.desk.settle_error(lane.desk.waits.waiting()[0], CastTimeoutError("too late"))
+        lane.asks.settle_error(lane.asks.waits.waiting()[0], CastTimeoutError("too late"))
         lane.call("wanted", made.append, None, 30.0)
         lane.work()
         cast = said(link, Cast)
@@ -518,14 +518,14 @@ def test_an_interrupt_while_a_call_is_cancelled_leaves_no_future_that_never_ends
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lane = follower(FakeLink(1 << 20))
-    take = lane.desk.take
+    take = lane.asks.take
 
     def interrupted(ask: CastFuture[Any], *, cancelled: bool) -> bool:
         taken = take(ask, cancelled=cancelled)
         signal.raise_signal(signal.SIGINT)
         return taken
 
-    monkeypatch.setattr(lane.desk, "take", interrupted)
+    monkeypatch.setattr(lane.asks, "take", interrupted)
     try:
         future = lane.call(None, None, None, 30.0)
         with pytest.raises(KeyboardInterrupt):
@@ -549,7 +549,7 @@ def test_a_trace_says_how_a_call_ends_that_is_cancelled_or_fails() -> None:
         assert lane.call(None, None, None, 30.0).cancel()
         assert traced == [("total", 1)]
         lane.call(None, None, None, 30.0)
-        lane.desk.settle_error(lane.desk.waits.waiting()[0], ClosedError("given up here"))
+        lane.asks.settle_error(lane.asks.waits.waiting()[0], ClosedError("given up here"))
         assert traced[1:] == [("total", 2), ("failed", 2)]
     finally:
         lane.engine.close(0.0)

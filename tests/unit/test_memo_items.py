@@ -478,7 +478,7 @@ def test_less_than_was_lost_is_no_value() -> None:
 def _spoilt(all_did: threading.Barrier, memo: bool, spoil: Callable[[Any], Any]) -> list[Any]:
     """Rank 1 shares something else than it has made."""
     with lazy_of(Each(make), memo=Memo(64 * MIB) if memo else None) as lazy:
-        parts = cast(Any, lazy)._lane.casts.making.parts
+        parts = cast(Any, lazy)._lane.casts.making.own_part
         share = parts.share
         if lazy.rank == 1:
             parts.share = lambda of, message, value: (*share(of, message, spoil(value))[:2], value)

@@ -268,7 +268,7 @@ def test_a_silent_rank_is_named_and_again_when_it_is_heard(log: Log, together: T
         lane: Any = objects[1]._lane
         with lane.engine.lock:
             lane.near._heartbeat = Heartbeat([0], time.monotonic(), 0.02)
-        lane.engine.clock.wake()
+        lane.engine.thread.wake()
         (said,) = log.wait("silent", 1, 1)
         assert (said["level"], said["object"], said["rank"], said["peer"]) == ("WARNING", "tp", 1, 0)
         assert "rank 0 (" in said["text"]

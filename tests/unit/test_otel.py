@@ -312,7 +312,7 @@ def test_nothing_travels_without_tracing(together: Together) -> None:
     try:
         assert sent(objects, together) == [None, None]
         assert objects[0]._engine.spans is None
-        assert objects[0]._lane.casts.making.parts.within is None  # type: ignore[union-attr]
+        assert objects[0]._lane.casts.making.own_part.within is None  # type: ignore[union-attr]
     finally:
         close(objects, together)
 
@@ -464,8 +464,8 @@ def test_a_call_that_is_made_first_takes_no_other_calls_span(spans: Spans, toget
     objects = group(together, 2)
     try:
         lane: Any = objects[0]._lane
-        with lane.engine.clock._working:  # the engine does not come first
-            later = lane.desk.call_later("first", None, "first", 20.0, None)
+        with lane.engine.thread._working:  # the engine does not come first
+            later = lane.asks.call_later("first", None, "first", 20.0, None)
 
             def request() -> Any:
                 with spans.user.start_as_current_span("request"):

@@ -50,8 +50,8 @@ def options_of(placement: str = "auto", **changes: Any) -> Options:
 
 
 def call(seq: int, materialize: Any = decode) -> Call:
-    desk: Any = SimpleNamespace(root=ROOT)
-    return Call(seq, None, CastFuture(desk, number=seq, since_s=time.monotonic()), materialize)
+    asks: Any = SimpleNamespace(root=ROOT)
+    return Call(seq, None, CastFuture(asks, number=seq, since_s=time.monotonic()), materialize)
 
 
 def only(subject: Placing) -> Standing:

@@ -67,8 +67,8 @@ def books(world: World) -> dict[str, Any]:
         if not member.alive or member.closed:
             continue
         tables: dict[str, Any] = {
-            "waits": lane.desk.waits.waiting(),
-            "pending": lane.desk.pending,
+            "waits": lane.asks.waits.waiting(),
+            "pending": lane.asks.pending,
             "agreeing": lane.casts.agreeing,
             "parked": [arrival for parked in lane.casts.making._parked.values() for arrival in parked],
             "awaited": lane.casts.making.awaited,
@@ -81,9 +81,9 @@ def books(world: World) -> dict[str, Any]:
             tables |= {"combining": upwards.combining if (upwards := lane.near.relay.upwards) is not None else ()}
         if isinstance(lane, RootLane):
             tables |= {
-                "unsent": lane.intake.calls._unsent,
-                "lines": lane.intake.calls._lines,
-                "ledger": range(len(lane.intake.ledger)),
+                "unsent": lane.admission.calls._unsent,
+                "lines": lane.admission.calls._lines,
+                "ledger": range(len(lane.admission.ledger)),
             }
         left |= {f"{what} of rank {rank}": table for what, table in tables.items() if len(table)}
     return left

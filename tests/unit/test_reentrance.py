@@ -46,15 +46,15 @@ METHODS: dict[str, Callable[[Lazy, CastFuture[Any]], object]] = {
 
 # Where it happens: what is replaced, of which object.
 PLACES: dict[str, Callable[[Any], tuple[Any, str]]] = {
-    "the lane's lock": lambda lane: (lane.desk, "make_call"),
-    "the books": lambda lane: (lane.intake.calls, "sent") if lane.desk.is_root else (lane.matching, "arrive"),
-    "taking a call off": lambda lane: (lane.desk, "take"),
+    "the lane's lock": lambda lane: (lane.asks, "make_call"),
+    "the books": lambda lane: (lane.admission.calls, "sent") if lane.asks.is_root else (lane.matching, "arrive"),
+    "taking a call off": lambda lane: (lane.asks, "take"),
     "a peer's lock": lambda lane: (lane.near.relay._mesh, "_put"),
     "the arena's lock": lambda lane: (lane.near.relay._mesh._arena, "_reclaim"),
     "the relay's locks": lambda lane: (lane.near.relay._mesh, "send_all"),
     "receiving": lambda lane: (lane, "on_message"),
     "the workers' lock": lambda lane: (lane.engine.performer._workers, "_start_one"),
-    "waking": lambda lane: (lane.engine.clock, "wake"),
+    "waking": lambda lane: (lane.engine.thread, "wake"),
 }
 
 

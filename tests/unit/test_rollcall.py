@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lazycast.core.rollcall import RollCalls
+from lazycast.core.inquiry.rollcall import RollCalls
 from lazycast.net.topology import place
 from lazycast.net.wire import Query, Silence
 

@@ -70,8 +70,8 @@ class Cast:
         self.reentrant = False
         self.run_callback = self.callbacks.append
         self.on_withdraw: Callable[[], bool] = self.settle_cancelled
-        desk: Any = self
-        self.future: CastFuture[Any] = CastFuture(desk, number=1)
+        asks: Any = self
+        self.future: CastFuture[Any] = CastFuture(asks, number=1)
 
     def label(self, key: Key | None, seq: int | None, nth: int | None = None) -> str:
         return "a cast"

@@ -23,7 +23,7 @@ from lazycast.core.items.gathering import Gathering, Step
 from lazycast.core.memo.items import numbers_of_new
 from lazycast.core.memo.keeping import Keeping
 from lazycast.core.memo.store import Kept
-from lazycast.core.parts import Parts
+from lazycast.core.own_part import OwnPart
 from lazycast.core.performer import Group, Performer, Result
 from lazycast.materialize.each import Some, in_order
 from lazycast.materialize.materializers import CodeMissing
@@ -67,7 +67,7 @@ class Sharing:
         host: Sequence[int],
         lock: threading.RLock,
         performer: Performer,
-        parts: Parts,
+        own_part: OwnPart,
         *,
         by_helper: ByHelper,
         began: Callable[[Arrival], None],
@@ -78,7 +78,7 @@ class Sharing:
     ) -> None:
         self._is_root, self._keeping = group.rank == group.root, keeping
         self._rank, self._host, self._alone = group.rank, group.hosts[group.rank], len(host) == 1
-        self._lock, self._performer, self._parts = lock, performer, parts
+        self._lock, self._performer, self._own_part = lock, performer, own_part
         self._by_helper, self._began, self._ended, self._lacks, self._unshared = (
             by_helper,
             began,
@@ -172,13 +172,13 @@ class Sharing:
     def _decline(self, arrival: Arrival, part: int) -> Result:
         """Make nothing of a part of a cast that has failed."""
         text = "the cast had failed before this part of it was made"
-        self._parts.tell(self._said(arrival, part, Failure("refused", self._rank, self._host, text)))
+        self._own_part.tell(self._said(arrival, part, Failure("refused", self._rank, self._host, text)))
         return Result()
 
     def _spoilt(self, arrival: Arrival, items: Gathering, part: int, result: Result) -> Result:
         with self._lock:
             items.failed(result)
-        self._parts.tell(self._said(arrival, part, result.failure))
+        self._own_part.tell(self._said(arrival, part, result.failure))
         return result
 
     def _make(self, arrival: Arrival, items: Gathering, part: int, material: Material) -> Result:
@@ -194,7 +194,7 @@ class Sharing:
             return self._decline(arrival, part)
         if self._alone:
             return result
-        _, unshared, value = self._parts.share(arrival.message, self._said(arrival, part), result.value)
+        _, unshared, value = self._own_part.share(arrival.message, self._said(arrival, part), result.value)
         if unshared is not None:
             self._unshared(unshared)
         return Result(value)
@@ -203,19 +203,19 @@ class Sharing:
         message = arrival.message
         assert message.ref is not None
         try:
-            each = each_of(self._parts.stages(arrival).prepare)
+            each = each_of(self._own_part.stages(arrival).prepare)
         except CodeMissing as exc:
             return Result(cause=exc)
         except BaseException as exc:
-            return self._parts.failed("decode", f"materializer {message.ref.name!r} could not be loaded", exc)
+            return self._own_part.failed("decode", f"materializer {message.ref.name!r} could not be loaded", exc)
         if each is None:
             wrong = TypeError(f"materializer {message.ref.name!r} works item by item on the root only")
-            return self._parts.failed("decode", "a materializer is not the root's", wrong)
+            return self._own_part.failed("decode", "a materializer is not the root's", wrong)
         result = self._payload(arrival, material)
         if result.failure is not None:
             return result
         numbers = numbers_of_new(message.items) if message.items else None
-        return self._parts.materialize(message, Some(each, part, len(items.makers), None, numbers), result.value)[0]
+        return self._own_part.materialize(message, Some(each, part, len(items.makers), None, numbers), result.value)[0]
 
     def _payload(self, arrival: Arrival, material: Material) -> Result:
         message, body = arrival.message, material.body
@@ -223,21 +223,23 @@ class Sharing:
             return Result(material.own.payload)
         assert body is not None, "a part begins, and a value is made, while the cast has its body"
         layout = Layout(message.stream_nbytes, message.frames)
-        return self._parts.decode(message, body, message.nbytes, layout)
+        return self._own_part.decode(message, body, message.nbytes, layout)
 
     def _help(self, arrival: Arrival, items: Gathering, part: int, material: Material) -> Result:
         """On the leader: have a part made by a helper, and share it."""
         if arrival.over:
             return self._decline(arrival, part)
         if items.count is not None and part >= items.count:  # there are fewer items than parts
-            self._parts.tell(self._said(arrival, part))
+            self._own_part.tell(self._said(arrival, part))
             return Result((items.count, []))
-        message, parts, body = arrival.message, self._parts, material.body
+        message, own_part, body = arrival.message, self._own_part, material.body
         if body is None:
             return self._decline(arrival, part)
         if body.nbytes != message.nbytes:
-            short = parts.short(message.nbytes)
-            return self._spoilt(arrival, items, part, parts.failed("decode", "what arrived could not be taken", short))
+            short = own_part.short(message.nbytes)
+            return self._spoilt(
+                arrival, items, part, own_part.failed("decode", "what arrived could not be taken", short)
+            )
         layout = Layout(message.stream_nbytes, message.frames)
         try:
             made = self._by_helper(arrival, body, layout, (part, len(items.makers)))
@@ -250,15 +252,15 @@ class Sharing:
         except Exception as exc:  # what is registered elsewhere, or cannot leave this process
             kind = "decode" if isinstance(exc, LookupError) else "encode"
             return self._spoilt(
-                arrival, items, part, parts.failed(kind, "a payload could not be given to a helper", exc)
+                arrival, items, part, own_part.failed(kind, "a payload could not be given to a helper", exc)
             )
         if self._is_over(arrival):  # it may have stopped in the middle
             return self._decline(arrival, part)
         items.count = made.items
-        parts.noted(message, made)
-        body = parts.helped_body(made)  # before it is shared: a segment of its own is handed over then
-        parts.share_helped(message, self._said(arrival, part), made)
-        return parts.decode(message, body, made.nbytes, made.layout)
+        own_part.noted(message, made)
+        body = own_part.helped_body(made)  # before it is shared: a segment of its own is handed over then
+        own_part.share_helped(message, self._said(arrival, part), made)
+        return own_part.decode(message, body, made.nbytes, made.layout)
 
     # The value
 
@@ -272,12 +274,12 @@ class Sharing:
         if lost:
             return self._lost(arrival)
         try:
-            join = self._parts.join(arrival)
-            finish = self._parts.finish(arrival)
+            join = self._own_part.join(arrival)
+            finish = self._own_part.finish(arrival)
         except CodeMissing as exc:
             return Result(cause=exc)
         except BaseException as exc:
-            return self._parts.failed("decode", "what joins the results, or finishes, could not be loaded", exc)
+            return self._own_part.failed("decode", "what joins the results, or finishes, could not be loaded", exc)
         with self._lock:
             made, heard = items.made, items.heard
             material = Material(arrival.body, arrival.own, None)
@@ -295,11 +297,11 @@ class Sharing:
         try:
             value = in_order(taken)
         except Exception as exc:  # what a user's `split` has found; or what came is nothing of the kind
-            return self._parts.failed("materialize", "the results could not be put together", exc)
+            return self._own_part.failed("materialize", "the results could not be put together", exc)
         if message.items:
             if len(value) != (new := len(numbers_of_new(message.items))):
                 wrong = ValueError(f"{len(value)} results came, of {new} items")
-                return self._parts.failed("decode", "the results could not be put together", wrong)
+                return self._own_part.failed("decode", "the results could not be put together", wrong)
             if self._keeping is not None:
                 self._keeping.put_down_items(arrival, value)
             result = self._merged(arrival, value)
@@ -309,7 +311,7 @@ class Sharing:
         with self._lock:
             items.let_go()
         if join is not list:
-            result = self._parts.materialize(message, join, value)[0]
+            result = self._own_part.materialize(message, join, value)[0]
             if result.failure is not None:
                 return result
             value = result.value
@@ -318,7 +320,7 @@ class Sharing:
         result = self._payload(arrival, material)
         if result.failure is not None:
             return result
-        return self._parts.materialize(message, finish, result.value, value)[0]
+        return self._own_part.materialize(message, finish, result.value, value)[0]
 
     def _lost(self, arrival: Arrival) -> Result:
         text = "the results of items that were to be had again are not here"
@@ -337,18 +339,18 @@ class Sharing:
             try:
                 had = self._sent_again(instead, sum(number < 0 for number in message.items))
             except BaseException as exc:  # what came is no such list; MemoryError
-                return self._parts.failed("decode", "the results of items could not be had again", exc)
+                return self._own_part.failed("decode", "the results of items could not be had again", exc)
         again: list[Any] = []
         for one in had:
             try:
                 body = one.body()
             except MemoryError as exc:
                 if self._is_root or instead is not None:  # it has been sent: asking once more would not help
-                    return self._parts.failed("decode", "the result of an item could not be had again", exc)
+                    return self._own_part.failed("decode", "the result of an item could not be had again", exc)
                 with self._lock:
                     arrival.lost = True
                 return self._lost(arrival)
-            result = self._parts.decode(message, body, one.nbytes, one.layout)
+            result = self._own_part.decode(message, body, one.nbytes, one.layout)
             if result.failure is not None:
                 return result
             again.append(result.value)
@@ -360,7 +362,7 @@ class Sharing:
     def _sent_again(self, instead: tuple[memoryview, Layout], count: int) -> list[Sent]:
         """Return what the root has sent in place of what was kept here. Raises ValueError, and what decoding does."""
         body, layout = instead
-        sent = self._parts.codec.decode(body, layout)
+        sent = self._own_part.codec.decode(body, layout)
         if type(sent) is not list or len(sent) != count:
             raise ValueError("what the root has sent again is not as much as was lost")
         return [Sent(one, Layout(stream_nbytes, frames)) for stream_nbytes, frames, one in sent]
@@ -380,10 +382,12 @@ class Sharing:
         if value.unshared is None:
             if not value.stream_nbytes:
                 return Result((0, []))  # there are fewer items than parts
-            result = self._parts.decode(arrival.message, body, value.nbytes, Layout(value.stream_nbytes, value.frames))
+            result = self._own_part.decode(
+                arrival.message, body, value.nbytes, Layout(value.stream_nbytes, value.frames)
+            )
             if result.failure is None and result.value is None:  # only this rank's own are, if given up
                 wrong = ValueError(f"part {part} is nothing that rank {value.rank} can have made")
-                result = self._parts.failed("decode", "what arrived is no part of a value", wrong)
+                result = self._own_part.failed("decode", "what arrived is no part of a value", wrong)
             if result.failure is None or arrival.message.placement == HELPERS:
                 return result
             self._unshared(result.failure.message)
@@ -418,5 +422,5 @@ class Sharing:
             first = items.end()
             arrival.begun = True
         for part in todo:
-            self._parts.tell(self._said(arrival, part, failure))
+            self._own_part.tell(self._said(arrival, part, failure))
         return first

@@ -16,8 +16,8 @@ import msgspec
 from lazycast.core.calls import CallPhase, Calls
 from lazycast.core.divergence import SHOWN_CALLS, made
 from lazycast.core.future import CastFuture, Inquiry
+from lazycast.core.inquiry.rollcall import RollCalls
 from lazycast.core.ledger import Ledger
-from lazycast.core.rollcall import RollCalls
 from lazycast.core.situation import Phase
 from lazycast.core.window import Window
 from lazycast.net.relay import Relay

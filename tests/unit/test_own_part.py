@@ -15,7 +15,7 @@ from lazycast.codec.fingerprint import fingerprint
 from lazycast.codec.pickling import Layout, allocate
 from lazycast.codec.trust import EVERYTHING
 from lazycast.core.arrival import Arrival, Material, Own
-from lazycast.core.parts import Parts, Stages
+from lazycast.core.own_part import OwnPart, Stages
 from lazycast.core.performer import Group, Performer, Result
 from lazycast.materialize.cores import Cores
 from lazycast.materialize.materializers import Shipper
@@ -46,14 +46,14 @@ class FakeRelay:
 
 
 class Subject:
-    """Parts of rank 1, with what they have said."""
+    """What rank 1 does of casts, with what they have said."""
 
     def __init__(self, *, readonly: bool = False) -> None:
         group = Group(RANK, 3, 0, ["h"] * 3, [Cores([0])] * 3)
         self.relay = FakeRelay()
-        self.performer = Performer(object(), group, None, "unit-parts")
+        self.performer = Performer(object(), group, None, "unit-own-part")
         self.took: list[str] = []
-        self.parts = Parts(
+        self.own_part = OwnPart(
             RANK,
             self.performer,
             cast(Relay, self.relay),
@@ -63,7 +63,7 @@ class Subject:
         )
 
     def run(self, material: Material, stages: Stages, *, owner: bool = False, **message: Any) -> tuple[Result, Cost]:
-        return self.parts.run(cast_of(**message), material, stages, Value(RANK, 7, 2) if owner else None)
+        return self.own_part.run(cast_of(**message), material, stages, Value(RANK, 7, 2) if owner else None)
 
     def only(self) -> tuple[Value, memoryview]:
         (shared,) = self.relay.shared
@@ -331,9 +331,9 @@ def test_the_root_needs_nothing_from_the_wire(subject: Subject) -> None:
     payload, stage = [1], Counted(len)
     own = Own(payload, of_root=True, prepare=stage, finish=with_hint)
     arrival = Arrival(cast_of(payload), body_of("never looked at"), own=own)
-    stages = subject.parts.stages(arrival)
+    stages = subject.own_part.stages(arrival)
     assert stages == Stages(stage, with_hint)
-    result, _ = subject.parts.run(arrival.message, arrival.take(), stages, None)
+    result, _ = subject.own_part.run(arrival.message, arrival.take(), stages, None)
     assert result.value[0] is payload
     own = Own(payload, of_root=True, finish=with_hint, hint="hint")
     result, _ = subject.run(material(own=own), Stages(None, with_hint), payload=payload)
@@ -345,9 +345,9 @@ def test_the_root_needs_nothing_from_the_wire(subject: Subject) -> None:
 def test_other_ranks_load_the_stages_that_the_cast_names(subject: Subject) -> None:
     ref, finish, _ = astuple(Shipper().ship(raises))
     assert finish is None
-    assert subject.parts.stages(Arrival(Cast(7, None, "shard", True, ref), None)) == Stages(raises, None)
-    assert subject.parts.stages(Arrival(Cast(7, None, "root", True, None, finish=ref), None)) == Stages(None, raises)
-    assert subject.parts.stages(Arrival(cast_of(3), None, own=Own(3))) == Stages(None, None)
+    assert subject.own_part.stages(Arrival(Cast(7, None, "shard", True, ref), None)) == Stages(raises, None)
+    assert subject.own_part.stages(Arrival(Cast(7, None, "root", True, None, finish=ref), None)) == Stages(None, raises)
+    assert subject.own_part.stages(Arrival(cast_of(3), None, own=Own(3))) == Stages(None, None)
 
 
 def test_taking_a_part_leaves_nothing_on_the_arrival() -> None:

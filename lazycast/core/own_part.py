@@ -52,8 +52,8 @@ class Stages(msgspec.Struct, frozen=True):
     instead: Callable[[], Materializer | None] | None = None
 
 
-class Parts:
-    """The parts of one rank.
+class OwnPart:
+    """What one rank does of its casts.
 
     Args:
         policy: by which codec objects travel, and which materializers may be loaded.
@@ -238,7 +238,7 @@ class _Failed(Exception):
 class _Part(msgspec.Struct, eq=False):
     """One run."""
 
-    _parts: Parts
+    _own_part: OwnPart
     _message: Cast
     _material: Material
     _stages: Stages
@@ -294,7 +294,7 @@ class _Part(msgspec.Struct, eq=False):
                 text = "its payload is not the root's; the ranks' calls are out of step, or payloads differ"
                 raise ValueError(f"{text}: {where}" if where else text)
         except Exception as exc:
-            raise _Failed(self._parts.failed("mismatch", "a replicated payload was refused", exc)) from exc
+            raise _Failed(self._own_part.failed("mismatch", "a replicated payload was refused", exc)) from exc
 
     def _taken(self) -> Any:
         """Return what the owner has shared; MISSING if that cannot be used."""
@@ -305,10 +305,10 @@ class _Part(msgspec.Struct, eq=False):
         self._material.shared = None
         if value.failure is not None:
             raise _Failed(Result(failure=value.failure))
-        result = self._parts.decode(self._message, body, value.nbytes, Layout(value.stream_nbytes, value.frames))
+        result = self._own_part.decode(self._message, body, value.nbytes, Layout(value.stream_nbytes, value.frames))
         if result.failure is None:
             return result.value
-        if self._message.placement == HELPERS and not self._parts.chosen:  # it was made there so that no rank does
+        if self._message.placement == HELPERS and not self._own_part.chosen:  # it was made there so that no rank does
             raise _Failed(result)
         self.unshared = result.failure.message[:MAX_REASON]
         return MISSING
@@ -318,11 +318,11 @@ class _Part(msgspec.Struct, eq=False):
 
         Or MISSING, and what makes it here, once the others know that they are to make it too.
         """
-        parts, message, own = self._parts, self._message, self._material.own
+        own_part, message, own = self._own_part, self._message, self._material.own
         try:
             if message.fingerprint is not None:
                 assert own is not None
-                body, layout = parts.encode(own.payload)
+                body, layout = own_part.encode(own.payload)
             else:
                 body, layout = self._given_body(), Layout(message.stream_nbytes, message.frames)
             made = helped(body, layout)
@@ -340,17 +340,17 @@ class _Part(msgspec.Struct, eq=False):
             if self._stages.instead is not None:
                 return self._not_by_helper(body, f"a payload could not be given to a helper: {describe(exc)}")
             kind = "decode" if isinstance(exc, LookupError) else "encode"
-            raise _Failed(parts.failed(kind, "a payload could not be given to a helper", exc)) from exc
+            raise _Failed(own_part.failed(kind, "a payload could not be given to a helper", exc)) from exc
         finally:
             body = memoryview(b"")
-        parts.noted(message, made)
+        own_part.noted(message, made)
         self.materialize_s, self.materialize_cpu_s = made.seconds, made.cpu_s
         self.helper_cpu_s = made.cpu_s
-        body = parts.helped_body(made)  # before it is shared: a segment of its own is handed over then
+        body = own_part.helped_body(made)  # before it is shared: a segment of its own is handed over then
         if self._to_share is not None:
             self.told, self.shared_nbytes = True, made.nbytes
-            parts.share_helped(message, self._to_share, made)
-        result = parts.decode(message, body, made.nbytes, made.layout)
+            own_part.share_helped(message, self._to_share, made)
+        result = own_part.decode(message, body, made.nbytes, made.layout)
         del body
         if result.failure is not None:
             raise _Failed(result)
@@ -365,7 +365,7 @@ class _Part(msgspec.Struct, eq=False):
         self.unshared = clip(why, MAX_REASON)
         if self._to_share is not None:
             self.told = True
-            self._parts.tell(msgspec.structs.replace(self._to_share, unshared=self.unshared))
+            self._own_part.tell(msgspec.structs.replace(self._to_share, unshared=self.unshared))
         return MISSING, prepare
 
     def _given_body(self) -> memoryview:
@@ -375,7 +375,7 @@ class _Part(msgspec.Struct, eq=False):
             raise _Failed(Result())  # the verdict was a failure and came first
         if body.nbytes != nbytes:
             what = "what arrived could not be taken"
-            raise _Failed(self._parts.failed("decode", what, self._parts.short(nbytes)))
+            raise _Failed(self._own_part.failed("decode", what, self._own_part.short(nbytes)))
         if self._stages.finish is None:
             self._material.body = None
         return body
@@ -385,7 +385,7 @@ class _Part(msgspec.Struct, eq=False):
         self._material.body = None
         if body is None:
             raise _Failed(Result())  # the verdict was a failure and came first
-        result = self._parts.decode(message, body, message.nbytes, Layout(message.stream_nbytes, message.frames))
+        result = self._own_part.decode(message, body, message.nbytes, Layout(message.stream_nbytes, message.frames))
         if result.failure is not None:
             raise _Failed(result)
         return result.value
@@ -409,7 +409,7 @@ class _Part(msgspec.Struct, eq=False):
 
     def _materialize(self, fn: Callable[..., Any], *args: object) -> Any:
         cpu_s = time.thread_time()
-        result, seconds, held_s = self._parts.materialize(self._message, fn, *args, watches=True)
+        result, seconds, held_s = self._own_part.materialize(self._message, fn, *args, watches=True)
         self.materialize_cpu_s += time.thread_time() - cpu_s
         self.materialize_s += seconds
         if held_s is not None:
@@ -420,5 +420,5 @@ class _Part(msgspec.Struct, eq=False):
 
     def _share(self, message: Value, value: object) -> object:
         self.told = True
-        self.shared_nbytes, self.unshared, value = self._parts.share(self._message, message, value)
+        self.shared_nbytes, self.unshared, value = self._own_part.share(self._message, message, value)
         return value

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lazycast.core import figures
+from lazycast.core import stats_reports
 from lazycast.materialize.placement.chooser import duration
 from lazycast.net import wire
 from lazycast.watch.group_stats import GroupStats
@@ -35,14 +35,14 @@ def stats_of(rank: int, scale: int = 1, **changes: Any) -> Stats:
 
 def told(stats: Stats) -> wire.Figures:
     """What the root gets of them."""
-    message = wire.decode(wire.encode(figures.of(stats)))
+    message = wire.decode(wire.encode(stats_reports.of(stats)))
     assert isinstance(message, wire.Figures)
     return message
 
 
 def test_what_a_rank_has_counted_reaches_the_root_whole() -> None:
     root, other = stats_of(0), stats_of(2, scale=5)
-    reported = figures.Reported()
+    reported = stats_reports.Reported()
     reported.note(told(other))
     group = reported.group(root)
     assert group.ranks == {0: root, 2: other}
@@ -53,14 +53,14 @@ def test_what_a_rank_has_counted_reaches_the_root_whole() -> None:
 
 
 def test_a_later_word_takes_the_place_of_the_one_before() -> None:
-    reported = figures.Reported()
+    reported = stats_reports.Reported()
     for scale in (1, 2, 3):
         reported.note(told(stats_of(1, scale)))
     assert reported.group(stats_of(0)).ranks[1] == stats_of(1, 3)
 
 
 def test_a_group_adds_up() -> None:
-    reported = figures.Reported()
+    reported = stats_reports.Reported()
     for rank in (1, 2):
         reported.note(told(stats_of(rank, scale=rank + 1)))
     group = reported.group(stats_of(0))
@@ -77,7 +77,7 @@ def test_a_group_adds_up() -> None:
 
 
 def test_a_group_prints_as_a_short_table() -> None:
-    reported = figures.Reported()
+    reported = stats_reports.Reported()
     reported.note(told(stats_of(2, scale=3)))
     root = stats_of(0, nbytes_sent=5, nbytes_received=3 << 10, nbytes_from_host=1 << 10)
     group = dataclasses.replace(reported.group(root), age_s={0: 0.0, 2: 61.5})
@@ -103,7 +103,7 @@ def duration_text(timing: Timing) -> str:
 
 def test_what_came_from_this_host_came_not_over_the_network() -> None:
     root = stats_of(0, nbytes_sent=5, nbytes_received=3 << 10, nbytes_from_host=1 << 10)
-    assert str(figures.Reported().group(root)).splitlines()[1] == "network: 5 bytes sent, 2 KiB received"
+    assert str(stats_reports.Reported().group(root)).splitlines()[1] == "network: 5 bytes sent, 2 KiB received"
 
 
 def test_a_large_group_prints_those_that_failed_most() -> None:
@@ -122,12 +122,12 @@ def test_figures_fit_into_a_header_whatever_was_counted() -> None:
     timings = dict.fromkeys(PHASES, Timing(1, 1e9, 1e9, everything))
     failed = {f"{n:0100d}": 2**32 for n in range(500)}
     stats = stats_of(1, scale=2**32, failed=failed, unshared_reason="x" * 500, **timings)
-    assert len(wire.encode(figures.of(stats))) <= wire.MAX_HEADER_NBYTES
+    assert len(wire.encode(stats_reports.of(stats))) <= wire.MAX_HEADER_NBYTES
 
 
 def test_buckets_that_are_not_there_are_left_out() -> None:
     """A rank of this wire version never says so; whatever comes must not end in an exception on the root."""
-    reported = figures.Reported()
+    reported = stats_reports.Reported()
     odd = wire.Spread(1.0, 1.0, 270, [1] * 100)
     reported.note(wire.Figures(1, 1.0, 1.0, {}, {}, {}, {"total": odd, "unknown": odd}))
     said = reported.group(stats_of(0)).ranks[1]

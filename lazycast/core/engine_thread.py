@@ -17,7 +17,7 @@ logger = logging.getLogger("lazycast")
 
 
 class _Served(NamedTuple):
-    """Whose time the clock keeps."""
+    """Whose time it keeps."""
 
     waits: Waits[Any]
     on_due: Callable[[Stage, Any], None]
@@ -25,7 +25,7 @@ class _Served(NamedTuple):
     on_failure: Callable[[BaseException], None]
 
 
-class Clock:
+class EngineThread:
     """One thread that reports due waits of all whom it serves, and does their work. `lock` guards the waits."""
 
     def __init__(self, lock: threading.RLock, *, name: str) -> None:

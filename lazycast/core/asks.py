@@ -45,7 +45,7 @@ _MOST_PLANS = 64
 
 
 class Role(Protocol):
-    """What a desk needs to know of the casts that its calls are for: the root and the other ranks differ in it."""
+    """What asks need to know of the casts that they are for: the root and the other ranks differ in it."""
 
     def call(
         self,
@@ -93,7 +93,7 @@ class Role(Protocol):
         """With the lock held: the root was asked about a call that has ended."""
 
 
-class Desk:
+class Asks:
     """The books on asks, and the time of each. Its attributes are looked at with the engine's lock held.
 
     Args:
@@ -102,7 +102,7 @@ class Desk:
 
     def __init__(self, engine: Engine, group: Group, options: Options, role: Role, *, inquires: bool = True) -> None:
         self._engine, self._group, self._options, self.role = engine, group, options, role
-        self._lock, self._counters, self._clock = engine.lock, engine.counters, engine.clock
+        self._lock, self._counters, self._thread = engine.lock, engine.counters, engine.thread
         self._inquires = inquires
         self.forked = False  # this process is a child of the one that made it
         self.run_callback, self.guard_result = engine.run_callback, engine.guard_result
@@ -116,7 +116,7 @@ class Desk:
         #: Keys of casts that every rank has, once somebody wants to know.
         self.noted_ready: list[Key] | None = None
         self._plans: dict[float, Plan] = {}  # by time limit
-        self._clock.serve(self.waits, on_due=self.on_due, work=self._work_in_turn, on_failure=self._fail)
+        self._thread.serve(self.waits, on_due=self.on_due, work=self._work_in_turn, on_failure=self._fail)
 
     # Naming things
 
@@ -198,7 +198,7 @@ class Desk:
                 self.pending[key] = call
             self._counters.asked += 1
             if self.waits.add(call):
-                self._clock.wake()
+                self._thread.wake()
         return call
 
     def _plan(self, timeout_s: float) -> Plan:
@@ -298,7 +298,7 @@ class Desk:
         if self.gates.closed:
             self.gates.open()
         if self.held:
-            self._clock.wake()  # it may be one of these: now it goes out without its value
+            self._thread.wake()  # it may be one of these: now it goes out without its value
         return True
 
     def settle(self, ask: CastFuture[Any], result: Result) -> None:
@@ -345,7 +345,7 @@ class Desk:
         return told_s if due_s is None else due_s if told_s is None else min(due_s, told_s)
 
     def _fail(self, exc: BaseException) -> None:
-        if self is self._engine.lanes[0].desk:  # once, of all lanes
+        if self is self._engine.lanes[0].asks:  # once, of all lanes
             log(logger, f"lazycast {self._options.name!r}: the engine failed", exc)
         self.role.engine_failed(exc)
 

@@ -23,12 +23,12 @@ from lazycast.arguments import usable_key
 from lazycast.codec.trust import Policy
 from lazycast.codec.untouched import mark
 from lazycast.core.arrival import Arrival
+from lazycast.core.asks import Asks
 from lazycast.core.calls import Call, CallPhase, Calls
 from lazycast.core.casts import Casts
-from lazycast.core.desk import Desk
 from lazycast.core.engine import Engine
 from lazycast.core.future import CastFuture
-from lazycast.core.inquiry import Inquiries
+from lazycast.core.inquiry.answering import Inquiries
 from lazycast.core.interrupts import Uninterrupted
 from lazycast.core.ledger import Ledger
 from lazycast.core.performer import Group
@@ -43,7 +43,7 @@ from lazycast.net.wire import Failure, Key, Verdict
 from lazycast.options import Options
 
 
-class Intake:
+class Admission:
     """See the module's text. Thread-safe. What becomes of a call that has entered is for `Sending`.
 
     Args:
@@ -57,19 +57,19 @@ class Intake:
         group: Group,
         options: Options,
         policy: Policy,
-        desk: Desk,
+        asks: Asks,
         casts: Casts,
         relay: Relay,
     ) -> None:
         self._engine, self._group, self._options, self._policy = engine, group, options, policy
-        self._desk, self._casts, self._end = desk, casts, casts.end
-        self._lock, self._counters, self._clock = engine.lock, engine.counters, engine.clock
+        self._asks, self._casts, self._end = asks, casts, casts.end
+        self._lock, self._counters, self._thread = engine.lock, engine.counters, engine.thread
         others = [rank for rank in range(group.size) if rank != group.root]
         self.ledger = Ledger(group.root, others)
         # Where every rank is a root no two casts have the same number.
         self.seqs = itertools.count(group.root + 1, group.size) if options.roots == "any" else itertools.count(1)
         self.calls = Calls()
-        desk.held = self.calls.sendable
+        asks.held = self.calls.sendable
         self.recalled: deque[tuple[Arrival, Verdict]] = deque()  # casts that are taken back
         self.dropped: deque[int] = deque()  # casts of which the ranks are to be told
         self.window = Window(self.ledger, self.calls, options)
@@ -79,8 +79,8 @@ class Intake:
             relay,
             others,
             (self.ledger, self.calls, self.window),
-            unkeyed=lambda: desk.unkeyed,
-            wake=engine.clock.wake,
+            unkeyed=lambda: asks.unkeyed,
+            wake=engine.thread.wake,
         )
         self.work_one: Callable[[], bool] = bool  # see `Sending`
 
@@ -107,11 +107,11 @@ class Intake:
             pass
         elif payload is MISSING:
             remedy = "; for another rank's cast, name it: root=" if len(self._engine.lanes) > 1 else ""
-            refusal = TypeError(f"{self._desk.label(key, None)}: broadcast() needs a payload on the root{remedy}")
+            refusal = TypeError(f"{self._asks.label(key, None)}: broadcast() needs a payload on the root{remedy}")
         elif fn is not None and fn is not self._options.materialize and (wrong := unusable(fn)) is not None:
-            refusal = TypeError(f"{self._desk.label(key, None)}: {wrong}")
+            refusal = TypeError(f"{self._asks.label(key, None)}: {wrong}")
         elif fn is not None and self._policy.paths is not None and (refused := objection(fn, self._policy)) is not None:
-            refusal = TrustError(f"{self._desk.label(key, None)}: {refused}", rank=self._group.rank)
+            refusal = TrustError(f"{self._asks.label(key, None)}: {refused}", rank=self._group.rank)
         as_called, beyond = None, self._options.beyond
         if self._options.debug and refusal is None:
             with contextlib.suppress(Exception):  # of one that cannot be looked at nothing is known
@@ -129,10 +129,10 @@ class Intake:
                         if counted is not None:
                             counted.append(False)
                         raise self._would_block(key)
-                    if refusal is None and key is not None and key in self._desk.pending:
-                        refusal = self._desk.key_in_use(key)
+                    if refusal is None and key is not None and key in self._asks.pending:
+                        refusal = self._asks.key_in_use(key)
                     operation = "broadcast" if here else "broadcast_async"
-                    ask = self._desk.make_call(key, timeout_s, began_s, operation, booked=refusal is None)
+                    ask = self._asks.make_call(key, timeout_s, began_s, operation, booked=refusal is None)
                     made = Call(next(self.seqs), key, ask, fn, payload, priority)
                     made.as_called = as_called
                     if ask.origin is not None:
@@ -148,15 +148,15 @@ class Intake:
                     elif not waits:
                         self.calls.enter(call)
                 if waits or refusal is not None or not here:
-                    self._clock.wake()
+                    self._thread.wake()
                 else:
-                    self._clock.work_here(self.work_one)
+                    self._thread.work_here(self.work_one)
             if waits and refusal is None:
                 refusal = self._wait_and_enter(call)
         except BaseException as exc:
             if call is not None:  # an interrupt, maybe while it waited or was about to; another may come at any time
                 self._engine.handed.waiting.append((self._enter_interrupted, (call, exc)))
-                self._clock.wake()
+                self._thread.wake()
             raise
         if refusal is not None:
             try:
@@ -178,7 +178,7 @@ class Intake:
                     with self._lock:
                         self._enter(call, held)
                 if held is None or isinstance(held, Exception):
-                    self._clock.wake()
+                    self._thread.wake()
                     return held
             gate, left_s = held
             gate.acquire(timeout=left_s)
@@ -187,7 +187,7 @@ class Intake:
         with Uninterrupted():
             with self._lock:
                 self._enter(call, exc)
-            self._clock.wake()
+            self._thread.wake()
 
     def count_missed(self, key: Key | None, exc: BaseException) -> None:
         key, bad = usable_key(key)
@@ -195,9 +195,9 @@ class Intake:
             with self._lock:
                 if bad is not None or self._engine.closing:
                     return
-                ask = self._desk.make_call(key, 1.0, time.monotonic(), "broadcast", booked=False)
+                ask = self._asks.make_call(key, 1.0, time.monotonic(), "broadcast", booked=False)
                 self._enter(Call(next(self.seqs), key, ask), exc)
-            self._clock.wake()
+            self._thread.wake()
 
     def _enter(self, call: Call, refusal: BaseException | None) -> None:
         """With the lock held: put a call, or its refusal, into the queue, once."""
@@ -207,7 +207,7 @@ class Intake:
             self._counters.blocking -= 1
             self._engine.count("blocked", call.held_since_s, time.monotonic(), call)
         if refusal is not None:
-            self._desk.take(call.ask, refusal, seq=call.seq)
+            self._asks.take(call.ask, refusal, seq=call.seq)
             if call.failure is None:
                 call.failure = call.ask.late or self._refused(refusal)
         self.calls.enter(call)
@@ -243,13 +243,13 @@ class Intake:
         with Uninterrupted(), self._lock:
             if self.window.has_room() or self._end.failure is not None or self._engine.closing:
                 return True
-            self._desk.gates.wake(wake)
+            self._asks.gates.wake(wake)
             return False
 
     def _would_block(self, key: Key | None) -> WouldBlockError:
         """With the lock held."""
         held = self.window.held_back()
-        text = f"{self._desk.label(key, None)}: it would block: {held}; nothing was cast: come back later"
+        text = f"{self._asks.label(key, None)}: it would block: {held}; nothing was cast: come back later"
         return WouldBlockError(f"{text}, or await lazy.cast(...)", rank=self._group.rank)
 
     def _hold_back(self, call: Call) -> Exception | None:
@@ -275,25 +275,25 @@ class Intake:
         if self.window.has_room() or self._end.failure is not None or call.failure is not None:
             return None
         if self._engine.closing:
-            return ClosedError(f"{self._desk.label_of(ask)}: closed here before it was sent", rank=self._group.rank)
+            return ClosedError(f"{self._asks.label_of(ask)}: closed here before it was sent", rank=self._group.rank)
         left_s = ask.since_s + ask.timeout_s - time.monotonic()
         if ask.taken or left_s <= 0:
-            return self._desk.role.look(ask)
-        return self._desk.gates.watch(), left_s
+            return self._asks.role.look(ask)
+        return self._asks.gates.watch(), left_s
 
     def _not_sent(self, ask: CastFuture[Any], situation: Situation) -> Exception:
         """The time of a call that waits for room is over."""
-        situation = self._desk.role.worded(situation)
-        ask.late = self._desk.overdue(ask, situation)
-        text = f"{self._desk.label_of(ask)}: not sent within {ask.timeout_s:g} s: {situation.text()}"
-        return self._desk.explain(ask, CastTimeoutError(text, rank=self._group.rank), situation)
+        situation = self._asks.role.worded(situation)
+        ask.late = self._asks.overdue(ask, situation)
+        text = f"{self._asks.label_of(ask)}: not sent within {ask.timeout_s:g} s: {situation.text()}"
+        return self._asks.explain(ask, CastTimeoutError(text, rank=self._group.rank), situation)
 
     def freed(self) -> None:
         """With the lock held: something was read, so what was held back may go."""
-        if self._desk.gates.closed:
-            self._desk.gates.open()
+        if self._asks.gates.closed:
+            self._asks.gates.open()
         if self.calls.sendable:
-            self._clock.wake()
+            self._thread.wake()
 
     # Withdrawing
 
@@ -311,9 +311,9 @@ class Intake:
                 ask.late = failure  # whoever is sending it finds that
             elif arrival is not None and not self.recall(arrival, failure):
                 return False  # everybody is about to get it
-            self._desk.take(ask, cancelled=True)
+            self._asks.take(ask, cancelled=True)
         ask.settle_cancelled()
-        self._clock.wake()
+        self._thread.wake()
         return True
 
     def recall(self, arrival: Arrival, failure: Failure) -> bool:

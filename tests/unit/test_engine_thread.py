@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lazycast.core.clock import Clock
+from lazycast.core.engine_thread import EngineThread
 from lazycast.core.waits import Stage, Waits
 
 from .test_waits import Call
@@ -19,7 +19,7 @@ WAIT_S = 10.0
 
 
 class Engine:
-    """Everything a clock calls goes into queues that tests read."""
+    """Everything it calls goes into queues that tests read."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -29,8 +29,8 @@ class Engine:
         self.failures: queue.Queue[Exception] = queue.Queue()
         self.work_error: Exception | None = None
         self.again_after_s: float | None = None
-        self.clock = Clock(self.lock, name="unit-clock")
-        self.clock.serve(self.waits, on_due=self._on_due, work=self._work, on_failure=self.failures.put)
+        self.thread = EngineThread(self.lock, name="unit-engine")
+        self.thread.serve(self.waits, on_due=self._on_due, work=self._work, on_failure=self.failures.put)
 
     def _on_due(self, stage: Stage, call: Call) -> None:
         assert not self.lock.locked(), "called with the lock held"
@@ -53,50 +53,50 @@ class Engine:
 def engine() -> Iterator[Engine]:
     one = Engine()
     yield one
-    one.clock.stop()
+    one.thread.stop()
 
 
 def test_it_works_when_started_and_when_woken(engine: Engine) -> None:
-    engine.clock.start()
+    engine.thread.start()
     engine.turns.get(timeout=WAIT_S)
-    engine.clock.wake()
+    engine.thread.wake()
     engine.turns.get(timeout=WAIT_S)
 
 
 def test_it_comes_back_when_work_says_so(engine: Engine) -> None:
     engine.again_after_s = 0.5
-    engine.clock.start()
+    engine.thread.start()
     first_s, second_s = engine.turns.get(timeout=WAIT_S), engine.turns.get(timeout=WAIT_S)
     assert second_s >= first_s + 0.5
 
 
 def test_waits_come_due_without_being_asked_for(engine: Engine) -> None:
-    engine.clock.start()
+    engine.thread.start()
     now_s = time.monotonic()
     with engine.lock:
         earlier = engine.waits.add(Call("w", now_s, ((0.01, Stage.WARN), (0.02, Stage.GIVE_UP))))
     assert earlier
-    engine.clock.wake()
+    engine.thread.wake()
     assert engine.due.get(timeout=WAIT_S) == (Stage.WARN, "w")
     assert engine.due.get(timeout=WAIT_S) == (Stage.GIVE_UP, "w")
 
 
 def test_an_error_ends_the_thread_and_is_told_once(engine: Engine) -> None:
     engine.work_error = ArithmeticError("defect")
-    engine.clock.start()
+    engine.thread.start()
     assert engine.failures.get(timeout=WAIT_S) is engine.work_error
-    engine.clock.wake()
-    engine.clock.stop()
+    engine.thread.wake()
+    engine.thread.stop()
     assert engine.failures.empty()
 
 
 def test_stopping_is_idempotent_and_fine_before_the_start(engine: Engine) -> None:
-    engine.clock.stop()
+    engine.thread.stop()
     other = Engine()
-    other.clock.start()
-    other.clock.stop()
-    other.clock.stop()
-    assert not [t for t in threading.enumerate() if t.name == "unit-clock"]
+    other.thread.start()
+    other.thread.stop()
+    other.thread.stop()
+    assert not [t for t in threading.enumerate() if t.name == "unit-engine"]
 
 
 def test_what_has_come_due_is_not_kept_while_it_sleeps(engine: Engine) -> None:
@@ -105,11 +105,11 @@ def test_what_has_come_due_is_not_kept_while_it_sleeps(engine: Engine) -> None:
 
     thing = Thing("due")
     watch = weakref.ref(thing)
-    engine.clock.start()
+    engine.thread.start()
     with engine.lock:
         now_s = time.monotonic()
         engine.waits.add(Call(thing, now_s, ((0.0, Stage.GIVE_UP),)))
-    engine.clock.wake()
+    engine.thread.wake()
     assert engine.due.get(timeout=WAIT_S)[1] is thing
     del thing
     deadline_s = time.monotonic() + WAIT_S / 2
