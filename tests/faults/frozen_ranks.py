@@ -21,6 +21,8 @@ from scenarios import RANK, SIZE, VICTIM, backend, say
 from lazycast import LazyBroadcast, LazycastError, Tuning
 
 FROZEN_S = 3.0
+#: Of a call that the frozen rank keeps from its end: time for the root to ask all, and to tell who is silent.
+WAITED_S = 5.0
 
 
 def mark(what: str, rank: int = RANK) -> Path:
@@ -76,7 +78,7 @@ def goes_on(lazy: LazyBroadcast[Any, Any]) -> None:
         wait_until_frozen()
         outcome("dump", lambda: lazy.dump())
     payload = "while it was frozen" if lazy.is_root else None
-    outcome("meanwhile", lambda: lazy.broadcast(payload, timeout_s=1.5 if RANK != VICTIM else 10))
+    outcome("meanwhile", lambda: lazy.broadcast(payload, timeout_s=WAITED_S if RANK != VICTIM else 10))
     mark("saw").touch()
     outcome("after", lambda: lazy.broadcast("after" if lazy.is_root else None, timeout_s=20))
     lazy.close()

@@ -32,7 +32,19 @@ LOOP_LIMIT_S = 1200.0
 LOOP_RELEASE = "0.5.23"
 ONCE = {"0.5.9": (2,), "0.5.23": (4,)}
 NOTHING_CHOSEN = 5  # pytest's exit code
+ENDING_S = 30.0
 LIMIT_S = 480.0  # of one run: importing SGLang takes a minute where its files have not been read yet
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a program and its process group, after what it has started in sessions of their own: that only it can end."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=ENDING_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def start(python: Path, ranks: int, *arguments: str | Path, capture: bool = False) -> tuple[int, str]:
@@ -56,9 +68,7 @@ def start(python: Path, ranks: int, *arguments: str | Path, capture: bool = Fals
         print(f"no end within {LIMIT_S:g} s", file=sys.stderr)
         return 1, ""
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end(process)
 
 
 def tests(python: Path, ranks: int, options: list[str]) -> bool:
@@ -72,16 +82,14 @@ def loop(python: Path, options: list[str]) -> bool:
     """Run the tests of real schedulers, which they start themselves. Returns whether they have passed."""
     folder = HERE / "loop"
     command = [python, "-m", "pytest", "-c", folder / "pytest.ini", f"--rootdir={folder}", *options, folder]
-    process = subprocess.Popen([str(part) for part in command], cwd=folder, start_new_session=True)
+    process = subprocess.Popen([str(part) for part in command], cwd=folder, start_new_session=True, text=True)
     try:
         code = process.wait(timeout=LOOP_LIMIT_S)
     except subprocess.TimeoutExpired:
         print(f"no end within {LOOP_LIMIT_S:g} s", file=sys.stderr)
         return False
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end(process)
     return code == 0 or (code == NOTHING_CHOSEN and bool(options))
 
 
