@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from html import unescape
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests import warm
 
 from . import browser
 from .command import run
+from .once import made_once
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +51,7 @@ addEventListener("load", () => {
 def measured(page: Path) -> dict[str, Any]:
     """What a browser has laid out of a page."""
     text = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", page.read_text(), count=1)
-    copy = page.with_name("measured.html")
+    copy = page.with_name(f"measured-{os.getpid()}.html")  # other processes of `-n` look at it too
     copy.write_text(text.replace("</head>", MEASURE + "</head>"))
     dom = browser.open_page(copy.as_uri()).dom
     said = re.search(r'<pre id="said">(.*?)</pre>', dom, re.DOTALL)
@@ -62,7 +64,10 @@ def measured(page: Path) -> dict[str, Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of two numbers of ranks, measured here."""
     browser.find()
-    out = tmp_path_factory.mktemp("report")
+    return made_once("report", measure, tmp_path_factory)
+
+
+def measure(out: Path) -> None:
     options = ["--backend", "torch", "--ranks", "2,3", "--no-figures", "--rounds", "1", "--report", str(out)]
     sizes = ["--no-requests", "--sizes", "1KiB,64KiB", "--cell-s", "1", "--kinds", "array,images"]
     load = ["--seconds", "0.1", "--workloads", "thumbnail", "--ways", ",".join(WAYS)]
@@ -79,7 +84,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text(re.sub(r'"load_before": [\d.]+', '"load_before": 0.0', path.read_text()))
     done = run([warm.python(), "-m", "lazycast", "bench", "report", str(out)], timeout_s=140)
     assert done.returncode == 0, done.stdout + done.stderr
-    return out
 
 
 @pytest.mark.exhaustive

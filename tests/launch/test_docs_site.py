@@ -19,6 +19,7 @@ import pytest
 
 from . import browser
 from .command import run
+from .once import made_once
 
 pytestmark = pytest.mark.exhaustive
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if find_spec("mkdocs") is None or find_spec("mkdocstrings") is None:
         reason = "no mkdocs here; run: pip install 'lazycast[docs]'"
         pytest.skip(reason)
-    out = tmp_path_factory.mktemp("site")
+    return made_once("site", build, tmp_path_factory)
+
+
+def build(out: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -48,7 +52,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     done = run([*command, "--site-dir", str(out)], timeout_s=200, NO_MKDOCS_2_WARNING="1")
     assert done.returncode == 0, done.stdout + done.stderr
-    return out
 
 
 @contextlib.contextmanager

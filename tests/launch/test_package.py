@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email.message
 import email.parser
-import fcntl
 import hashlib
 import os
 import re
@@ -20,6 +19,7 @@ import pytest
 from lazycast import __version__
 
 from .command import run
+from .once import made_once
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {"lazycast": "lazycast", "backends": "lazycast/backends", "adapters": "lazycast/adapters"}
@@ -48,14 +48,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source package, and the wheel that was built from it, once for all processes of `-n`."""
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "dist"
-    with open(f"{folder}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            build(source, tmp_path_factory.mktemp("dist")).rename(folder)
-    return folder
+    """A source package, and the wheel that was built from it."""
+    return made_once("dist", lambda folder: build(source, folder), tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
