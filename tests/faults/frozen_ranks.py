@@ -19,10 +19,14 @@ from typing import Any
 from scenarios import RANK, SIZE, VICTIM, backend, say
 
 from lazycast import LazyBroadcast, LazycastError, Tuning
+from lazycast.core import waits
 
 FROZEN_S = 3.0
+#: How many times longer than usual answers may take: on a busy machine.
+PATIENCE = int(os.environ.get("PATIENCE", "1"))
+waits._ASK_BEFORE_S *= PATIENCE
 #: Of a call that the frozen rank keeps from its end: time for the root to ask all, and to tell who is silent.
-WAITED_S = 5.0
+WAITED_S = 5.0 * PATIENCE
 
 
 def mark(what: str, rank: int = RANK) -> Path:
@@ -78,7 +82,7 @@ def goes_on(lazy: LazyBroadcast[Any, Any]) -> None:
         wait_until_frozen()
         outcome("dump", lambda: lazy.dump())
     payload = "while it was frozen" if lazy.is_root else None
-    outcome("meanwhile", lambda: lazy.broadcast(payload, timeout_s=WAITED_S if RANK != VICTIM else 10))
+    outcome("meanwhile", lambda: lazy.broadcast(payload, timeout_s=WAITED_S if RANK != VICTIM else 20))
     mark("saw").touch()
     outcome("after", lambda: lazy.broadcast("after" if lazy.is_root else None, timeout_s=20))
     lazy.close()

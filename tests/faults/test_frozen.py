@@ -30,9 +30,9 @@ def weighed() -> list[Any]:
     ]
 
 
-def events_of(scenario: str, backend: str, shared: str, victim: int) -> list[Events]:
+def events_of(scenario: str, backend: str, shared: str, victim: int, patience: int = 1) -> list[Events]:
     """Run a scenario; return each rank's events. Nobody was lost, and everybody got to the end."""
-    results = run(scenario, backend, script=SCENARIOS, VICTIM=victim, SHARED_MEMORY=shared)
+    results = run(scenario, backend, script=SCENARIOS, VICTIM=victim, SHARED_MEMORY=shared, PATIENCE=patience)
     for rank, (code, events) in enumerate(results):
         assert code == 0, (rank, code, events)
         assert events[-1]["event"] == "done", (rank, events)
@@ -46,9 +46,19 @@ def the(name: str, events: Events) -> dict[str, Any]:
     return found[0]
 
 
+def answered_too_late(events: Events, victim: int) -> bool:
+    """Whether a rank names nobody, or the root that has not answered yet, where it should name who is frozen."""
+    silent = the("meanwhile", events)["silent"]
+    return victim not in silent and set(silent) <= {0}
+
+
 @pytest.mark.parametrize(("backend", "shared", "victim"), weighed())
 def test_a_frozen_rank_is_named_as_silent_and_goes_on_with_the_others(backend: str, shared: str, victim: int) -> None:
-    for rank, events in enumerate(events_of("goes_on", backend, shared, victim)):
+    for patience in (1, 2, 4):
+        seen = events_of("goes_on", backend, shared, victim, patience)
+        if not any(answered_too_late(events, victim) for rank, events in enumerate(seen) if rank != victim):
+            break
+    for rank, events in enumerate(seen):
         assert the("after", events)["value"] == "after", (rank, events)
         meanwhile = the("meanwhile", events)
         assert meanwhile["kind"] == "CastTimeoutError", (rank, events)
