@@ -29,19 +29,15 @@ HEAVY = (
 #: What is passed on. What is not here, three ranks of torch have over the network (`launch/test_suite`), and of what
 #: takes seconds all else that is there.
 PASSED_ON = ("values.", "failures.", "placements.", "roots.", "trust.", "load.")
-#: Each of their hundreds of casts takes five ranks' time.
-ON_A_HOST = (
-    "load.a_thousand_keyed_casts_from_several_threads_in_any_order",
-    "roots.every_rank_casts_with_keys_of_its_own",
-)
 THERE = (
     "values.a_payload_beyond_the_chunk_size_is_intact",
     "values.payloads_arrive_equal_from_every_root",
+    "roots.every_rank_casts_with_keys_of_its_own",  # hundreds of casts: one and four ranks on a host have it
 )
 
 
 def _marks(shared_memory: bool | str, size: int, name: str) -> list[pytest.MarkDecorator]:
-    over_network = name.startswith(PASSED_ON) and name not in (*THERE, *ON_A_HOST)
+    over_network = name.startswith(PASSED_ON) and name not in THERE
     often = size != SELDOM and (name not in HEAVY if shared_memory else over_network)
     return [] if often else [pytest.mark.exhaustive]
 
