@@ -42,6 +42,22 @@ class _Opcodes(dict[int, Any]):
         raise pickle.UnpicklingError(f"invalid load key, {bytes([opcode])!r}")
 
 
+class _Stream(io.BytesIO):
+    """Does what pickle's C does where a stream ends too early. Its Python takes what there is, or raises another."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        if size is not None and len(data) < size:
+            raise pickle.UnpicklingError("pickle data was truncated")
+        return data
+
+    def readline(self, size: int | None = -1) -> bytes:
+        data = super().readline(size)
+        if data[-1:] != b"\n":
+            raise pickle.UnpicklingError("pickle data was truncated")
+        return data
+
+
 def check_attributes(attributes: Mapping[Any, Any]) -> None:
     """Raise TrustError for attributes that a stream may not give an object: names that are looked up by others."""
     for name in attributes:
@@ -106,7 +122,7 @@ class CarefulUnpickler(pickle._Unpickler):
     def __init__(
         self, stream: bytes, frames: Any, find: Callable[..., tuple[Any, str]], listed: frozenset[str]
     ) -> None:
-        super().__init__(io.BytesIO(stream), fix_imports=False, buffers=frames)
+        super().__init__(_Stream(stream), fix_imports=False, buffers=frames)
         self._find, self._listed = find, listed
         self._found: dict[int, tuple[Any, str]] = {}  # by id; kept alive, so that no other object gets it
 

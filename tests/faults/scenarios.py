@@ -115,7 +115,7 @@ def fork_while_open(lazy: LazyBroadcast[Any, Any]) -> None:
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
-    process.join(20)
+    process.join(60)
     say("child", exitcode=process.exitcode)
     outcome(lambda: lazy.broadcast("after the fork"))
     lazy.close()

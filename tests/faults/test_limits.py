@@ -366,7 +366,7 @@ def forks_in_the_middle() -> list[int]:
             for _ in range(4):
                 child = context.Process(target=lazy_is_of_no_use, args=(lazy,))
                 child.start()
-                child.join(20)
+                child.join(60)
                 codes.append(child.exitcode or 0)
             over.set()
 
@@ -379,7 +379,7 @@ def forks_in_the_middle() -> list[int]:
             n += 1
             if lazy.broadcast(over.is_set() if lazy.is_root else None, key=f"over {n}") and n >= 200:
                 break
-        thread.join(30)
+        thread.join(250)
     return codes
 
 

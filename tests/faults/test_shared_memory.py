@@ -226,7 +226,7 @@ def forks(child_outlives: bool) -> None:
             held.clear()
             gc.collect()
         else:
-            process.join(30)
+            process.join(60)
             assert process.exitcode == 0
         for n in range(100):
             same_bytes(cast(lazy, 1000 + n), 1000 + n)
@@ -235,7 +235,7 @@ def forks(child_outlives: bool) -> None:
             value[:] = 9
         if child_outlives:
             told.send("go on")
-            process.join(30)
+            process.join(60)
             assert process.exitcode == 0, "see the child's traceback"
         told.close()
         value = None

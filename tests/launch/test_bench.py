@@ -80,7 +80,9 @@ def test_bench(backend: str, tmp_path: Path) -> None:
     for result in said["results"]:
         assert result["count"] == 3
         assert 0 < result["p10_s"] <= result["median_s"] <= result["p90_s"]
-    assert len(said["figures"]["idle_cpu_fraction"]) == 2
+    idle, threads = said["figures"]["idle_cpu_fraction"], said["figures"]["idle_threads_fraction"]
+    assert len(idle) == len(threads) == 2
+    assert all(0 <= own <= whole + 1e-3 for own, whole in zip(threads, idle, strict=True))
     assert said["figures"]["async_blocked"]["median_s"] > 0
     assert said["memory"] == []  # such payloads are too small to tell
 

@@ -150,8 +150,8 @@ def test_a_rank_without_memory_fails_the_cast_by_name_and_still_passes_it_on() -
     assert launch(lacks_memory, ranks=5, timeout_s=200) == [499999500000] * 5  # rank 1 passes on to rank 4
 
 
-def forks() -> Any:
-    with LazyBroadcast(timeout_s=30) as lazy:
+def forks(ended: Path) -> Any:
+    with LazyBroadcast(timeout_s=60) as lazy:
         pending = lazy.broadcast_async("x", key="k") if not lazy.is_root else None
 
         def child() -> None:
@@ -163,13 +163,17 @@ def forks() -> Any:
 
         process = multiprocessing.get_context("fork").Process(target=child)
         process.start()
-        process.join(20)
-        value = lazy.broadcast("x", key="k") if pending is None else pending.result()
-        return process.exitcode, value
+        process.join(50)
+        if pending is not None:
+            ended.touch()
+            return process.exitcode, pending.result()
+        while not ended.exists():  # a child has no value that was there before the fork
+            time.sleep(0.01)
+        return process.exitcode, lazy.broadcast("x", key="k")
 
 
-def test_a_forked_child_is_refused_without_waiting() -> None:
-    assert launch(forks, ranks=2, timeout_s=200) == [(0, "x"), (0, "x")]
+def test_a_forked_child_is_refused_without_waiting(tmp_path: Path) -> None:
+    assert launch(forks, ranks=2, args=(tmp_path / "ended",), timeout_s=200) == [(0, "x"), (0, "x")]
 
 
 def interrupts(payload: object) -> object:

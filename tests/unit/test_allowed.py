@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from lazycast.codec import pickling
 from lazycast.codec.allowed import ALWAYS, AllowCodec
+from lazycast.codec.careful import CarefulUnpickler
 from lazycast.codec.doors import problem
 from lazycast.codec.opcodes import may_set_state
 from lazycast.codec.pickling import CannotEncode, Layout
@@ -369,6 +370,17 @@ def test_a_damaged_stream_raises_what_pickle_raises(which: int, data: st.DataObj
         decode(bytes(stream))
     except (TrustError, pickle.UnpicklingError, *_ANY):
         pass
+
+
+@pytest.mark.parametrize("opcode", [op for op in pickletools.opcodes if op.arg is not None], ids=lambda op: op.name)
+def test_a_stream_without_an_opcodes_argument_is_truncated(opcode: pickletools.OpcodeInfo) -> None:
+    """Whether it is read by pickle's C or, with care, by its Python, which raises struct.error and others."""
+    stream = opcode.code.encode("latin-1")
+    with pytest.raises(pickle.UnpicklingError):
+        pickle.loads(stream)
+    for before in (b"", b"\x95\x01" + bytes(7)):  # also where it ends a frame
+        with pytest.raises(pickle.UnpicklingError, match="truncated"):
+            CarefulUnpickler(before + stream, None, AllowCodec(())._find, frozenset()).load()
 
 
 # State: a stream may set that of instances of listed classes, and of nothing else

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -70,7 +72,7 @@ def run_rank(plan: Plan, folder: Path) -> dict[str, Any] | None:
     with LazyBroadcast[Any, Any](name="figures", timeout_s=TIMEOUT_S) as lazy:
         if plan.idle_s:
             reporter.say("idle ranks")
-            figures["idle_cpu_fraction"] = _idle(lazy, sync, plan.idle_s)
+            figures |= _idle(lazy, sync, plan.idle_s)
         if plan.async_calls:
             reporter.say("broadcast_async")
             figures["async_blocked"] = {"nbytes": _ASYNC_NBYTES, **_async_blocked(lazy, sync, plan.async_calls)}
@@ -216,15 +218,26 @@ def _complaint(turn: _Turn, expected: object) -> str | None:
     return wrong and f"{way.name} ({column}): the value{wrong}"
 
 
-def _idle(lazy: LazyBroadcast[Any, Any], sync: Sync, idle_s: float) -> list[float]:
-    """Return for each rank the fraction of a core it takes while its object is open and nobody calls it."""
+def _idle(lazy: LazyBroadcast[Any, Any], sync: Sync, idle_s: float) -> dict[str, list[float]]:
+    """Return for each rank the fraction of a core it takes while its object is open and nobody calls it.
+
+    That of its whole process, and that of lazycast's threads: what carries a group, as gloo, has threads of its own.
+    """
     lazy.broadcast(b"awake")
     sync.gather()
     time.sleep(0.5)  # let what the cast has begun come to rest
-    before_s, since_s = time.process_time(), time.monotonic()
+    before_s, threads_before_s, since_s = time.process_time(), _threads_s(), time.monotonic()
     time.sleep(idle_s)
-    used = (time.process_time() - before_s) / (time.monotonic() - since_s)
-    return [float(blob) for blob in sync.gather(repr(used).encode())]
+    took_s = time.monotonic() - since_s
+    used = [(time.process_time() - before_s) / took_s, (_threads_s() - threads_before_s) / took_s]
+    ranks = [json.loads(blob) for blob in sync.gather(json.dumps(used).encode())]
+    return {"idle_cpu_fraction": [rank[0] for rank in ranks], "idle_threads_fraction": [rank[1] for rank in ranks]}
+
+
+def _threads_s() -> float:
+    """Return the processor time of the threads that lazycast has started, as long as they live."""
+    own = [thread.ident for thread in threading.enumerate() if thread.name.startswith("lazycast")]
+    return sum(time.clock_gettime(time.pthread_getcpuclockid(ident)) for ident in own if ident is not None)
 
 
 def _async_blocked(lazy: LazyBroadcast[Any, Any], sync: Sync, calls: int) -> dict[str, float]:

@@ -74,7 +74,9 @@ def figures(run: dict[str, Any]) -> Iterator[str]:
         )
     if "idle_cpu_fraction" in found:
         parts = ", ".join(f"{fraction:.2%}" for fraction in found["idle_cpu_fraction"])
-        yield f"idle ranks, in rank order, take {parts} of a core"
+        own = found.get("idle_threads_fraction")  # older runs do not say
+        threads = f", lazycast's threads {', '.join(f'{fraction:.2%}' for fraction in own)}" if own else ""
+        yield f"idle ranks, in rank order, take {parts} of a core{threads}"
     for way, reason in run.get("absent", {}).items():  # older runs do not say
         yield f"not measured: {way} ({reason})"
 

@@ -64,6 +64,7 @@ class Blocked(msgspec.Struct):
 
 class Figures(msgspec.Struct):
     idle_cpu_fraction: list[float] | None = None
+    idle_threads_fraction: list[float] | None = None
     async_blocked: Blocked | None = None
 
 
