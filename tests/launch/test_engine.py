@@ -174,7 +174,7 @@ def test_a_full_engine_rejects_and_serves_the_others(tmp_path: Path) -> None:
 def _pressed() -> str:
     """Rank 0 casts more than the others ask for."""
     ranks = LocalRanks()
-    inputs = LazycastInputs(ranks, lambda: None, max_inflight=2, timeout_s=1.0)
+    inputs = LazycastInputs(ranks, lambda: None, max_inflight=2, timeout_s=6.0)
     jpegs = photos_for(MIX)[:1]
     requests = [Request(f"r{n}", "", 1, {"jpegs": jpegs}) for n in range(4)]
     named = [Announced(r.rid, r.prompt, r.max_tokens, True) for r in requests]

@@ -121,9 +121,9 @@ def test_who_has_reported_after_the_roll_call_is_not_named() -> None:
 
 def is_idle() -> int:
     os.environ["LAZYCAST_HOST"] = str(rank_of_environment())
-    with LazyBroadcast(timeout_s=2) as lazy:
+    with LazyBroadcast(timeout_s=5) as lazy:
         assert lazy.broadcast(1) == 1
-        time.sleep(4)
+        time.sleep(8)
         return lazy.broadcast(2)
 
 

@@ -329,7 +329,7 @@ def free_port() -> int:
 
 def ask(address: str, what: str, **words: object) -> Any:
     """What Prometheus answers."""
-    with urllib.request.urlopen(f"{address}/api/v1/{what}?{urllib.parse.urlencode(words)}", timeout=10) as reply:
+    with urllib.request.urlopen(f"{address}/api/v1/{what}?{urllib.parse.urlencode(words)}", timeout=60) as reply:
         said = json.loads(reply.read())
     assert said["status"] == "success", said
     return said["data"]

@@ -38,7 +38,7 @@ class Page:
 
     def scrape(self) -> tuple[Samples, dict[str, str]]:
         """Return all samples, each of which must be there once, and the type of each family."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._server.server_port}/metrics", timeout=10) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._server.server_port}/metrics", timeout=60) as reply:
             text = reply.read().decode()
         samples: Samples = {}
         types = {}

@@ -276,11 +276,11 @@ def test_nothing_overtakes_the_chunks_of_a_body() -> None:
     def start_other() -> None:
         if not thread.ident:
             thread.start()
-            assert about_to.wait(10)
+            assert about_to.wait(60)
 
     root.link.on_send = start_other
     root.relay.down(cast(7, 50_000), Room(memoryview(body)))
-    assert done.wait(10)
+    assert done.wait(60)
     thread.join()
     kinds = [type(message) for _, message, _ in root.link.messages()]
     assert kinds == [Cast] + [Chunk] * 499 + [Verdict]
@@ -382,7 +382,7 @@ def test_a_neighbour_may_send_before_connect_has_returned() -> None:
 
     context.during_connect = deliver_early
     relay.connect(context, timeout_s=1.0, name="test")
-    threads[0].join(10)
+    threads[0].join(60)
     assert inbox.plain() == [(Verdict(1), b"")]
     assert [(peer, message) for peer, message, _ in link.messages()] == [(4, Verdict(1))]
 

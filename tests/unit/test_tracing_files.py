@@ -59,7 +59,7 @@ def test_a_file_is_json_and_holds_what_was_noted(tmp_path: Path) -> None:
 def test_what_is_noted_is_in_the_file_soon_and_nothing_after_the_end(tmp_path: Path) -> None:
     one = traced(tmp_path)
     one.took("encode", 1.0, 2.0, None)
-    until_s = time.monotonic() + 10
+    until_s = time.monotonic() + 60
     while b'"encode"' not in one.path.read_bytes():
         assert time.monotonic() < until_s
         time.sleep(0.01)
@@ -331,7 +331,7 @@ def test_threads_that_note_for_the_first_time_at_once_get_different_numbers(
 
     def named() -> threading.Thread:
         if here().name.startswith("notes"):
-            both.wait(10)
+            both.wait(60)
         return here()
 
     with traced(tmp_path) as one:

@@ -38,7 +38,7 @@ def more(after: dict[str, int], before: dict[str, int]) -> dict[str, int]:
 
 def settled(before: dict[str, int]) -> dict[str, int]:
     """Return what this process has more than before; a thread that has done its work may need a moment to go."""
-    until_s = time.monotonic() + 2.0
+    until_s = time.monotonic() + 20.0
     while (left := more(held(), before)) and time.monotonic() < until_s:
         time.sleep(0.02)
     return left
