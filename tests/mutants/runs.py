@@ -18,7 +18,7 @@ _NO_TESTS = 5  # how pytest ends where the selection leaves none of the files gi
 NONE = "none"  # the name of the run without a defect
 _LATE = ("docs", "bench", "page", "doctor", "sglang", "prometheus", "package", "demo", "soak", "examples", "site")
 #: Folders whose parts are tested together, and by which tests.
-_WHOLE = {"engine": ("lane", "protocol")}
+_WHOLE = {"core": ("lane", "protocol")}
 
 
 class Row(NamedTuple):

@@ -11,6 +11,7 @@ import pytest
 
 from tests.mutants import runs
 from tests.mutants.__main__ import MUTANTS, main, settled, table
+from tests.mutants.checkout import ROOT
 from tests.mutants.mutant import Mutant, plant
 
 SIGN = Mutant("sign", "lib/sums.py", "a + b", "a - b", "a sum is a sum")
@@ -87,6 +88,12 @@ def test_tests_that_lie_near_to_a_defect_come_first(tmp_path: Path) -> None:
     near, others = runs.in_order(tmp_path, ["tests/unit"], "lazycast/codec/data/codec.py")
     assert near == ["tests/unit/test_data_codec.py", "tests/unit/test_codec.py"]
     assert others == ["tests/unit/test_wire.py", "tests/unit/test_bench_page.py"]
+
+
+def test_tests_of_a_folders_parts_together_lie_near_to_each() -> None:
+    near, _ = runs.in_order(ROOT, ["tests/unit"], "lazycast/core/ledger.py")
+    assert near[0] == "tests/unit/test_ledger.py"
+    assert {"tests/unit/test_lane.py", "tests/unit/test_protocol.py"} <= set(near)
 
 
 def test_what_is_kept_of_an_earlier_run() -> None:
