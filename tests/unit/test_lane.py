@@ -21,7 +21,7 @@ from lazycast.core.follower import FollowerLane
 from lazycast.core.future import CastFuture
 from lazycast.core.performer import Group, Result
 from lazycast.core.root import RootLane
-from lazycast.errors import CastTimeoutError, ClosedError, MaterializeError, PeerLostError, RemoteError
+from lazycast.errors import CastTimeoutError, ClosedError, MaterializeError, PeerLostError, RemoteError, WouldBlockError
 from lazycast.materialize.cores import Cores
 from lazycast.net.backend import Link, Sink
 from lazycast.net.relay import Room
@@ -231,6 +231,95 @@ def test_a_call_that_is_given_up_before_its_turn_is_told_with_the_reason(closing
         assert cast.failure is not None
         assert (cast.failure.kind, cast.failure.rank) == (kind, 0)
         assert future.done()
+    finally:
+        lane.engine.close(0.0)
+
+
+def root_lane(link: FakeLink, **limits: Any) -> RootLane:
+    group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
+    hosts = [[rank] for rank in range(SIZE)]
+    lane = RootLane(group, dataclasses.replace(options(), **limits), FakeContext(link), place(0, 0, hosts), None)
+    lane.start(timeout_s=1.0)
+    return lane
+
+
+def until_sent(link: FakeLink, seq: int) -> None:
+    deadline_s = time.monotonic() + 60
+    while not any(isinstance(message, Cast) and message.seq == seq for _, message, _ in link.messages()):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("agree", [True, False])
+@pytest.mark.parametrize("limit", [{"max_inflight": 2}, {"max_inflight_nbytes": 1001}])
+def test_the_root_has_room_until_a_limit_is_reached_and_again_when_the_slowest_rank_has_read(
+    limit: dict[str, int], agree: bool
+) -> None:
+    link = FakeLink(1 << 20)
+    lane = root_lane(link, agree=agree, **limit)
+    try:
+        for seq in (1, 2):
+            assert lane.has_room()
+            lane.call(bytes(600), None, None, 30.0, block=False)
+            until_sent(link, seq)
+        assert not lane.has_room()
+        with pytest.raises(WouldBlockError):
+            lane.call(bytes(600), None, None, 30.0, block=False)
+        for rank in range(1, SIZE):
+            assert not lane.has_room()
+            lane.on_message(Read(rank, [1]), memoryview(b""))
+        assert lane.has_room()
+    finally:
+        lane.engine.close(0.0)
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_failure_that_overtakes_its_cast_is_what_its_call_gets(keyed: bool) -> None:
+    """Nobody tells it again, so a cast that knows nothing of it would wait for a verdict that never comes."""
+    link = FakeLink(1 << 20)
+    lane = follower(link)
+    key = "k" if keyed else None
+    try:
+        future = lane.call(None, None, key, 30.0)
+        lane.on_message(Verdict(1, Failure("lost", VICTIM, "h", "was lost")), memoryview(b""))
+        unknown = MaterializerRef("sha256:unknown", "fn")
+        lane.on_message(Cast(1, key, "every", True, unknown, 0, 10), memoryview(b""))
+        assert future.done()
+        error = future.exception(0)
+        assert isinstance(error, PeerLostError)
+        assert error.rank == VICTIM
+        assert said(link, Report) == Report(RANK, 1, True)  # the root awaits it all the same
+    finally:
+        lane.engine.close(0.0)
+
+
+def test_casts_that_wait_for_code_are_taken_under_the_lock() -> None:
+    """Else one that begins to wait at that moment could be put where nobody looks any more."""
+    link = FakeLink(1 << 20)
+    lane = follower(link)
+    making = lane.casts.making
+    begun = threading.Event()
+    unknown = MaterializerRef("sha256:unknown", "fn")
+    try:
+        lane.on_message(Cast(1, None, "every", True, unknown, 0, 10), memoryview(b""))
+        said(link, Need)
+        code = Code(2, "sha256:unknown", failure=Failure("encode", 0, "h", "no code"))
+
+        def learn() -> None:
+            begun.set()
+            lane.on_message(code, memoryview(b""))
+
+        learning = threading.Thread(target=learn, daemon=True)
+        with lane.engine.lock:
+            learning.start()
+            assert begun.wait(60)
+            learning.join(0.2)
+            assert list(making._parked) == ["sha256:unknown"]
+        learning.join(60)
+        assert not making._parked
+        lane.on_message(Verdict(1, code.failure), memoryview(b""))
+        with pytest.raises(RemoteError, match="no code"):
+            lane.call(None, None, None, 30.0).result(30)
     finally:
         lane.engine.close(0.0)
 
