@@ -186,6 +186,15 @@ def test_a_name_that_is_not_allowed_is_refused_before_it_is_looked_up(module: st
     assert set(sys.modules) == imported
 
 
+@pytest.mark.parametrize(("module", "name"), [pair for pair in DANGEROUS if pair != (HERE, "Frame")])
+def test_a_name_that_is_not_allowed_is_refused_after_one_that_is_listed(module: str, name: str) -> None:
+    """From there on a stream is read with care, by another unpickler."""
+    imported = set(sys.modules)
+    with pytest.raises(TrustError, match="which is not allowed"):
+        decode(named(HERE, "Frame") + b"0" + named(module, name)[2:] + b".", FRAME)
+    assert set(sys.modules) == imported
+
+
 @pytest.mark.parametrize("opcodes", [b"cos\nsystem\n.", b"(S'x'\nios\nsystem\n.", b"\x80\x02c__builtin__\neval\n."])
 def test_old_ways_to_name_things_are_no_way_around(opcodes: bytes) -> None:
     with pytest.raises(TrustError, match="which is not allowed"):

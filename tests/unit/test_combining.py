@@ -222,7 +222,8 @@ def test_whoever_wants_to_know_who_is_missing_finds_nothing_held() -> None:
     last = Report(2, 1, True)
     assert books.report(last, 0.0) == [last], "it was asked about: it goes up by itself"
     books.opened(agreeing(3), 5.9)
-    assert books.report(last, 5.9) == [last], "whoever asked may still wait for an answer"
+    late = Report(2, 3, True)
+    assert books.report(late, 5.9) == [late], "whoever asked may still wait for an answer"
     books.opened(agreeing(4), 7.0)
     assert books.report(Report(2, 4, True), 7.0) == [], "what comes after it is put together again"
 

@@ -17,6 +17,7 @@ from lazycast.net.host import headroom
 from lazycast.net.host.arena import CAPACITY, Arena, Slot
 from lazycast.net.host.memory import PAGE, Region, create, pages
 from lazycast.net.host.views import Views
+from tests.locking import waits_for
 
 RANKS = [3, 5, 8]
 ME, READER, OTHER = 5, 3, 8
@@ -63,6 +64,13 @@ def test_nothing_is_made_before_the_first_message() -> None:
     assert os.listdir("/proc/self/fd") == before
     arena.close()
     arena.close()
+
+
+def test_all_that_changes_an_arena_waits_for_its_lock(arena: Arena) -> None:
+    slot = arena.allocate(9 * PAGE)
+    assert slot.segment_fd is not None
+    for call in (lambda: arena.allocate(1), arena.in_use, lambda: handed_over(arena, slot), arena.close):
+        assert waits_for(arena._lock, call)
 
 
 def test_a_slot_is_whole_pages_of_the_size_that_was_asked_for(arena: Arena) -> None:

@@ -29,6 +29,7 @@ from lazycast.net.host.mesh import (
     INLINE_NBYTES,
     Mesh,
 )
+from tests.locking import waits_for
 
 WAIT_S = 30.0
 ARENA_NBYTES = 1 << 20
@@ -136,6 +137,18 @@ def numbers(messages: list[tuple[int, bytes, memoryview]]) -> list[int]:
 
 
 # Messages
+
+
+def test_all_that_is_said_to_a_peer_waits_for_its_lock() -> None:
+    with hosted(0, 1) as host:
+        mesh = host.meshes[0]
+        for call in (
+            lambda: mesh.send(1, b"small"),
+            lambda: share(mesh, [1], b"in the arena", bytes(ARENA_NBYTES // 2)),
+            lambda: share(mesh, [1], b"in a segment", bytes(ARENA_NBYTES + 1)),
+        ):
+            assert waits_for(mesh._peers[1].lock, call)
+        assert [header for _, header, _ in host.sinks[1].take(3)] == [b"small", b"in the arena", b"in a segment"]
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, 63, 4096, INLINE_NBYTES])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import queue
 import signal
 import threading
 import time
@@ -235,9 +236,9 @@ def test_a_call_that_is_given_up_before_its_turn_is_told_with_the_reason(closing
         lane.engine.close(0.0)
 
 
-def root_lane(link: FakeLink, **limits: Any) -> RootLane:
+def root_lane(link: FakeLink, hosts: list[list[int]] | None = None, **limits: Any) -> RootLane:
     group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
-    hosts = [[rank] for rank in range(SIZE)]
+    hosts = hosts or [[rank] for rank in range(SIZE)]
     lane = RootLane(group, dataclasses.replace(options(), **limits), FakeContext(link), place(0, 0, hosts), None)
     lane.start(timeout_s=1.0)
     return lane
@@ -291,6 +292,70 @@ def test_a_failure_that_overtakes_its_cast_is_what_its_call_gets(keyed: bool) ->
         assert said(link, Report) == Report(RANK, 1, True)  # the root awaits it all the same
     finally:
         lane.engine.close(0.0)
+
+
+def test_calls_that_wait_for_room_fail_as_soon_as_a_rank_has_closed() -> None:
+    link = FakeLink(1 << 20)
+    lane = root_lane(link, agree=False, max_inflight_nbytes=1000)
+    lane.engine.thread.stop()  # the test does its work
+    try:
+        first, *waiting = [lane.call(bytes(1200), None, None, 30.0, block=False) for _ in range(3)]
+        lane.work()
+        assert first.result(30) == bytes(1200)
+        assert [future.done() for future in waiting] == [False, False]
+        lane.on_message(Gone(VICTIM, Failure("closed", VICTIM, "h", "has closed")), memoryview(b""))
+        lane.work()
+        for future in waiting:
+            assert future.done()
+            assert isinstance(future.exception(0), ClosedError)
+    finally:
+        lane.engine.close(0.0)
+
+
+def test_nobody_waits_for_ranks_that_the_one_that_has_closed_passed_casts_on_to() -> None:
+    link = FakeLink(1 << 20)
+    lane = root_lane(link, [[0], list(range(1, SIZE))], agree=False, max_inflight=1)
+    try:
+        lane.call("unread", None, None, 30.0)
+        until_sent(link, 1)
+        assert not lane.has_room()
+        lane.on_message(Gone(1, Failure("closed", 1, "h", "has closed")), memoryview(b""))
+        assert lane.has_room()
+        assert len(lane.admission.ledger.entries) == 0
+    finally:
+        lane.engine.close(0.0)
+
+
+def test_an_owner_that_does_not_want_a_cast_passes_it_on_to_the_next_rank_of_its_host() -> None:
+    """It has no payload to make it from."""
+    lane = follower(FakeLink(1 << 20), [[0], [1], [2, RANK, VICTIM]])
+    shared: queue.SimpleQueue[Value | Pass] = queue.SimpleQueue()
+    lane.near.relay.share = lambda message, room=None: shared.put(message)  # type: ignore[method-assign]
+    try:
+        fn = MaterializerRef("builtins:len", "len", ("builtins", "len"))
+        cast = Cast(7, "k", "shard", False, fn, fingerprint=fingerprint([1, 2]), turn=1)
+        lane.on_message(cast, memoryview(b""))
+        lane.discard("k")
+        message = shared.get(timeout=60)
+        assert isinstance(message, Pass)
+        assert (message.rank, message.seq, message.to) == (RANK, 7, VICTIM)
+    finally:
+        lane.engine.close(0.0)
+
+
+def test_closing_waits_for_calls_that_are_pending() -> None:
+    lane = follower(FakeLink(1 << 20))
+    future = lane.call(None, None, None, 60.0)
+    closing = threading.Thread(target=lane.engine.close, args=(60.0,), daemon=True)
+    closing.start()
+    closing.join(0.3)
+    assert closing.is_alive()
+    refused = Cast(1, None, "every", False, None, failure=Failure("refused", 0, "h", "what it waited for"))
+    lane.on_message(refused, memoryview(b""))
+    with pytest.raises(RemoteError, match="what it waited for"):
+        future.result(60)
+    closing.join(60)
+    assert not closing.is_alive()
 
 
 def test_casts_that_wait_for_code_are_taken_under_the_lock() -> None:

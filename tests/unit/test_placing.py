@@ -130,6 +130,21 @@ def test_a_cast_is_learnt_from_once_all_ranks_have_reported() -> None:
     assert samples(only(subject)) == 1, "it was learnt from already"
 
 
+def test_a_value_is_known_to_pickle_from_when_one_was_shared_until_one_could_not_be() -> None:
+    subject = placing(replicated=True)
+
+    def doubted(seq: int, fn: Any, cost: Cost | None = None) -> bool:
+        subject.place(call(seq, fn), NBYTES, 0)
+        report_all(subject, seq, cost)
+        subject.place(call(seq + 1, fn), NBYTES, 0)
+        return subject.doubts(call(seq + 1, fn))
+
+    staged = Staged(other, finish)
+    assert doubted(1, decode), "every rank made its own: it was never shared"
+    assert not doubted(3, staged)
+    assert doubted(5, staged, Cost(0.01, 0.01, 0.01, unshared="it does not pickle"))
+
+
 def test_what_the_root_spends_before_it_sends_counts_as_its_own() -> None:
     cheap, dear = placing(), placing()
     for subject in (cheap, dear):
