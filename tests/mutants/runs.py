@@ -18,7 +18,7 @@ _NO_TESTS = 5  # how pytest ends where the selection leaves none of the files gi
 NONE = "none"  # the name of the run without a defect
 _LATE = ("docs", "bench", "page", "doctor", "sglang", "prometheus", "package", "demo", "soak", "examples", "site")
 #: Folders whose parts are tested together, and by which tests.
-_WHOLE = {"core": ("lane", "protocol")}
+_WHOLE = {"core": ("lane", "protocol"), "codec": ("allowed",), "materialize": ("trust",)}
 
 
 class Row(NamedTuple):
@@ -49,7 +49,7 @@ class How(NamedTuple):
 def in_order(root: Path, tests: Sequence[str], file: str) -> tuple[list[str], list[str]]:
     """Return the files of tests that lie near a defect's file, by their names, and the others: folder by folder."""
     *folders, name = file.removeprefix("lazycast/").removesuffix(".py").split("/")
-    words = {*name.split("_"), *folders} - set(_WHOLE)
+    words = {*name.split("_"), *folders}
     also = {word for folder in folders for word in _WHOLE.get(folder, ())}
 
     def shared(path: Path) -> int:

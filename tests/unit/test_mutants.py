@@ -94,6 +94,8 @@ def test_tests_of_a_folders_parts_together_lie_near_to_each() -> None:
     near, _ = runs.in_order(ROOT, ["tests/unit"], "lazycast/core/ledger.py")
     assert near[0] == "tests/unit/test_ledger.py"
     assert {"tests/unit/test_lane.py", "tests/unit/test_protocol.py"} <= set(near)
+    near, _ = runs.in_order(ROOT, ["tests/unit"], "lazycast/codec/reducers/described.py")
+    assert "tests/unit/test_allowed.py" in near
 
 
 def test_what_is_kept_of_an_earlier_run() -> None:
