@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import msgspec
@@ -218,6 +219,23 @@ def test_a_header_with_the_longest_failure_and_key_stays_below_its_limit(letter:
         header = wire.encode(message)
         assert wire.decode(header) == message
         assert len(header) <= wire.MAX_HEADER_NBYTES
+
+
+def _layout() -> str:
+    """Return all that travels by its place: the fields of every struct, in order, with their types."""
+    found = [thing for thing in vars(wire).values() if isinstance(thing, type) and issubclass(thing, msgspec.Struct)]
+    return "\n".join(
+        f"{struct.__name__}: " + ", ".join(f"{name} {struct.__annotations__[name]}" for name in struct.__annotations__)
+        for struct in sorted(found, key=lambda struct: struct.__name__)
+    )
+
+
+def test_a_change_of_any_struct_raises_the_wire_version() -> None:
+    """Else ranks with the old one and the new one take each other's fields for what they are not."""
+    mark = hashlib.sha256(_layout().encode()).hexdigest()[:12]
+    assert (wire.WIRE_VERSION, mark) == (14, "459f896cc957"), (
+        f"raise WIRE_VERSION, and note {mark!r} for it:\n{_layout()}"
+    )
 
 
 @pytest.mark.parametrize("version", [0, wire.WIRE_VERSION + 1, 255])
