@@ -394,6 +394,17 @@ def test_long_buffers_are_read_everywhere(nbytes: int) -> None:
         assert fingerprint(other) != before, f"{start} of {nbytes}"
 
 
+@pytest.mark.parametrize("bit", [0, 1, 31, 62, 63])
+def test_where_one_word_differs_the_fingerprint_does_for_certain(bit: int) -> None:
+    """Also by its highest bit alone, which an even weight would lose."""
+    words = np.arange(200, dtype=np.uint64)
+    mark = fingerprint(words)
+    for place in range(200):
+        changed = words.copy()
+        changed[place] ^= np.uint64(1 << bit)
+        assert fingerprint(changed) != mark, place
+
+
 def test_the_order_of_what_is_read_counts() -> None:
     one = image()
     other = one.copy()
