@@ -274,7 +274,7 @@ class World:
             if isinstance(lane, FollowerLane):
                 lane._reads.told_s = math.inf  # what is read is told by `settle` alone: time must decide nothing
             relay: Relay = lane.near.relay
-            relay.connect(lane.near._context, timeout_s=1.0, name="world")
+            relay.connect(lane.near._context, timeout_s=30.0, name="world")
             self.members.append(Member(lane, deque(script)))
 
     # The ways between ranks

@@ -74,7 +74,7 @@ def follower(link: FakeLink, hosts: list[list[int]] | None = None) -> FollowerLa
     group = Group(RANK, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     hosts = hosts or [[r] for r in range(SIZE)]
     lane = FollowerLane(group, options(), FakeContext(link), place(RANK, 0, hosts), None)
-    lane.start(timeout_s=1.0)
+    lane.start(timeout_s=30.0)
     return lane
 
 
@@ -219,7 +219,7 @@ def test_a_call_that_is_given_up_before_its_turn_is_told_with_the_reason(closing
     link = FakeLink(1 << 20)
     group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     lane = RootLane(group, options(), FakeContext(link), place(0, 0, [[rank] for rank in range(SIZE)]), None)
-    lane.start(timeout_s=1.0)
+    lane.start(timeout_s=30.0)
     lane.engine.thread.stop()  # the test does its work
     try:
         future = lane.call("payload", None, None, 30.0)
@@ -240,7 +240,7 @@ def root_lane(link: FakeLink, hosts: list[list[int]] | None = None, **limits: An
     group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     hosts = hosts or [[rank] for rank in range(SIZE)]
     lane = RootLane(group, dataclasses.replace(options(), **limits), FakeContext(link), place(0, 0, hosts), None)
-    lane.start(timeout_s=1.0)
+    lane.start(timeout_s=30.0)
     return lane
 
 
@@ -421,7 +421,7 @@ def test_what_was_dropped_is_told_before_the_root_closes() -> None:
     link = FakeLink(1 << 20)
     group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     lane = RootLane(group, options(), FakeContext(link), place(0, 0, [[r] for r in range(SIZE)]), None)
-    lane.start(timeout_s=1.0)
+    lane.start(timeout_s=30.0)
     lane.engine.thread.stop()  # nobody else tells of it
     lane.admission.dropped.append(7)
     lane.engine.close(1.0)
@@ -435,7 +435,7 @@ def test_an_interrupt_while_a_call_is_made_that_has_to_wait_for_room_leaves_its_
     link = FakeLink(1 << 20)
     group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     lane = RootLane(group, options(), FakeContext(link), place(0, 0, [[r] for r in range(SIZE)]), None)
-    lane.start(timeout_s=1.0)
+    lane.start(timeout_s=30.0)
     has_room = lane.admission.window.has_room
 
     def interrupted() -> bool:
@@ -462,7 +462,7 @@ def test_an_answer_to_a_query_fits_into_a_header_though_thousands_are_silent() -
     link = FakeLink(1 << 20)  # which takes no header that is too large
     group = Group(0, size, 0, ["h"] * size, [Cores([0])] * size)
     lane = RootLane(group, options(), FakeContext(link), place(0, 0, [[0], list(range(1, size))]), None)
-    lane.start(timeout_s=1.0)
+    lane.start(timeout_s=30.0)
     try:
         lane.on_message(Query(1, 7, 1, None, 0.1), memoryview(b""))
         statuses: list[Status] = []
@@ -486,7 +486,7 @@ def test_a_neighbour_that_ends_while_others_connect_is_not_called_silent_later()
     context.during_connect = ends
     group = Group(RANK, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     lane = FollowerLane(group, options(), context, place(RANK, 0, [[r] for r in range(SIZE)]), None)
-    lane.start(timeout_s=1.0)
+    lane.start(timeout_s=30.0)
     try:
         heartbeat = lane.near._heartbeat
         assert heartbeat is not None
@@ -605,7 +605,7 @@ def test_why_a_rank_is_silent_is_asked_of_the_kernel_without_the_lock(
     group = Group(rank, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     link = FakeLink(1 << 20)
     lane = kind(group, options(), FakeContext(link), place(rank, 0, [[r] for r in range(SIZE)]), None)
-    lane.start(timeout_s=1.0)
+    lane.start(timeout_s=30.0)
     lane.engine.thread.stop()  # nobody else takes the lock
     locked: list[bool] = []
 
@@ -647,7 +647,7 @@ def test_the_root_materializes_nothing_for_a_call_that_was_given_up_before_its_t
     group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     where = place(0, 0, [[rank] for rank in range(SIZE)])
     lane = RootLane(group, dataclasses.replace(options(), placement="root"), FakeContext(link), where, None)
-    lane.start(timeout_s=1.0)
+    lane.start(timeout_s=30.0)
     lane.engine.thread.stop()  # the test does its work
     made: list[str] = []
     try:
@@ -712,7 +712,7 @@ def test_a_trace_says_how_a_call_ends_that_is_cancelled_or_fails() -> None:
 def test_the_root_keeps_nothing_that_is_said_of_a_cast_that_it_has_not_sent() -> None:
     group = Group(0, SIZE, 0, ["h"] * SIZE, [Cores([0])] * SIZE)
     lane = RootLane(group, options(), FakeContext(FakeLink(1 << 20)), place(0, 0, [list(range(SIZE))]), None)
-    lane.start(timeout_s=1.0)
+    lane.start(timeout_s=30.0)
     try:
         lane.on_message(Value(1, 99), memoryview(b""))
         assert len(lane.casts.making.awaited) == 0

@@ -71,10 +71,10 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_without_an_environment_it_is_the_only_rank(bare: pytest.MonkeyPatch) -> None:
     backend = LocalBackend.from_environment()
     assert (backend.rank, backend.size) == (0, 1)
-    context = backend.open(timeout_s=1.0)
-    assert context.exchange(b"me", timeout_s=1.0) == [b"me"]
-    link = context.connect([], Events(), timeout_s=1.0)
-    link.close(timeout_s=1.0)
+    context = backend.open(timeout_s=30.0)
+    assert context.exchange(b"me", timeout_s=30.0) == [b"me"]
+    link = context.connect([], Events(), timeout_s=30.0)
+    link.close(timeout_s=30.0)
     context.close()
     context.close()
 
