@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces connected by one wire. Needs root and iproute2."""
+"""Hosts on one machine: network namespaces, two on one wire or some at a switch. Needs root and iproute2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 
 class End(NamedTuple):
-    """One host's end of the wire."""
+    """One host's end of its wire."""
 
     namespace: str
     interface: str
@@ -71,6 +71,28 @@ def two_hosts() -> Iterator[list[End]]:
     finally:
         for namespace in made:
             ip("netns", "delete", namespace)  # and with the last one the wire goes
+
+
+@contextlib.contextmanager
+def hosts_at_a_switch(count: int) -> Iterator[list[End]]:
+    """So many network namespaces, each with a wire to a bridge in a namespace of its own."""
+    pid = os.getpid()
+    switch = f"lazycast-{pid}-s"
+    ends = [End(f"lazycast-{pid}-{n}", f"lz{pid}h{n}", f"10.78.{pid % 250}.{n + 1}") for n in range(count)]
+    with contextlib.ExitStack() as made:
+        for namespace in (switch, *(end.namespace for end in ends)):
+            ip("netns", "add", namespace)
+            made.callback(ip, "netns", "delete", namespace)
+        ip("-n", switch, "link", "add", "bridge", "type", "bridge")
+        ip("-n", switch, "link", "set", "bridge", "up")
+        for n, end in enumerate(ends):
+            port = f"port{n}"
+            ip("-n", switch, "link", "add", port, "type", "veth", "peer", end.interface, "netns", end.namespace)
+            ip("-n", switch, "link", "set", port, "master", "bridge", "up")
+            ip("-n", end.namespace, "addr", "add", f"{end.address}/24", "dev", end.interface)
+            end.set_link("up")
+            ip("-n", end.namespace, "link", "set", "lo", "up")
+        yield ends
 
 
 @contextlib.contextmanager

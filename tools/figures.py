@@ -275,10 +275,11 @@ def measured() -> str:
         real, said = row["real"], row["simulated"]
         cells = [f"{real['reports']:g}", f"{said['reports']:g}"]
         cells += [ms(of[name]) for name in ("value_s", "verdict_s") for of in (real, said)]
-        lines.append([f"{row['ranks']}", f"{row['ranks'] // row['per_host']}", *cells])
-    return table(
-        ["ranks", "hosts", *(name for what in ("reports", "value", "verdict") for name in (what, "simulated"))], lines
-    )
+        hosts = row["ranks"] // row["per_host"]
+        of_hosts = f"{hosts} {row['hosts_are']}" if hosts > 1 else "1"
+        lines.append([f"{row['ranks']}", of_hosts, *cells, ms(real["root_cpu_s"])])
+    both = (name for what in ("reports", "value", "verdict") for name in (what, "simulated"))
+    return table(["ranks", "hosts", *both, "root's CPU"], lines)
 
 
 def calibration() -> str:

@@ -3,8 +3,8 @@
 Guarantees:
 
 * The same semantics: the source gets back what it passed, the others lists of their own; ranks call in the same order.
-* A list that is empty, or small, travels as SGLang sends it, by the group's own broadcasts, and as fast. Of a larger
-  one they only say that it comes by lazycast.
+* A list that is empty, or small, travels as SGLang sends it, by the group's own broadcasts: in one of them what fits,
+  where SGLang takes two for all that is not empty. Of a larger one they only say that it comes by lazycast.
 * Tensors are not copied into a pickle: on a host they lie once in shared memory, and cross to another host once.
 * What the source cannot pickle raises on every rank, instead of leaving the others to wait.
 * What is replaced are the calls that bring requests: those of the scheduler's receiver, and in 0.5.23, where both use
@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import importlib
 import math
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,11 @@ _CONSTRUCTION_S = 300.0
 _NEVER_S = 1e8  # a server may be idle for as long as it likes; when to warn has to be a finite number
 _MAX_AHEAD = 16
 _SMALL_NBYTES = 64 << 10  # up to here the group's own broadcast is as fast as a cast
+#: What the first broadcast has, also where there is nothing to say: the head, and some requests without images. It
+#: costs no more than a few bytes do; what is longer takes a second one.
+_FIRST_NBYTES = 16 << 10
+_HEAD = struct.Struct("<qqq")  # the body's bytes, those of its pickle, and the number of its frames
+_BODY_AT = 64  # so that arrays are aligned
 _NOTHING, _BY_LAZYCAST = 0, -1  # in the place of a size
 
 _replaced: dict[str, Any] = {}  # by module: its own function
@@ -95,39 +101,41 @@ class RequestBroadcast:
         if not self._lazy.is_root:
             return self._received()
         encoded = None if not data else _encoded(data)
-        if encoded is None and data:
-            self._tell(_BY_LAZYCAST, 0, 0)
+        if encoded is not None:
+            message = bytearray(max(_FIRST_NBYTES, _BODY_AT + encoded.nbytes))
+            _HEAD.pack_into(message, 0, encoded.nbytes, encoded.layout.stream_nbytes, encoded.layout.frames)
+            encoded.write_into(memoryview(message)[_BODY_AT : _BODY_AT + encoded.nbytes])
+            self._pass(memoryview(message)[:_FIRST_NBYTES])
+            self._pass(memoryview(message)[_FIRST_NBYTES:])
+            return data
+        message = bytearray(_FIRST_NBYTES)
+        _HEAD.pack_into(message, 0, _BY_LAZYCAST if data else _NOTHING, 0, 0)
+        self._pass(memoryview(message))
+        if data:
             self._lazy.broadcast(data, timeout_s=math.inf)
-        elif encoded is None:
-            self._tell(_NOTHING, 0, 0)
-        else:
-            body = bytearray(encoded.nbytes)
-            encoded.write_into(memoryview(body))
-            self._tell(encoded.nbytes, encoded.layout.stream_nbytes, encoded.layout.frames)
-            self._pass(body)
         return data
 
     def _received(self) -> list[Any]:
-        nbytes, stream_nbytes, frames = self._tell(0, 0, 0)
+        message = bytearray(_FIRST_NBYTES)
+        self._pass(memoryview(message))
+        nbytes, *layout = _HEAD.unpack_from(message)
         if nbytes == _NOTHING:
             return []
         if nbytes == _BY_LAZYCAST:
             return self._lazy.broadcast(timeout_s=math.inf)
-        body = bytearray(nbytes)
-        self._pass(body)
-        received: list[Any] = pickling.decode(memoryview(body), pickling.Layout(stream_nbytes, frames))
+        if _BODY_AT + nbytes > _FIRST_NBYTES:
+            first, message = message, bytearray(_BODY_AT + nbytes)
+            message[:_FIRST_NBYTES] = first
+            self._pass(memoryview(message)[_FIRST_NBYTES:])
+        body = memoryview(message)[_BODY_AT : _BODY_AT + nbytes]
+        received: list[Any] = pickling.decode(body, pickling.Layout(*layout))
         return received
 
-    def _tell(self, *words: int) -> list[int]:
-        torch = _torch()
-        head = torch.tensor(words, dtype=torch.long)
-        torch.distributed.broadcast(head, self._source, self._group)
-        told: list[int] = head.tolist()
-        return told
-
-    def _pass(self, body: bytearray) -> None:
-        torch = _torch()
-        torch.distributed.broadcast(torch.frombuffer(body, dtype=torch.uint8), self._source, self._group)
+    def _pass(self, piece: memoryview) -> None:
+        """Broadcast a piece of a message from the source, unless it is empty."""
+        if piece:
+            torch = _torch()
+            torch.distributed.broadcast(torch.frombuffer(piece, dtype=torch.uint8), self._source, self._group)
 
     def stats(self) -> Stats:
         """Return counts and timings of this rank, as `LazyBroadcast.stats` does.

@@ -22,6 +22,8 @@ from lazycast.adapters.sglang.plugin import REQUESTS, plugin
 from lazycast.errors import EncodeError, RemoteError
 from lazycast.tools.bench.sglang import inputs
 
+AROUND = (-1000, *range(-330, 9, 13), 1000)  # a head and a pickle are some 200 bytes
+
 
 def request(seed: int) -> Any:
     """What the tokenizer sends for a prompt with two images."""
@@ -135,6 +137,20 @@ def test_many_lists_some_of_them_empty(ranks: Ranks, installed: None, monkeypatc
     for turn in range(30):
         sent = [request(turn)] if turn % 5 == 0 else []
         same_requests(receive(sent, dist.group.WORLD, monkeypatch=monkeypatch), sent or copy.copy(sent))
+
+
+def test_lists_of_every_length(ranks: Ranks, installed: None) -> None:
+    """In one broadcast, in two, by lazycast: what lies around the limits arrives whole, and writable."""
+    module = __import__(next(iter(requests._replaced)), fromlist=["broadcast_pyobj"])
+    for nbytes in (0, 1, *(limit + d for limit in (requests._FIRST_NBYTES, requests._SMALL_NBYTES) for d in AROUND)):
+        body = np.random.default_rng(nbytes).integers(0, 255, nbytes, np.uint8)
+        sent = [body.copy(), nbytes] if ranks.rank == 0 else []
+        array, number = module.broadcast_pyobj(sent, ranks.rank, dist.group.WORLD, src=0)
+        assert number == nbytes
+        assert np.array_equal(array, body), nbytes
+        array += 1  # nobody else's
+        ranks.meet()
+        assert np.array_equal(array, body + np.uint8(1)), nbytes
 
 
 def test_what_arrives_is_private(ranks: Ranks, installed: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Large groups simulated, small ones simulated and real: `python -m tools.simulation.measure --out FILE.json`.
 
-The real ones are processes on the cores of one machine. The two ranks of the smallest tell what a message costs; with
-that the simulation predicts the others, and large groups. Takes about two minutes.
+The real ones are processes on the cores of one machine: on the local backend with labels as hosts, and on torch in
+network namespaces, which need root. The two ranks of the smallest tell what a message costs; with that the simulation
+predicts the others, and large groups. Takes about five minutes.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from lazycast.tools.bench import machine
 from tools.simulation.__main__ import simulate
 from tools.simulation.group import Group, Plan
 from tools.simulation.machine import Speeds
-from tools.simulation.real import measure
+from tools.simulation.real import measure, measure_apart
 
 SIZES = (8, 64, 512, 4096, 10000)
-GROUPS = ((2, 1), (4, 2), (8, 2), (8, 4), (16, 2))  # ranks, and how many of them on each host
+# Ranks, and how many of them on each host.
+GROUPS = ((2, 1), (4, 2), (8, 2), (8, 4), (16, 2), (32, 4), (4, 4), (16, 16), (32, 32))
+APART = ((2, 1), (4, 2), (8, 2), (16, 2))
 CASTS = 30
 SLOWEST = 1e4  # times the defaults: what a calibration looks through
 
@@ -61,11 +64,18 @@ def calibrated(verdict_s: float, cores: int) -> float:
 def compare(casts: int) -> dict[str, Any]:
     """Measure real groups, and predict them from the first."""
     cores = machine.describe()["cores"]
-    real = [measure(ranks, per_host, casts) for ranks, per_host in GROUPS]
-    factor = calibrated(real[0]["verdict_s"], cores)
+    real = [("labels", group, measure(*group, casts)) for group in GROUPS]
+    real += [("namespaces", group, measure_apart(*group, casts)) for group in APART]
+    factor = calibrated(real[0][2]["verdict_s"], cores)
     rows = [
-        {"ranks": ranks, "per_host": per_host, "real": row, "simulated": predicted(ranks, per_host, factor, cores)}
-        for (ranks, per_host), row in zip(GROUPS, real, strict=True)
+        {
+            "hosts_are": hosts_are,
+            "ranks": ranks,
+            "per_host": per_host,
+            "real": row,
+            "simulated": predicted(ranks, per_host, factor, cores),
+        }
+        for hosts_are, (ranks, per_host), row in real
     ]
     usual = Speeds()
     return {"casts": casts, "send_s": usual.send_s * factor, "receive_s": usual.receive_s * factor, "rows": rows}

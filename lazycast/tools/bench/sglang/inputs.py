@@ -6,6 +6,7 @@ Tensors have the sizes of a vision model's: an image is 1600 patches of 1176 flo
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,25 @@ def video_item(frames: int, seed: int, *, patches: int = 64) -> Any:
 def audio_item(seed: int) -> Any:
     """Return a sound, as a NumPy array."""
     return item("AUDIO", feature=tensor(seed, 80, 3000).numpy(), offsets=[(0, 99)])
+
+
+def text_request(tokens: int = _TOKENS) -> Any:
+    """Return what the tokenizer sends for a prompt without images."""
+    io_struct = importlib.import_module("sglang.srt.managers.io_struct")
+    sampling = importlib.import_module("sglang.srt.sampling.sampling_params")
+    said: dict[str, Any] = {
+        "rid": "0123456789abcdef" * 2,
+        "input_text": "word " * tokens,
+        "input_ids": list(range(tokens)),
+        "sampling_params": sampling.SamplingParams(max_new_tokens=64),
+        "return_logprob": False,
+        "logprob_start_len": -1,
+        "top_logprobs_num": 0,
+        "stream": True,
+    }
+    fields = inspect.signature(io_struct.TokenizedGenerateReqInput).parameters
+    wanted = {name for name, field in fields.items() if field.default is field.empty}
+    return io_struct.TokenizedGenerateReqInput(**{**dict.fromkeys(wanted), **said})
 
 
 def _offsets(places: range) -> list[tuple[int, int]]:

@@ -27,6 +27,7 @@ from lazycast.tools.bench.sync import Sync
 _SPLITTING = "SGLANG_ENABLE_MM_SPLITTING"
 _MOST_SPLIT = 4  # images: without the adapter it takes seconds for more
 _NOTHING = "no request"  # what an idle server broadcasts all the time
+_TEXT = "text"
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,13 @@ class Cell:
 
     kind: str  # "inputs", "splitting", "requests"
     images: int
+    has_text: bool = False  # whether there is a request where there are no images
 
     @property
     def text(self) -> str:
         """What people call it."""
-        count = f"{self.images} image{'s' if self.images > 1 else ''}" if self.images else _NOTHING
+        nothing = _TEXT if self.has_text else _NOTHING
+        count = f"{self.images} image{'s' if self.images > 1 else ''}" if self.images else nothing
         return count if self.kind == "inputs" else f"{count}, {self.kind}"
 
 
@@ -57,7 +60,8 @@ def cells(plan: Plan) -> list[Cell]:
     if plan.splitting and inputs.bundles():
         found += [Cell("splitting", images) for images in plan.images if 1 < images <= _MOST_SPLIT]
     if plan.requests:
-        found += [Cell("requests", images) for images in (0, *plan.images)]
+        found += [Cell("requests", 0), Cell("requests", 0, has_text=True)]
+        found += [Cell("requests", images) for images in plan.images]
     return found
 
 
@@ -84,7 +88,7 @@ def run_rank(plan: Plan, folder: Path) -> dict[str, Any]:
 
 
 def _measure(plan: Plan, cell: Cell, all_ways: Ways, sync: Sync, tell: Callable[[int], None]) -> dict[str, Timed]:
-    raw = inputs.images(cell.images, seed=cell.images) if cell.images else None
+    raw = inputs.images(cell.images, seed=cell.images) if cell.images else _without_images(cell)
     names = list(REQUESTS if cell.kind == "requests" else INPUTS)
     timed = {name: Timed() for name in names}
     for turn in range(plan.rounds + 1):
@@ -101,11 +105,15 @@ def _measure(plan: Plan, cell: Cell, all_ways: Ways, sync: Sync, tell: Callable[
     return timed
 
 
+def _without_images(cell: Cell) -> list[Any]:
+    return [inputs.text_request()] if cell.has_text else []
+
+
 def _once(call: ways.Call, cell: Cell, raw: Any, burst: int, into: Timed, sync: Sync) -> Any:
     def request() -> Any:
         if cell.kind != "requests":
             return fresh(raw)
-        return [] if raw is None else [fresh(raw)]
+        return [fresh(raw)] if cell.images else raw
 
     given, row = request(), [request() for _ in range(burst)]
     sync.gather()
