@@ -283,10 +283,11 @@ def measured() -> str:
 
 
 def calibration() -> str:
-    """On what real ranks were measured, and what a message then costs the simulation."""
+    """On what real ranks were measured, and what a message and a waking then cost the simulation."""
     run = load("scaling")
     box, found = run["machine"], run["compared"]
-    costs = [f"{name} {seconds_text(found[f'{name}_s'])}" for name in ("send", "receive")]
+    said = {"send": "send_s", "receive": "receive_s", "wake": "latency_s"}
+    costs = [f"{name} {seconds_text(found['speeds'][speed])}" for name, speed in said.items()]
     return (
         f"{run['date'][:10]}, {box['cores']} cores ({box['cpu']}), load {box['load_before']:.1f} before, "
         f"{found['casts']} casts each. Fitted: {', '.join(costs)}"

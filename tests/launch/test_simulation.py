@@ -7,7 +7,7 @@ import pytest
 import lazycast
 from tests.namespaces import need
 from tools.simulation.group import Group, Plan
-from tools.simulation.measure import predicted
+from tools.simulation.measure import on_one_machine, predicted
 from tools.simulation.real import Reports, measure, measure_apart, on_host
 
 CASTS = 10
@@ -35,7 +35,7 @@ def test_the_root_of_a_real_group_gets_as_many_reports(ranks: int, per_host: int
 @pytest.mark.parametrize(("ranks", "per_host"), [(2, 1), pytest.param(8, 2, marks=SELDOM)])
 def test_what_is_measured_has_the_messages_that_were_predicted(ranks: int, per_host: int) -> None:
     found = measure(ranks, per_host, casts=3)
-    assert found["reports"] == predicted(ranks, per_host, factor=1.0, cores=2)["reports"]
+    assert found["reports"] == predicted(ranks, per_host, on_one_machine(cores=2))["reports"]
     assert 0 < found["value_s"] < found["verdict_s"] < 60
 
 
@@ -43,5 +43,5 @@ def test_what_is_measured_has_the_messages_that_were_predicted(ranks: int, per_h
 def test_so_has_what_is_measured_in_namespaces() -> None:
     need()
     found = measure_apart(4, 2, casts=3)
-    assert found["reports"] == predicted(4, 2, factor=1.0, cores=2)["reports"]
+    assert found["reports"] == predicted(4, 2, on_one_machine(cores=2))["reports"]
     assert 0 < found["value_s"] < found["verdict_s"] < 60

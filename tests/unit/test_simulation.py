@@ -14,7 +14,7 @@ from lazycast.net import wire
 from lazycast.net.wire import Cast, Report
 from tools.simulation.group import REF, Group, Outcome, Plan
 from tools.simulation.machine import Machines, Speeds
-from tools.simulation.measure import calibrated, predicted
+from tools.simulation.measure import MANY, TWO, fitted, predicted
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -137,15 +137,23 @@ def test_hosts_that_are_labels_share_the_cores_of_their_machine() -> None:
     assert [shared.work(rank, 1.0) for rank in range(3)] == [1.0, 1.0, 2.0]
 
 
-def test_two_ranks_tell_what_a_message_costs() -> None:
-    factor = calibrated(5e-3, cores=2)
-    assert predicted(2, 1, factor, cores=2)["verdict_s"] == pytest.approx(5e-3)
+@pytest.mark.exhaustive
+def test_two_groups_tell_what_a_message_costs_and_how_long_a_rank_takes_to_wake() -> None:
+    speeds = fitted(5e-3, 12e-3, cores=2)
+    assert predicted(*TWO, speeds)["verdict_s"] == pytest.approx(5e-3, rel=1e-3)
+    assert predicted(*MANY, speeds)["verdict_s"] == pytest.approx(12e-3, rel=1e-3)
     # A cast, a report and a verdict, one after another; each has the way between two ranks.
-    usual = Speeds()
-    assert 3 * (factor * (usual.send_s + usual.receive_s) + usual.latency_s) == pytest.approx(5e-3, rel=1e-3)
+    assert 3 * (speeds.send_s + speeds.receive_s + speeds.latency_s) == pytest.approx(5e-3, rel=1e-3)
+    assert speeds.latency_s > 10 * speeds.receive_s, "what two ranks take, and many hardly more, is no work"
 
 
-@pytest.mark.parametrize("verdict_s", [1e-6, 1e6])
-def test_a_time_that_no_cost_explains_is_refused(verdict_s: float) -> None:
+@pytest.mark.exhaustive
+def test_where_many_take_much_longer_than_two_messages_are_work() -> None:
+    speeds = fitted(5e-3, 80e-3, cores=2)
+    assert speeds.latency_s < speeds.receive_s
+
+
+@pytest.mark.parametrize(("two_s", "many_s"), [(1e-6, 1e6), (1e6, 1.0), (5e-3, 1e-3)])
+def test_times_that_no_cost_explains_are_refused(two_s: float, many_s: float) -> None:
     with pytest.raises(ValueError, match="no cost of a message explains that"):
-        calibrated(verdict_s, cores=2)
+        fitted(two_s, many_s, cores=2)
