@@ -132,10 +132,11 @@ def measure_apart(ranks: int, per_host: int, casts: int) -> dict[str, float]:
         subprocess.TimeoutExpired: a rank took longer than `TIMEOUT_S`.
     """
     with hosts_at_a_switch(ranks // per_host) as hosts, contextlib.ExitStack() as started:
-        running = [_start(rank, ranks, hosts, per_host, casts) for rank in range(ranks)]
-        for process in running:
-            started.callback(process.wait)
-            started.callback(process.kill)
+        running: list[subprocess.Popen[str]] = []
+        for rank in range(ranks):
+            running.append(_start(rank, ranks, hosts, per_host, casts))
+            started.callback(running[-1].wait)
+            started.callback(running[-1].kill)
         said = [process.communicate(timeout=TIMEOUT_S) for process in running]
     for rank, (process, (_, errors)) in enumerate(zip(running, said, strict=True)):
         if process.returncode != 0:
