@@ -5,6 +5,7 @@ Guarantees:
 * The same semantics: the source gets back what it passed, the others lists of their own; ranks call in the same order.
 * A list that is empty, or small, travels as SGLang sends it, by the group's own broadcasts: in one of them what fits,
   where SGLang takes two for all that is not empty. Of a larger one they only say that it comes by lazycast.
+* The source waits for none of these broadcasts, short of 16 that are on their way.
 * Tensors are not copied into a pickle: on a host they lie once in shared memory, and cross to another host once.
 * What the source cannot pickle raises on every rank, instead of leaving the others to wait.
 * What is replaced are the calls that bring requests: those of the scheduler's receiver, and in 0.5.23, where both use
@@ -14,10 +15,13 @@ Guarantees:
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import functools
 import importlib
 import math
 import struct
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +45,7 @@ _MODULES = (
 DIFFUSION = f"sglang.multimodal_gen.runtime.distributed.utils.{_FUNCTION}"
 _CONSTRUCTION_S = 300.0
 _NEVER_S = 1e8  # a server may be idle for as long as it likes; when to warn has to be a finite number
+_CLOSE_S = 30.0
 _MAX_AHEAD = 16
 _SMALL_NBYTES = 64 << 10  # up to here the group's own broadcast is as fast as a cast
 #: What the first broadcast has, also where there is nothing to say: the head, and some requests without images. It
@@ -75,7 +80,7 @@ class RequestBroadcast:
         except RuntimeError as exc:
             raise ValueError(f"RequestBroadcast: the group does not broadcast tensors of the CPU: {exc}") from exc
         backend: Callable[[Any], Any] = discovery.by_name("torch")
-        self._lazy: LazyBroadcast[list[Any], list[Any]] = LazyBroadcast(
+        self._lazy: LazyBroadcast[Any, list[Any]] = LazyBroadcast(
             backend=backend(group),
             root=root,
             name="sglang-requests",
@@ -84,6 +89,7 @@ class RequestBroadcast:
             timeout_s=_CONSTRUCTION_S,
             tuning=Tuning(max_inflight=_MAX_AHEAD, warn_after_s=_NEVER_S),
         )
+        self._ahead: deque[Any] = deque()  # the source's broadcasts of the group that may not be done
 
     def broadcast(self, data: list[Any]) -> list[Any]:
         """Give the source's list to every rank.
@@ -92,32 +98,35 @@ class RequestBroadcast:
             data: any picklable objects; ignored except on the source, where the same list comes back.
         Raises: EncodeError on the source, RemoteError on the others, for what does not pickle; DecodeError for what a
             rank cannot rebuild, of a small list what unpickling raises; PeerLostError, ClosedError; RuntimeError where
-            the group's own broadcast fails, as for SGLang alone. CastTimeoutError only if a rank's engine has stopped:
-            a call itself has no time limit but the group's, since a server may be idle.
+            the group's own broadcast fails, as for SGLang alone: on the source one of the next calls raises it, or
+            `close`. CastTimeoutError only if a rank's engine has stopped: a call itself has no time limit but the
+            group's, since a server may be idle.
         Collective: every rank, in the same order, and nothing else of the group meanwhile. Blocking: the source until
             all is on its way, at most 16 lists ahead of the slowest rank; the others until it is here. Threads: one per
             rank.
         """
         if not self._lazy.is_root:
             return self._received()
-        encoded = None if not data else _encoded(data)
-        if encoded is not None:
-            message = bytearray(max(_FIRST_NBYTES, _BODY_AT + encoded.nbytes))
-            _HEAD.pack_into(message, 0, encoded.nbytes, encoded.layout.stream_nbytes, encoded.layout.frames)
-            encoded.write_into(memoryview(message)[_BODY_AT : _BODY_AT + encoded.nbytes])
-            self._pass(memoryview(message)[:_FIRST_NBYTES])
-            self._pass(memoryview(message)[_FIRST_NBYTES:])
-            return data
+        cast: list[Any] | pickling.Encoded | None = data or None  # what is large, or does not pickle
         message = bytearray(_FIRST_NBYTES)
-        _HEAD.pack_into(message, 0, _BY_LAZYCAST if data else _NOTHING, 0, 0)
-        self._pass(memoryview(message))
         if data:
-            self._lazy.broadcast(data, timeout_s=math.inf)
+            with contextlib.suppress(pickling.CannotEncode):
+                cast = encoded = pickling.encode(data)
+                if encoded.nbytes <= _SMALL_NBYTES:
+                    cast, message = None, _message_of(encoded)
+        try:
+            if cast is not None:  # first: nobody asks for it before the message has come, and then it is there
+                _HEAD.pack_into(message, 0, _BY_LAZYCAST, 0, 0)
+                self._lazy.broadcast(cast, timeout_s=math.inf)
+        finally:
+            self._send(memoryview(message)[:_FIRST_NBYTES])
+            if len(message) > _FIRST_NBYTES:
+                self._send(memoryview(message)[_FIRST_NBYTES:])
         return data
 
     def _received(self) -> list[Any]:
         message = bytearray(_FIRST_NBYTES)
-        self._pass(memoryview(message))
+        self._by_group(memoryview(message), async_op=False)
         nbytes, *layout = _HEAD.unpack_from(message)
         if nbytes == _NOTHING:
             return []
@@ -126,16 +135,25 @@ class RequestBroadcast:
         if _BODY_AT + nbytes > _FIRST_NBYTES:
             first, message = message, bytearray(_BODY_AT + nbytes)
             message[:_FIRST_NBYTES] = first
-            self._pass(memoryview(message)[_FIRST_NBYTES:])
+            self._by_group(memoryview(message)[_FIRST_NBYTES:], async_op=False)
         body = memoryview(message)[_BODY_AT : _BODY_AT + nbytes]
         received: list[Any] = pickling.decode(body, pickling.Layout(*layout))
         return received
 
-    def _pass(self, piece: memoryview) -> None:
-        """Broadcast a piece of a message from the source, unless it is empty."""
-        if piece:
-            torch = _torch()
-            torch.distributed.broadcast(torch.frombuffer(piece, dtype=torch.uint8), self._source, self._group)
+    def _send(self, piece: memoryview) -> None:
+        """Begin to broadcast a piece of a message over the group; wait for earlier ones only if many are on their way.
+
+        It takes some hundred microseconds, on a thread of the group's.
+        """
+        ahead = self._ahead
+        while ahead and (len(ahead) >= _MAX_AHEAD or ahead[0].is_completed()):
+            ahead.popleft().wait()  # which raises what went wrong
+        ahead.append(self._by_group(piece, async_op=True))
+
+    def _by_group(self, piece: memoryview, *, async_op: bool) -> Any:
+        torch = _torch()
+        tensor = torch.frombuffer(piece, dtype=torch.uint8)  # which keeps what it lies in
+        return torch.distributed.broadcast(tensor, self._source, self._group, async_op=async_op)
 
     def stats(self) -> Stats:
         """Return counts and timings of this rank, as `LazyBroadcast.stats` does.
@@ -149,23 +167,28 @@ class RequestBroadcast:
 
         Args:
             timeout_s: how long pending calls may take (seconds; 30 by default).
-        Collective: no, but a call needs all ranks: close when this rank's last one is done. Blocking: up to `timeout_s`
-            and about a round trip. Threads: safe.
+        Raises: RuntimeError, once it is closed, where a broadcast of the group has failed, or is not done in time.
+        Collective: no, but a call needs all ranks: close when this rank's last one is done. Blocking: twice up to
+            `timeout_s`, on the source until the others have what it has sent, and about a round trip. Threads: not
+            beside a call.
         """
-        self._lazy.close(timeout_s=timeout_s)
+        limit = datetime.timedelta(seconds=_CLOSE_S if timeout_s is None else timeout_s)
+        try:
+            while self._ahead:
+                self._ahead.popleft().wait(limit)
+        finally:
+            self._lazy.close(timeout_s=timeout_s)
 
 
 def _torch() -> Any:
     return importlib.import_module("torch")
 
 
-def _encoded(data: list[Any]) -> pickling.Encoded | None:
-    """Take a list apart. None: it is large, or cannot be, and a cast says so to all."""
-    try:
-        encoded = pickling.encode(data)
-    except pickling.CannotEncode:
-        return None
-    return encoded if encoded.nbytes <= _SMALL_NBYTES else None
+def _message_of(encoded: pickling.Encoded) -> bytearray:
+    message = bytearray(max(_FIRST_NBYTES, _BODY_AT + encoded.nbytes))
+    _HEAD.pack_into(message, 0, encoded.nbytes, encoded.layout.stream_nbytes, encoded.layout.frames)
+    encoded.write_into(memoryview(message)[_BODY_AT : _BODY_AT + encoded.nbytes])
+    return message
 
 
 def replacement(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -232,6 +255,7 @@ def uninstall_requests() -> None:
     for name, original in _replaced.items():
         setattr(importlib.import_module(name), _FUNCTION, original)
     _replaced.clear()
-    for _, requests in _open.values():
-        requests.close()
-    _open.clear()
+    with contextlib.ExitStack() as closing:
+        for _, requests in _open.values():
+            closing.callback(requests.close)
+        _open.clear()

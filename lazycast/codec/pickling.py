@@ -214,7 +214,10 @@ def encode(obj: object, *, same_program: bool = True) -> Encoded:
 
     Plain pickle comes first, being an order of magnitude faster; what it cannot do (lambdas, local classes) is left to
     cloudpickle. Raises CannotEncode naming the part that neither can pickle, and what was wrong with it first.
+    What is `Encoded` already, by whoever had to know how large it is, comes back.
     """
+    if type(obj) is Encoded:
+        return obj
     pickler = _SharedCloudPickler if same_program else _CloudPickler
     try:
         encoded = _pickled(obj, None, copyreg.dispatch_table)

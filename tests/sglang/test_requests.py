@@ -196,6 +196,21 @@ def test_small_lists_travel_as_sglang_sends_them(
     assert casts() == 1, "only what is large is worth a cast"
 
 
+def test_the_source_waits_for_nobody(ranks: Ranks) -> None:
+    # A cast, two broadcasts of the group, one, and one that says nothing.
+    sent: list[list[Any]] = [[request(7)], [AbortReq(rid="x" * 30_000)], [AbortReq(rid="y")], [], [request(8)]]
+    aside = dist.new_group()
+    own = requests.RequestBroadcast()
+    if ranks.rank == 0:
+        for data in sent:
+            assert own.broadcast(data) is data
+    dist.barrier(aside)  # nobody has asked for any of it yet
+    if ranks.rank:
+        for data in sent:
+            same_requests(own.broadcast([]), data)
+    own.close()  # on the source once all of it has arrived
+
+
 def test_arrays_of_small_lists_are_private_and_writable(ranks: Ranks, installed: None) -> None:
     module = __import__(next(iter(requests._replaced)), fromlist=["broadcast_pyobj"])
     sent = [np.arange(3_000), torch.arange(7.0), {"name": b"bytes"}]
