@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazycast.codec import pickling
+from lazycast.codec import pickling, reducers
 from lazycast.codec.reducers import torch_tensors
 from tests.unit.test_codec import encode, round_trip
 
@@ -476,6 +478,24 @@ def test_the_own_device_is_the_one_that_the_users_thread_had(fake_cuda: Callable
     torch_tensors.remember_device()
     fake_cuda(8, 0)  # as another thread sees it
     assert torch_tensors.own_device("cuda") == "cuda:5"
+
+
+@pytest.mark.parametrize(("cuda", "noted"), [(None, {}), ("12.8", {"cuda": 5})])
+def test_devices_are_looked_for_only_where_torch_was_built_for_some(
+    cuda: str | None, noted: dict[str, int], fake_cuda: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_cuda(8, 5)
+    monkeypatch.setattr(reducers, "_has_devices", None)
+    for platform, version in (("cuda", cuda), ("hip", None), ("xpu", None)):
+        monkeypatch.setattr(torch.version, platform, version, raising=False)
+    whole = sys.modules["torch"]
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace())  # another thread imports it
+    reducers.note_devices()
+    monkeypatch.setitem(sys.modules, "torch", whole)
+    assert reducers._has_devices is None
+    for _ in range(2):
+        reducers.note_devices()
+        assert torch_tensors._own_device == noted
 
 
 def test_the_only_device_needs_no_choice(fake_cuda: Callable[..., None]) -> None:

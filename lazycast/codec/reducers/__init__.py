@@ -124,12 +124,20 @@ def register_reducer(type_: type[T], reduce: Callable[[T], Reduced]) -> None:
     _registered[type_] = reduce
 
 
+_has_devices: bool | None = None  # whether torch was built for devices; None: it is not imported, or not wholly
+
+
 def note_devices() -> None:
     """Remember which devices are current in the calling thread, if torch is in use: a user's thread knows, ours do not.
 
-    Cheap. Creates no context and imports nothing that is not imported.
+    Cheap, above all where torch was built for none. Creates no context and imports nothing that is not imported.
     """
-    if "torch" in sys.modules:
-        from lazycast.codec.reducers.torch_tensors import remember_device
+    global _has_devices
+    if _has_devices is False or "torch" not in sys.modules:
+        return
+    from lazycast.codec.reducers.torch_tensors import is_built_for_devices, remember_device
 
+    if _has_devices is None:
+        _has_devices = is_built_for_devices()
+    if _has_devices:
         remember_device()

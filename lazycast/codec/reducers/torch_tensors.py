@@ -202,6 +202,15 @@ def set_attributes(tensor: torch.Tensor, attributes: dict[str, Any]) -> None:
     tensor.__dict__.update(attributes)
 
 
+def is_built_for_devices() -> bool | None:
+    """Whether this torch can have any of our kinds of devices. None: another thread is still importing it."""
+    version = getattr(sys.modules["torch"], "version", None)
+    if version is None:
+        return None
+    # Older versions do not say whether it is Intel's.
+    return any(getattr(version, platform, "unknown") is not None for platform in ("cuda", "hip", "xpu"))
+
+
 def remember_device() -> None:
     """Note the current device of the calling thread, for tensors that arrive later, on other threads.
 
