@@ -301,8 +301,8 @@ def machine() -> str:
 
 
 def idle() -> str:
-    """The share of a core that an idle rank takes, the worst of a run."""
-    return f"{max(load('bench-torch')['figures']['idle_cpu_fraction']):.1%}".replace("%", " %")
+    """The share of a core that lazycast's threads take on an idle rank, the worst of a run."""
+    return f"{max(load('bench-torch')['figures']['idle_threads_fraction']):.2%}".replace("%", " %")
 
 
 def small() -> str:
