@@ -21,6 +21,7 @@ import functools
 import importlib
 import math
 import struct
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -172,10 +173,12 @@ class RequestBroadcast:
             `timeout_s`, on the source until the others have what it has sent, and about a round trip. Threads: not
             beside a call.
         """
-        limit = datetime.timedelta(seconds=_CLOSE_S if timeout_s is None else timeout_s)
+        ahead, self._ahead = self._ahead, deque()
+        end_s = time.monotonic() + min(_NEVER_S, _CLOSE_S if timeout_s is None else timeout_s)
         try:
-            while self._ahead:
-                self._ahead.popleft().wait(limit)
+            for sent in ahead:
+                # Of no time at all the group would make no limit.
+                sent.wait(datetime.timedelta(seconds=max(0.001, end_s - time.monotonic())))
         finally:
             self._lazy.close(timeout_s=timeout_s)
 

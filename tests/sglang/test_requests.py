@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -209,6 +211,23 @@ def test_the_source_waits_for_nobody(ranks: Ranks) -> None:
         for data in sent:
             same_requests(own.broadcast([]), data)
     own.close()  # on the source once all of it has arrived
+
+
+def test_closing_waits_no_longer_than_it_may_for_who_does_not_ask(ranks: Ranks) -> None:
+    aside = dist.new_group()
+    own = requests.RequestBroadcast()
+    if ranks.rank == 0:
+        for data in ([1], [2]):
+            own.broadcast(data)
+        for timeout_s in (0.0, None):  # what is given up once is not waited for again
+            began_s = time.monotonic()
+            with pytest.raises(RuntimeError) if timeout_s == 0 else contextlib.nullcontext():
+                own.close(timeout_s=timeout_s)
+            assert time.monotonic() - began_s < 10
+    dist.barrier(aside)
+    if ranks.rank:
+        assert [own.broadcast([]), own.broadcast([])] == [[1], [2]]
+        own.close()
 
 
 def test_arrays_of_small_lists_are_private_and_writable(ranks: Ranks, installed: None) -> None:
